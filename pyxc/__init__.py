@@ -1,0 +1,47 @@
+"""Xen as Python objects: the only place in this project that knows C.
+
+Handles are context managers (`Xen`, `ForeignMemory`, `EventChannels`, `XenStore`), closed once and dead
+after a fork. Calls release the GIL. A failed call raises `XenError`, which names the call, the domain and
+the errno. What libxc has to say goes to the logger "pyxc.libxc", never to stderr.
+
+Importing needs the compiled module, built at install time against libxen-dev. Where that is missing the
+import says what to install.
+"""
+
+from __future__ import annotations
+
+try:
+    from pyxc import _xen  # noqa: F401  (imported here to tell a missing module from a mismatched one)
+except ImportError as error:
+    if "libxen" in str(error):
+        raise ImportError(
+            f"pyxc was built against another Xen than the libraries of this host ({error}); "
+            "install it again on this host: pip install --force-reinstall --no-cache-dir pysave"
+        ) from error
+    raise ImportError(
+        "pyxc has no compiled Xen binding: install libxen-dev, gcc and the Python headers "
+        "(Debian: apt install libxen-dev gcc python3-dev python3-cffi), then install this package again. "
+        f"Reading images (pyimage) works without it. [{error}]"
+    ) from error
+
+from pyxc.control import DomainInfo, HostInfo, Xen, XenVersion
+from pyxc.errors import ClosedHandle, ForkedHandle, XenError, XenVersionMismatch
+from pyxc.evtchn import EventChannels
+from pyxc.foreign import ForeignMemory, Mapping
+from pyxc.store import Transaction, XenStore
+
+__all__ = [
+    "ClosedHandle",
+    "DomainInfo",
+    "EventChannels",
+    "ForeignMemory",
+    "ForkedHandle",
+    "HostInfo",
+    "Mapping",
+    "Transaction",
+    "Xen",
+    "XenError",
+    "XenStore",
+    "XenVersion",
+    "XenVersionMismatch",
+]

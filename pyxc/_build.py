@@ -1,0 +1,26 @@
+"""Builds `pyxc._xen`, the only compiled view of Xen, with cffi in API mode.
+
+Run by `setup.py` (through cffi's setuptools hook), never imported by the package itself.
+The compiler checks `cdef/xen.h` against the installed headers, so a release that changed a
+prototype fails here, at build time, and not on a live domain.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+
+ffibuilder = FFI()
+ffibuilder.cdef((HERE / "cdef" / "xen.h").read_text())
+ffibuilder.set_source(
+    "pyxc._xen",
+    '#include "shim.h"',
+    include_dirs=[str(HERE / "shim")],
+    libraries=["xenctrl", "xenguest", "xenforeignmemory", "xenevtchn", "xenstore", "xentoollog"],
+    define_macros=[("PYXC_BUILT_FOR", f'"{os.environ.get("PYXC_BUILT_FOR", "unknown")}"')],
+    extra_compile_args=["-O2", "-Wall", "-Wno-unused-function"],
+)

@@ -1,0 +1,168 @@
+"""Foreign memory: pages of another domain, as a numpy-visible buffer (xenforeignmemory.h)."""
+
+from __future__ import annotations
+
+import mmap
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pyxc import _log
+from pyxc._handle import Handle, last_errno
+from pyxc._xen import ffi, lib
+from pyxc.errors import ClosedHandle, XenError
+
+PAGE_SIZE = 4096
+
+# Xen's pseudo-domain that owns the machine-to-physical table (xen/public/xen.h, DOMID_XEN).
+DOMID_XEN = 0x7FF2
+
+U8 = npt.NDArray[np.uint8]
+U64 = npt.NDArray[np.uint64]
+I32 = npt.NDArray[np.int32]
+
+
+class Mapping:
+    """Pages of a domain, mapped one after the other in the order they were asked for.
+
+    `errors[i]` is 0, or the errno with which page i could not be mapped; its bytes must not be touched.
+    Arrays taken from it stay valid only until `close()`: memory that is touched later is a segmentation
+    fault, not an exception. Take them inside the `with` block and keep none.
+    """
+
+    def __init__(self, owner: ForeignMemory, address: ffi.CData, errors: I32) -> None:
+        self._owner = owner
+        self._address: ffi.CData | None = address
+        self.errors = errors
+
+    @property
+    def nr_pages(self) -> int:
+        """How many pages were asked for."""
+        return len(self.errors)
+
+    @property
+    def buffer(self) -> memoryview:
+        """All pages as one writable-or-not byte buffer, as they were mapped; no copy."""
+        if self._address is None:
+            raise ClosedHandle("mapping is closed")
+        return memoryview(ffi.buffer(self._address, self.nr_pages * PAGE_SIZE))
+
+    @property
+    def pages(self) -> U8:
+        """The same memory as an array of shape (nr_pages, 4096)."""
+        return np.frombuffer(self.buffer, dtype=np.uint8).reshape(self.nr_pages, PAGE_SIZE)
+
+    @property
+    def words(self) -> U64:
+        """The same memory as 64-bit words, shape (nr_pages * 512,)."""
+        return np.frombuffer(self.buffer, dtype=np.uint64)
+
+    def close(self) -> None:
+        """Unmap. Twice is fine."""
+        address, self._address = self._address, None
+        if address is not None and not self._owner.closed:
+            lib.xenforeignmemory_unmap(self._owner.ptr, address, self.nr_pages)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class GrantTable:
+    """A domain's shared grant table (version 1 entries), mapped read-write; see `map_grant_table`."""
+
+    # xen/public/grant_table.h, struct grant_entry_v1
+    ENTRY = np.dtype([("flags", "<u2"), ("domid", "<u2"), ("frame", "<u4")])
+    PERMIT_ACCESS = 1
+
+    def __init__(self, owner: ForeignMemory, resource: ffi.CData, address: ffi.CData) -> None:
+        self._owner = owner
+        self._resource = resource
+        self._address = address
+
+    @property
+    def entries(self) -> npt.NDArray[np.void]:
+        """The first frame's 512 entries."""
+        return np.frombuffer(ffi.buffer(self._address, PAGE_SIZE), dtype=self.ENTRY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lib.xenforeignmemory_unmap_resource(self._owner.ptr, self._resource)
+
+
+class ForeignMemory(Handle):
+    """Maps other domains' memory. Safe to use from several threads at once."""
+
+    def __init__(self) -> None:
+        pointer = lib.xenforeignmemory_open(_log.logger(), 0)
+        if pointer == ffi.NULL:
+            raise XenError("xenforeignmemory_open", last_errno(), detail="is this a Xen control domain?")
+        super().__init__(pointer)
+
+    def _close(self, pointer: ffi.CData) -> None:
+        lib.xenforeignmemory_close(pointer)
+
+    def map(self, domid: int, gfns: U64, *, writable: bool = False, partial: bool = False) -> Mapping:
+        """Map frames `gfns` (PV: mfns) of a domain, shape (n,), n >= 1.
+
+        With `partial`, pages that cannot be mapped are told in `Mapping.errors`; without it any such page
+        raises XenError naming the first one, and nothing stays mapped.
+        """
+        gfns = np.ascontiguousarray(gfns, dtype=np.uint64)
+        errors = np.zeros(len(gfns), dtype=np.int32)
+        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        address = lib.xenforeignmemory_map(
+            self.ptr,
+            domid,
+            prot,
+            len(gfns),
+            ffi.from_buffer("xen_pfn_t[]", gfns),
+            ffi.from_buffer("int[]", errors),
+        )
+        if address == ffi.NULL:
+            raise XenError("xenforeignmemory_map", last_errno(), domid=domid, detail=f"{len(gfns)} pages")
+        mapping = Mapping(self, address, errors)
+        if not partial and errors.any():
+            first = int(np.flatnonzero(errors)[0])
+            mapping.close()
+            raise XenError(
+                "xenforeignmemory_map",
+                abs(int(errors[first])),
+                domid=domid,
+                detail=f"{np.count_nonzero(errors)} of {len(gfns)} pages, first gfn {int(gfns[first]):#x}",
+            )
+        return mapping
+
+    def map_page(self, domid: int, gfn: int, *, writable: bool = False) -> Mapping:
+        """Map a single frame; as `map`."""
+        return self.map(domid, np.array([gfn], dtype=np.uint64), writable=writable)
+
+    def map_grant_table(self, domid: int) -> GrantTable:
+        """Map the first frame of a domain's shared grant table, read-write (XENMEM_acquire_resource)."""
+        address = ffi.new("void **")
+        resource = lib.xenforeignmemory_map_resource(
+            self.ptr,
+            domid,
+            lib.XENMEM_resource_grant_table,
+            lib.XENMEM_resource_grant_table_id_shared,
+            0,
+            1,
+            address,
+            mmap.PROT_READ | mmap.PROT_WRITE,
+            0,
+        )
+        if resource == ffi.NULL:
+            raise XenError(
+                "xenforeignmemory_map_resource", last_errno(), domid=domid, detail="the grant table"
+            )
+        return GrantTable(self, resource, address[0])

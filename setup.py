@@ -1,0 +1,60 @@
+"""Builds the two compiled modules where their headers are, and installs without them where they are not.
+
+`pyxc._xen` needs libxen-dev: only a Xen host can use it. `saverestore._kernels` needs libxxhash-dev: it
+only makes per-page digests faster. Everything else is plain Python, so `pyimage` works on any machine.
+`PYSAVE_REQUIRE=xen,kernels` turns a missing header into an error, for packagers and tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import setup
+
+MODULES = {
+    "xen": ("xenctrl.h", "pyxc/_build.py:ffibuilder", "libxen-dev"),
+    "kernels": ("xxhash.h", "saverestore/engine/_kernels_build.py:ffibuilder", "libxxhash-dev"),
+}
+
+
+def compiler() -> list[str]:
+    return os.environ.get("CC", "cc").split()
+
+
+def has_header(header: str) -> bool:
+    """True when the compiler finds the header. A compiler that is missing counts as no header."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "probe.c")
+        source.write_text(f"#include <{header}>\nint main(void) {{ return 0; }}\n")
+        command = [*compiler(), "-fsyntax-only", str(source)]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+
+def xen_release() -> str:
+    """The release in libxenctrl's soname, as "4.17": what the binding is built for."""
+    command = [*compiler(), "-print-file-name=libxenctrl.so"]
+    path = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    found = re.search(r"\.so\.(\d+\.\d+)", Path(path).resolve().name)
+    return found.group(1) if found else "unknown"
+
+
+required = {name for name in os.environ.get("PYSAVE_REQUIRE", "").split(",") if name}
+cffi_modules = []
+for name, (header, builder, package) in MODULES.items():
+    if has_header(header):
+        cffi_modules.append(builder)
+    elif name in required:
+        sys.exit(f"setup: {header} is missing: install a C compiler and {package}")
+    else:
+        print(f"setup: no {header} ({package}): installing without it", file=sys.stderr)
+
+os.environ.setdefault("PYXC_BUILT_FOR", xen_release())
+setup(cffi_modules=cffi_modules)
