@@ -1,0 +1,22 @@
+"""Xen's domain image format, pure: bytes from a source to records and back. Nothing here needs Xen.
+
+`LibxcReader` and `LibxcWriter` are the heart; docs/stream-format.md says what they read and write.
+"""
+
+from saverestore.stream.errors import BadHeader, BadRecord, OutOfOrder, UnknownRecord
+from saverestore.stream.layout import DomainType, PageType, RecordType
+from saverestore.stream.reader import LibxcReader, PageData
+from saverestore.stream.writer import LibxcWriter
+
+__all__ = [
+    "BadHeader",
+    "BadRecord",
+    "DomainType",
+    "LibxcReader",
+    "LibxcWriter",
+    "OutOfOrder",
+    "PageData",
+    "PageType",
+    "RecordType",
+    "UnknownRecord",
+]

@@ -1,0 +1,25 @@
+"""What can be wrong with an image, by the part that is wrong; all are `ImageError` (exit code 4)."""
+
+from __future__ import annotations
+
+from saverestore.errors import ImageError
+
+
+class BadHeader(ImageError):
+    """A header is not what this format begins with, or declares what cannot be read here."""
+
+
+class BadRecord(ImageError):
+    """A record's length or content breaks the format. `type` is the number on the wire."""
+
+    def __init__(self, message: str, *, offset: int | None, type: int) -> None:
+        self.type = type
+        super().__init__(message, offset=offset)
+
+
+class UnknownRecord(BadRecord):
+    """A mandatory record of a type that is not known here: whoever wrote it is newer."""
+
+
+class OutOfOrder(BadRecord):
+    """A known record at a place where the order of records does not allow it."""

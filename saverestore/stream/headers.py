@@ -1,0 +1,111 @@
+"""The two headers of a libxc stream: what the image is, and what domain it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from saverestore.stream.errors import BadHeader
+from saverestore.stream.layout import (
+    DOMAIN_HEADER,
+    IMAGE_HEADER,
+    IMAGE_ID,
+    IMAGE_MARKER,
+    IMAGE_OPTION_BIG_ENDIAN,
+    IMAGE_VERSIONS,
+    PAGE_SHIFT,
+    DomainType,
+)
+from saverestore.transport.base import ByteSource
+
+ARM_DOMAIN_TYPE = 3
+"""No Xen writes it; this project's own number for ARM guests."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """First header: format version 2 or 3. All other fields have one value that can be read here."""
+
+    version: int
+
+    def pack(self) -> bytes:
+        """Return the 24-byte header of a little-endian image."""
+        return IMAGE_HEADER.pack(IMAGE_MARKER, IMAGE_ID, self.version, 0, 0, 0)
+
+    @classmethod
+    def read(cls, source: ByteSource, prefix: bytes = b"") -> Self:
+        """Read the header, of which `prefix` has been taken from `source` already."""
+        offset = source.offset - len(prefix)
+        data = prefix + source.read(IMAGE_HEADER.size - len(prefix), "the image header")
+        marker, magic, version, options, reserved, more_reserved = IMAGE_HEADER.unpack(data)
+        if marker != IMAGE_MARKER or magic != IMAGE_ID:
+            raise BadHeader(
+                f"{source.name}: no libxc image: it begins with {data[:12].hex()}, "
+                "not with eight bytes ff and XENF",
+                offset=offset,
+            )
+        if version not in IMAGE_VERSIONS:
+            raise BadHeader(
+                f"{source.name}: libxc image of version {version}: {_about_version(version)}", offset=offset
+            )
+        if options & IMAGE_OPTION_BIG_ENDIAN:
+            raise BadHeader(
+                f"{source.name}: big-endian image, which no host that runs Xen writes", offset=offset
+            )
+        if options or reserved or more_reserved:
+            raise BadHeader(
+                f"{source.name}: reserved bits are set in the image header {data.hex()}", offset=offset
+            )
+        return cls(version)
+
+
+@dataclass(frozen=True)
+class DomainHeader:
+    """Second header: the kind of guest, and the Xen that wrote the image.
+
+    `xen_major` is 0 for an image converted from the format of Xen 4.5 and before; `xen_minor` is then
+    the converter's version.
+    """
+
+    type: DomainType
+    page_shift: int
+    xen_major: int
+    xen_minor: int
+
+    def pack(self) -> bytes:
+        """Return the 16-byte header."""
+        return DOMAIN_HEADER.pack(self.type, self.page_shift, 0, self.xen_major, self.xen_minor)
+
+    @classmethod
+    def read(cls, source: ByteSource) -> Self:
+        """Read the header."""
+        offset = source.offset
+        data = source.read(DOMAIN_HEADER.size, "the domain header")
+        type, page_shift, reserved, xen_major, xen_minor = DOMAIN_HEADER.unpack(data)
+        if type == ARM_DOMAIN_TYPE:
+            raise BadHeader(
+                f"{source.name}: image of an ARM domain (type 3), not supported yet", offset=offset
+            )
+        try:
+            domain_type = DomainType(type)
+        except ValueError:
+            known = ", ".join(f"{kind.value} {kind.name}" for kind in DomainType)
+            raise BadHeader(
+                f"{source.name}: unknown domain type {type}; known are {known}", offset=offset
+            ) from None
+        if page_shift != PAGE_SHIFT:
+            raise BadHeader(
+                f"{source.name}: page shift {page_shift} for an x86 domain, whose pages have {PAGE_SHIFT}",
+                offset=offset,
+            )
+        if reserved:
+            raise BadHeader(
+                f"{source.name}: reserved bits are set in the domain header {data.hex()}", offset=offset
+            )
+        return cls(domain_type, page_shift, xen_major, xen_minor)
+
+
+def _about_version(version: int) -> str:
+    if version == 1:
+        return "the proposal of 2014 (draft B), not supported yet"
+    return "versions 2 and 3 can be read; a higher one needs a newer version of this program"

@@ -1,0 +1,171 @@
+"""Numbers, masks and byte layouts of the libxc stream, each declared once.
+
+Source: Xen's docs/specs/libxc-migration-stream.pandoc, revision 3. Everything behind the image header
+is little-endian here: the option bit that says otherwise is refused when the header is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64Array: TypeAlias = NDArray[np.uint64]
+U32Array: TypeAlias = NDArray[np.uint32]
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+MIB = 1 << 20
+
+# Image header, big-endian whatever its options say:
+#
+#     0     1     2     3     4     5     6     7
+#    +-----------------------------------------------+
+#    | marker, all ones                              |
+#    +-----------------------+-----------------------+
+#    | "XENF"                | version               |
+#    +-----------+-----------+-----------------------+
+#    | options   | reserved  | reserved              |
+#    +-----------+-----------+-----------------------+
+IMAGE_HEADER = struct.Struct(">QIIHHI")
+IMAGE_MARKER = 0xFFFF_FFFF_FFFF_FFFF
+IMAGE_ID = 0x58454E46
+IMAGE_OPTION_BIG_ENDIAN = 1
+IMAGE_VERSIONS = (2, 3)
+
+# Domain header:
+#
+#    +-----------------------+-----------+-----------+
+#    | type                  |page shift | reserved  |
+#    +-----------------------+-----------+-----------+
+#    | Xen major             | Xen minor             |
+#    +-----------------------+-----------------------+
+DOMAIN_HEADER = struct.Struct("<IHHII")
+
+# Record header; the body follows, then zeroes up to a multiple of RECORD_ALIGN:
+#
+#    +-----------------------+-----------------------+
+#    | type                  | body length           |
+#    +-----------------------+-----------------------+
+RECORD_HEADER = struct.Struct("<II")
+RECORD_ALIGN = 8
+RECORD_BODY_MAX = 128 * MIB
+"""Longest body of any record: Xen's own limit, REC_LENGTH_MAX in xg_sr_stream_format.h."""
+
+OPTIONAL_BIT = 1 << 31
+"""Set in the type of a record that a reader may skip."""
+
+# PAGE_DATA's body: this, C entries of ENTRY_DTYPE, then a page for every entry that has data.
+#
+#    +-----------------------+-----------------------+
+#    | count C > 0           | reserved              |
+#    +-----------------------+-----------------------+
+#    | entry[0..C-1]   63-60: type, 59-52: 0, 51-0: pfn
+PAGE_DATA_HEADER = struct.Struct("<II")
+ENTRY_DTYPE = np.dtype("<u8")
+TYPE_SHIFT = 60
+PFN_MASK = (1 << 52) - 1
+RESERVED_MASK = ((1 << TYPE_SHIFT) - 1) & ~PFN_MASK
+
+
+class DomainType(IntEnum):
+    """Kind of guest in the domain header; PVH is HVM here."""
+
+    X86_PV = 1
+    X86_HVM = 2
+
+
+class RecordType(IntEnum):
+    """Record types of the libxc stream; the ones with `OPTIONAL_BIT` are this project's own."""
+
+    END = 0x00
+    PAGE_DATA = 0x01
+    X86_PV_INFO = 0x02
+    X86_PV_P2M_FRAMES = 0x03
+    X86_PV_VCPU_BASIC = 0x04
+    X86_PV_VCPU_EXTENDED = 0x05
+    X86_PV_VCPU_XSAVE = 0x06
+    SHARED_INFO = 0x07
+    X86_TSC_INFO = 0x08
+    HVM_CONTEXT = 0x09
+    HVM_PARAMS = 0x0A
+    TOOLSTACK = 0x0B
+    X86_PV_VCPU_MSRS = 0x0C
+    VERIFY = 0x0D
+    CHECKPOINT = 0x0E
+    CHECKPOINT_DIRTY_PFN_LIST = 0x0F
+    STATIC_DATA_END = 0x10
+    X86_CPUID_POLICY = 0x11
+    X86_MSR_POLICY = 0x12
+    IMAGE_DIGEST = 0x8000_5001
+    PROVENANCE = 0x8000_5002
+
+
+class PageType(IntEnum):
+    """Type of a page in an entry: XEN_DOMCTL_PFINFO_* of public/domctl.h, shifted down by 28."""
+
+    NOTAB = 0x0
+    L1TAB = 0x1
+    L2TAB = 0x2
+    L3TAB = 0x3
+    L4TAB = 0x4
+    L1TAB_PINNED = 0x9
+    L2TAB_PINNED = 0xA
+    L3TAB_PINNED = 0xB
+    L4TAB_PINNED = 0xC
+    BROKEN = 0xD
+    XALLOC = 0xE
+    XTAB = 0xF
+
+
+PIN = 0x8
+"""Bit that makes a table type the pinned one."""
+
+FIRST_TYPE_WITHOUT_DATA = PageType.BROKEN
+
+NR_PAGE_TYPES = 16
+KNOWN_PAGE_TYPES: BoolArray = np.isin(np.arange(NR_PAGE_TYPES), [int(kind) for kind in PageType])
+KNOWN_PAGE_TYPES.setflags(write=False)
+
+
+def padding_of(length: int) -> int:
+    """How many zero bytes follow a body of `length` bytes."""
+    return -length % RECORD_ALIGN
+
+
+def record_name(type: int) -> str:
+    """Name of a record type, as the specification spells it, for messages."""
+    try:
+        return RecordType(type).name
+    except ValueError:
+        kind = "optional" if type & OPTIONAL_BIT else "mandatory"
+        return f"unknown {kind} record {type:#x}"
+
+
+def entries_of(pfns: NDArray[Any], types: NDArray[Any]) -> U64Array:
+    """Join pfns and page types (`PageType`, any integer dtypes, equal shapes) into wire entries."""
+    shifted = types.astype(ENTRY_DTYPE) << np.uint64(TYPE_SHIFT)
+    entries: U64Array = pfns.astype(ENTRY_DTYPE) | shifted
+    return entries
+
+
+def pfns_of(entries: U64Array) -> U64Array:
+    """Frame numbers of wire entries, as u64."""
+    pfns: U64Array = entries & np.uint64(PFN_MASK)
+    return pfns
+
+
+def types_of(entries: U64Array) -> U32Array:
+    """Page types (`PageType`) of wire entries, as u32: `<< 28` makes them XEN_DOMCTL_PFINFO_*."""
+    return (entries >> np.uint64(TYPE_SHIFT)).astype(np.uint32)
+
+
+def has_data(types: NDArray[Any]) -> BoolArray:
+    """For each page type, whether a page of data follows in the record."""
+    data: BoolArray = types < FIRST_TYPE_WITHOUT_DATA
+    return data

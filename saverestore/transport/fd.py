@@ -1,0 +1,272 @@
+"""Sources and sinks over a file descriptor: regular file, pipe, socket, terminal.
+
+A batch of guest memory is up to 1024 buffers of one page. They go to the kernel as they are; what is
+computed per call in Python is one list of sizes. A short transfer costs work for the buffers it
+moved, never for their bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from saverestore.errors import TransportError
+from saverestore.transport.base import EndOfStream
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+IOV_MAX: int = os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 1024
+"""Most buffers that one readv or writev takes (limits.h; 1024 on Linux)."""
+
+SMALLEST_WINDOW = 16
+"""Fewest buffers handed to the kernel at once after a short transfer, see `_move_all`."""
+
+SKIP_BUFFER_BYTES = 1 << 20
+"""Size of the buffer into which bytes to be dropped are read, where the source cannot seek."""
+
+SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
+PEER_ERRORS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
+
+
+def nbytes_of(buffer: ReadableBuffer) -> int:
+    """Length of a buffer in bytes, whatever its item size and shape."""
+    if isinstance(buffer, memoryview):
+        return buffer.nbytes
+    if isinstance(buffer, (bytes, bytearray)):
+        return len(buffer)
+    with memoryview(buffer) as view:
+        return view.nbytes
+
+
+def _move_all(move: Callable[[list[Any]], int], buffers: Sequence[Any]) -> int:
+    """Call `move` (one readv or writev) until all buffers are done or it returns 0.
+
+    Returns the number of bytes that were not moved. A pipe moves 64 KiB of a 4 MiB batch at a time;
+    giving the kernel all remaining buffers again each time would be quadratic, so after a short
+    transfer only about twice as many buffers are offered as went through in the last.
+
+    No view of the caller's memory survives this call, not even in a traceback: the caller must be
+    able to unmap it while an exception is handled.
+    """
+    sizes = [nbytes_of(buffer) for buffer in buffers]
+    pending = list(buffers)
+    if 0 in sizes:
+        pending = [buffer for buffer, size in zip(pending, sizes, strict=True) if size]
+        sizes = [size for size in sizes if size]
+    left = sum(sizes)
+    first = 0
+    window = IOV_MAX
+    batch: list[Any] = []
+    try:
+        while left:
+            batch = pending[first : first + window]
+            moved = move(batch)
+            if moved == 0:
+                break
+            left -= moved
+            if left == 0:
+                break
+            begin = first
+            while moved and moved >= sizes[first]:
+                moved -= sizes[first]
+                first += 1
+            if moved:
+                pending[first] = memoryview(pending[first]).cast("B")[moved:]
+                sizes[first] -= moved
+            window = min(IOV_MAX, max(SMALLEST_WINDOW, 2 * (first - begin)))
+    finally:
+        pending.clear()
+        batch.clear()
+    return left
+
+
+class _Fd:
+    """A descriptor with a name and a count of the bytes that passed."""
+
+    def __init__(self, fd: int, name: str, *, close_fd: bool = True) -> None:
+        """Take `fd`; with `close_fd` it belongs to this object and is closed with it."""
+        self._fd = fd
+        self._close_fd = close_fd
+        self.name = name
+        self.offset = 0
+
+    def fileno(self) -> int:
+        """Return the descriptor; `ValueError` when closed."""
+        if self._fd < 0:
+            raise ValueError(f"{self.name} is closed")
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor if it belongs to this object; a second time does nothing.
+
+        `TransportError` if the kernel reports late that earlier writes failed.
+        """
+        fd, self._fd = self._fd, -1
+        if fd >= 0 and self._close_fd:
+            try:
+                os.close(fd)
+            except OSError as error:
+                raise TransportError(f"{self.name}: closing it failed: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait(self, event: int) -> None:
+        """Wait until a non-blocking descriptor is ready."""
+        poll = select.poll()
+        poll.register(self.fileno(), event)
+        poll.poll()
+
+
+class FdSource(_Fd):
+    """A `ByteSource` over a descriptor. It starts wherever the descriptor stands."""
+
+    def __init__(self, fd: int, name: str, *, close_fd: bool = True) -> None:
+        """Take `fd` as it is; nothing is read."""
+        super().__init__(fd, name, close_fd=close_fd)
+        self._dropped: bytearray | None = None
+        # Only a regular file tells its size, without which a seek past the end would go unnoticed.
+        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+
+    def readinto(self, view: WriteableBuffer, what: str = "data") -> None:
+        """Fill `view` completely."""
+        self.readv((view,), what)
+
+    def readv(self, views: Sequence[WriteableBuffer], what: str = "data") -> None:
+        """Fill all of `views` completely, in their order; any number of them."""
+        missing = _move_all(self._readv, views)
+        if missing:
+            raise EndOfStream(self.name, offset=self.offset, missing_bytes=missing, what=what)
+
+    def read(self, n: int, what: str = "data") -> bytes:
+        """Return exactly `n` bytes."""
+        if n == 0:
+            return b""
+        data = bytearray(n)
+        self.readv((data,), what)
+        return bytes(data)
+
+    def skip(self, n: int, what: str = "data") -> None:
+        """Pass over `n` bytes: by a seek in a regular file, else by reading into one kept buffer."""
+        if self._is_file:
+            left = max(0, self._bytes_to_end())
+            self._seek(min(n, left))
+            if n > left:
+                raise EndOfStream(self.name, offset=self.offset, missing_bytes=n - left, what=what)
+            return
+        if self._dropped is None:
+            self._dropped = bytearray(min(n, SKIP_BUFFER_BYTES))
+        elif len(self._dropped) < min(n, SKIP_BUFFER_BYTES):
+            self._dropped = bytearray(SKIP_BUFFER_BYTES)
+        while n:
+            part = memoryview(self._dropped)[:n]
+            moved = self._readv([part])
+            if moved == 0:
+                raise EndOfStream(self.name, offset=self.offset, missing_bytes=n, what=what)
+            n -= moved
+
+    def skip_to_end(self) -> int:
+        """Pass over everything that is left, and return how many bytes that was."""
+        before = self.offset
+        if self._is_file:
+            self._seek(max(0, self._bytes_to_end()))
+        else:
+            self._dropped = bytearray(SKIP_BUFFER_BYTES)
+            while self._readv([self._dropped]):
+                pass
+        return self.offset - before
+
+    def at_end(self) -> bool:
+        """Whether nothing follows.
+
+        Reads one byte, and counts it when there is one: for a check after the last record, where
+        whatever follows is wrong anyway. A pipe or socket whose writer is still there waits.
+        """
+        return self._readv([bytearray(1)]) == 0
+
+    def _bytes_to_end(self) -> int:
+        """How far a regular file goes on from here; it may have been cut meanwhile."""
+        fd = self.fileno()
+        try:
+            return os.fstat(fd).st_size - os.lseek(fd, 0, os.SEEK_CUR)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _seek(self, n: int) -> None:
+        try:
+            os.lseek(self.fileno(), n, os.SEEK_CUR)
+        except OSError as error:
+            raise self._failure(error) from error
+        self.offset += n
+
+    def _readv(self, views: list[Any]) -> int:
+        """One readv, waited for when the descriptor is non-blocking; 0 at the end."""
+        while True:
+            try:
+                moved = os.readv(self.fileno(), views)
+            except BlockingIOError:
+                self._wait(select.POLLIN)
+            except OSError as error:
+                raise self._failure(error) from error
+            else:
+                self.offset += moved
+                return moved
+
+    def _failure(self, error: OSError) -> TransportError:
+        place = f"at byte {self.offset:#x} = {self.offset}"
+        if error.errno in PEER_ERRORS:
+            return TransportError(f"{self.name}: the sender has gone, {place}: {error.strerror}")
+        return TransportError(f"{self.name}: reading failed {place}: {error.strerror}")
+
+
+class FdSink(_Fd):
+    """A `ByteSink` over a descriptor. Every byte is with the kernel when a call returns."""
+
+    def write(self, data: ReadableBuffer) -> None:
+        """Write all of `data`."""
+        self.writev((data,))
+
+    def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
+        """Write all of `buffers`, in their order; any number of them, none is copied."""
+        missing = _move_all(self._writev, buffers)
+        if missing:
+            raise TransportError(f"{self.name}: takes no more data at byte {self.offset:#x} = {self.offset}")
+
+    def _writev(self, buffers: list[Any]) -> int:
+        """One writev, waited for when the descriptor is non-blocking."""
+        while True:
+            try:
+                moved = os.writev(self.fileno(), buffers)
+            except BlockingIOError:
+                self._wait(select.POLLOUT)
+            except OSError as error:
+                raise self._failure(error) from error
+            else:
+                self.offset += moved
+                return moved
+
+    def _failure(self, error: OSError) -> TransportError:
+        place = f"at byte {self.offset:#x} = {self.offset}"
+        if error.errno in SPACE_ERRORS:
+            return TransportError(
+                f"{self.name}: {error.strerror}, {place}; free some space or write to another place"
+            )
+        if error.errno in PEER_ERRORS:
+            return TransportError(f"the reader of {self.name} has gone, {place}: {error.strerror}")
+        if error.errno == errno.EIO:
+            return TransportError(
+                f"{self.name}: the device failed, {place}: {error.strerror}; see the kernel log "
+                "and write to another place"
+            )
+        return TransportError(f"{self.name}: writing failed {place}: {error.strerror}")
