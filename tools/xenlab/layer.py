@@ -1,0 +1,152 @@
+"""What the lab adds to a root file system, small and quick to rebuild: guest, dom0's programs, keys.
+
+All of it travels in dom0's initrd, which copies it over the disk's files before it starts them. So a
+change of the guest or of a script costs seconds, and the disk stays what the packages made it.
+
+    guest-SUITE/KEY/initramfs.gz   the guest: busybox, its init, the dirtier
+    dom0-SUITE/KEY/initrd          dom0: busybox, disk drivers, and /layer
+    ssh/id_ed25519, ssh/host_key   made once per cache
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from pathlib import Path
+
+from xenlab import cache, modules, rootfs
+from xenlab.cpio import Archive
+from xenlab.errors import LabError, step
+from xenlab.proc import CHROOT_ENV, in_chroot, run_logged
+from xenlab.variants import Variant
+
+RECIPE = "layer 1"
+
+PACKAGE = Path(__file__).resolve().parent
+GUEST_SOURCES = PACKAGE / "guest"
+DOM0_SOURCES = PACKAGE / "dom0"
+
+INITRD_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4")
+
+DOM0_FILES = {
+    # name in tools/xenlab/dom0: (name in dom0, mode)
+    "start": ("lab/start", 0o755),
+    "inittab": ("etc/inittab", 0o644),
+    "sshd_config": ("etc/ssh/sshd_config", 0o600),
+    "profile": ("root/.profile", 0o644),
+    "lab-guest": ("usr/local/bin/lab-guest", 0o755),
+}
+
+
+def guest_key(variant: Variant) -> str:
+    """Return the key of the guest's initramfs."""
+    sources = cache.key_of_files(*GUEST_SOURCES.iterdir())
+    return cache.key_of(RECIPE, rootfs.key(variant), sources)
+
+
+def dom0_key(variant: Variant) -> str:
+    """Return the key of dom0's initrd; the ssh keys must be there."""
+    sources = cache.key_of_files(*DOM0_SOURCES.iterdir(), PACKAGE / "labline.py")
+    public = [(ssh_folder() / name).read_text() for name in ("id_ed25519.pub", "host_key.pub")]
+    return cache.key_of(RECIPE, guest_key(variant), sources, *public)
+
+
+def dom0_path(variant: Variant) -> Path | None:
+    """Return where the variant's initrd is when it is built; None when there are no keys yet."""
+    if not (ssh_folder() / "host_key").is_file():
+        return None
+    return cache.artefact_path(f"dom0-{variant.suite}", dom0_key(variant))
+
+
+def ssh_folder() -> Path:
+    """Return the folder of the lab's ssh keys."""
+    return cache.cache_root() / "ssh"
+
+
+def ensure_ssh_keys(log: Path) -> None:
+    """Make the user's and the hosts' key pairs if they are missing."""
+    folder = ssh_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    for name in ("id_ed25519", "host_key"):
+        if not (folder / name).is_file():
+            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pysave lab", "-f", str(folder / name)]
+            run_logged(argv, log, shown="ssh-keygen")
+    public = " ".join((folder / "host_key.pub").read_text().split()[:2])
+    (folder / "known_hosts").write_text(f"pysave-lab {public}\n")
+
+
+def ensure_guest(variant: Variant, root: Path, log: Path) -> Path:
+    """Return the folder with the guest's initramfs.gz, building it if it is missing."""
+
+    def build(folder: Path) -> None:
+        with step("the lab's guest"):
+            _compile_dirtier(root, folder, log)
+            archive = Archive()
+            for name in ("bin", "dev", "proc", "sys", "sbin", "tmp"):
+                archive.directory(name)
+            archive.character_device("dev/console", 5, 1)
+            archive.file("bin/busybox", busybox(root), 0o755)
+            for applet in ("sh", "mount", "mkdir", "sleep", "cat"):
+                archive.symlink(f"bin/{applet}", "busybox")
+            archive.file("init", (GUEST_SOURCES / "init").read_bytes(), 0o755)
+            # Linux calls this one when the toolstack asks for a shutdown.
+            archive.file("sbin/poweroff", b"#!/bin/sh\nexec /bin/busybox poweroff -f\n", 0o755)
+            archive.file("sbin/reboot", b"#!/bin/sh\nexec /bin/busybox reboot -f\n", 0o755)
+            archive.file("bin/dirtier", (folder / "dirtier").read_bytes(), 0o755)
+            (folder / "initramfs.gz").write_bytes(gzip.compress(archive.finish(), mtime=0))
+
+    return cache.ensure(f"guest-{variant.suite}", guest_key(variant), build)
+
+
+def ensure_dom0(variant: Variant, root: Path, guest: Path) -> Path:
+    """Return the folder with dom0's initrd, building it if it is missing."""
+
+    def build(folder: Path) -> None:
+        with step("dom0's initrd"):
+            (folder / "initrd").write_bytes(_dom0_initrd(root, root.parent / "vmlinux", guest / "initramfs.gz"))
+
+    return cache.ensure(f"dom0-{variant.suite}", dom0_key(variant), build)
+
+
+def busybox(root: Path) -> bytes:
+    """Return the root file system's static busybox."""
+    for name in ("bin/busybox", "usr/bin/busybox"):
+        if (root / name).is_file():
+            return (root / name).read_bytes()
+    raise LabError(f"{root} has no busybox: remove it and run `tools/lab build`")
+
+
+def _compile_dirtier(root: Path, folder: Path, log: Path) -> None:
+    shutil.copy(GUEST_SOURCES / "dirtier.c", folder)
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
+    argv = ["gcc", *flags, "-o", "/mnt/dirtier", "/mnt/dirtier.c"]
+    run_logged(in_chroot(root, {"/mnt": folder}, argv), log, shown="gcc", env=CHROOT_ENV)
+
+
+def _dom0_initrd(root: Path, kernel: Path, initramfs: Path) -> bytes:
+    archive = Archive()
+    for name in ("dev", "proc", "newroot", "modules", "layer/lab/guest", "layer/root"):
+        archive.directory(name)
+    archive.directory("layer/root/.ssh", 0o700)
+    archive.character_device("dev/console", 5, 1)
+    archive.file("bin/busybox", busybox(root), 0o755)
+    archive.file("init", (DOM0_SOURCES / "init").read_bytes(), 0o755)
+    trees = list((root / "lib/modules").iterdir())
+    loaded = modules.load(trees[0], INITRD_MODULES)
+    for name, data in loaded:
+        archive.file(f"modules/{name}", data)
+    archive.file("modules/order", "".join(f"{name}\n" for name, _ in loaded).encode())
+
+    for source, (name, mode) in DOM0_FILES.items():
+        archive.file(f"layer/{name}", (DOM0_SOURCES / source).read_bytes(), mode)
+    archive.file("layer/usr/lib/python3/dist-packages/labline.py", (PACKAGE / "labline.py").read_bytes())
+    archive.file("layer/usr/lib/python3/dist-packages/pysave.pth", b"/opt/pysave\n")
+    archive.file("layer/lab/guest/initramfs.gz", initramfs.read_bytes())
+    archive.file("layer/lab/guest/vmlinuz", kernel.read_bytes())
+    archive.file("layer/root/.ssh/authorized_keys", (ssh_folder() / "id_ed25519.pub").read_bytes(), 0o600)
+    for name, mode in (("host_key", 0o600), ("host_key.pub", 0o644)):
+        archive.file(f"layer/etc/ssh/{name}", (ssh_folder() / name).read_bytes(), mode)
+    return archive.finish()
+
+
