@@ -5,8 +5,10 @@
 
 from saverestore.stream.errors import BadHeader, BadRecord, OutOfOrder, UnknownRecord
 from saverestore.stream.layout import DomainType, PageType, RecordType
+from saverestore.stream.libxl import LibxlReader, LibxlRecordType, LibxlWriter
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.writer import LibxcWriter
+from saverestore.stream.xl import XlHeader
 
 __all__ = [
     "BadHeader",
@@ -14,9 +16,13 @@ __all__ = [
     "DomainType",
     "LibxcReader",
     "LibxcWriter",
+    "LibxlReader",
+    "LibxlRecordType",
+    "LibxlWriter",
     "OutOfOrder",
     "PageData",
     "PageType",
     "RecordType",
     "UnknownRecord",
+    "XlHeader",
 ]

@@ -1,0 +1,115 @@
+"""Counting the pages of an image, a batch at a time, in memory that does not grow with its length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saverestore.stream.layout import NR_PAGE_TYPES, PAGE_SIZE, PageType, U32Array, U64Array
+
+CHUNK_SHIFT = 15
+CHUNK_PFNS = 1 << CHUNK_SHIFT
+CHUNK_BYTES = CHUNK_PFNS // 8
+
+CHUNKS_MAX = 16384
+"""Bounds the memory of `PfnSet` to 64 MiB: enough for 2 TiB of guest memory."""
+
+PAGE_WORDS = PAGE_SIZE // 8
+
+WordPages = NDArray[np.uint64]
+
+
+class PfnSet:
+    """A set of pfns: a bitmap in chunks of 128 MiB of guest memory, made when first touched.
+
+    A damaged image can name pfns anywhere in 2^52. Once `CHUNKS_MAX` chunks exist, pfns outside
+    them are not kept, and `exact` becomes false.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._chunks: dict[int, NDArray[np.uint8]] = {}
+        self.exact = True
+        self.size = 0
+
+    def add(self, pfns: U64Array) -> int:
+        """Add pfns, none of them twice in one call; return how many were in the set already."""
+        ranked = np.sort(pfns)
+        chunk_numbers = ranked >> np.uint64(CHUNK_SHIFT)
+        starts = np.flatnonzero(np.diff(chunk_numbers, prepend=~chunk_numbers[:1]))
+        present = 0
+        for part in np.split(ranked, starts[1:]):
+            present += self._add_to_chunk(int(part[0]) >> CHUNK_SHIFT, part)
+        return present
+
+    def _add_to_chunk(self, number: int, pfns: U64Array) -> int:
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            if len(self._chunks) >= CHUNKS_MAX:
+                self.exact = False
+                return 0
+            chunk = self._chunks[number] = np.zeros(CHUNK_BYTES, dtype=np.uint8)
+        flags = np.zeros(CHUNK_PFNS, dtype=np.bool_)
+        flags[pfns & np.uint64(CHUNK_PFNS - 1)] = True
+        bits = np.packbits(flags)
+        present = int(np.count_nonzero(np.unpackbits(chunk & bits)))
+        chunk |= bits
+        self.size += len(pfns) - present
+        return present
+
+
+@dataclass
+class PageStatistics:
+    """What PAGE_DATA records hold. Pages sent after VERIFY count in `nr_verify_entries` only.
+
+    `by_type`: entries by page type. `nr_data`, `nr_zero`: pages with bytes in the image, and those of
+    them that are all zero. `nr_sent_again`: entries whose pfn an earlier record had.
+    `distinct_is_exact`: false when the pfns are so scattered that not all could be told apart.
+    """
+
+    nr_entries: int = 0
+    nr_data: int = 0
+    nr_zero: int = 0
+    nr_sent_again: int = 0
+    nr_verify_entries: int = 0
+    lowest_pfn: int | None = None
+    highest_pfn: int | None = None
+    by_type: dict[PageType, int] = field(default_factory=dict)
+    _seen: PfnSet = field(default_factory=PfnSet, repr=False)
+
+    @property
+    def nr_distinct(self) -> int:
+        """Number of different pfns."""
+        return self._seen.size
+
+    @property
+    def distinct_is_exact(self) -> bool:
+        """Whether all pfns could be told apart."""
+        return self._seen.exact
+
+    def add_entries(self, pfns: U64Array, types: U32Array) -> None:
+        """Count the entries of one record: at least one, and no pfn twice."""
+        self.nr_entries += len(pfns)
+        counts = np.bincount(types, minlength=NR_PAGE_TYPES)
+        for kind in PageType:
+            if counts[kind]:
+                self.by_type[kind] = self.by_type.get(kind, 0) + int(counts[kind])
+        lowest, highest = int(pfns.min()), int(pfns.max())
+        self.lowest_pfn = lowest if self.lowest_pfn is None else min(lowest, self.lowest_pfn)
+        self.highest_pfn = highest if self.highest_pfn is None else max(highest, self.highest_pfn)
+        self.nr_sent_again += self._seen.add(pfns)
+
+    def add_pages(self, pages: WordPages) -> None:
+        """Count pages that have come, an array of u64 of shape (n, 512)."""
+        self.nr_data += len(pages)
+        self.nr_zero += count_zero_pages(pages)
+
+
+def count_zero_pages(pages: WordPages) -> int:
+    """Number of pages that are all zero, of an array of u64 of shape (n, 512)."""
+    # Most pages that are not zero show it in a few places; only the others are read to the end.
+    probes = pages[:, 0] | pages[:, PAGE_WORDS // 2] | pages[:, PAGE_WORDS - 1]
+    candidates = pages if not probes.any() else pages[probes == 0]
+    return len(candidates) - int(np.count_nonzero(candidates.any(axis=1)))
