@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import stat
@@ -39,8 +40,12 @@ LABEL_WIDTH = 14
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A domain's name may have letters that this terminal has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
         return code
     except SaveRestoreError as error:
         print(f"pyimage: {error}", file=sys.stderr)
