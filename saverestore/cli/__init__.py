@@ -1,1 +1,1 @@
-"""The commands: arguments, exit codes, progress on a terminal."""
+"""Commands: arguments, exit codes, progress on a terminal."""

@@ -152,9 +152,7 @@ class Grammar:
             self._missing = set(self._needed)
         self._missing.discard(known)
         self.verifying = self.verifying or known == R.VERIFY
-        self.static_data_ended = self.static_data_ended or (
-            known in (R.STATIC_DATA_END, R.X86_PV_P2M_FRAMES, R.PAGE_DATA)
-        )
+        self.static_data_ended = next_state not in (State.START, State.STATIC)
         self.state = next_state
 
     def _check_end(self, type: int, offset: int) -> None:

@@ -1,0 +1,79 @@
+"""What the commands that work on domains share: running, errors, exit codes, logging."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from saverestore import __version__, interrupts
+from saverestore.errors import ExitCode, SaveRestoreError
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  2    wrong usage; nothing was done
+  3    the domain: not there, not in a state for it, does not answer, or has what cannot be carried
+  4    the image: not one, damaged, incomplete, or not for this host
+  5    reading or writing failed: disk full, reader gone
+  6    Xen, or one of its libraries, refused
+  130  interrupted by Ctrl-C or SIGTERM
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with the program's own name before errors and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and one line, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}\n")
+
+
+def parser(prog: str, description: str, epilog: str) -> Parser:
+    """A parser with what all commands have: --version, --quiet, -v, and the exit codes in --help."""
+    made = Parser(
+        prog=prog,
+        description=description,
+        epilog=f"{epilog}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    made.add_argument("-q", "--quiet", action="store_true", help="tell nothing but errors and warnings")
+    made.add_argument(
+        "-v", "--verbose", action="count", default=0, help="tell more: once our steps, twice libxc's messages"
+    )
+    return made
+
+
+def run(prog: str, arguments: argparse.Namespace, work: Callable[[], None]) -> int:
+    """Do the work; any failure becomes one line on stderr and an exit code."""
+    _set_up_logging(prog, arguments)
+    try:
+        with interrupts.handled():
+            work()
+    except SaveRestoreError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    except ImportError as error:
+        if error.name is not None and not error.name.startswith("pyxc") and "pyxc" not in str(error):
+            raise
+        print(f"{prog}: {error}", file=sys.stderr)
+        return ExitCode.XEN
+    except OSError as error:
+        # XenError is one; what else comes here was not foreseen, but is still no reason for a traceback.
+        if arguments.verbose > 1:
+            logging.getLogger(__name__).exception("failed")
+        print(f"{prog}: {error}", file=sys.stderr)
+        return ExitCode.XEN if hasattr(error, "call") else ExitCode.IO
+    return ExitCode.DONE
+
+
+def _set_up_logging(prog: str, arguments: argparse.Namespace) -> None:
+    level = {0: logging.WARNING, 1: logging.INFO}.get(arguments.verbose, logging.DEBUG)
+    logging.basicConfig(stream=sys.stderr, format=f"{prog}: %(message)s", level=level)
+    if arguments.verbose == 1:
+        # libxc also logs what is no error for us, such as pages that cannot be mapped just now.
+        logging.getLogger("pyxc.libxc").setLevel(logging.WARNING)

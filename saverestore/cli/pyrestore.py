@@ -1,0 +1,81 @@
+"""`pyrestore`: bring a saved domain back."""
+
+from __future__ import annotations
+
+import argparse
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from saverestore.cli import common
+
+DESCRIPTION = """\
+Restore a domain from an image that pysave or 'xl save' wrote, into a fresh domain that goes on where the saved
+one stopped. Prints the new domain's number. On any error, and on Ctrl-C, no domain is left behind.
+"""
+
+EPILOG = """\
+examples:
+  pyrestore web1.img
+  zstd -dc web1.img.zst | pyrestore -
+  pyrestore --paused --name web1-copy web1.img
+
+The bare toolstack of this version brings no devices back besides the console, and no 'xl' process watches the
+domain: nothing restarts it when it powers off or crashes.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.parser("pyrestore", DESCRIPTION, EPILOG)
+    parser.add_argument("image", metavar="IMAGE", help="the image, or '-' for standard input")
+    parser.add_argument("--paused", action="store_true", help="leave the new domain paused")
+    parser.add_argument("--name", metavar="NAME", help="call it NAME instead of what the image says")
+    parser.add_argument(
+        "--force", action="store_true", help="restore without the devices the image speaks of"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.image == "-" and sys.stdin.isatty():
+        parser.error("an image does not come from a terminal; redirect standard input")
+    return common.run("pyrestore", arguments, lambda: _restore(arguments))
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    from saverestore.cli.progress import progress_for
+    from saverestore.operations.restore import RestoreRequest, restore_domain
+
+    request = RestoreRequest(
+        image=arguments.image, paused=arguments.paused, name=arguments.name, force=arguments.force
+    )
+    progress = progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
+    restored = restore_domain(request, progress)
+    print(restored.domid)
+    if not arguments.quiet:
+        state = "paused" if arguments.paused else "running"
+        report = restored.report
+        print(
+            f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
+            f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s",
+            file=sys.stderr,
+        )
+
+
+def _size_of(image: str) -> int | None:
+    """The image's length in bytes, where it is a regular file."""
+    if image == "-":
+        return None
+    try:
+        found = Path(image).stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

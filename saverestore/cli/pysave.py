@@ -1,0 +1,105 @@
+"""`pysave`: save a running domain to a file or pipe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from saverestore.cli import common
+
+if TYPE_CHECKING:
+    from saverestore.engine.progress import SaveReport
+
+DESCRIPTION = """\
+Save a running domain. The image is complete and on the disk before the domain is destroyed; on any error,
+and on Ctrl-C, no image is left and the domain goes on running. 'pyrestore IMAGE' and 'xl restore IMAGE'
+bring it back.
+"""
+
+EPILOG = """\
+examples:
+  pysave web1 web1.img                  save and destroy, as 'xl save' does
+  pysave --live -c web1 web1.img        keep it running: a short pause only
+  pysave web1 - | zstd > web1.img.zst   to a pipe
+
+The bare toolstack of this version carries no devices besides the console: a domain that has disks, network
+cards or a device model is refused before it is touched.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.parser("pysave", DESCRIPTION, EPILOG)
+    parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
+    parser.add_argument("image", metavar="IMAGE", help="file to write, or '-' for standard output")
+    parser.add_argument(
+        "--live", action="store_true", help="send memory while the domain runs; suspend it last"
+    )
+    parser.add_argument(
+        "--dirty",
+        choices=("auto", "log", "digest"),
+        default="auto",
+        help="how pages written meanwhile are found: 'log', the hypervisor's record (PVH; PV only where Xen has "
+        "shadow paging); 'digest', comparing contents, works everywhere; default 'auto': log where it can be had",
+    )
+    after = parser.add_mutually_exclusive_group()
+    after.add_argument("-c", "--leave-running", action="store_true", help="let the domain go on afterwards")
+    after.add_argument("-p", "--leave-paused", action="store_true", help="leave the domain paused afterwards")
+    parser.add_argument("--plain", action="store_true", help="write none of our own optional records")
+    parser.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
+    parser.add_argument(
+        "--force", action="store_true", help="save a domain whose devices cannot be brought back"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.dirty != "auto" and not arguments.live:
+        parser.error("--dirty only means something with --live")
+    if arguments.image == "-" and sys.stdout.isatty():
+        parser.error("an image does not go to a terminal; redirect standard output")
+    return common.run("pysave", arguments, lambda: _save(arguments))
+
+
+def _save(arguments: argparse.Namespace) -> None:
+    from saverestore.cli.progress import progress_for
+    from saverestore.operations.save import Afterwards, SaveRequest, save_domain
+
+    afterwards = Afterwards.DESTROY
+    if arguments.leave_running:
+        afterwards = Afterwards.RUN
+    elif arguments.leave_paused:
+        afterwards = Afterwards.PAUSE
+    request = SaveRequest(
+        domain=arguments.domain,
+        image=arguments.image,
+        afterwards=afterwards,
+        live=arguments.live,
+        dirty=arguments.dirty,
+        plain=arguments.plain,
+        overwrite=arguments.overwrite,
+        force=arguments.force,
+    )
+    report = save_domain(request, progress_for("pysave", quiet=arguments.quiet))
+    if not arguments.quiet:
+        print(f"pysave: {_summary(request.domain, request.image, afterwards.value, report)}", file=sys.stderr)
+
+
+def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:
+    where = "standard output" if image == "-" else image
+    text = (
+        f"{domain} saved to {where}: {report.stream_bytes >> 20} MiB, {report.pages_sent} pages, "
+        f"{report.total_s:.1f} s"
+    )
+    if report.dirty_source != "none":
+        how = {"log": "log-dirty", "digest": "content digests"}[report.dirty_source]
+        text += f"; {len(report.rounds)} rounds by {how}, downtime {report.downtime_s:.2f} s"
+    return f"{text}; the domain is {state}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""What a save or restore tells while it works, and what it tells at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from saverestore.engine.policy import RoundStats
+
+
+class Progress(Protocol):
+    """Told from the thread that runs the save or restore."""
+
+    def phase(self, text: str) -> None:
+        """A new phase begins."""
+
+    def round(self, number: int, pages: int, *, final: bool) -> None:
+        """A round begins that will read this many pfns."""
+
+    def pages(self, done: int, written_bytes: int) -> None:
+        """So many more pfns of the round are done; so many bytes have been written or read in all."""
+
+
+class Silence:
+    """Tells nothing."""
+
+    def phase(self, text: str) -> None:
+        """Nothing."""
+
+    def round(self, number: int, pages: int, *, final: bool) -> None:
+        """Nothing."""
+
+    def pages(self, done: int, written_bytes: int) -> None:
+        """Nothing."""
+
+
+@dataclass
+class SaveReport:
+    """What a save did. Times in seconds; `downtime_s` from the suspend request to the end of the stream."""
+
+    dirty_source: str = "none"
+    rounds: list[RoundStats] = field(default_factory=list)
+    total_s: float = 0.0
+    suspend_s: float = 0.0
+    downtime_s: float = 0.0
+    stream_bytes: int = 0
+    pages_sent: int = 0
+
+
+@dataclass
+class RestoreReport:
+    """What a restore did."""
+
+    total_s: float = 0.0
+    stream_bytes: int = 0
+    pages: int = 0
+    records: int = 0

@@ -1,0 +1,73 @@
+"""Filling a fresh domain from a libxc stream."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from saverestore.engine.progress import Progress, RestoreReport, Silence
+from saverestore.errors import ImageError
+from saverestore.guest.ports import U8, Channels, RestoredPages, RestoreGuest
+from saverestore.stream.layout import RecordType
+from saverestore.stream.reader import LibxcReader, PageData
+from saverestore.stream.records import UnknownOptional
+from saverestore.transport.base import ByteSource
+
+# Ours to know about, nothing to apply: provenance and digests say something of the image, not of the domain.
+NOT_FOR_THE_DOMAIN = frozenset({RecordType.PROVENANCE, RecordType.IMAGE_DIGEST, RecordType.STATIC_DATA_END})
+
+
+def restore(
+    reader: LibxcReader,
+    source: ByteSource,
+    guest: RestoreGuest,
+    channels: Channels,
+    progress: Progress | None = None,
+) -> tuple[RestoredPages, RestoreReport]:
+    """Read a stream, whose headers `reader` has, to its END, into `guest`: where the domain has its rings.
+
+    When it returns, the domain is complete and paused, and `source` stands right behind END. When it raises,
+    the domain is of no use and is the caller's to destroy.
+    """
+    progress = progress or Silence()
+    report = RestoreReport()
+    started, begun_at = time.monotonic(), source.offset
+    static_data_done = False
+    while not reader.ended:
+        record = reader.next()
+        report.records += 1
+        if reader.static_data_ended and not static_data_done:
+            # In version 3 a record says so, in version 2 the first one that is not static data.
+            guest.static_data_done()
+            static_data_done = True
+        if isinstance(record, PageData):
+            if reader.verifying:
+                reader.skip_pages()
+            else:
+                _restore_pages(reader, record, guest)
+            report.pages += record.nr_data
+            progress.pages(record.nr_data, source.offset)
+        elif isinstance(record, UnknownOptional) or record.type in NOT_FOR_THE_DOMAIN:
+            continue
+        elif record.type in (RecordType.CHECKPOINT, RecordType.CHECKPOINT_DIRTY_PFN_LIST):
+            raise ImageError("the image is a stream of checkpoints (Remus), which cannot be restored yet")
+        elif record.type not in (RecordType.END, RecordType.VERIFY):
+            guest.take(record)
+    progress.phase("completing the domain")
+    pages = guest.complete(channels)
+    report.total_s = time.monotonic() - started
+    report.stream_bytes = source.offset - begun_at
+    return pages, report
+
+
+def _restore_pages(reader: LibxcReader, record: PageData, guest: RestoreGuest) -> None:
+    """Pages go from the source straight into the domain's memory."""
+    types: U8 = record.types.astype(np.uint8)
+    window = guest.write_pages(record.pfns, types)
+    try:
+        if record.nr_data:
+            reader.read_pages(window.buffers)
+        window.commit()
+    finally:
+        window.close()

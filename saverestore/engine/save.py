@@ -1,0 +1,182 @@
+"""Saving a domain's memory and state as a libxc stream. `save` reads as the phases of the specification."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from saverestore.engine.dirty import DigestSource, DirtySource, EverythingOnce, LogDirtySource
+from saverestore.engine.pipeline import ahead
+from saverestore.engine.policy import Decision, Limits, RoundStats, decide
+from saverestore.engine.progress import Progress, SaveReport, Silence
+from saverestore.guest.ports import U64, LogDirtyUnavailable, PageBatch, SaveGuest
+from saverestore.interrupts import shield
+from saverestore.stream.layout import PageType, entries_of
+from saverestore.stream.records import Provenance, StaticDataEnd
+from saverestore.stream.writer import LibxcWriter
+from saverestore.transport.base import ByteSink
+
+BATCH_PFNS = 2048
+"""Pfns read at a time, and at most in one PAGE_DATA record: 8 MiB. Mapping more at once gains little."""
+
+WORKERS = 2
+AHEAD = 3
+"""Batches begun before the one being written is done. Bounds memory, whatever the domain's size."""
+
+
+@dataclass(frozen=True)
+class SaveSettings:
+    """How to save. `dirty`: "auto", "log" or "digest", where pages written meanwhile are known from (live)."""
+
+    live: bool = False
+    dirty: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    provenance: dict[str, Any] | None = None
+    workers: int = WORKERS
+
+
+def save(
+    guest: SaveGuest, sink: ByteSink, settings: SaveSettings, progress: Progress | None = None
+) -> SaveReport:
+    """Write `guest` to `sink` as one libxc stream, from image header to END.
+
+    When it returns, the guest is suspended and log-dirty is off: what becomes of it is the caller's to say.
+    When it raises, log-dirty is off and the guest runs as before.
+    """
+    progress = progress or Silence()
+    report = SaveReport()
+    started, begun_at = time.monotonic(), sink.offset
+    with shield():  # log-dirty must not be left on without anybody to turn it off
+        source = _dirty_source(guest, settings)
+    report.dirty_source = source.name
+    try:
+        with ThreadPoolExecutor(settings.workers, thread_name_prefix="pages") as pool:
+            writer = LibxcWriter(sink, guest.domain_type, guest.xen_version)
+            _write_head(writer, guest, settings)
+            sender = _PageSender(guest, writer, sink, source, pool, progress, settings.workers)
+            if settings.live:
+                _send_live(sender, source, settings.limits, report)
+            progress.phase("suspending the domain")
+            suspended_at = time.monotonic()
+            guest.suspend()
+            report.suspend_s = time.monotonic() - suspended_at
+            report.rounds.append(sender.send_round(number=len(report.rounds), final=True))
+            for record in guest.end_records():
+                writer.record(record)
+            writer.end()
+        with shield():
+            source.close()
+    except BaseException:
+        with shield():
+            source.close()
+            guest.resume()
+        raise
+    report.downtime_s = time.monotonic() - suspended_at
+    report.total_s = time.monotonic() - started
+    report.stream_bytes = sink.offset - begun_at
+    report.pages_sent = sum(one.sent_pages for one in report.rounds)
+    return report
+
+
+def _dirty_source(guest: SaveGuest, settings: SaveSettings) -> DirtySource:
+    """The hypervisor's record where it can be had, content digests elsewhere."""
+    if not settings.live:
+        return EverythingOnce(guest.nr_pfns)
+    if settings.dirty == "digest":
+        return DigestSource(guest.nr_pfns)
+    try:
+        return LogDirtySource(guest)
+    except LogDirtyUnavailable:
+        if settings.dirty == "log":
+            raise
+        return DigestSource(guest.nr_pfns)
+
+
+def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -> None:
+    if settings.provenance is not None:
+        writer.record(Provenance(settings.provenance))
+    for record in guest.static_records():
+        writer.record(record)
+    writer.record(StaticDataEnd())
+    for record in guest.memory_records():
+        writer.record(record)
+
+
+def _send_live(sender: _PageSender, source: DirtySource, limits: Limits, report: SaveReport) -> None:
+    """Rounds while the domain runs, until the policy says that the rest is best sent suspended."""
+    while True:
+        sent = sender.send_round(number=len(report.rounds), final=False)
+        stats = RoundStats(sent.number, sent.sent_pages, source.known_dirty(), sent.seconds)
+        report.rounds.append(stats)
+        if decide(report.rounds, limits) is Decision.STOP:
+            return
+
+
+class _PageSender:
+    """Sends rounds of pages: read, select and encode on workers, write in order on this thread."""
+
+    def __init__(
+        self,
+        guest: SaveGuest,
+        writer: LibxcWriter,
+        sink: ByteSink,
+        source: DirtySource,
+        pool: ThreadPoolExecutor,
+        progress: Progress,
+        workers: int,
+    ) -> None:
+        self._guest = guest
+        self._writer = writer
+        self._sink = sink
+        self._source = source
+        self._pool = pool
+        self._progress = progress
+        self._depth = workers + AHEAD - 1
+        self._was_sent = np.zeros(guest.nr_pfns, dtype=bool)
+        self._deferred: list[U64] = []
+
+    def send_round(self, *, number: int, final: bool) -> RoundStats:
+        """One round. Pages that could not be read in a round are read again in the next."""
+        started = time.monotonic()
+        pfns = self._source.start_round(final=final)
+        if self._deferred:
+            pfns = np.union1d(pfns, np.concatenate(self._deferred))
+            self._deferred = []
+        self._progress.round(number, len(pfns), final=final)
+        sent = 0
+
+        def read(some: U64) -> PageBatch:
+            return self._source.select(self._guest.read_pages(some, final=final))
+
+        with ahead(self._pool, read, _batches(pfns), depth=self._depth) as batches:
+            for batch, asked in zip(batches, _batches(pfns), strict=True):
+                with batch:
+                    sent += self._write(batch)
+                if len(batch.deferred):
+                    self._deferred.append(batch.deferred)
+                self._progress.pages(len(asked), self._sink.offset)
+        self._guest.check_layout()
+        return RoundStats(number, sent, 0 if final else None, time.monotonic() - started)
+
+    def _write(self, batch: PageBatch) -> int:
+        """Write one batch as one PAGE_DATA record: how many pages of data it had.
+
+        A pfn without memory is only told when it had some before: holes cost nothing.
+        """
+        told = (batch.types != PageType.XTAB) | self._was_sent[batch.pfns]
+        pfns = batch.pfns[told]
+        if not len(pfns):
+            return 0
+        self._writer.page_data(entries_of(pfns, batch.types[told]), batch.pages)
+        self._was_sent[batch.pfns[batch.with_data]] = True
+        return batch.nr_data
+
+
+def _batches(pfns: U64) -> Iterator[U64]:
+    for start in range(0, len(pfns), BATCH_PFNS):
+        yield pfns[start : start + BATCH_PFNS]

@@ -1,0 +1,1 @@
+"""Domains as the engine sees them: ports, and what differs by guest kind."""

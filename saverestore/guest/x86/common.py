@@ -1,0 +1,75 @@
+"""What all x86 domains share: CPU policy and time stamp counter records, and the handles they need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyxc import DomainInfo, ForeignMemory, Xen, XenError, XenStore, cpu
+from saverestore.errors import ImageError
+from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy, X86TscInfo
+
+
+@dataclass(frozen=True)
+class Handles:
+    """The libraries' handles, opened once and shared by everything that works on a domain."""
+
+    xen: Xen
+    memory: ForeignMemory
+    store: XenStore
+
+
+def policy_records(xen: Xen, domid: int) -> list[Record]:
+    """X86_CPUID_POLICY and X86_MSR_POLICY, each only when there is anything in it."""
+    leaves, msrs = cpu.cpu_policy(xen, domid)
+    records: list[Record] = []
+    if leaves:
+        records.append(X86CpuidPolicy(leaves))
+    if msrs:
+        records.append(X86MsrPolicy(msrs))
+    return records
+
+
+def tsc_record(xen: Xen, domid: int) -> X86TscInfo:
+    """X86_TSC_INFO."""
+    tsc = cpu.tsc_info(xen, domid)
+    return X86TscInfo(mode=tsc.mode, khz=tsc.khz, nsec=tsc.elapsed_ns, incarnation=tsc.incarnation)
+
+
+class CommonRestore:
+    """The part of a restore that is the same for PV and HVM: CPU policy and time stamp counter."""
+
+    def __init__(self, handles: Handles, info: DomainInfo) -> None:
+        self._xen = handles.xen
+        self._memory = handles.memory
+        self._domid = info.domid
+        self._info = info
+        self._leaves = b""
+        self._msrs = b""
+
+    def take_common(self, record: Record) -> bool:
+        """Take a record that any x86 domain may have; whether it was one."""
+        if isinstance(record, X86CpuidPolicy):
+            self._leaves = record.leaves
+        elif isinstance(record, X86MsrPolicy):
+            self._msrs = record.entries
+        elif isinstance(record, X86TscInfo):
+            cpu.set_tsc_info(
+                self._xen,
+                self._domid,
+                cpu.TscInfo(record.mode, record.khz, record.nsec, record.incarnation),
+            )
+        else:
+            return False
+        return True
+
+    def static_data_done(self) -> None:
+        """Give the domain the CPU policy of the image. Without one it keeps this host's default."""
+        if not self._leaves and not self._msrs:
+            return
+        try:
+            cpu.set_cpu_policy(self._xen, self._domid, self._leaves, self._msrs)
+        except XenError as error:
+            raise ImageError(
+                f"the image needs a CPU that this host cannot give: {error.detail or error}; "
+                "restore it on a host with the features of the one it was saved on"
+            ) from error

@@ -1,0 +1,204 @@
+"""PVH domains (HVM in the stream): guest frames are pfns, so pages pass untouched."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+
+from pyxc import DomainInfo, Mapping, XenError, cpu
+from pyxc import memory as xen_memory
+from saverestore.errors import ImageError
+from saverestore.guest.ports import (
+    U8,
+    U64,
+    Channels,
+    LogDirty,
+    LogDirtyUnavailable,
+    PageBatch,
+    PageWindow,
+    RestoredPages,
+)
+from saverestore.guest.x86 import layout
+from saverestore.guest.x86.common import CommonRestore, Handles, policy_records, tsc_record
+from saverestore.guest.x86.grants import seed_grant_table
+from saverestore.guest.x86.pages import MappedBatch, MappedWindow, Populated, map_for_save
+from saverestore.guest.x86.suspend import Suspender
+from saverestore.stream.layout import DomainType, PageType, has_data
+from saverestore.stream.records import HvmContext, HvmParams, Record
+
+SUPERPAGE_ORDER = 9
+SUPERPAGE_PFNS = 1 << SUPERPAGE_ORDER
+
+
+def open_log_dirty(handles: Handles, domid: int, nr_pfns: int) -> LogDirty:
+    """The hypervisor's log-dirty for any x86 domain; its refusals in words."""
+    try:
+        return xen_memory.LogDirty(handles.xen, domid, nr_pfns)
+    except XenError as error:
+        reasons = {
+            errno.EOPNOTSUPP: "this Xen is built without shadow paging, which a PV guest needs for it",
+            errno.EINVAL: "it is in use already, or the domain has a passed-through device",
+            errno.ENOMEM: "Xen has too little free memory for it",
+        }
+        why = reasons.get(error.errno or 0, str(error))
+        raise LogDirtyUnavailable(f"domain {domid}: Xen cannot log dirty pages: {why}") from error
+
+
+class HvmSave:
+    """Reads a running or suspended PVH domain. See SaveGuest."""
+
+    domain_type = DomainType.X86_HVM
+
+    def __init__(self, handles: Handles, info: DomainInfo, suspender: Suspender) -> None:
+        self._handles = handles
+        self._domid = info.domid
+        self._suspender = suspender
+        version = handles.xen.version()
+        self.xen_version = (version.major, version.minor)
+        self.nr_pfns = xen_memory.nr_gpfns(handles.xen, info.domid)
+        self.populated_pages = info.tot_pages
+
+    def static_records(self) -> list[Record]:
+        """The CPU policy."""
+        return policy_records(self._handles.xen, self._domid)
+
+    def memory_records(self) -> list[Record]:
+        """None: pfns are guest frames."""
+        return []
+
+    def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
+        """Map these pages. See SaveGuest."""
+        types = xen_memory.page_types(self._handles.xen, self._domid, pfns)
+        wanted = has_data(types)
+        mapping, lost = map_for_save(self._handles, self._domid, pfns[wanted], pfns[wanted], final=final)
+        if mapping is None:
+            return MappedBatch.without_data(pfns, types)
+        dropped = np.zeros(len(pfns), dtype=bool)
+        dropped[wanted] = lost
+        kept = ~dropped
+        none_staged = np.zeros(len(lost), dtype=bool)
+        return MappedBatch(
+            pfns[kept],
+            types[kept],
+            mapping,
+            staged=None,
+            is_staged=none_staged,
+            lost=lost,
+            deferred=pfns[dropped],
+        )
+
+    def check_layout(self) -> None:
+        """Nothing that could move."""
+
+    def open_log_dirty(self) -> LogDirty:
+        """Nested paging has it."""
+        return open_log_dirty(self._handles, self._domid, self.nr_pfns)
+
+    def suspend(self) -> None:
+        """See Suspender."""
+        self._suspender.suspend()
+
+    def resume(self) -> None:
+        """See Suspender."""
+        self._suspender.resume()
+
+    def end_records(self) -> list[Record]:
+        """TSC, parameters, context: in this order, which every reader takes."""
+        params = ((i, cpu.hvm_param(self._handles.xen, self._domid, i)) for i in layout.SAVED_HVM_PARAMS)
+        return [
+            tsc_record(self._handles.xen, self._domid),
+            HvmParams(tuple((index, value) for index, value in params if value)),
+            HvmContext(cpu.hvm_context(self._handles.xen, self._domid)),
+        ]
+
+    def close(self) -> None:
+        """Nothing is kept mapped."""
+
+
+class HvmRestore(CommonRestore):
+    """Fills a fresh PVH domain. See RestoreGuest."""
+
+    def __init__(self, handles: Handles, info: DomainInfo) -> None:
+        super().__init__(handles, info)
+        self._populated = Populated()
+        self._params: dict[int, int] = {}
+        self._context: bytes | None = None
+
+    def take(self, record: Record) -> None:
+        """Apply a record; the context is kept until `complete`."""
+        if self.take_common(record):
+            return
+        if isinstance(record, HvmParams):
+            self._set_params(record)
+        elif isinstance(record, HvmContext):
+            self._context = record.context
+        else:
+            raise ImageError(f"a {type(record).__name__} record does not belong into an HVM image")
+
+    def _set_params(self, record: HvmParams) -> None:
+        cleared = (
+            layout.HVM_PARAM_STORE_PFN,
+            layout.HVM_PARAM_CONSOLE_PFN,
+            layout.HVM_PARAM_IOREQ_PFN,
+            layout.HVM_PARAM_BUFIOREQ_PFN,
+        )
+        for index, value in record.params:
+            if index == layout.HVM_PARAM_PAE_ENABLED:
+                continue  # obsolete: older senders used it to pass on what CPUID says
+            if index in cleared:
+                # Rings start empty: what was in flight belongs to backends that are gone.
+                xen_memory.clear_page(self._xen, self._domid, value)
+            cpu.set_hvm_param(self._xen, self._domid, index, value)
+            self._params[index] = value
+
+    def write_pages(self, pfns: U64, types: U8) -> PageWindow:
+        """Populate (2 MiB at a time where the image fills them) and map. See RestoreGuest."""
+        wants_memory = (types != PageType.XTAB) & (types != PageType.BROKEN)
+        self._populate(self._populated.take_new(pfns[wants_memory]))
+        mapping = self._map(pfns[has_data(types)])
+        return MappedWindow(mapping)
+
+    def _populate(self, new: U64) -> None:
+        """Give memory to these pfns, sorted or not, none of which has any."""
+        if not len(new):
+            return
+        new = np.sort(new)
+        heads = new[new % SUPERPAGE_PFNS == 0]
+        at = np.searchsorted(new, heads)
+        ends = at + SUPERPAGE_PFNS - 1
+        inside = ends < len(new)
+        whole = heads[inside][new[ends[inside]] == heads[inside] + np.uint64(SUPERPAGE_PFNS - 1)]
+        if len(whole):
+            # Without these the guest would lose its 2 MiB pages. Fragmented hosts may not have them: then small.
+            given = xen_memory.try_populate(self._xen, self._domid, whole, order=SUPERPAGE_ORDER)
+            large = np.add.outer(whole[:given], np.arange(SUPERPAGE_PFNS, dtype=np.uint64)).reshape(-1)
+            new = new[~np.isin(new, large, assume_unique=True)]
+        if len(new):
+            xen_memory.populate(self._xen, self._domid, new)
+
+    def _map(self, pfns: U64) -> Mapping | None:
+        return self._memory.map(self._domid, pfns, writable=True) if len(pfns) else None
+
+    def complete(self, channels: Channels) -> RestoredPages:
+        """Set event channels and the hypervisor's context; grant the rings to their backends."""
+        missing = {layout.HVM_PARAM_STORE_PFN, layout.HVM_PARAM_CONSOLE_PFN} - self._params.keys()
+        if missing:
+            raise ImageError(f"the image lacks HVM parameters {sorted(missing)}: no xenstore or console page")
+        if self._context is None:
+            raise ImageError("the image has no HVM_CONTEXT record: no processor state")
+        cpu.set_hvm_param(self._xen, self._domid, layout.HVM_PARAM_STORE_EVTCHN, channels.store_port)
+        cpu.set_hvm_param(self._xen, self._domid, layout.HVM_PARAM_CONSOLE_EVTCHN, channels.console_port)
+        try:
+            cpu.set_hvm_context(self._xen, self._domid, self._context)
+        except XenError as error:
+            raise ImageError(f"Xen refused the image's HVM context: {error}") from error
+        pages = RestoredPages(
+            store_gfn=self._params[layout.HVM_PARAM_STORE_PFN],
+            console_gfn=self._params[layout.HVM_PARAM_CONSOLE_PFN],
+        )
+        seed_grant_table(self._memory, self._domid, pages)
+        return pages
+
+    def close(self) -> None:
+        """Nothing is kept mapped."""

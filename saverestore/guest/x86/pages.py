@@ -1,0 +1,123 @@
+"""Batches of a real domain's pages, mapped: out of it and into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pyxc import Mapping, XenError
+from saverestore.errors import DomainError
+from saverestore.guest.ports import U8, U64, Bool, PageBatch, gather_runs
+from saverestore.guest.x86.common import Handles
+
+
+class MappedBatch(PageBatch):
+    """Pages in a domain's own memory; those with a private copy (`staged`) are taken from there."""
+
+    def __init__(
+        self,
+        pfns: U64,
+        types: U8,
+        mapping: Mapping,
+        *,
+        staged: U8 | None,
+        is_staged: Bool,
+        lost: Bool,
+        deferred: U64,
+    ) -> None:
+        self._mapping: Mapping | None = mapping
+        copies = memoryview(b"") if staged is None else staged.reshape(-1).data
+        super().__init__(pfns, types, gather_runs(mapping.buffer, copies, is_staged, lost), deferred)
+
+    @staticmethod
+    def without_data(pfns: U64, types: U8, deferred: U64 | None = None) -> PageBatch:
+        """A batch in which no pfn has data."""
+        return PageBatch(pfns, types, [], np.empty(0, dtype=np.uint64) if deferred is None else deferred)
+
+    def close(self) -> None:
+        """Unmap."""
+        self.pages = []
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None
+
+
+def map_for_save(
+    handles: Handles, domid: int, frames: U64, pfns: U64, *, final: bool
+) -> tuple[Mapping | None, Bool]:
+    """Map frames read-only, in order: (mapping or None when there are none, which could not be mapped).
+
+    A page may be ballooned out between the question for its type and now. The domain being suspended
+    (`final`), that cannot be: DomainError with the pfn.
+    """
+    if not len(frames):
+        return None, np.zeros(0, dtype=bool)
+    mapping = handles.memory.map(domid, frames, partial=True)
+    lost = mapping.errors != 0
+    if final and lost.any():
+        first = int(np.flatnonzero(lost)[0])
+        error = XenError("xenforeignmemory_map", abs(int(mapping.errors[first])), domid=domid)
+        mapping.close()
+        raise DomainError(f"domain {domid}: pfn {int(pfns[first]):#x} cannot be mapped: {error}")
+    return mapping, lost
+
+
+class Populated:
+    """Which pfns of a domain being restored have been given memory."""
+
+    def __init__(self) -> None:
+        self._has_memory = np.zeros(0, dtype=bool)
+
+    def take_new(self, pfns: U64) -> U64:
+        """Those of `pfns` (each once) that have no memory yet, in order; from now on they count as having."""
+        if not len(pfns):
+            return pfns
+        highest = int(pfns.max())
+        if highest >= len(self._has_memory):
+            # Twice as much each time, so that a growing domain costs no quadratic copying.
+            grown = np.zeros(max(highest + 1, 2 * len(self._has_memory)), dtype=bool)
+            grown[: len(self._has_memory)] = self._has_memory
+            self._has_memory = grown
+        new = pfns[~self._has_memory[pfns]]
+        self._has_memory[new] = True
+        return new
+
+
+class MappedWindow:
+    """Pages of a domain, mapped writable, to be read into. See PageWindow.
+
+    `staged` pages are read into a private copy instead; `finish` gets the whole mapping once all is there.
+    """
+
+    def __init__(
+        self,
+        mapping: Mapping | None,
+        *,
+        staged: U8 | None = None,
+        is_staged: Bool | None = None,
+        finish: Callable[[Mapping], None] | None = None,
+    ) -> None:
+        self._mapping = mapping
+        self._finish = finish
+        self.buffers: Sequence[memoryview] = []
+        if mapping is None:
+            return
+        if staged is None or is_staged is None:
+            self.buffers = [mapping.buffer]
+        else:
+            none_lost = np.zeros(len(is_staged), dtype=bool)
+            copies = staged.reshape(-1).data
+            self.buffers = gather_runs(mapping.buffer, copies, is_staged, none_lost)
+
+    def commit(self) -> None:
+        """Bring staged pages into the domain's form and copy them in."""
+        if self._mapping is not None and self._finish is not None:
+            self._finish(self._mapping)
+
+    def close(self) -> None:
+        """Unmap. Twice is fine."""
+        self.buffers = []
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None

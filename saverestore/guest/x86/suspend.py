@@ -1,0 +1,152 @@
+"""Asking a guest to suspend itself, waiting for it, and letting it go on (xen-notes: libxl_dom_suspend.c).
+
+running ──request──▶ asked ──guest's ack──▶ acknowledged ──shutdown(suspend)──▶ suspended ──resume──▶ running
+                       │ no ack: the request is taken back                        (only what we suspended)
+                       ▼
+                    running
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import time
+
+from pyxc import EventChannels, Xen, XenError, XenStore
+from saverestore.errors import DomainError
+
+LOG = logging.getLogger(__name__)
+
+ACKNOWLEDGE_TIMEOUT_S = 60.0
+SUSPEND_TIMEOUT_S = 60.0
+POLL_S = 0.1
+
+REQUEST = "suspend"
+
+
+class Suspender:
+    """Suspends one domain and resumes it. Waits can be interrupted; `resume` then puts things right."""
+
+    def __init__(self, xen: Xen, store: XenStore, domid: int, *, timeout_s: float | None = None) -> None:
+        self._xen = xen
+        self._store = store
+        self._domid = domid
+        self._path = f"/local/domain/{domid}"
+        self._ack_timeout_s = timeout_s or ACKNOWLEDGE_TIMEOUT_S
+        self._suspend_timeout_s = timeout_s or SUSPEND_TIMEOUT_S
+        self._asked = False
+
+    def suspend(self) -> None:
+        """Return once the domain is shut down with reason "suspend".
+
+        DomainError when it does not answer (the request has been taken back), or stops for another reason.
+        """
+        port = self._store.read(f"{self._path}/device/suspend/event-channel")
+        token = f"pysave-suspend-{self._domid}"
+        self._store.watch("@releaseDomain", token)
+        try:
+            self._asked = True
+            if port and port.strip().isdigit():
+                self._suspend_by_event(int(port))
+            else:
+                self._suspend_by_store()
+        finally:
+            self._store.unwatch("@releaseDomain", token)
+
+    def resume(self) -> None:
+        """Make the domain run as before `suspend` was called; nothing when it never was."""
+        if not self._asked:
+            return
+        if not self._xen.domain(self._domid).shutdown and not self._withdraw():
+            # The guest has taken the request but not yet stopped: it will, and nobody else would wake it.
+            LOG.info("domain %d is about to suspend: waiting, to resume it", self._domid)
+            self._wait_for_shutdown(self._suspend_timeout_s)
+        info = self._xen.domain(self._domid)
+        if info.suspended:
+            self._xen.resume(self._domid)
+            self._store.resume_domain(self._domid)
+        self._asked = False
+
+    # ---- the two ways of asking ------------------------------------------------------------------
+
+    def _suspend_by_event(self, remote_port: int) -> None:
+        with EventChannels() as events:
+            port = events.bind_interdomain(self._domid, remote_port)
+            self._xen.subscribe_for_suspend(self._domid, port)
+            events.notify(port)
+            if not self._wait_for_shutdown(self._suspend_timeout_s):
+                raise DomainError(
+                    f"domain {self._domid} did not suspend within {self._suspend_timeout_s:.0f} s of the event "
+                    "on its suspend channel; it goes on running"
+                )
+
+    def _suspend_by_store(self) -> None:
+        control = f"{self._path}/control/shutdown"
+        if self._store.read(f"{self._path}/control/feature-suspend") == "0":
+            raise DomainError(
+                f"domain {self._domid} says that it cannot suspend (control/feature-suspend is 0)"
+            )
+        self._store.write(control, REQUEST)
+        deadline = time.monotonic() + self._ack_timeout_s
+        # The guest answers by emptying the node before it suspends.
+        while self._store.read(control) == REQUEST:
+            if self._stopped():
+                return
+            if time.monotonic() > deadline:
+                if self._withdraw():
+                    raise DomainError(
+                        f"domain {self._domid} did not answer the request to suspend within "
+                        f"{self._ack_timeout_s:.0f} s; the request was taken back and it goes on running"
+                    )
+                break
+            self._wait_for_event(POLL_S)
+        if not self._wait_for_shutdown(self._suspend_timeout_s):
+            raise DomainError(
+                f"domain {self._domid} took the request to suspend but did not within "
+                f"{self._suspend_timeout_s:.0f} s; see its console"
+            )
+
+    def _withdraw(self) -> bool:
+        """Take the request back unless the guest has it already; whether that came in time."""
+        control = f"{self._path}/control/shutdown"
+        while True:
+            try:
+                with self._store.transaction() as transaction:
+                    if transaction.read(control) != REQUEST:
+                        return False
+                    transaction.write(control, "")
+            except XenError as error:
+                if error.errno == errno.EAGAIN:
+                    continue
+                raise
+            self._asked = False
+            return True
+
+    # ---- waiting ---------------------------------------------------------------------------------
+
+    def _stopped(self) -> bool:
+        info = self._xen.domain(self._domid)
+        if info.dying:
+            raise DomainError(f"domain {self._domid} is being destroyed")
+        if info.shutdown and not info.suspended:
+            raise DomainError(
+                f"domain {self._domid} stopped instead of suspending (shutdown reason {info.shutdown_reason})"
+            )
+        return info.suspended
+
+    def _wait_for_shutdown(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not self._stopped():
+            if time.monotonic() > deadline:
+                return False
+            self._wait_for_event(POLL_S)
+        return True
+
+    def _wait_for_event(self, timeout_s: float) -> None:
+        """Until a watch fires, at most `timeout_s`. The watch only shortens the wait; polling decides."""
+        poll = select.poll()
+        poll.register(self._store.fileno(), select.POLLIN)
+        if poll.poll(timeout_s * 1000):
+            while self._store.take_watch_event() is not None:
+                pass

@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM as one exception, at moments when it can be taken back.
+
+Work that may be given up at any point runs as it is: the signal raises `Interrupted` in the main thread. Steps
+that must not be cut in two (a domain has been created but its number not yet noted; a guest is being resumed)
+run in `shield()`, which holds the signal back until they are done. Only the first signal raises: by the
+second, what was begun is being undone already.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from saverestore.errors import Interrupted
+
+
+class _State:
+    def __init__(self) -> None:
+        self.depth = 0
+        self.pending: str | None = None
+        self.raised = False
+
+
+_state = _State()
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    if _state.raised:
+        return
+    if _state.depth:
+        _state.pending = name
+        return
+    _state.raised = True
+    raise Interrupted(f"interrupted by {name}")
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted` inside this block; as before afterwards."""
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    _state.__init__()  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def shield() -> Iterator[None]:
+    """Hold signals back inside this block; one that came is raised at its end, unless that raises itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals only ever reach the main thread
+        return
+    _state.depth += 1
+    try:
+        yield
+    finally:
+        _state.depth -= 1
+    if _state.pending and not _state.depth and not _state.raised:
+        _state.raised = True
+        raise Interrupted(f"interrupted by {_state.pending}")

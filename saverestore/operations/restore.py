@@ -1,0 +1,165 @@
+"""Restoring one image into one fresh domain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from saverestore.engine import restore as engine
+from saverestore.engine.progress import Progress, RestoreReport
+from saverestore.errors import DomainError, ImageError, TransportError
+from saverestore.guest.ports import RestoreGuest
+from saverestore.guest.x86.common import Handles
+from saverestore.guest.x86.hvm import HvmRestore
+from saverestore.guest.x86.pv import PvRestore
+from saverestore.interrupts import shield
+from saverestore.operations.save import open_handles
+from saverestore.stream.layout import DomainType
+from saverestore.stream.libxl import LibxlReader, LibxlRecordType
+from saverestore.stream.reader import LibxcReader
+from saverestore.stream.xl import XlHeader
+from saverestore.toolstack import bare, config, domains
+from saverestore.toolstack.bare import FreshDomain
+from saverestore.toolstack.config import GuestConfig
+from saverestore.transport.base import ByteSource
+from saverestore.transport.fd import FdSource
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """What `pyrestore` was asked for."""
+
+    image: str
+    paused: bool = False
+    name: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The domain that came of it."""
+
+    domid: int
+    name: str
+    report: RestoreReport
+
+
+def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
+    """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none."""
+    with _open_image(request.image) as source:
+        # The image first: what is wrong with it can be told on any machine.
+        guest_config = _read_config(source, request)
+        stream = LibxlReader(source)
+        _expect(stream, source, LibxlRecordType.LIBXC_CONTEXT)
+        reader = LibxcReader(source)
+        _check_kind(guest_config, reader)
+        with open_handles() as handles:
+            domains.check_free(handles, guest_config.name, guest_config.uuid)
+            bare.check_memory(handles, guest_config)
+            progress.phase(f"creating {guest_config.name}")
+            with shield():
+                fresh = bare.create(handles, guest_config)
+                undo = _Undo(handles, fresh, guest_config)
+            with undo:
+                report = _fill(handles, fresh, guest_config, reader, source, progress)
+                _expect(stream, source, LibxlRecordType.END)
+                if not request.paused:
+                    handles.xen.unpause(fresh.domid)
+                undo.keep()
+            return Restored(fresh.domid, guest_config.name, report)
+
+
+class _Undo:
+    """Destroys the fresh domain at the end of the block unless `keep` was called."""
+
+    def __init__(self, handles: Handles, fresh: FreshDomain, guest_config: GuestConfig) -> None:
+        self._handles = handles
+        self._fresh = fresh
+        self._config = guest_config
+        self._kept = False
+
+    def keep(self) -> None:
+        """The domain is whole: leave it."""
+        self._kept = True
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if not self._kept:
+            with shield():
+                bare.destroy(self._handles, self._fresh.domid, self._config.uuid)
+
+
+@contextmanager
+def _open_image(image: str) -> Iterator[ByteSource]:
+    if image == STDIN:
+        yield FdSource(0, "standard input")
+        return
+    try:
+        descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise TransportError(f"cannot read {image}: {error.strerror}") from error
+    with FdSource(descriptor, image) as source:
+        yield source
+
+
+def _read_config(source: ByteSource, request: RestoreRequest) -> GuestConfig:
+    header = XlHeader.read(source)
+    if header.config is None:
+        raise ImageError(f"{source.name} has no domain configuration: it cannot be restored without one")
+    guest_config = config.parse(header.config)
+    if guest_config.devices and not request.force:
+        raise DomainError(
+            f"{guest_config.name} has devices that this version cannot bring back: "
+            f"{', '.join(guest_config.devices)}; nothing was done (--force restores it without them; "
+            "'xl restore' brings them back)"
+        )
+    return guest_config.replaced(name=request.name) if request.name else guest_config
+
+
+def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:
+    """The configuration and the stream must speak of the same kind of domain, one that we can restore."""
+    if guest_config.kind == "hvm":
+        raise DomainError(
+            f"{guest_config.name} is an HVM domain with a device model, which cannot be restored yet; "
+            "use 'xl restore'"
+        )
+    wanted = DomainType.X86_PV if guest_config.kind == "pv" else DomainType.X86_HVM
+    if reader.domain.type != wanted:
+        raise ImageError(
+            f"the configuration says {guest_config.kind}, the stream holds an {reader.domain.type.name} domain"
+        )
+
+
+def _fill(
+    handles: Handles,
+    fresh: FreshDomain,
+    guest_config: GuestConfig,
+    reader: LibxcReader,
+    source: ByteSource,
+    progress: Progress,
+) -> RestoreReport:
+    info = handles.xen.domain(fresh.domid)
+    guest: RestoreGuest = (
+        PvRestore(handles, info) if reader.domain.type == DomainType.X86_PV else HvmRestore(handles, info)
+    )
+    try:
+        pages, report = engine.restore(reader, source, guest, fresh.channels, progress)
+    finally:
+        guest.close()
+    bare.introduce(handles, fresh, guest_config, pages)
+    return report
+
+
+def _expect(stream: LibxlReader, source: ByteSource, wanted: LibxlRecordType) -> None:
+    record = stream.next()
+    if record.type != wanted:
+        raise ImageError(
+            f"{source.name}: a libxl record {record.type.name} where {wanted.name} belongs",
+            offset=record.offset,
+        )

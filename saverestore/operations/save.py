@@ -1,0 +1,198 @@
+"""Saving one domain into one image: preflight, engine, and what becomes of the domain."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import saverestore
+from pyxc import ForeignMemory, Xen, XenStore
+from saverestore.engine import save as engine
+from saverestore.engine.progress import Progress, SaveReport
+from saverestore.errors import DomainError, TransportError, UsageError
+from saverestore.guest.ports import SaveGuest
+from saverestore.guest.x86.common import Handles
+from saverestore.guest.x86.hvm import HvmSave
+from saverestore.guest.x86.pv import PvSave
+from saverestore.guest.x86.suspend import Suspender
+from saverestore.interrupts import shield
+from saverestore.stream.libxl import LibxlWriter
+from saverestore.stream.xl import XlHeader
+from saverestore.toolstack import bare, domains
+from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.domains import Domain
+from saverestore.transport.base import ByteSink
+from saverestore.transport.fd import FdSink
+from saverestore.transport.newfile import NewFile
+
+LOG = logging.getLogger(__name__)
+
+STDOUT = "-"
+
+
+class Afterwards(Enum):
+    """What becomes of the domain once its image is safe."""
+
+    DESTROY = "destroyed"
+    RUN = "running"
+    PAUSE = "paused"
+
+
+@dataclass(frozen=True)
+class SaveRequest:
+    """What `pysave` was asked for."""
+
+    domain: str
+    image: str
+    afterwards: Afterwards = Afterwards.DESTROY
+    live: bool = False
+    dirty: str = "auto"
+    plain: bool = False
+    overwrite: bool = False
+    force: bool = False
+
+
+@contextmanager
+def open_handles() -> Iterator[Handles]:
+    """Everything a save or restore needs of Xen, opened once."""
+    with Xen() as xen, ForeignMemory() as memory, XenStore() as store:
+        yield Handles(xen, memory, store)
+
+
+def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
+    """Save a domain. The image is complete and on the disk before the domain is destroyed.
+
+    On any error the image does not exist, and the domain runs as before.
+    """
+    with open_handles() as handles:
+        domain = domains.find(handles, request.domain)
+        domains.check_can_be_saved(domain)
+        _check_devices(handles, domain, request)
+        config = domains.config_of(handles, domain)
+        guest = _guest_of(handles, domain)
+        try:
+            with _destination(request) as (sink, file):
+                _check_room(file, guest, domain)
+                report = _write_image(guest, sink, config, request, domain, progress)
+                _finish(handles, domain, guest, file, request)
+        finally:
+            with shield():
+                guest.close()
+        return report
+
+
+def _check_devices(handles: Handles, domain: Domain, request: SaveRequest) -> None:
+    devices = domains.devices_of(handles.store, domain.domid)
+    if not devices:
+        return
+    told = f"{domain} has devices that this version cannot bring back: {', '.join(devices)}"
+    if not request.force:
+        raise DomainError(f"{told}; nothing was done (--force saves it all the same, for 'xl restore')")
+    LOG.warning("%s; saved all the same, as --force says", told)
+
+
+def _guest_of(handles: Handles, domain: Domain) -> SaveGuest:
+    kind = domains.kind_of(handles, domain.info)
+    suspender = Suspender(handles.xen, handles.store, domain.domid)
+    if kind == "pv":
+        return PvSave(handles, domain.info, suspender)
+    if kind == "pvh":
+        return HvmSave(handles, domain.info, suspender)
+    raise DomainError(
+        f"{domain} is an HVM domain with a device model, which cannot be saved yet; use 'xl save'"
+    )
+
+
+@contextmanager
+def _destination(request: SaveRequest) -> Iterator[tuple[ByteSink, NewFile | None]]:
+    """The sink to write to, and the file it belongs to where there is one."""
+    if request.image == STDOUT:
+        yield FdSink(1, "standard output"), None
+        return
+    path = Path(request.image)
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}")
+    with NewFile(path, overwrite=request.overwrite) as file:
+        yield file.sink, file
+
+
+def _check_room(file: NewFile | None, guest: SaveGuest, domain: Domain) -> None:
+    """Before the guest is touched: does the file system have room for it?"""
+    free = file.free_bytes() if file else None
+    if free is None or file is None:
+        return
+    needed = guest.populated_pages * (4096 + 8) + (1 << 20)
+    if needed > free:
+        raise TransportError(
+            f"{domain} needs about {needed >> 20} MiB, the file system of {file.path} has {free >> 20} MiB free; "
+            "nothing was done"
+        )
+
+
+def _write_image(
+    guest: SaveGuest,
+    sink: ByteSink,
+    config: GuestConfig,
+    request: SaveRequest,
+    domain: Domain,
+    progress: Progress,
+) -> SaveReport:
+    """xl's header, libxl's stream around libxc's. The guest is suspended afterwards; on error it runs."""
+    settings = engine.SaveSettings(
+        live=request.live,
+        dirty=request.dirty,
+        provenance=None if request.plain else _provenance(request, domain),
+    )
+    try:
+        XlHeader.write(sink, config.to_json())
+        stream = LibxlWriter(sink)
+        stream.libxc_context()
+        report = engine.save(guest, sink, settings, progress)
+        stream.end()
+    except BaseException:
+        with shield():
+            guest.resume()
+        raise
+    return report
+
+
+def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
+    return {
+        "tool": "pysave",
+        "version": saverestore.__version__,
+        "host": socket.gethostname(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "domain": {"name": domain.name, "uuid": str(domain.info.uuid), "domid": domain.domid},
+        "options": {
+            "live": request.live,
+            "dirty": request.dirty,
+            "afterwards": request.afterwards.value,
+        },
+    }
+
+
+def _finish(
+    handles: Handles, domain: Domain, guest: SaveGuest, file: NewFile | None, request: SaveRequest
+) -> None:
+    """The image is written: make it durable, then do with the domain what was asked."""
+    try:
+        if file is not None:
+            file.commit()
+    except BaseException:
+        with shield():
+            guest.resume()
+        raise
+    with shield():  # the image is safe: from here on the request is carried out, not given up
+        if request.afterwards is Afterwards.DESTROY:
+            guest.close()
+            bare.destroy(handles, domain.domid, domain.info.uuid)
+            return
+        if request.afterwards is Afterwards.PAUSE:
+            handles.xen.pause(domain.domid)
+        guest.resume()

@@ -1,0 +1,1 @@
+"""Domains as a toolstack knows them: finding, describing, creating and destroying them."""

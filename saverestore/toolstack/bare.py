@@ -1,0 +1,268 @@
+"""The bare toolstack: domains by libxenctrl and xenstore alone, without devices but the console.
+
+What it makes is what `xl` expects of a domain: `xl list`, `xl console`, `xl save` and `xl destroy` work on it.
+No `xl` process watches it, so nothing restarts it when it powers off or crashes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+import uuid
+from dataclasses import dataclass
+
+from pyxc import XenError, cpu
+from pyxc.control import DomainConfig
+from pyxc.store import Permission, Transaction
+from saverestore.errors import DomainError
+from saverestore.guest.ports import Channels, RestoredPages
+from saverestore.guest.x86.common import Handles
+from saverestore.guest.x86.layout import HVM_PARAM_TIMER_MODE
+from saverestore.interrupts import shield
+from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.domains import userdata_path
+
+SLACK_KIB = 1024
+"""More than its target that a domain may have, as libxl allows (LIBXL_MAXMEM_CONSTANT)."""
+
+HYPERVISOR_OVERHEAD_KIB = 4096
+"""What Xen itself needs for a domain besides its memory and paging pool; a generous guess."""
+
+DOM0 = 0
+EMULATE_LAPIC = 1 << 0  # XEN_X86_EMU_LAPIC: all that a PVH domain has
+MSR_RELAXED = 1 << 0  # XEN_X86_MSR_RELAXED
+
+CONSOLE_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FreshDomain:
+    """A domain just created: empty, paused, known to nobody but Xen and xenstore."""
+
+    domid: int
+    channels: Channels
+
+
+def paging_pool_kib(config: GuestConfig) -> int:
+    """What an HVM or PVH domain needs for its nested page tables or shadows, as libxl reckons it."""
+    if config.kind == "pv":
+        return 0
+    if config.paging_kib is not None:
+        return config.paging_kib
+    tables = (1 if config.hap else 2) * (config.max_kib // 1024)
+    return 4 * (256 * config.max_vcpus + tables)
+
+
+def check_memory(handles: Handles, config: GuestConfig) -> None:
+    """DomainError when the host has not the free memory that the domain will take."""
+    needed = config.target_kib + paging_pool_kib(config) + HYPERVISOR_OVERHEAD_KIB
+    host = handles.xen.host()
+    free = max(0, host.free_pages - host.outstanding_pages) * 4
+    if needed > free:
+        raise DomainError(
+            f"{config.name} needs {needed // 1024} MiB, this host has {free // 1024} MiB free; "
+            "destroy or shrink another domain ('xl mem-set'), domain 0 included"
+        )
+
+
+def create(handles: Handles, config: GuestConfig) -> FreshDomain:
+    """Create an empty, paused domain with its vCPUs, limits, event channels and xenstore nodes.
+
+    On error nothing is left of it.
+    """
+    with shield():
+        domid = handles.xen.create(_xen_config(config))
+        try:
+            return FreshDomain(domid, _prepare(handles, config, domid))
+        except BaseException:
+            destroy(handles, domid, config.uuid)
+            raise
+
+
+def _xen_config(config: GuestConfig) -> DomainConfig:
+    is_hvm = config.kind != "pv"
+    return DomainConfig(
+        uuid=config.uuid,
+        hvm=is_hvm,
+        hap=is_hvm and config.hap,
+        max_vcpus=config.max_vcpus,
+        ssidref=config.ssidref,
+        nested_virt=is_hvm and config.nested_virt,
+        max_evtchn_port=config.event_channels,
+        max_grant_frames=config.max_grant_frames,
+        max_maptrack_frames=config.max_maptrack_frames,
+        max_grant_version=config.max_grant_version,
+        emulation_flags=EMULATE_LAPIC if is_hvm else 0,
+        misc_flags=MSR_RELAXED if config.msr_relaxed else 0,
+    )
+
+
+def _prepare(handles: Handles, config: GuestConfig, domid: int) -> Channels:
+    xen = handles.xen
+    xen.set_max_vcpus(domid, config.max_vcpus)
+    xen.set_max_memory(domid, config.target_kib + SLACK_KIB)
+    channels = Channels(
+        store_port=xen.alloc_unbound(domid, DOM0), console_port=xen.alloc_unbound(domid, DOM0)
+    )
+    if config.kind == "pv":
+        xen.set_memmap_limit(domid, config.max_kib)
+    else:
+        cpu.set_hvm_param(xen, domid, HVM_PARAM_TIMER_MODE, config.timer_mode)
+        pool_bytes = paging_pool_kib(config) * 1024
+        xen.set_paging_pool_bytes(domid, -(-pool_bytes // 4096) * 4096)
+    cpu.set_tsc_info(xen, domid, cpu.TscInfo(config.tsc_mode, 0, 0, 0))
+    while True:
+        try:
+            with handles.store.transaction() as transaction:
+                _write_nodes(transaction, config, domid)
+            return channels
+        except XenError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+
+
+def _write_nodes(t: Transaction, config: GuestConfig, domid: int) -> None:
+    """The nodes every domain has. Dom0 owns them; the guest reads all and writes those that are its own."""
+    readable = [(DOM0, Permission.NONE), (domid, Permission.READ)]
+    its_own = [(domid, Permission.NONE)]
+    private = [(DOM0, Permission.NONE)]
+    home, vm, libxl = f"/local/domain/{domid}", f"/vm/{config.uuid}", f"/libxl/{domid}"
+
+    def make(path: str, permissions: list[tuple[int, Permission]]) -> None:
+        t.make(path)
+        t.set_permissions(path, permissions)
+
+    def write(path: str, value: str, permissions: list[tuple[int, Permission]]) -> None:
+        t.write(path, value)
+        t.set_permissions(path, permissions)
+
+    for path in (home, vm, libxl):
+        t.remove(path)
+    make(home, readable)
+    make(vm, readable)
+    make(libxl, private)
+    make(f"{libxl}/device", private)
+    write(f"{libxl}/type", config.kind, private)
+    write(f"{libxl}/dm-version", "qemu_xen", private)
+    for name in ("cpu", "memory", "device", "control"):
+        make(f"{home}/{name}", readable)
+    for name in (
+        "device/suspend/event-channel",
+        "control/shutdown",
+        "control/feature-poweroff",
+        "control/feature-reboot",
+        "control/feature-suspend",
+        "control/sysrq",
+        "data",
+        "drivers",
+        "feature",
+        "attr",
+        "error",
+    ):
+        make(f"{home}/{name}", its_own)
+    write(f"{home}/vm", vm, readable)
+    write(f"{home}/name", config.name, readable)
+    write(f"{home}/domid", str(domid), readable)
+    write(f"{home}/control/platform-feature-multiprocessor-suspend", "1", readable)
+    write(f"{home}/control/platform-feature-xs_reset_watches", "1", readable)
+    write(f"{home}/memory/static-max", str(config.max_kib), readable)
+    write(f"{home}/memory/target", str(config.target_kib), readable)
+    write(f"{home}/memory/videoram", "0", readable)
+    for i in range(config.max_vcpus):
+        state = "online" if i in config.online_vcpus else "offline"
+        write(f"{home}/cpu/{i}/availability", state, readable)
+    write(f"{vm}/uuid", str(config.uuid), readable)
+    write(f"{vm}/name", config.name, readable)
+    write(f"{vm}/start_time", f"{time.time():.2f}", readable)
+
+
+def introduce(handles: Handles, fresh: FreshDomain, config: GuestConfig, pages: RestoredPages) -> None:
+    """Connect a filled domain to its xenstore and console, and tell `xl` of it. It stays paused."""
+    domid, store = fresh.domid, handles.store
+    home = f"/local/domain/{domid}"
+    readable = [(DOM0, Permission.NONE), (domid, Permission.READ)]
+    with shield():
+        while True:
+            try:
+                with store.transaction() as t:
+                    t.write(f"{home}/store/port", str(fresh.channels.store_port))
+                    t.write(f"{home}/store/ring-ref", str(pages.store_gfn))
+                    _write_console(t, domid, fresh.channels.console_port, pages.console_gfn)
+                    for path in (f"{home}/store/port", f"{home}/store/ring-ref"):
+                        t.set_permissions(path, readable)
+                break
+            except XenError as error:
+                if error.errno != errno.EAGAIN:
+                    raise
+        # Last: both daemons look at the nodes when they are told of the domain.
+        store.introduce_domain(domid, pages.store_gfn, fresh.channels.store_port)
+        write_userdata(domid, config)
+
+
+def _write_console(t: Transaction, domid: int, port: int, ring_gfn: int) -> None:
+    front, back = f"/local/domain/{domid}/console", f"/local/domain/{DOM0}/backend/console/{domid}/0"
+    libxl = f"/libxl/{domid}/device/console/0"
+    readable = [(DOM0, Permission.NONE), (domid, Permission.READ)]
+    for path in (back, libxl, front):
+        t.make(path)
+    t.set_permissions(front, readable)
+    t.set_permissions(back, readable)
+    shared = {"frontend": front, "frontend-id": str(domid), "online": "1", "state": "1", "protocol": "vt100"}
+    for key, value in shared.items():
+        t.write(f"{back}/{key}", value)
+        t.set_permissions(f"{back}/{key}", readable)
+    for key, value in {**shared, "backend": back}.items():
+        t.write(f"{libxl}/{key}", value)
+    for key, value in {
+        "backend": back,
+        "limit": str(CONSOLE_BUFFER_BYTES),
+        "output": "pty",
+        "type": "xenconsoled",
+        "port": str(port),
+        "ring-ref": str(ring_gfn),
+        "tty": "",
+    }.items():
+        t.write(f"{front}/{key}", value)
+        t.set_permissions(f"{front}/{key}", readable)
+    t.write(f"{front}/backend-id", str(DOM0))
+    t.set_permissions(f"{front}/backend-id", [(domid, Permission.NONE), (DOM0, Permission.READ)])
+
+
+def write_userdata(domid: int, config: GuestConfig) -> None:
+    """Leave the configuration where libxl looks for it, so that `xl` can save the domain again."""
+    path = userdata_path(domid, config.uuid)
+    temporary = path.with_name(path.name + ".pysave-new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(config.to_json() + b"\0")
+    temporary.rename(path)
+
+
+def destroy(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> None:
+    """Destroy a domain that has no devices but a console, and everything that tells of it."""
+    with shield():
+        try:
+            handles.xen.destroy(domid)
+        except XenError as error:
+            if error.errno != errno.ESRCH:
+                raise
+        store = handles.store
+        with contextlib.suppress(XenError):
+            store.release_domain(domid)
+        for path in (
+            f"/local/domain/{domid}",
+            f"/libxl/{domid}",
+            f"/local/domain/{DOM0}/backend/console/{domid}",
+        ):
+            store.remove(path)
+        _remove_vm_node(handles, domid, domain_uuid)
+        for file in userdata_path(domid, domain_uuid).parent.glob(f"userdata-?.{domid}.{domain_uuid}.*"):
+            file.unlink(missing_ok=True)
+
+
+def _remove_vm_node(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> None:
+    """Remove /vm/UUID, unless another domain goes on under the same UUID."""
+    if not any(info.uuid == domain_uuid and info.domid != domid for info in handles.xen.domains()):
+        handles.store.remove(f"/vm/{domain_uuid}")

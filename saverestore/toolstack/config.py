@@ -1,0 +1,183 @@
+"""A domain's configuration as libxl keeps it and as images carry it: JSON (libxl_types.idl, libxl_domain_config).
+
+Only what a save or restore needs is looked at; everything else passes through untouched, so that the next
+toolstack finds what the last one wrote. Defaults that libxl leaves out are filled in here as it would.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from saverestore.errors import ImageError
+
+KINDS = ("pv", "pvh", "hvm")
+
+DEFAULT_EVENT_CHANNELS = 1023
+DEFAULT_TIMER_MODE = 1  # no delay for missed ticks
+TIMER_MODES = {
+    "delay_for_missed_ticks": 0,
+    "no_delay_for_missed_ticks": 1,
+    "no_missed_ticks_pending": 2,
+    "one_missed_tick_pending": 3,
+}
+TSC_MODES = {"default": 0, "always_emulate": 1, "native": 2}
+
+# Lists of the configuration that hold devices, with their names for people.
+DEVICE_LISTS = {
+    "disks": "disk",
+    "nics": "network card",
+    "pcidevs": "passed-through PCI device",
+    "rdms": "reserved device memory",
+    "dtdevs": "device-tree device",
+    "vfbs": "virtual framebuffer",
+    "vkbs": "virtual keyboard",
+    "virtios": "virtio device",
+    "vtpms": "virtual TPM",
+    "p9s": "9p file system",
+    "pvcallsifs": "PV calls interface",
+    "vdispls": "virtual display",
+    "vsnds": "virtual sound card",
+    "channels": "channel",
+    "usbctrls": "USB controller",
+    "usbdevs": "USB device",
+}
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """What is read out of the JSON. Memory in KiB; `paging_kib` is None where libxl would compute it."""
+
+    raw: dict[str, Any]
+    name: str
+    uuid: uuid.UUID
+    kind: str
+    max_vcpus: int
+    online_vcpus: tuple[int, ...]
+    target_kib: int
+    max_kib: int
+    paging_kib: int | None
+    hap: bool
+    nested_virt: bool
+    ssidref: int
+    event_channels: int
+    max_grant_frames: int
+    max_maptrack_frames: int
+    max_grant_version: int
+    timer_mode: int
+    tsc_mode: int
+    msr_relaxed: bool
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices it has, for people: "disk xvda", "network card 0" …"""
+        return [
+            f"{name} {device.get('vdev') or device.get('devid', number)}"
+            for key, name in DEVICE_LISTS.items()
+            for number, device in enumerate(self.raw.get(key) or [])
+        ]
+
+    def to_json(self) -> bytes:
+        """The JSON again, without a final NUL."""
+        return json.dumps(self.raw, indent=4).encode()
+
+    def replaced(
+        self,
+        *,
+        name: str | None = None,
+        target_kib: int | None = None,
+        max_kib: int | None = None,
+        online_vcpus: tuple[int, ...] | None = None,
+    ) -> GuestConfig:
+        """A copy with these values in it."""
+        raw: dict[str, Any] = json.loads(json.dumps(self.raw))
+        if name is not None:
+            raw["c_info"]["name"] = name
+        if target_kib is not None:
+            raw["b_info"]["target_memkb"] = target_kib
+        if max_kib is not None:
+            raw["b_info"]["max_memkb"] = max_kib
+        if online_vcpus is not None:
+            raw["b_info"]["avail_vcpus"] = list(online_vcpus)
+        return parse(json.dumps(raw).encode())
+
+
+def parse(data: bytes) -> GuestConfig:
+    """Read libxl's JSON. ImageError when it is not that, or lacks what every domain has."""
+    try:
+        raw = json.loads(data.rstrip(b"\0"))
+        create, build = raw["c_info"], raw["b_info"]
+        kind = _kind(create, build)
+        max_vcpus = int(build.get("max_vcpus", 1))
+        max_kib = int(build.get("max_memkb") or build["target_memkb"])
+        if kind not in KINDS or max_vcpus < 1 or max_kib < 1:
+            raise ValueError(f"type {kind!r}, {max_vcpus} vCPUs, {max_kib} KiB")
+        return GuestConfig(
+            raw=raw,
+            name=str(create["name"]),
+            uuid=uuid.UUID(create["uuid"]),
+            kind=kind,
+            max_vcpus=max_vcpus,
+            online_vcpus=tuple(int(i) for i in build.get("avail_vcpus", [0])),
+            target_kib=int(build.get("target_memkb") or max_kib),
+            max_kib=max_kib,
+            paging_kib=int(build["shadow_memkb"]) if build.get("shadow_memkb") else None,
+            hap=_flag(create, "hap", True),
+            nested_virt=_flag(build, "nested_hvm", False),
+            ssidref=int(create.get("ssidref", 0)),
+            event_channels=int(build.get("event_channels") or DEFAULT_EVENT_CHANNELS),
+            max_grant_frames=_limit(build, "max_grant_frames"),
+            max_maptrack_frames=_limit(build, "max_maptrack_frames"),
+            max_grant_version=_grant_version(build),
+            timer_mode=TIMER_MODES.get(str(build.get("timer_mode")), DEFAULT_TIMER_MODE),
+            tsc_mode=TSC_MODES.get(str(build.get("tsc_mode", "default")), 0),
+            msr_relaxed=_flag(build.get("arch_x86") or {}, "msr_relaxed", False),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ImageError(f"the domain's configuration is not libxl's JSON: {error!r}") from error
+
+
+def _kind(create: dict[str, Any], build: dict[str, Any]) -> str:
+    kind = create.get("type")
+    if kind is None:
+        kind = next((key.removeprefix("type.") for key in build if key.startswith("type.")), "")
+    return str(kind)
+
+
+def _flag(section: dict[str, Any], key: str, default: bool) -> bool:
+    """libxl's defbool: "True", "False", "<default>" or missing."""
+    return {"True": True, "False": False, True: True, False: False}.get(section.get(key, default), default)
+
+
+def _limit(build: dict[str, Any], key: str) -> int:
+    """A limit, -1 (the hypervisor's default) where there is none; libxl writes that as 2³²-1."""
+    value = build.get(key)
+    return -1 if value is None or int(value) >= 0xFFFF_FFFF else int(value)
+
+
+def _grant_version(build: dict[str, Any]) -> int:
+    value = build.get("max_grant_version")
+    return 2 if value is None or int(value) < 0 or int(value) > 2 else int(value)
+
+
+def describe(
+    *, name: str, domain_uuid: uuid.UUID, kind: str, max_vcpus: int, target_kib: int, max_kib: int
+) -> GuestConfig:
+    """A configuration for a domain that no libxl knows, such that `xl restore` takes it."""
+    raw = {
+        "c_info": {"type": kind, "name": name, "uuid": str(domain_uuid), "run_hotplug_scripts": "True"},
+        "b_info": {
+            "max_vcpus": max_vcpus,
+            "avail_vcpus": list(range(max_vcpus)),
+            "max_memkb": max_kib,
+            "target_memkb": target_kib,
+            "video_memkb": 0,
+            "sched_params": {},
+            f"type.{kind}": {},
+            "arch_arm": {},
+            "arch_x86": {},
+        },
+    }
+    return parse(json.dumps(raw).encode())

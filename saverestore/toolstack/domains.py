@@ -1,0 +1,171 @@
+"""Domains of this host: finding one by what a person calls it, and what it is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyxc import DomainInfo, XenError, XenStore
+from saverestore.errors import DomainError
+from saverestore.guest.x86.common import Handles
+from saverestore.toolstack import config
+from saverestore.toolstack.config import GuestConfig
+
+USERDATA_DIR = Path("/var/lib/xen")
+"""Where libxl keeps what it knows of running domains (XEN_LIB_DIR)."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain that was found: number, name, and the hypervisor's view of it at that moment."""
+
+    info: DomainInfo
+    name: str
+
+    @property
+    def domid(self) -> int:
+        """Its number."""
+        return self.info.domid
+
+    def __str__(self) -> str:
+        return f"{self.name} (domain {self.domid})"
+
+
+def name_of(store: XenStore, domid: int) -> str:
+    """A domain's name; its number, as text, when it has none."""
+    return store.read(f"/local/domain/{domid}/name") or str(domid)
+
+
+def all_domains(handles: Handles) -> list[Domain]:
+    """Every domain of the host, dom0 first."""
+    return [Domain(info, name_of(handles.store, info.domid)) for info in handles.xen.domains()]
+
+
+def find(handles: Handles, text: str) -> Domain:
+    """The domain with this number, UUID or name: in this order. DomainError when none or several have it."""
+    domains = all_domains(handles)
+    with contextlib.suppress(ValueError):
+        wanted = uuid.UUID(text)
+        for domain in domains:
+            if domain.info.uuid == wanted and domain.domid != 0:
+                return domain
+    if text.isdecimal():
+        for domain in domains:
+            if domain.domid == int(text):
+                return domain
+    named = [domain for domain in domains if domain.name == text]
+    if len(named) > 1:
+        numbers = ", ".join(str(domain.domid) for domain in named)
+        raise DomainError(f"several domains are called {text!r}: {numbers}; give the number")
+    if not named:
+        raise DomainError(f"there is no domain {text!r}; 'xl list' shows those there are")
+    return named[0]
+
+
+def check_can_be_saved(domain: Domain) -> None:
+    """DomainError unless the domain is one that can be suspended now."""
+    info = domain.info
+    if domain.domid == 0:
+        raise DomainError("domain 0 is the control domain itself: it cannot be saved")
+    if info.dying:
+        raise DomainError(f"{domain} is being destroyed")
+    if info.suspended:
+        raise DomainError(
+            f"{domain} is suspended already, by another tool or an earlier save that died; "
+            f"let it go on first ('xl resume {domain.domid}' on newer Xen), or destroy it"
+        )
+    if info.shutdown:
+        reasons = {
+            0: "has powered off",
+            1: "is rebooting",
+            3: "has crashed",
+            4: "was stopped by its watchdog",
+        }
+        what = reasons.get(info.shutdown_reason, f"has stopped (reason {info.shutdown_reason})")
+        raise DomainError(f"{domain} {what}: there is nothing to save")
+    if info.paused:
+        raise DomainError(
+            f"{domain} is paused, so it cannot answer the request to suspend; "
+            f"'xl unpause {domain.domid}' first"
+        )
+
+
+def kind_of(handles: Handles, info: DomainInfo) -> str:
+    """ "pv", "pvh" or "hvm" (with a device model)."""
+    if not info.hvm:
+        return "pv"
+    told = handles.store.read(f"/libxl/{info.domid}/type")
+    if told:
+        return told
+    return "hvm" if handles.store.list(f"/local/domain/0/device-model/{info.domid}") else "pvh"
+
+
+def devices_of(store: XenStore, domid: int) -> list[str]:
+    """Devices that the domain has besides its console, as "vbd 51712", "vif 0" …"""
+    found = []
+    for kind in sorted(store.list(f"/libxl/{domid}/device")):
+        for number in sorted(store.list(f"/libxl/{domid}/device/{kind}")):
+            if (kind, number) != ("console", "0"):
+                found.append(f"{kind} {number}")
+    return found
+
+
+def userdata_path(domid: int, domain_uuid: uuid.UUID) -> Path:
+    """The file in which libxl keeps a running domain's configuration."""
+    return USERDATA_DIR / f"userdata-d.{domid}.{domain_uuid}.libxl-json"
+
+
+def config_of(handles: Handles, domain: Domain) -> GuestConfig:
+    """The domain's configuration as libxl has it, with what may have changed since brought up to date."""
+    store, info, path = handles.store, domain.info, f"/local/domain/{domain.domid}"
+    target_kib = _number(store.read(f"{path}/memory/target")) or info.tot_pages * 4
+    max_kib = _number(store.read(f"{path}/memory/static-max")) or max(target_kib, info.max_pages * 4)
+    try:
+        known = config.parse(userdata_path(domain.domid, info.uuid).read_bytes())
+    except FileNotFoundError:
+        return config.describe(
+            name=domain.name,
+            domain_uuid=info.uuid,
+            kind=kind_of(handles, info),
+            max_vcpus=info.max_vcpu_id + 1,
+            target_kib=target_kib,
+            max_kib=max_kib,
+        )
+    online = tuple(
+        i
+        for i in range(info.max_vcpu_id + 1)
+        if store.read(f"{path}/cpu/{i}/availability") in (None, "online")
+    )
+    return known.replaced(name=domain.name, target_kib=target_kib, max_kib=max_kib, online_vcpus=online)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def check_free(handles: Handles, name: str, domain_uuid: uuid.UUID) -> None:
+    """DomainError when a domain of this name or UUID is there already."""
+    for domain in all_domains(handles):
+        if domain.domid == 0:
+            continue
+        if domain.name == name:
+            raise DomainError(
+                f"there is a domain called {name!r} already (domain {domain.domid}); use --name"
+            )
+        if domain.info.uuid == domain_uuid:
+            raise DomainError(
+                f"the image's domain still exists: {domain} has the same UUID, {domain_uuid}; "
+                "destroy that one first"
+            )
+
+
+def is_gone(handles: Handles, domid: int) -> bool:
+    """Whether there is no such domain any more."""
+    try:
+        handles.xen.domain(domid)
+    except XenError as error:
+        return error.errno == errno.ESRCH
+    return False
