@@ -1,0 +1,214 @@
+"""`pyimage` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saverestore.cli import pyimage
+from saverestore.errors import TransportError
+from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
+from saverestore.stream.layout import entries_of
+from saverestore.stream.records import HvmContext, Provenance, StaticDataEnd
+from saverestore.transport import FdSink
+
+ROOT = Path(__file__).parents[3]
+CONFIG = {
+    "c_info": {"type": "pvh", "name": "web\x1b[31m", "uuid": "00000000-0000-4000-8000-000000000001"},
+    "b_info": {"max_vcpus": 2, "target_memkb": 65536, "max_memkb": 131072},
+}
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "out.img"
+    with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as sink:
+        XlHeader.write(sink, json.dumps(CONFIG).encode())
+        outer = LibxlWriter(sink)
+        outer.libxc_context()
+        writer = LibxcWriter(sink, DomainType.X86_HVM, (4, 17))
+        writer.record(Provenance({"tool": "pysave", "host": "here"}))
+        writer.record(StaticDataEnd())
+        writer.page_data(entries_of(np.arange(3), np.array([0, 0, 15])), [bytes(4096), b"x" * 4096])
+        writer.record(HvmContext(b"context"))
+        writer.end()
+        outer.end()
+    return path
+
+
+def run(*arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "saverestore.cli.pyimage", *map(str, arguments)],
+        input=None if stdin is None else stdin.decode("latin-1"),
+        encoding="latin-1" if stdin is not None else "utf-8",
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_verify_tells_in_one_line_that_an_image_is_whole(image, capsys):
+    assert pyimage.main(["verify", str(image)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{image}: whole: x86 HVM or PVH domain web")
+    assert "2 pages of data" in out
+    assert out.count("\n") == 1
+
+
+def test_verify_tells_in_one_line_where_an_image_ends_too_early(image, capsys):
+    image.write_bytes(image.read_bytes()[:-4])
+    assert pyimage.main(["verify", str(image)]) == 4
+    out = capsys.readouterr().out
+    assert f"{image} ends after {image.stat().st_size} bytes: 4 more bytes were expected" in out
+    assert out.count("\n") == 1
+
+
+def test_verify_finds_bytes_behind_the_image(image, capsys):
+    image.write_bytes(image.read_bytes() + b"junk")
+    assert pyimage.main(["verify", str(image)]) == 4
+    assert "4 bytes follow the end of the image" in capsys.readouterr().out
+
+
+def test_info_shows_headers_domain_records_and_pages(image, capsys):
+    assert pyimage.main(["info", str(image)]) == 0
+    out = capsys.readouterr().out
+    for text in (
+        "xl > libxl > libxc, version 3",
+        "Xen 4.17",
+        "x86 HVM or PVH (pvh)",
+        "00000000-0000-4000-8000-000000000001",
+        "64.0 MiB, at most 128.0 MiB",
+        "pysave",
+        "PAGE_DATA",
+        "libxl END",
+        "3 entries, 2 with data (8.0 KiB)",
+        "3 pfns, 0x0 to 0x2",
+        "XTAB",
+        "whole",
+    ):
+        assert text in out
+
+
+def test_control_characters_of_an_image_do_not_reach_the_terminal(image, capsys):
+    for command in ("info", "verify"):
+        pyimage.main([command, str(image)])
+        out = capsys.readouterr().out
+        assert "\x1b" not in out
+        assert r"web\x1b[31m" in out
+
+
+def test_info_shows_of_a_broken_image_what_came_before_the_damage(image, capsys):
+    data = bytearray(image.read_bytes())
+    data[data.index(b"context") + 7] = 1  # padding of HVM_CONTEXT
+    image.write_bytes(data)
+    assert pyimage.main(["info", str(image)]) == 4
+    out = capsys.readouterr().out
+    assert "PAGE_DATA" in out
+    assert "verdict       DAMAGED: HVM_CONTEXT record: nonzero padding 01 (at byte" in out
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_json_carries_the_same(image, capsys, command):
+    assert pyimage.main([command, "--json", str(image)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["whole"] is True
+    assert found["error"] is None
+    assert found["domain_type"] == "X86_HVM"
+    assert found["config"]["max_vcpus"] == 2
+    assert found["records"]["PAGE_DATA"] == {"count": 1, "length_bytes": 8 + 8 + 24 + 8192}
+    assert found["pages"]["nr_zero"] == 1
+    assert found["pages"]["by_type"] == {"NOTAB": 2, "XTAB": 1}
+    assert found["total_bytes"] == image.stat().st_size
+
+
+def test_json_of_a_broken_image_names_the_place(image, capsys):
+    image.write_bytes(image.read_bytes()[:100])
+    assert pyimage.main(["verify", "--json", str(image)]) == 4
+    found = json.loads(capsys.readouterr().out)
+    assert found["whole"] is False
+    assert found["error"]["offset"] == 100
+
+
+def test_an_empty_file_and_a_text_are_no_images(tmp_path, capsys):
+    for content in (b"", b"#!/bin/sh\n"):
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        assert pyimage.main(["verify", str(path)]) == 4
+        assert str(path) in capsys.readouterr().out
+
+
+def test_what_is_no_file_is_wrong_usage(tmp_path, capsys):
+    assert pyimage.main(["info", str(tmp_path / "absent")]) == 2
+    assert pyimage.main(["info", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "absent: no such file" in error
+    assert "a directory, not an image" in error
+
+
+def test_reading_that_fails_is_told_apart_from_damage(image, capsys, monkeypatch):
+    def fail(*_: object) -> None:
+        raise TransportError("out.img: reading failed")
+
+    monkeypatch.setattr("saverestore.transport.fd.FdSource.read", fail)
+    assert pyimage.main(["verify", str(image)]) == 5
+    assert capsys.readouterr().err == "pyimage: out.img: reading failed\n"
+
+
+def test_ctrl_c_ends_it_without_a_traceback(image, capsys, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saverestore.transport.fd.FdSource.read", interrupt)
+    assert pyimage.main(["verify", str(image)]) == 130
+    assert capsys.readouterr().err == "pyimage: interrupted\n"
+
+
+def test_an_image_comes_through_standard_input_too(image):
+    done = run("verify", "-", stdin=image.read_bytes())
+    assert done.returncode == 0
+    assert done.stdout.startswith("standard input: whole")
+    assert done.stderr == ""
+
+
+def test_wrong_arguments_exit_with_2_and_help_has_the_exit_codes():
+    assert run().returncode == 2
+    assert run("frobnicate").returncode == 2
+    helped = run("--help")
+    assert helped.returncode == 0
+    assert "exit codes:" in helped.stdout
+    assert "130" in run("verify", "--help").stdout
+    assert run("--version").stdout.startswith("pyimage ")
+
+
+def test_help_imports_neither_numpy_nor_the_bindings_to_xen():
+    code = (
+        "import sys; from saverestore.cli import pyimage\n"
+        "try: pyimage.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('numpy', 'pyxc', 'tqdm') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_the_format_layer_imports_nothing_of_xen():
+    code = (
+        "import sys, saverestore.stream.survey, saverestore.transport, saverestore.cli.pyimage\n"
+        "layers = ['pyxc', '_cffi_backend']\n"
+        "layers += ['saverestore.' + layer for layer in ('engine', 'guest', 'toolstack', 'migrate')]\n"
+        "print([name for name in layers if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_reader_that_has_seen_enough_causes_no_traceback(image):
+    command = f"{sys.executable} -m saverestore.cli.pyimage info {image} | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stderr == ""
