@@ -9,6 +9,11 @@ from pathlib import Path
 # those. -rdtscp: otherwise each RDTSCP of a PVH guest fails in Xen's SVM code ("Insn mismatch").
 CPU = "max,-smap,-la57,-pku,-rdtscp"
 
+# QEMU raises no #NM for XSAVE and XRSTOR under CR0.TS, so Xen's lazy switching of the vector registers
+# mixes those of different vCPUs: programs in dom0 and guests compute wrong, crash, or lose connections.
+# Seen with the guest's self-check (FPU-CORRUPT within seconds); eager switching never sets TS.
+FPU_SWITCHING = "spec-ctrl=eager-fpu"
+
 
 @dataclass(frozen=True)
 class Boot:
@@ -31,7 +36,7 @@ def command_line(boot: Boot) -> list[str]:
             raise ValueError(f"QEMU splits its modules at commas, and there is one in {path}")
     xen_options = (
         f"dom0_mem={boot.dom0_memory_mib}M,max:{boot.dom0_memory_mib}M "
-        "console=com1 com1=115200,8n1 noreboot loglvl=info guest_loglvl=info"
+        f"{FPU_SWITCHING} console=com1 com1=115200,8n1 noreboot loglvl=info guest_loglvl=info"
     )
     kernel_options = "console=hvc0 net.ifnames=0 mitigations=off quiet"
     return [
