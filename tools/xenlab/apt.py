@@ -74,7 +74,9 @@ def parse_deb822(text: str) -> list[Source]:
                 fields[name] = value.split()
         if fields.get("enabled") == ["no"] or "deb" not in fields.get("types", []):
             continue
-        found += _debian_sources(fields.get("uris", []), fields.get("suites", []), fields.get("components", []))
+        found += _debian_sources(
+            fields.get("uris", []), fields.get("suites", []), fields.get("components", [])
+        )
     return found
 
 
@@ -101,7 +103,9 @@ def machine_sources(etc: Path = Path("/etc/apt")) -> list[Source]:
 
 def parse_acquire(dump: str) -> list[str]:
     """Return from `apt-config dump` how packages are fetched here (proxy, certificates, dates)."""
-    wanted = re.compile(r"Acquire::((https?|ftp)(::|\s)|Check-|Retries|ForceIPv|AllowInsecure|AllowWeak)", re.I)
+    wanted = re.compile(
+        r"Acquire::((https?|ftp)(::|\s)|Check-|Retries|ForceIPv|AllowInsecure|AllowWeak)", re.I
+    )
     lines = (line.strip().rstrip(";") for line in dump.splitlines())
     return list(dict.fromkeys(line for line in lines if wanted.match(line) and not line.endswith('""')))
 

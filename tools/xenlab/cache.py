@@ -1,8 +1,8 @@
 """The cache: artefacts in folders named by what went into them, and the locks around building them.
 
-    ROOT/NAME/KEY/...        an artefact that is whole: built elsewhere, then renamed here
-    ROOT/NAME/.building-PID  one that is being built, or rubbish if its builder was killed
-    ROOT/run/VARIANT/        run-time state of one lab machine (see runstate)
+ROOT/NAME/KEY/...        an artefact that is whole: built elsewhere, then renamed here
+ROOT/NAME/.building-PID  one that is being built, or rubbish if its builder was killed
+ROOT/run/VARIANT/        run-time state of one lab machine (see runstate)
 """
 
 from __future__ import annotations

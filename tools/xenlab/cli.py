@@ -32,8 +32,12 @@ In dom0: `xl`, the commands pushed, and `lab-guest` (creates and watches self-ch
 """
 
 _EPILOG = f"""\
-variants: {", ".join(f"{v.name} ({v.suite}{', shadow paging: PV log-dirty works' if v.shadow else ''})"
-                     for v in VARIANTS.values())}; default {DEFAULT}
+variants: {
+    ", ".join(
+        f"{v.name} ({v.suite}{', shadow paging: PV log-dirty works' if v.shadow else ''})"
+        for v in VARIANTS.values()
+    )
+}; default {DEFAULT}
 files:    $PYSAVE_LAB_CACHE, else pysave-lab in $XDG_CACHE_HOME or ~/.cache; removing it is safe when down
 exit:     0 done, 1 failed (one line says what to do), 2 wrong usage; `ssh` exits as its command did
 """
@@ -41,11 +45,15 @@ exit:     0 done, 1 failed (one line says what to do), 2 wrong usage; `ssh` exit
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="lab", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw)
+    parser = argparse.ArgumentParser(
+        prog="lab", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, help_text: str, details: str = "") -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help_text, description=f"{help_text}.\n\n{details}", formatter_class=raw)
+        sub = commands.add_parser(
+            name, help=help_text, description=f"{help_text}.\n\n{details}", formatter_class=raw
+        )
         sub.set_defaults(run=globals()[f"_{name}"])
         return sub
 
@@ -56,10 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     with_variant(add("build", "build what `up` needs and is not in the cache", "Needs root the first time."))
 
     up = with_variant(add("up", "boot the lab and wait until its dom0 is ready", "Builds what is missing."))
-    up.add_argument("--memory", type=int, default=MEMORY_MIB, metavar="MIB", help=f"of the host (default {MEMORY_MIB})")
-    up.add_argument(
-        "--dom0-memory", type=int, default=DOM0_MEMORY_MIB, metavar="MIB", help=f"(default {DOM0_MEMORY_MIB})"
-    )
+    up.add_argument("--memory", type=int, default=MEMORY_MIB, metavar="MIB", help=f"default {MEMORY_MIB}")
+    up.add_argument("--dom0-memory", type=int, default=DOM0_MEMORY_MIB, metavar="MIB",
+                    help=f"default {DOM0_MEMORY_MIB}")  # fmt: skip
 
     run = with_variant(add("ssh", "run a command in dom0, or a shell", "Exits with the command's status."))
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="one word: a shell line")

@@ -1,11 +1,11 @@
 """The lines the lab's guest prints on its console. Shipped into dom0 too; needs nothing but Python.
 
-    LAB counter=17 uptime=18.02 hash=<16 hex digits> vcpus=2 dirtied=123456 rate=5000 verified=120000
-        corrupt=0 fpu=ok fpu_checks=880 pages=4096          (one line)
-    CORRUPT pfn=0x1a2b page=17 word=2 ... expected=0x... found=0x...
-    FPU-CORRUPT vcpu=0 what=xmm round=12
-    CLOCK-CORRUPT uptime=4.10 after=7.20
-    LAB-GUEST-FAILED <why>
+LAB counter=17 uptime=18.02 hash=<16 hex digits> vcpus=2 dirtied=123456 rate=5000 verified=120000
+    corrupt=0 fpu=ok fpu_checks=880 pages=4096          (one line)
+CORRUPT pfn=0x1a2b page=17 word=2 ... expected=0x... found=0x...
+FPU-CORRUPT vcpu=0 what=xmm round=12
+CLOCK-CORRUPT uptime=4.10 after=7.20
+LAB-GUEST-FAILED <why>
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class GuestLog:
     def clean(self) -> bool:
         """Return whether the guest ran and found nothing wrong; gaps are for the caller to judge."""
         last = self.last
-        return bool(last and not last.corrupt and last.fpu == "ok" and not self.complaints and not self.backwards)
+        return bool(
+            last and not last.corrupt and last.fpu == "ok" and not self.complaints and not self.backwards
+        )
 
     def as_dict(self) -> dict[str, object]:
         """Return what `lab-guest state --json` prints."""

@@ -70,7 +70,18 @@ def ensure_ssh_keys(log: Path) -> None:
     folder.chmod(0o700)
     for name in ("id_ed25519", "host_key"):
         if not (folder / name).is_file():
-            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pysave lab", "-f", str(folder / name)]
+            argv = [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                "pysave lab",
+                "-f",
+                str(folder / name),
+            ]
             run_logged(argv, log, shown="ssh-keygen")
     public = " ".join((folder / "host_key.pub").read_text().split()[:2])
     (folder / "known_hosts").write_text(f"pysave-lab {public}\n")
@@ -104,7 +115,9 @@ def ensure_dom0(variant: Variant, root: Path, guest: Path) -> Path:
 
     def build(folder: Path) -> None:
         with step("dom0's initrd"):
-            (folder / "initrd").write_bytes(_dom0_initrd(root, root.parent / "vmlinux", guest / "initramfs.gz"))
+            (folder / "initrd").write_bytes(
+                _dom0_initrd(root, root.parent / "vmlinux", guest / "initramfs.gz")
+            )
 
     return cache.ensure(f"dom0-{variant.suite}", dom0_key(variant), build)
 
@@ -148,5 +161,3 @@ def _dom0_initrd(root: Path, kernel: Path, initramfs: Path) -> bytes:
     for name, mode in (("host_key", 0o600), ("host_key.pub", 0o644)):
         archive.file(f"layer/etc/ssh/{name}", (ssh_folder() / name).read_bytes(), mode)
     return archive.finish()
-
-

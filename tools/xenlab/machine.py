@@ -1,13 +1,14 @@
 """A lab machine: one variant's dom0, from nothing to running and back.
 
-    Machine("4.17").up()              built if need be, booted, dom0 ready
-    Machine("4.17").run("xl list")    a command in dom0
-    Machine("4.17").push()            the checkout's Python, compiled for that dom0, installed there
-    Machine("4.17").down()            gone, with its shared ssh connection
+Machine("4.17").up()              built if need be, booted, dom0 ready
+Machine("4.17").run("xl list")    a command in dom0
+Machine("4.17").push()            the checkout's Python, compiled for that dom0, installed there
+Machine("4.17").down()            gone, with its shared ssh connection
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -85,7 +86,9 @@ class Machine:
         Raises LabError when dom0 is not ready in time; then nothing is left running.
         """
         if memory_mib < dom0_memory_mib + 512:
-            raise LabError(f"{memory_mib} MiB hold no dom0 of {dom0_memory_mib} MiB and guests: give --memory more")
+            raise LabError(
+                f"{memory_mib} MiB hold no dom0 of {dom0_memory_mib} MiB and guests: give --memory more"
+            )
         with cache.locked(self.folder / "lock", f"the {self.variant.name} machine"):
             state = self.state
             if state is not None:
@@ -116,17 +119,15 @@ class Machine:
         words = [command] if isinstance(command, str) else list(command)
         argv = ssh.command(self.variant.name, self.require_up(), words)
         shown = " ".join(words)
-        feed = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         try:
-            done = subprocess.run(argv, capture_output=True, timeout=timeout, check=False, **feed)  # type: ignore[call-overload]
+            done = subprocess.run(argv, capture_output=True, timeout=timeout, check=False, input=stdin or b"")
         except subprocess.TimeoutExpired as error:
             raise LabError(f"in dom0: {shown!r}: not finished after {timeout} s") from error
         if check and done.returncode != 0:
             text = (done.stdout + done.stderr).decode("utf-8", "replace")
             tail = "\n".join(text.splitlines()[-25:])
             raise LabError(f"in dom0: {shown!r}: exit status {done.returncode}", tail)
-        result: subprocess.CompletedProcess[bytes] = done
-        return result
+        return done
 
     def push(self, checkout: Path = CHECKOUT) -> bool:
         """Install the checkout in dom0 (see push); return False when dom0 had just that already."""
@@ -165,22 +166,23 @@ class Machine:
         """Return the state of the running machine; raises LabError when it is down."""
         state = self.state
         if state is None:
-            raise LabError(f"the {self.variant.name} lab is down: run `tools/lab up --xen {self.variant.name}`")
+            raise LabError(
+                f"the {self.variant.name} lab is down: run `tools/lab up --xen {self.variant.name}`"
+            )
         return state
 
     def _boot(self, built: qemu.Boot, memory_mib: int, dom0_memory_mib: int) -> RunState:
         """Start QEMU and wait for dom0; on any failure or interruption QEMU is ended."""
         if not runstate.path_fits_socket(self.folder / "console.sock"):
-            raise LabError(f"{self.folder} is too long a path for sockets: set PYSAVE_LAB_CACHE to a shorter one")
+            raise LabError(
+                f"{self.folder} is too long a path for sockets: set PYSAVE_LAB_CACHE to a shorter one"
+            )
         runstate.forget(self.variant.name)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.serial_log.unlink(missing_ok=True)
-        boot = qemu.Boot(**{
-            **vars(built),
-            "ssh_port": _free_port(),
-            "memory_mib": memory_mib,
-            "dom0_memory_mib": dom0_memory_mib,
-        })
+        boot = dataclasses.replace(
+            built, ssh_port=_free_port(), memory_mib=memory_mib, dom0_memory_mib=dom0_memory_mib
+        )
         output = self.folder / "qemu.log"
         with output.open("wb") as sink:
             process = subprocess.Popen(

@@ -90,7 +90,10 @@ def mirror(checkout: Path, files: list[Path], target: Path) -> int:
     for file in files:
         source, copy = checkout / file, target / file
         before = source.stat()
-        if copy.is_file() and (copy.stat().st_mtime_ns, copy.stat().st_size) == (before.st_mtime_ns, before.st_size):
+        if copy.is_file() and (copy.stat().st_mtime_ns, copy.stat().st_size) == (
+            before.st_mtime_ns,
+            before.st_size,
+        ):
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, copy)

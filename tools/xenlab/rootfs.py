@@ -1,9 +1,9 @@
 """A suite's root file system: the chroot that compiles the project and the disk of its dom0.
 
-    KEY/root/       the files; kept as they were installed
-    KEY/disk.img    ext4 with the same files (sparse)
-    KEY/vmlinux     its kernel, uncompressed: under emulation, unpacking it at each boot costs seconds
-    KEY/xen         its hypervisor, uncompressed, as QEMU wants it
+KEY/root/       the files; kept as they were installed
+KEY/disk.img    ext4 with the same files (sparse)
+KEY/vmlinux     its kernel, uncompressed: under emulation, unpacking it at each boot costs seconds
+KEY/xen         its hypervisor, uncompressed, as QEMU wants it
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is known about a running lab machine: ROOT/run/VARIANT/ and the state file in it.
 
-    state.json      pid, its start time, ssh port, when it was booted, with how much memory
-    serial.log      everything the machine wrote on its serial console since boot
-    console.sock    its serial console;  monitor.sock: QEMU's monitor;  ssh.sock: the shared ssh connection
+state.json      pid, its start time, ssh port, when it was booted, with how much memory
+serial.log      everything the machine wrote on its serial console since boot
+console.sock    its serial console;  monitor.sock: QEMU's monitor;  ssh.sock: the shared ssh connection
 """
 
 from __future__ import annotations

@@ -31,7 +31,12 @@ def base(variant: str, state: RunState) -> list[str]:
         "ControlPersist": "yes",
         "ServerAliveInterval": "60",
     }
-    return ["ssh", "-F", "none", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
+    return [
+        "ssh",
+        "-F",
+        "none",
+        *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
+    ]
 
 
 def command(variant: str, state: RunState, words: Sequence[str]) -> list[str]:

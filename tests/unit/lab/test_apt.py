@@ -40,7 +40,10 @@ def test_mirror_is_read_from_deb822_sources() -> None:
 
 
 def test_mirror_is_read_from_one_line_sources_with_options_and_comments() -> None:
-    text = "# deb http://no.example/debian bookworm main\ndeb [arch=amd64 trusted=yes] http://m.example/debian stable main contrib # x\n"
+    text = """\
+# deb http://no.example/debian bookworm main
+deb [arch=amd64 trusted=yes] http://m.example/debian stable main contrib # x
+"""
     assert apt.parse_list(text) == [Source("http://m.example/debian", "")]
 
 
@@ -90,6 +93,13 @@ def test_missing_program_is_named_by_its_package() -> None:
 
 
 def test_source_version_of_a_package_is_the_explicit_one_when_there_is_one() -> None:
-    status = "Package: a\nSource: xen (4.17.5-1)\nVersion: 4.17.5-1+b1\n\nPackage: b\nSource: xen\nVersion: 2\n"
+    status = (
+        "Package: a\nSource: xen (4.17.5-1)\nVersion: 4.17.5-1+b1\n\nPackage: b\nSource: xen\nVersion: 2\n"
+    )
     assert shadow.installed_version(status, "a") == "4.17.5-1"
     assert shadow.installed_version(status, "b") == "2"
+
+
+def test_other_versions_of_the_same_release_are_offered_once_each() -> None:
+    showsrc = "Package: xen\nVersion: 4.17.7-1\n\nVersion: 4.17.5-1\nVersion: 4.17.7-1\n\nVersion: 4.20.1-1\n"
+    assert shadow.source_versions(showsrc, "4.17") == ["4.17.7-1", "4.17.5-1"]

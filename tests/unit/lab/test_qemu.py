@@ -7,7 +7,14 @@ import pytest
 from xenlab import qemu
 
 BOOT = qemu.Boot(
-    Path("/c/xen"), Path("/c/vmlinux"), Path("/c/initrd"), Path("/c/disk.img"), Path("/c/run/4.17"), 2201, 6144, 2560
+    Path("/c/xen"),
+    Path("/c/vmlinux"),
+    Path("/c/initrd"),
+    Path("/c/disk.img"),
+    Path("/c/run/4.17"),
+    2201,
+    6144,
+    2560,
 )
 
 

@@ -63,10 +63,12 @@ def test_command_in_a_machine_that_is_down_says_how_to_start_it(lab_cache: Path)
 
 
 def test_unknown_variant_names_the_ones_there_are() -> None:
-    with pytest.raises(LabError, match="4.17-shadow"):
+    with pytest.raises(LabError, match=r"4\.17-shadow"):
         Machine("5.0")
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5s"), (125, "2m"), (3 * 3600 + 300, "3h05m"), (2e5, "2d07h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5s"), (125, "2m"), (3 * 3600 + 300, "3h05m"), (2e5, "2d07h")]
+)
 def test_age_is_said_as_people_say_it(seconds: float, text: str) -> None:
     assert runstate.age_text(seconds) == text
