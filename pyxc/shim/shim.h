@@ -92,16 +92,17 @@ struct pyxc_host {
 static int pyxc_host_info(xc_interface *xch, struct pyxc_host *out)
 {
     xc_physinfo_t info = { 0 };
-    unsigned long max_mfn = 0;
+    unsigned long max_page = 0;
 
     if ( xc_physinfo(xch, &info) )
         return -1;
-    if ( xc_maximum_ram_page(xch, &max_mfn) )
+    if ( xc_maximum_ram_page(xch, &max_page) )
         return -1;
     out->total_pages = info.total_pages;
     out->free_pages = info.free_pages;
     out->outstanding_pages = info.outstanding_pages;
-    out->max_mfn = max_mfn;
+    /* Despite its name, XENMEM_maximum_ram_page answers one more than the highest frame. */
+    out->max_mfn = max_page - 1;
     out->hvm = info.capabilities & XEN_SYSCTL_PHYSCAP_hvm;
     out->pv = info.capabilities & XEN_SYSCTL_PHYSCAP_pv;
     out->hap = info.capabilities & XEN_SYSCTL_PHYSCAP_hap;
