@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from xenlab.labline import parse_line, parse_log
 
-
 BOOT = "0123456789abcdef"
 
 
