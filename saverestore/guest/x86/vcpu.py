@@ -79,14 +79,14 @@ def context_to_mfns(raw: bytes | bytearray, vcpu: int, mfn_of: FrameMaps) -> byt
         )
     changed = bytearray(raw)
     context = _context(changed)
-    context["flags"] |= VGCF_ONLINE
+    context["flags"] |= np.uint64(VGCF_ONLINE)
     if vcpu == 0:
         context["rdx"] = mfn_of.plain(int(context["rdx"]), "start_info")
     for i in range(_nr_gdt_frames(context, vcpu)):
         context["gdt_frames"][i] = mfn_of.plain(int(context["gdt_frames"][i]), f"vcpu {vcpu}'s GDT frame {i}")
     control = context["ctrlreg"]
     control[3] = mfn_of.top_table(int(control[3]) >> PAGE_SHIFT, f"vcpu {vcpu}'s cr3") << PAGE_SHIFT
-    if control[1] & 1:
+    if int(control[1]) & 1:
         control[1] = mfn_of.top_table(int(control[1]) >> PAGE_SHIFT, f"vcpu {vcpu}'s user cr3") << PAGE_SHIFT
     return bytes(changed)
 
