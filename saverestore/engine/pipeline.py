@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, TypeVar
+
+from saverestore.interrupts import shield
 
 
 class Closeable(Protocol):
     """A result that holds something until it is closed."""
 
     def close(self) -> None:
-        """Give it back."""
+        """Give it back. Twice is fine."""
 
 
 Item = TypeVar("Item")
@@ -28,26 +30,40 @@ Result = TypeVar("Result", bound=Closeable)
 def ahead(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], *, depth: int
 ) -> Iterator[Iterator[Result]]:
-    """Results of `work` on each item, in order, at most `depth` of them begun and not yet taken.
+    """Results of `work` on each item, in order, at most `depth` of them begun and not yet done with.
 
-    An exception of `work` is raised where its result would have been taken. However the block ends, all
-    results that were begun and not taken have been closed when it has ended.
+    The caller is done with a result when it asks for the next. An exception of `work` is raised where its result
+    would have been taken. However the block ends, all results that were begun have been closed when it has
+    ended, but for those the caller was done with.
     """
     pending: deque[Future[Result]] = deque()
+
+    def first() -> Iterator[Result]:
+        # It stays in `pending` until the caller comes back: a signal may come while it is waited for, and
+        # before the caller has it in hand.
+        yield pending[0].result()
+        pending.popleft()
 
     def results() -> Iterator[Result]:
         for item in items:
             pending.append(pool.submit(work, item))
             if len(pending) >= depth:
-                yield pending.popleft().result()
+                yield from first()
         while pending:
-            yield pending.popleft().result()
+            yield from first()
 
     try:
         yield results()
     finally:
-        for future in pending:
-            future.cancel()
-        for future in pending:
-            if not future.cancelled() and future.exception() is None:
-                future.result().close()
+        with shield(), ExitStack() as closing:
+            for future in pending:
+                future.cancel()
+            for future in pending:
+                if not future.cancelled():
+                    closing.callback(_close, future)
+
+
+def _close(future: Future[Result]) -> None:
+    """Wait for it, and close what came of it, if anything did."""
+    if future.exception() is None:
+        future.result().close()
