@@ -46,7 +46,8 @@ def ahead(
 
     def results() -> Iterator[Result]:
         for item in items:
-            pending.append(pool.submit(work, item))
+            with shield():  # what was submitted must also be in `pending`
+                pending.append(pool.submit(work, item))
             if len(pending) >= depth:
                 yield from first()
         while pending:

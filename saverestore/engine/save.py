@@ -51,10 +51,11 @@ def save(
     progress = progress or Silence()
     report = SaveReport()
     started, begun_at = time.monotonic(), sink.offset
-    with shield():  # log-dirty must not be left on without anybody to turn it off
-        source = _dirty_source(guest, settings)
-    report.dirty_source = source.name
+    source: DirtySource | None = None
     try:
+        with shield():  # log-dirty must not be left on without anybody to turn it off
+            source = _dirty_source(guest, settings)
+        report.dirty_source = source.name
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="pages") as pool:
             writer = LibxcWriter(sink, guest.domain_type, guest.xen_version)
             _write_head(writer, guest, settings)
@@ -71,16 +72,19 @@ def save(
             writer.end()
         with shield():
             source.close()
+        report.downtime_s = time.monotonic() - suspended_at
+        report.total_s = time.monotonic() - started
+        report.stream_bytes = sink.offset - begun_at
+        report.pages_sent = sum(one.sent_pages for one in report.rounds)
+        return report
     except BaseException:
         with shield():
-            source.close()
-            guest.resume()
+            try:
+                if source is not None:
+                    source.close()
+            finally:
+                guest.resume()
         raise
-    report.downtime_s = time.monotonic() - suspended_at
-    report.total_s = time.monotonic() - started
-    report.stream_bytes = sink.offset - begun_at
-    report.pages_sent = sum(one.sent_pages for one in report.rounds)
-    return report
 
 
 def _dirty_source(guest: SaveGuest, settings: SaveSettings) -> DirtySource:

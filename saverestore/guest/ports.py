@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saverestore.errors import DomainError
+from saverestore.interrupts import shield
 from saverestore.stream.layout import PAGE_SIZE, DomainType, entries_of, has_data
 from saverestore.stream.records import Record
 
@@ -78,7 +79,8 @@ class PageBatch(AbstractContextManager["PageBatch"]):
         """Give the buffers back. Twice is fine."""
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        with shield():  # closed halfway, it could not be closed again
+            self.close()
 
 
 class PageWindow(Protocol):
