@@ -257,15 +257,15 @@ class MemorySave:
         """See SaveGuest. A callback of "suspend" that raises finds the domain running, asked already."""
         self._asked = True
         self.moments.reached("suspend")
-        self.domain.suspended = True
+        self.domain.suspend()
         self.moments.reached("suspended")
 
     def resume(self) -> None:
         """See SaveGuest."""
         self.moments.reached("resume")
-        if self._asked:
-            self.domain.suspended = False
-            self._asked = False
+        if self._asked and self.domain.suspended:
+            self.domain.resume()
+        self._asked = False
 
     def end_records(self) -> list[Record]:
         """See SaveGuest."""

@@ -50,7 +50,7 @@ class Processors:
 class MemoryDomain:
     """Pages by pfn, shape (nr_pfns,) all arrays: `p2m` (frame, or INVALID), `types` (PageType).
 
-    What the guest does to itself is `write`, `balloon_out`, `balloon_in`, `tear`, `mend`; each is seen by
+    What the guest does to itself is `write`, `balloon_out`, `balloon_in`, `tear`, `mend`, `suspend`; each is seen by
     log-dirty. `unmappable` and `unmappable_until_suspended` mark pages that cannot be mapped just now.
     `close` raises BufferError while anybody still holds a view of its memory.
     """
@@ -213,6 +213,22 @@ class MemoryDomain:
             self.store_p2m()
         self._mark(pfns)
 
+    def suspend(self) -> None:
+        """Stop. A PV kernel first turns the rings' frames in start_info into pfns, as it will not know the next."""
+        self._put_rings(np.array([STORE_RING, CONSOLE_RING], dtype=np.uint64))
+        self.suspended = True
+
+    def resume(self) -> None:
+        """Go on, where no other domain was made of this one."""
+        self.suspended = False
+        self._put_rings(self.p2m[[STORE_RING, CONSOLE_RING]])
+
+    def _put_rings(self, frames: U64) -> None:
+        if self.is_pv:
+            info = self.frames[self.p2m[START_INFO]].view(layout.START_INFO)[0]
+            info["store_mfn"], info["console_mfn"] = frames
+            self._mark(np.array([START_INFO], dtype=np.uint64))
+
     def _mark(self, pfns: U64) -> None:
         if self.dirty is not None:
             self.dirty[pfns] = True
@@ -281,7 +297,7 @@ class MemoryDomain:
         self.state.shared_info = page.tobytes()
         info = self.frames[self.p2m[START_INFO]].view(layout.START_INFO)[0]
         info["nr_pages"] = self.nr_pfns
-        info["store_mfn"], info["console_mfn"] = self.p2m[STORE_RING], self.p2m[CONSOLE_RING]
+        self._put_rings(self.p2m[[STORE_RING, CONSOLE_RING]])
 
     def close(self) -> None:
         """Give the memory up; BufferError when a view of it is still held. Twice is fine."""

@@ -11,7 +11,7 @@ from stream_samples import MemorySink, source_of
 from saverestore.engine.restore import restore
 from saverestore.engine.save import SaveSettings, save
 from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
-from saverestore.guest.memory_domain import START_INFO, MemoryDomain
+from saverestore.guest.memory_domain import CONSOLE_RING, START_INFO, STORE_RING, MemoryDomain
 from saverestore.guest.ports import Channels
 from saverestore.guest.x86 import layout
 from saverestore.stream.layout import PageType
@@ -40,9 +40,11 @@ def restored_from(image: bytes, like: MemoryDomain) -> MemoryDomain:
     """The domain that an image makes."""
     guest = MemoryRestore(empty_like(like))
     with source_of(image) as source:
-        restore(LibxcReader(source), source, guest, CHANNELS)
+        pages, _ = restore(LibxcReader(source), source, guest, CHANNELS)
         assert source.at_end()
     assert guest.buffers.nr_open == 0
+    rings = (pages.store_gfn, pages.console_gfn)
+    assert rings == tuple(guest.domain.p2m[[STORE_RING, CONSOLE_RING]].tolist())
     return guest.domain
 
 
