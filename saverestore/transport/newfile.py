@@ -101,6 +101,8 @@ class NewFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.sink.close()
-        if not self._committed and self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
+        try:
+            self.sink.close()
+        finally:
+            if not self._committed and self._temporary is not None:
+                self._temporary.unlink(missing_ok=True)

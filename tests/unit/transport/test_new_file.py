@@ -1,0 +1,248 @@
+"""A file that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from saverestore.errors import ExitCode, TransportError, UsageError
+from saverestore.transport.newfile import NewFile
+
+DATA = b"image" * 1000
+
+
+def content_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write(path: Path, data: bytes = DATA, *, overwrite: bool = False) -> None:
+    with NewFile(path, overwrite=overwrite) as file:
+        file.sink.write(data)
+        file.commit()
+
+
+def test_a_committed_file_has_its_name_its_content_and_no_companions(tmp_path):
+    write(tmp_path / "out.img")
+    assert content_of(tmp_path) == ["out.img"]
+    assert (tmp_path / "out.img").read_bytes() == DATA
+
+
+def test_until_then_it_has_another_name(tmp_path):
+    with NewFile(tmp_path / "out.img") as file:
+        file.sink.write(DATA)
+        (name,) = content_of(tmp_path)
+        assert name.startswith(".out.img.")
+        assert name.endswith(".partial")
+        file.commit()
+
+
+def test_only_its_owner_may_read_it_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        with NewFile(tmp_path / "out.img") as file:
+            (partial,) = tmp_path.iterdir()
+            assert stat.S_IMODE(partial.stat().st_mode) == 0o600
+            file.commit()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out.img").stat().st_mode) == 0o600
+
+
+def test_without_commit_nothing_is_left(tmp_path):
+    with NewFile(tmp_path / "out.img") as file:
+        file.sink.write(DATA)
+    assert content_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [TransportError("disk full"), KeyboardInterrupt()])
+def test_after_an_error_nothing_is_left(tmp_path, error):
+    with pytest.raises(type(error)), NewFile(tmp_path / "out.img"):
+        raise error
+    assert content_of(tmp_path) == []
+
+
+def test_a_sink_that_cannot_even_be_closed_leaves_nothing(tmp_path, monkeypatch):
+    def fail() -> None:
+        raise TransportError("closing it failed")
+
+    def use() -> None:
+        with NewFile(tmp_path / "out.img") as file:
+            fd = file.sink.fileno()
+            monkeypatch.setattr(file.sink, "close", fail)
+            os.close(fd)
+
+    with pytest.raises(TransportError, match="closing"):
+        use()
+    assert content_of(tmp_path) == []
+
+
+def test_an_existing_file_is_refused_at_once_and_left_alone(tmp_path):
+    (tmp_path / "out.img").write_bytes(b"old")
+    with pytest.raises(UsageError, match="--overwrite"):
+        NewFile(tmp_path / "out.img")
+    assert content_of(tmp_path) == ["out.img"]
+    assert (tmp_path / "out.img").read_bytes() == b"old"
+
+
+def test_with_overwrite_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "out.img"
+    path.write_bytes(b"old")
+    with NewFile(path, overwrite=True) as file:
+        file.sink.write(DATA)
+        assert path.read_bytes() == b"old"
+        file.commit()
+        assert path.read_bytes() == DATA
+    assert content_of(tmp_path) == ["out.img"]
+
+
+def test_with_overwrite_a_failure_leaves_the_old_file(tmp_path):
+    path = tmp_path / "out.img"
+    path.write_bytes(b"old")
+    with NewFile(path, overwrite=True) as file:
+        file.sink.write(DATA)
+    assert path.read_bytes() == b"old"
+    assert content_of(tmp_path) == ["out.img"]
+
+
+def test_overwrite_also_makes_a_file_that_was_not_there(tmp_path):
+    write(tmp_path / "out.img", overwrite=True)
+    assert content_of(tmp_path) == ["out.img"]
+
+
+def test_a_name_taken_meanwhile_is_left_to_whoever_took_it(tmp_path):
+    path = tmp_path / "out.img"
+
+    def use() -> None:
+        with NewFile(path) as file:
+            file.sink.write(DATA)
+            path.write_bytes(b"theirs")
+            file.commit()
+
+    with pytest.raises(TransportError, match="meanwhile"):
+        use()
+    assert path.read_bytes() == b"theirs"
+    assert content_of(tmp_path) == ["out.img"]
+
+
+def test_of_many_at_the_same_time_one_gets_the_name_and_no_other_leaves_a_trace(tmp_path):
+    path = tmp_path / "out.img"
+    together = threading.Barrier(8)
+    outcomes = []
+
+    def work(number: int) -> None:
+        with NewFile(path) as file:
+            file.sink.write(bytes([number]) * 1000)
+            together.wait(10)
+            try:
+                file.commit()
+                outcomes.append(number)
+            except TransportError:
+                pass
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = outcomes
+    assert path.read_bytes() == bytes([winner]) * 1000
+    assert content_of(tmp_path) == ["out.img"]
+
+
+def test_a_directory_is_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="directory"):
+        NewFile(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["absent/out.img", "file/out.img"])
+def test_a_place_that_cannot_be_written_is_told_with_the_final_name(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(TransportError, match=name) as caught:
+        NewFile(tmp_path / name)
+    assert caught.value.exit_code == ExitCode.IO
+
+
+def test_a_device_is_written_directly_and_stays_a_device():
+    with NewFile(Path("/dev/null")) as file:
+        file.sink.write(DATA)
+        assert file.free_bytes() is None
+        file.commit()
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    with NewFile(Path("/dev/null")):
+        pass
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_a_named_pipe_gets_the_bytes_and_stays(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(path.read_bytes()))
+    reader.start()
+    write(path)
+    reader.join()
+    assert found == [DATA]
+    assert content_of(tmp_path) == ["pipe"]
+
+
+def test_free_space_is_told_for_a_file(tmp_path):
+    with NewFile(tmp_path / "out.img") as file:
+        free = file.free_bytes()
+        assert free is not None
+        assert free > 0
+
+
+@pytest.fixture
+def tiny_file_system(tmp_path: Path):
+    """A file system of 64 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tiny file system takes root")
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_nothing_and_a_smaller_image_fits_afterwards(tiny_file_system):
+    path = tiny_file_system / "out.img"
+    with pytest.raises(TransportError, match=r"No space left on device, at byte 0x.*free some space"):
+        write(path, bytes(1 << 20))
+    assert content_of(tiny_file_system) == []
+    write(path, bytes(32 << 10))
+    assert path.stat().st_size == 32 << 10
+
+
+def test_free_space_is_that_of_the_file_system_written_to(tiny_file_system):
+    with NewFile(tiny_file_system / "out.img") as file:
+        assert file.free_bytes() == 64 << 10
+        file.sink.write(bytes(8 << 10))
+        assert file.free_bytes() == 56 << 10
+
+
+def test_a_file_that_cannot_be_brought_to_the_disk_is_removed(tmp_path, monkeypatch):
+    def fail(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(TransportError, match="could not be finished: Input/output error"):
+        write(tmp_path / "out.img")
+    assert content_of(tmp_path) == []
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", fail)
+    write(tmp_path / "out.img")
+    assert content_of(tmp_path) == ["out.img"]
+    assert (tmp_path / "out.img").read_bytes() == DATA
