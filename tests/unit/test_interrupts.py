@@ -1,0 +1,153 @@
+"""Signals as one exception, held back where work must not be cut in two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from saverestore.errors import ExitCode, Interrupted
+from saverestore.interrupts import handled, shield
+
+INT, TERM = signal.SIGINT, signal.SIGTERM
+
+
+def send(number: int = INT) -> None:
+    os.kill(os.getpid(), number)
+    # The handler runs at the next bytecode of the main thread at the latest: that is, by now.
+
+
+@pytest.mark.parametrize(("number", "name"), [(INT, "Ctrl-C"), (TERM, "SIGTERM")])
+def test_a_signal_raises_where_it_comes_and_is_named(number, name):
+    with handled(), pytest.raises(Interrupted, match=f"interrupted by {name}") as caught:
+        send(number)
+    assert caught.value.exit_code == ExitCode.INTERRUPTED
+
+
+def test_a_shield_holds_a_signal_back_until_its_end():
+    done = []
+    with pytest.raises(Interrupted, match="SIGTERM"), handled():
+        with shield():
+            send(TERM)
+            done.append("inside")
+        done.append("after")
+    assert done == ["inside"]
+
+
+def test_the_outermost_shield_raises():
+    done = []
+    with pytest.raises(Interrupted), handled(), shield():
+        with shield():
+            send()
+        done.append("between")
+    assert done == ["between"]
+
+
+def test_a_shield_that_nothing_came_upon_raises_nothing_and_later_signals_do():
+    with handled():
+        with shield():
+            pass
+        with pytest.raises(Interrupted):
+            send()
+
+
+def test_an_error_inside_a_shield_wins_over_the_signal_that_it_held_back():
+    with handled(), pytest.raises(ValueError, match="the error"), shield():
+        send()
+        raise ValueError("the error")
+
+
+def test_a_signal_held_back_by_a_shield_that_failed_is_raised_by_the_next():
+    """The error is being undone in a shield of its own, and at its end the signal counts again."""
+    done = []
+    with handled():
+        with pytest.raises(ValueError, match="the error"), shield():
+            send()
+            raise ValueError("the error")
+        with pytest.raises(Interrupted), shield():
+            done.append("undone")
+    assert done == ["undone"]
+
+
+@pytest.mark.parametrize("second", [INT, TERM])
+def test_a_second_signal_is_ignored_while_the_first_is_being_undone(second):
+    done = []
+    with handled():
+        with pytest.raises(Interrupted, match="Ctrl-C"):
+            try:
+                send(INT)
+            finally:
+                send(second)
+                done.append("undone")
+        with shield():
+            send(second)
+        done.append("still going")
+    assert done == ["undone", "still going"]
+
+
+def test_of_two_signals_held_back_one_exception_comes():
+    with handled():
+        with pytest.raises(Interrupted), shield():
+            send(INT)
+            send(TERM)
+        with shield():
+            pass
+
+
+def test_handlers_are_as_before_afterwards_whatever_happened():
+    before = {number: signal.getsignal(number) for number in (INT, TERM)}
+    with pytest.raises(Interrupted), handled():
+        assert signal.getsignal(INT) != before[INT]
+        send()
+    assert {number: signal.getsignal(number) for number in (INT, TERM)} == before
+
+
+def test_a_new_block_starts_afresh():
+    for _ in range(2):
+        with pytest.raises(Interrupted), handled():
+            send()
+
+
+def test_a_shield_without_a_handled_block_leaves_ctrl_c_as_it_was():
+    with pytest.raises(KeyboardInterrupt), shield():
+        send()
+
+
+def test_a_shield_on_a_worker_holds_nothing_back_from_the_main_thread():
+    inside, leave = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with shield():
+            inside.set()
+            leave.wait(10)
+
+    worker = threading.Thread(target=work)
+    with handled():
+        worker.start()
+        try:
+            assert inside.wait(10)
+            with pytest.raises(Interrupted):
+                send()
+        finally:
+            leave.set()
+            worker.join()
+
+
+def test_a_signal_sent_on_a_worker_raises_in_the_main_thread_only():
+    seen: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(INT)
+        except BaseException as error:
+            seen.append(error)
+
+    worker = threading.Thread(target=work)
+    with pytest.raises(Interrupted), handled():
+        worker.start()
+        worker.join()
+        # The handler ran in this thread, inside join() or here.
+    worker.join()
+    assert seen == []
