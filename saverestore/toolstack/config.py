@@ -112,6 +112,7 @@ def parse(data: bytes) -> GuestConfig:
         kind = _kind(create, build)
         max_vcpus = int(build.get("max_vcpus", 1))
         max_kib = int(build.get("max_memkb") or build["target_memkb"])
+        _check_devices(raw)
         if kind not in KINDS or max_vcpus < 1 or max_kib < 1:
             raise ValueError(f"type {kind!r}, {max_vcpus} vCPUs, {max_kib} KiB")
         return GuestConfig(
@@ -135,8 +136,15 @@ def parse(data: bytes) -> GuestConfig:
             tsc_mode=TSC_MODES.get(str(build.get("tsc_mode", "default")), 0),
             msr_relaxed=_flag(build.get("arch_x86") or {}, "msr_relaxed", False),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ImageError(f"the domain's configuration is not libxl's JSON: {error!r}") from error
+
+
+def _check_devices(raw: dict[str, Any]) -> None:
+    for key in DEVICE_LISTS:
+        devices = raw.get(key) or []
+        if not isinstance(devices, list) or not all(isinstance(device, dict) for device in devices):
+            raise ValueError(f"{key} is no list of devices")
 
 
 def _kind(create: dict[str, Any], build: dict[str, Any]) -> str:
