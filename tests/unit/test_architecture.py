@@ -1,0 +1,192 @@
+"""The arrows of docs/design.md, read out of the imports of every module.
+
+    cli ─► operations ─► toolstack ─► engine ─► guest ─► stream ─► transport ─► interrupts ─► errors
+
+A module imports from its own layer and from layers to its right, and:
+
+  - `pyxc` imports nothing of `saverestore`; it is imported by `guest/x86`, `toolstack` and `operations` only
+    (`operations` opens the handles that it hands down).
+  - `engine` sees a guest through `guest.ports` and nothing else of `guest`; `toolstack` does not use `engine`.
+  - `stream` knows of transports what `transport.base` says.
+  - `guest.ports`, the in-memory guest and the modules of `guest/x86` that it uses are pure: no `pyxc`.
+
+Imports inside functions and under TYPE_CHECKING count, too: they are arrows all the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LONGEST_FILE = 500
+
+LAYERS = ["cli", "operations", "toolstack", "engine", "guest", "stream", "transport", "interrupts", "errors"]
+
+MAY_IMPORT_PYXC = ("saverestore.guest.x86.", "saverestore.toolstack.", "saverestore.operations.")
+
+PURE = (
+    "saverestore.guest.ports",
+    "saverestore.guest.memory",
+    "saverestore.guest.memory_domain",
+    "saverestore.guest.x86",
+    "saverestore.guest.x86.layout",
+    "saverestore.guest.x86.p2m_walk",
+    "saverestore.guest.x86.tables",
+    "saverestore.guest.x86.vcpu",
+    "saverestore.toolstack.config",
+)
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    """Every module of a package, by its dotted name."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules_of("saverestore") | modules_of("pyxc")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names that a module imports; of `from a import b`, `a.b` where that is a module, else `a`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import; the project writes names out"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+
+
+def layer_of(module: str) -> str | None:
+    """Which layer a module of saverestore belongs to; None for the package itself and its kernels."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "saverestore" and len(parts) > 1 and parts[1] in LAYERS else None
+
+
+ARROWS = [(module, target) for module, path in MODULES.items() for target in imports_of(path)]
+
+
+def test_the_modules_were_found():
+    assert {layer_of(module) for module in MODULES if module.startswith("saverestore")} == {*LAYERS, None}
+    assert "pyxc.control" in MODULES
+    assert ("saverestore.engine.save", "saverestore.guest.ports") in ARROWS
+
+
+def test_every_module_of_the_package_belongs_to_a_layer():
+    assert [module for module in MODULES if module.startswith("saverestore.") and not layer_of(module)] == []
+
+
+def test_no_layer_imports_from_one_above_it():
+    upwards = [
+        f"{module} -> {target}"
+        for module, target in ARROWS
+        if (a := layer_of(module))
+        and target.startswith("saverestore")
+        and (b := layer_of(target))
+        and LAYERS.index(a) > LAYERS.index(b)
+    ]
+    assert upwards == []
+
+
+def test_the_bindings_know_nothing_of_what_is_built_on_them():
+    assert [
+        arrow for arrow in ARROWS if arrow[0].startswith("pyxc") and arrow[1].startswith("saverestore")
+    ] == []
+
+
+def test_only_guests_the_toolstack_and_operations_import_the_bindings():
+    others = [
+        f"{module} -> {target}"
+        for module, target in ARROWS
+        if module.startswith("saverestore")
+        and target.split(".")[0] == "pyxc"
+        and not module.startswith(MAY_IMPORT_PYXC)
+    ]
+    assert others == []
+
+
+def test_only_the_bindings_import_their_compiled_module():
+    assert [one for one in ARROWS if one[1].startswith("pyxc._") and not one[0].startswith("pyxc")] == []
+
+
+def test_the_engine_sees_guests_through_their_ports_only():
+    seen = {
+        target
+        for module, target in ARROWS
+        if layer_of(module) == "engine" and target.startswith("saverestore.guest")
+    }
+    assert seen == {"saverestore.guest.ports"}
+
+
+def test_the_toolstack_does_not_use_the_engine():
+    arrows = [one for one in ARROWS if layer_of(one[0]) == "toolstack" and layer_of(one[1]) == "engine"]
+    assert arrows == []
+
+
+def test_the_stream_knows_of_transports_what_their_base_says():
+    seen = {
+        target
+        for module, target in ARROWS
+        if layer_of(module) == "stream" and target.startswith("saverestore.transport")
+    }
+    assert seen == {"saverestore.transport.base"}
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_imports_only_pure_ones(module):
+    seen, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in MODULES and name not in seen:
+            seen.add(name)
+            waiting += imports_of(MODULES[name])
+    assert [name for name in seen if name.startswith("pyxc")] == []
+    allowed = PURE + tuple(
+        f"saverestore.{layer}" for layer in ("stream", "transport", "interrupts", "errors")
+    )
+    assert [name for name in seen if not name.startswith(allowed)] == []
+
+
+WITHOUT_XEN = [
+    module
+    for module in MODULES
+    if layer_of(module) in ("stream", "transport", "engine", "interrupts", "errors")
+    and not module.endswith("_build")
+] + ["saverestore.cli.pyimage", "saverestore.cli.pysave", "saverestore.cli.pyrestore", *PURE]
+
+
+def test_all_but_what_works_on_domains_imports_on_a_machine_without_xen_or_a_compiler():
+    code = (
+        "import importlib, sys\n"
+        "for name in ('pyxc', 'saverestore._kernels', '_cffi_backend', 'cffi'):\n"
+        "    sys.modules[name] = None\n"
+        f"for name in {WITHOUT_XEN!r}:\n"
+        "    importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+TOO_LONG = pytest.mark.xfail(strict=True, reason="pyxc/shim/shim.h is too long: cut it by subject")
+
+
+@pytest.mark.parametrize("folder", [pytest.param("pyxc", marks=TOO_LONG), "saverestore", "tools"])
+def test_no_file_has_grown_too_long_to_be_read_at_once(folder):
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".pyi", ".h", ".sh") and path.is_file()
+    }
+    assert lengths
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
