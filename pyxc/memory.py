@@ -17,22 +17,17 @@ from pyxc.foreign import DOMID_XEN, PAGE_SIZE, ForeignMemory, Mapping
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
 
-# XEN_DOMCTL_getpageframeinfo3 refuses more in one call (E2BIG).
-TYPE_BATCH_MAX = 1024
-
 INVALID_MFN = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
 def page_types(xen: Xen, domid: int, gfns: U64) -> U8:
     """The kind of each frame (PV: of each mfn), shape (n,): the top four bits of XEN_DOMCTL_PFINFO_*.
 
-    Any n; asked in calls of 1,024. Populates populate-on-demand pages of an HVM guest.
+    Any n. Populates populate-on-demand pages of an HVM guest.
     """
     answer = np.array(gfns, dtype=np.uint64)  # the call overwrites its input
-    for start in range(0, len(answer), TYPE_BATCH_MAX):
-        part = answer[start : start + TYPE_BATCH_MAX]
-        rc = lib.xc_get_pfn_type_batch(xen.ptr, domid, len(part), ffi.from_buffer("xen_pfn_t[]", part))
-        check_rc(rc, "xc_get_pfn_type_batch", domid)
+    rc = lib.pyxc_page_types(xen.ptr, domid, len(answer), ffi.from_buffer("xen_pfn_t[]", answer))
+    check_rc(rc, "xc_get_pfn_type_batch", domid)
     return (answer >> np.uint64(lib.XEN_DOMCTL_PFINFO_LTAB_SHIFT)).astype(np.uint8)
 
 

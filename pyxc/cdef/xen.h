@@ -103,7 +103,7 @@ int xc_set_paging_mempool_size(xc_interface *xch, uint32_t domid, uint64_t size)
 int xc_evtchn_alloc_unbound(xc_interface *xch, uint32_t dom, uint32_t remote_dom);
 int xc_domain_subscribe_for_suspend(xc_interface *xch, uint32_t domid, uint32_t port);
 
-int xc_get_pfn_type_batch(xc_interface *xch, uint32_t dom, unsigned int num, xen_pfn_t *arr);
+int pyxc_page_types(xc_interface *xch, uint32_t domid, uint64_t num, xen_pfn_t *arr);
 int xc_domain_nr_gpfns(xc_interface *xch, uint32_t domid, xen_pfn_t *gpfns);
 int xc_machphys_mfn_list(xc_interface *xch, unsigned long max_extents, xen_pfn_t *extent_start);
 int xc_domain_populate_physmap_exact(xc_interface *xch, uint32_t domid, unsigned long nr_extents,

@@ -121,8 +121,11 @@ class DigestSource:
         self._types = np.full(nr_pfns, NEVER_SENT, dtype=np.uint8)
 
     def start_round(self, *, final: bool) -> U64:
-        """All pfns, every time."""
-        return np.arange(self._nr_pfns, dtype=np.uint64)
+        """All pfns at first and at last; those that were sent in between: new ones wait for the last round."""
+        sent = np.flatnonzero(self._types != NEVER_SENT)
+        if final or not len(sent):
+            return np.arange(self._nr_pfns, dtype=np.uint64)
+        return sent.astype(np.uint64)
 
     def known_dirty(self) -> int | None:
         """Not known before everything is read again."""

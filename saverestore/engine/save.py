@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from saverestore.transport.base import ByteSink
 
 BATCH_PFNS = 2048
 """Pfns read at a time, and at most in one PAGE_DATA record: 8 MiB. Mapping more at once gains little."""
+
+HOLE_PFNS = 1 << 16
+"""Pfns asked about at a time when looking for those that have memory at all."""
 
 WORKERS = 2
 AHEAD = 3
@@ -143,6 +147,7 @@ class _PageSender:
         self._depth = workers + AHEAD - 1
         self._was_sent = np.zeros(guest.nr_pfns, dtype=bool)
         self._deferred: list[U64] = []
+        self._asked: deque[int] = deque()  # pfns of each batch begun and not yet written
 
     def send_round(self, *, number: int, final: bool) -> RoundStats:
         """One round. Pages that could not be read in a round are read again in the next."""
@@ -157,13 +162,13 @@ class _PageSender:
         def read(some: U64) -> PageBatch:
             return self._source.select(self._guest.read_pages(some, final=final))
 
-        with ahead(self._pool, read, _batches(pfns), depth=self._depth) as batches:
-            for batch, asked in zip(batches, _batches(pfns), strict=True):
+        with ahead(self._pool, read, self._batches(pfns), depth=self._depth) as batches:
+            for batch in batches:
                 with batch:
                     sent += self._write(batch)
                 if len(batch.deferred):
                     self._deferred.append(batch.deferred)
-                self._progress.pages(len(asked), self._sink.offset)
+                self._progress.pages(self._asked.popleft(), self._sink.offset)
         self._guest.check_layout()
         return RoundStats(number, sent, 0 if final else None, time.monotonic() - started)
 
@@ -180,7 +185,21 @@ class _PageSender:
         self._was_sent[batch.pfns[batch.with_data]] = True
         return batch.nr_data
 
+    def _batches(self, pfns: U64) -> Iterator[U64]:
+        """The pfns of a round, cut. When it is all of them, holes are left out: most of a PVH guest's pfns."""
+        if len(pfns) == self._guest.nr_pfns:
+            large = (pfns[start : start + HOLE_PFNS] for start in range(0, len(pfns), HOLE_PFNS))
+            pieces = (self._without_holes(some) for some in large)
+        else:
+            pieces = (some for some in (pfns,))
+        for piece in pieces:
+            for start in range(0, len(piece), BATCH_PFNS):
+                batch = piece[start : start + BATCH_PFNS]
+                self._asked.append(len(batch))
+                yield batch
 
-def _batches(pfns: U64) -> Iterator[U64]:
-    for start in range(0, len(pfns), BATCH_PFNS):
-        yield pfns[start : start + BATCH_PFNS]
+    def _without_holes(self, pfns: U64) -> U64:
+        """Those that may have memory, or had some when they were sent."""
+        kept = self._guest.may_have_memory(pfns) | self._was_sent[pfns]
+        self._progress.pages(int(np.count_nonzero(~kept)), self._sink.offset)
+        return pfns[kept]

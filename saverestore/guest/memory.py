@@ -206,6 +206,14 @@ class MemorySave:
             return []
         return [X86PvP2mFrames(0, self.nr_pfns - 1, self.domain.p2m_frames)]
 
+    def may_have_memory(self, pfns: U64) -> Bool:
+        """See SaveGuest."""
+        self.moments.reached("may_have_memory")
+        if self.domain.is_pv:
+            return np.ones(len(pfns), dtype=bool)
+        present: Bool = self.domain.p2m[pfns] != INVALID
+        return present
+
     def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
         """See SaveGuest."""
         self.moments.reached("read_pages")

@@ -132,6 +132,9 @@ class SaveGuest(Protocol):
     def memory_records(self) -> list[Record]:
         """What a reader needs before pages."""
 
+    def may_have_memory(self, pfns: U64) -> Bool:
+        """Which of these pfns may have memory, so that holes need not be read: cheap, and never wrongly False."""
+
     def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
         """Map these pages and bring them into the stream's form; may be called from several threads.
 

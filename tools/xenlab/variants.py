@@ -28,7 +28,7 @@ COMMON_PACKAGES = (
     "linux-image-amd64", "busybox-static", "iproute2", "kmod", "procps", "udev", "systemd-sysv",
     "openssh-server", "e2fsprogs", "strace", "psmisc", "less", "zstd",
     # the project: what it runs on, what compiles it, what tests it
-    "libxen-dev", "gcc", "make", "libc6-dev", "pkg-config", "python3", "python3-dev", "python3-venv",
+    "libxen-dev", "libxxhash-dev", "gcc", "make", "libc6-dev", "pkg-config", "python3", "python3-dev", "python3-venv",
     "python3-pip", "python3-setuptools", "python3-wheel", "python3-cffi", "python3-numpy",
     "python3-zstandard", "python3-tqdm", "python3-xxhash", "python3-pytest", "python3-hypothesis",
     "python3-pyroute2",

@@ -12,6 +12,7 @@ from saverestore.errors import ImageError
 from saverestore.guest.ports import (
     U8,
     U64,
+    Bool,
     Channels,
     LogDirty,
     LogDirtyUnavailable,
@@ -66,6 +67,12 @@ class HvmSave:
     def memory_records(self) -> list[Record]:
         """None: pfns are guest frames."""
         return []
+
+    def may_have_memory(self, pfns: U64) -> Bool:
+        """All but holes: between RAM and the special pages below 4 GiB are up to a million pfns of nothing."""
+        types = xen_memory.page_types(self._handles.xen, self._domid, pfns)
+        present: Bool = types != PageType.XTAB
+        return present
 
     def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
         """Map these pages. See SaveGuest."""

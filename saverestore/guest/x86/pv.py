@@ -7,7 +7,7 @@ import numpy as np
 from pyxc import DomainInfo, Mapping, XenError, cpu
 from pyxc import memory as xen_memory
 from saverestore.errors import DomainError, ImageError
-from saverestore.guest.ports import U8, U64, Channels, LogDirty, PageBatch, PageWindow, RestoredPages
+from saverestore.guest.ports import U8, U64, Bool, Channels, LogDirty, PageBatch, PageWindow, RestoredPages
 from saverestore.guest.x86 import tables, vcpu
 from saverestore.guest.x86.common import CommonRestore, Handles, policy_records, tsc_record
 from saverestore.guest.x86.grants import seed_grant_table
@@ -92,6 +92,10 @@ class PvSave:
         """Where the p2m lies."""
         return [X86PvP2mFrames(0, self.p2m.max_pfn, self.p2m.frame_pfns)]
 
+    def may_have_memory(self, pfns: U64) -> Bool:
+        """All: reading the p2m is as cheap as asking, and says which are to be deferred."""
+        return np.ones(len(pfns), dtype=bool)
+
     def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
         """Map these pages, page tables as normalised copies. See SaveGuest."""
         mfns = self.p2m.table[pfns]  # a copy: the guest may change its table under us
@@ -129,7 +133,7 @@ class PvSave:
             deferred=pfns[deferred],
         )
 
-    def _normalised(self, mapping: Mapping, types: U8, lost: np.ndarray) -> tuple[U8, np.ndarray, np.ndarray]:
+    def _normalised(self, mapping: Mapping, types: U8, lost: Bool) -> tuple[U8, Bool, Bool]:
         """(Normalised copies of the page tables, which pages these are, which of all pages are torn)."""
         is_table = tables.is_table(types) & ~lost
         torn = np.zeros(len(types), dtype=bool)
