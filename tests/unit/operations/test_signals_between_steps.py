@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 try:
-    from saverestore.operations import restore, save
+    import pyxc  # noqa: F401
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
@@ -21,6 +21,7 @@ from saverestore.errors import Interrupted
 from saverestore.guest.memory import MemorySave
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.interrupts import handled
+from saverestore.operations import restore, save
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.transport import FdSink
 
