@@ -52,6 +52,12 @@ def handled() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def too_late() -> None:
+    """From now on signals change nothing: what was asked for has been done, and only tidying up is left."""
+    _state.pending = None
+    _state.raised = True
+
+
 @contextmanager
 def shield() -> Iterator[None]:
     """Hold signals back inside this block; one that came is raised at its end, unless that raises itself."""

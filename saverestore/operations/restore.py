@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
+from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ImageError, TransportError
@@ -61,38 +63,44 @@ def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
             domains.check_free(handles, guest_config.name, guest_config.uuid)
             bare.check_memory(handles, guest_config)
             progress.phase(f"creating {guest_config.name}")
-            with shield():
-                fresh = bare.create(handles, guest_config)
-                undo = _Undo(handles, fresh, guest_config)
-            with undo:
-                report = _fill(handles, fresh, guest_config, reader, source, progress)
+            with _FreshDomain(handles, guest_config) as fresh:
+                report = _fill(handles, fresh.create(), guest_config, reader, source, progress)
                 _expect(stream, source, LibxlRecordType.END)
-                if not request.paused:
-                    handles.xen.unpause(fresh.domid)
-                undo.keep()
+                with shield():
+                    if not request.paused:
+                        handles.xen.unpause(fresh.domid)
+                    fresh.keep()
+                    interrupts.too_late()
             return Restored(fresh.domid, guest_config.name, report)
 
 
-class _Undo:
-    """Destroys the fresh domain at the end of the block unless `keep` was called."""
+class _FreshDomain:
+    """A domain being made: destroyed at the end of the block unless `keep` was called."""
 
-    def __init__(self, handles: Handles, fresh: FreshDomain, guest_config: GuestConfig) -> None:
+    def __init__(self, handles: Handles, guest_config: GuestConfig) -> None:
         self._handles = handles
-        self._fresh = fresh
         self._config = guest_config
         self._kept = False
+        self.domid = -1
+
+    def create(self) -> FreshDomain:
+        """Create it."""
+        with shield():  # it must not come into being without this object knowing of it
+            fresh = bare.create(self._handles, self._config)
+            self.domid = fresh.domid
+        return fresh
 
     def keep(self) -> None:
         """The domain is whole: leave it."""
         self._kept = True
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._kept:
+        if not self._kept and self.domid >= 0:
             with shield():
-                bare.destroy(self._handles, self._fresh.domid, self._config.uuid)
+                bare.destroy(self._handles, self.domid, self._config.uuid)
 
 
 @contextmanager

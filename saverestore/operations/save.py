@@ -12,10 +12,11 @@ from enum import Enum
 from pathlib import Path
 
 import saverestore
-from pyxc import ForeignMemory, Xen, XenStore
+from pyxc import ForeignMemory, Xen, XenError, XenStore
+from saverestore import interrupts
 from saverestore.engine import save as engine
 from saverestore.engine.progress import Progress, SaveReport
-from saverestore.errors import DomainError, TransportError, UsageError
+from saverestore.errors import DomainError, TransportError, UsageError, XenRefused
 from saverestore.guest.ports import SaveGuest
 from saverestore.guest.x86.common import Handles
 from saverestore.guest.x86.hvm import HvmSave
@@ -79,12 +80,30 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
         try:
             with _destination(request) as (sink, file):
                 _check_room(file, guest, domain)
-                report = _write_image(guest, sink, config, request, domain, progress)
-                _finish(handles, domain, guest, file, request)
+                with _resumed_on_error(guest):
+                    report = _write_image(guest, sink, config, request, domain, progress)
+                    if file is not None:
+                        file.sync()
+                    with shield():
+                        if file is not None:
+                            file.publish()
+                        # The image is safe: from here on the request is carried out, not given up.
+                        interrupts.too_late()
+                _do_afterwards(handles, domain, guest, request)
         finally:
             with shield():
                 guest.close()
         return report
+
+
+@contextmanager
+def _resumed_on_error(guest: SaveGuest) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with shield():
+            guest.resume()
+        raise
 
 
 def _check_devices(handles: Handles, domain: Domain, request: SaveRequest) -> None:
@@ -143,22 +162,17 @@ def _write_image(
     domain: Domain,
     progress: Progress,
 ) -> SaveReport:
-    """xl's header, libxl's stream around libxc's. The guest is suspended afterwards; on error it runs."""
+    """xl's header, libxl's stream around libxc's. The guest is suspended afterwards."""
     settings = engine.SaveSettings(
         live=request.live,
         dirty=request.dirty,
         provenance=None if request.plain else _provenance(request, domain),
     )
-    try:
-        XlHeader.write(sink, config.to_json())
-        stream = LibxlWriter(sink)
-        stream.libxc_context()
-        report = engine.save(guest, sink, settings, progress)
-        stream.end()
-    except BaseException:
-        with shield():
-            guest.resume()
-        raise
+    XlHeader.write(sink, config.to_json())
+    stream = LibxlWriter(sink)
+    stream.libxc_context()
+    report = engine.save(guest, sink, settings, progress)
+    stream.end()
     return report
 
 
@@ -177,18 +191,9 @@ def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
     }
 
 
-def _finish(
-    handles: Handles, domain: Domain, guest: SaveGuest, file: NewFile | None, request: SaveRequest
-) -> None:
-    """The image is written: make it durable, then do with the domain what was asked."""
+def _do_afterwards(handles: Handles, domain: Domain, guest: SaveGuest, request: SaveRequest) -> None:
+    """The image is safe: make of the domain what was asked for."""
     try:
-        if file is not None:
-            file.commit()
-    except BaseException:
-        with shield():
-            guest.resume()
-        raise
-    with shield():  # the image is safe: from here on the request is carried out, not given up
         if request.afterwards is Afterwards.DESTROY:
             guest.close()
             bare.destroy(handles, domain.domid, domain.info.uuid)
@@ -196,3 +201,8 @@ def _finish(
         if request.afterwards is Afterwards.PAUSE:
             handles.xen.pause(domain.domid)
         guest.resume()
+    except XenError as error:
+        raise XenRefused(
+            f"{request.image} is complete, but {domain} could not be made {request.afterwards.value}: {error}; "
+            f"it is still there, see 'xl list'"
+        ) from error

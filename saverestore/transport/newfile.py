@@ -14,12 +14,15 @@ from typing import Self
 from saverestore.errors import TransportError, UsageError
 from saverestore.transport.fd import FdSink
 
+NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK})
+"""What link() says on file systems that have none."""
+
 
 class NewFile:
     """A file being written under a temporary name beside its final one, mode 0600.
 
-    `commit()` brings it to the disk and gives it its name; leaving the block without that removes it. An
-    existing file is only replaced with `overwrite`, and only by `commit()`. A device (/dev/null) or named pipe
+    `sync()` brings it to the disk, `publish()` gives it its name; leaving the block without that removes it.
+    An existing file is only replaced with `overwrite`, and only by `publish()`. A device (/dev/null) or named pipe
     is written directly, as there is nothing to rename.
     """
 
@@ -27,7 +30,7 @@ class NewFile:
         self.path = path
         self._overwrite = overwrite
         self._temporary: Path | None = None
-        self._committed = False
+        self._published = False
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
@@ -58,34 +61,43 @@ class NewFile:
         room = os.statvfs(self._temporary)
         return room.f_bavail * room.f_frsize
 
-    def commit(self) -> None:
-        """Everything has been written: after this the image is on the disk under its name.
-
-        TransportError when it cannot be; the temporary file is then still removed by the end of the block.
-        """
+    def sync(self) -> None:
+        """Everything has been written: bring it to the disk, still under its temporary name. May take long."""
         if self._temporary is None:
-            self._committed = True
-            self.sink.close()
             return
         try:
             os.fsync(self.sink.fileno())
-            self.sink.close()
-            if self._overwrite:
-                self._temporary.rename(self.path)
-            else:
-                # link() instead of rename(): it fails when another file took the name meanwhile.
-                os.link(self._temporary, self.path)
-                self._temporary.unlink()
-            self._committed = True
-            self._sync_folder()
+        except OSError as error:
+            raise TransportError(f"{self.path} could not be brought to the disk: {error.strerror}") from error
+
+    def publish(self) -> None:
+        """Give the file its name, for good: after `sync` the last step, and a short one.
+
+        TransportError when it cannot be; the temporary file is then still removed by the end of the block.
+        """
+        temporary = self._temporary
+        self.sink.close()
+        try:
+            if temporary is not None:
+                self._name(temporary)
+                self._sync_folder()
         except FileExistsError as error:
             raise TransportError(f"{self.path} has come into being meanwhile; it was left alone") from error
         except OSError as error:
-            if not self._committed and error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-                self._temporary.rename(self.path)  # a file system without hard links
-                self._committed = True
+            raise TransportError(f"{self.path} could not be given its name: {error.strerror}") from error
+        self._published = True
+
+    def _name(self, temporary: Path) -> None:
+        if not self._overwrite:
+            try:
+                # link() instead of rename(): it fails when another file took the name meanwhile.
+                os.link(temporary, self.path)
+                temporary.unlink()
                 return
-            raise TransportError(f"{self.path} could not be finished: {error.strerror}") from error
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+        temporary.rename(self.path)
 
     def _sync_folder(self) -> None:
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -104,5 +116,5 @@ class NewFile:
         try:
             self.sink.close()
         finally:
-            if not self._committed and self._temporary is not None:
+            if not self._published and self._temporary is not None:
                 self._temporary.unlink(missing_ok=True)

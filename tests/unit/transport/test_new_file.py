@@ -23,7 +23,8 @@ def content_of(folder: Path) -> list[str]:
 def write(path: Path, data: bytes = DATA, *, overwrite: bool = False) -> None:
     with NewFile(path, overwrite=overwrite) as file:
         file.sink.write(data)
-        file.commit()
+        file.sync()
+        file.publish()
 
 
 def test_a_committed_file_has_its_name_its_content_and_no_companions(tmp_path):
@@ -38,7 +39,8 @@ def test_until_then_it_has_another_name(tmp_path):
         (name,) = content_of(tmp_path)
         assert name.startswith(".out.img.")
         assert name.endswith(".partial")
-        file.commit()
+        file.sync()
+        file.publish()
 
 
 def test_only_its_owner_may_read_it_whatever_the_umask(tmp_path):
@@ -47,7 +49,8 @@ def test_only_its_owner_may_read_it_whatever_the_umask(tmp_path):
         with NewFile(tmp_path / "out.img") as file:
             (partial,) = tmp_path.iterdir()
             assert stat.S_IMODE(partial.stat().st_mode) == 0o600
-            file.commit()
+            file.sync()
+            file.publish()
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "out.img").stat().st_mode) == 0o600
@@ -95,7 +98,8 @@ def test_with_overwrite_the_old_file_is_there_until_the_new_one_is_whole(tmp_pat
     with NewFile(path, overwrite=True) as file:
         file.sink.write(DATA)
         assert path.read_bytes() == b"old"
-        file.commit()
+        file.sync()
+        file.publish()
         assert path.read_bytes() == DATA
     assert content_of(tmp_path) == ["out.img"]
 
@@ -121,7 +125,8 @@ def test_a_name_taken_meanwhile_is_left_to_whoever_took_it(tmp_path):
         with NewFile(path) as file:
             file.sink.write(DATA)
             path.write_bytes(b"theirs")
-            file.commit()
+            file.sync()
+            file.publish()
 
     with pytest.raises(TransportError, match="meanwhile"):
         use()
@@ -139,7 +144,8 @@ def test_of_many_at_the_same_time_one_gets_the_name_and_no_other_leaves_a_trace(
             file.sink.write(bytes([number]) * 1000)
             together.wait(10)
             try:
-                file.commit()
+                file.sync()
+                file.publish()
                 outcomes.append(number)
             except TransportError:
                 pass
@@ -171,7 +177,8 @@ def test_a_device_is_written_directly_and_stays_a_device():
     with NewFile(Path("/dev/null")) as file:
         file.sink.write(DATA)
         assert file.free_bytes() is None
-        file.commit()
+        file.sync()
+        file.publish()
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
     with NewFile(Path("/dev/null")):
         pass
@@ -233,7 +240,7 @@ def test_a_file_that_cannot_be_brought_to_the_disk_is_removed(tmp_path, monkeypa
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(TransportError, match="could not be finished: Input/output error"):
+    with pytest.raises(TransportError, match="could not be brought to the disk: Input/output error"):
         write(tmp_path / "out.img")
     assert content_of(tmp_path) == []
 
