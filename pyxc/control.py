@@ -277,6 +277,10 @@ class Xen(Handle):
         """
         check_rc(lib.xc_domain_resume(self.ptr, domid, 1), "xc_domain_resume", domid)
 
+    def log_dirty_off(self, domid: int) -> None:
+        """Turn log-dirty off, whoever turned it on (see `pyxc.memory.LogDirty` for turning it on)."""
+        check_rc(lib.pyxc_logdirty_off(self.ptr, domid), "xc_shadow_control", domid, detail="log-dirty off")
+
     # ---- event channels of other domains ---------------------------------------------------------
 
     def alloc_unbound(self, domid: int, remote_domid: int) -> int:

@@ -23,6 +23,7 @@ examples:
   pysave web1 web1.img                  save and destroy, as 'xl save' does
   pysave --live -c web1 web1.img        keep it running: a short pause only
   pysave web1 - | zstd > web1.img.zst   to a pipe
+  pysave --recover web1                 after 'kill -9' of a save: let web1 go on
 
 The bare toolstack of this version carries no devices besides the console: a domain that has disks, network
 cards or a device model is refused before it is touched.
@@ -32,7 +33,7 @@ cards or a device model is refused before it is touched.
 def _parser() -> argparse.ArgumentParser:
     parser = common.parser("pysave", DESCRIPTION, EPILOG)
     parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
-    parser.add_argument("image", metavar="IMAGE", help="file to write, or '-' for standard output")
+    parser.add_argument("image", metavar="IMAGE", nargs="?", help="file to write, or '-' for standard output")
     parser.add_argument(
         "--live", action="store_true", help="send memory while the domain runs; suspend it last"
     )
@@ -51,6 +52,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--force", action="store_true", help="save a domain whose devices cannot be brought back"
     )
+    parser.add_argument(
+        "--suspend-timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        help="how long the guest may take to answer and to suspend; default 60 for each",
+    )
+    parser.add_argument(
+        "--recover",
+        action="store_true",
+        help="instead of saving: put DOMAIN right after a save that was killed; it goes on if it was suspended",
+    )
     return parser
 
 
@@ -58,11 +70,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.recover:
+        if arguments.image is not None:
+            parser.error("--recover takes no IMAGE")
+        return common.run("pysave", arguments, lambda: _recover(arguments))
+    if arguments.image is None:
+        parser.error("the following arguments are required: IMAGE")
     if arguments.dirty != "auto" and not arguments.live:
         parser.error("--dirty only means something with --live")
     if arguments.image == "-" and sys.stdout.isatty():
         parser.error("an image does not go to a terminal; redirect standard output")
     return common.run("pysave", arguments, lambda: _save(arguments))
+
+
+def _seconds(text: str) -> float:
+    """A time of an option: a number above zero."""
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+def _recover(arguments: argparse.Namespace) -> None:
+    from saverestore.operations.recover import recover_domain
+
+    done = recover_domain(arguments.domain)
+    if not arguments.quiet:
+        print(
+            f"pysave: {arguments.domain}: {'; '.join(done) or 'nothing was wrong with it'}", file=sys.stderr
+        )
 
 
 def _save(arguments: argparse.Namespace) -> None:
@@ -81,6 +117,7 @@ def _save(arguments: argparse.Namespace) -> None:
         live=arguments.live,
         dirty=arguments.dirty,
         plain=arguments.plain,
+        suspend_timeout_s=arguments.suspend_timeout,
         overwrite=arguments.overwrite,
         force=arguments.force,
     )

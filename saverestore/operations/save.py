@@ -6,7 +6,7 @@ import datetime
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,6 +23,7 @@ from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
 from saverestore.guest.x86.suspend import Suspender
 from saverestore.interrupts import shield
+from saverestore.operations.lock import locked
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import bare, domains
@@ -55,6 +56,7 @@ class SaveRequest:
     live: bool = False
     dirty: str = "auto"
     plain: bool = False
+    suspend_timeout_s: float | None = None
     overwrite: bool = False
     force: bool = False
 
@@ -71,12 +73,13 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
 
     On any error the image does not exist, and the domain runs as before.
     """
-    with open_handles() as handles:
+    with open_handles() as handles, ExitStack() as locks:
         domain = domains.find(handles, request.domain)
         domains.check_can_be_saved(domain)
+        locks.enter_context(locked(domain))
         _check_devices(handles, domain, request)
         config = domains.config_of(handles, domain)
-        guest = _guest_of(handles, domain)
+        guest = _guest_of(handles, domain, request.suspend_timeout_s)
         try:
             with _destination(request) as (sink, file):
                 _check_room(file, guest, domain)
@@ -116,9 +119,9 @@ def _check_devices(handles: Handles, domain: Domain, request: SaveRequest) -> No
     LOG.warning("%s; saved all the same, as --force says", told)
 
 
-def _guest_of(handles: Handles, domain: Domain) -> SaveGuest:
+def _guest_of(handles: Handles, domain: Domain, suspend_timeout_s: float | None) -> SaveGuest:
     kind = domains.kind_of(handles, domain.info)
-    suspender = Suspender(handles.xen, handles.store, domain.domid)
+    suspender = Suspender(handles.xen, handles.store, domain.domid, timeout_s=suspend_timeout_s)
     if kind == "pv":
         return PvSave(handles, domain.info, suspender)
     if kind == "pvh":

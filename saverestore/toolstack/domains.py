@@ -75,7 +75,7 @@ def check_can_be_saved(domain: Domain) -> None:
     if info.suspended:
         raise DomainError(
             f"{domain} is suspended already, by another tool or an earlier save that died; "
-            f"let it go on first ('xl resume {domain.domid}' on newer Xen), or destroy it"
+            f"'pysave --recover {domain.domid}' lets it go on"
         )
     if info.shutdown:
         reasons = {

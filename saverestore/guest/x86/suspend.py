@@ -109,19 +109,10 @@ class Suspender:
 
     def _withdraw(self) -> bool:
         """Take the request back unless the guest has it already; whether that came in time."""
-        control = f"{self._path}/control/shutdown"
-        while True:
-            try:
-                with self._store.transaction() as transaction:
-                    if transaction.read(control) != REQUEST:
-                        return False
-                    transaction.write(control, "")
-            except XenError as error:
-                if error.errno == errno.EAGAIN:
-                    continue
-                raise
+        taken_back = withdraw_request(self._store, self._domid)
+        if taken_back:
             self._asked = False
-            return True
+        return taken_back
 
     # ---- waiting ---------------------------------------------------------------------------------
 
@@ -150,3 +141,18 @@ class Suspender:
         if poll.poll(timeout_s * 1000):
             while self._store.take_watch_event() is not None:
                 pass
+
+
+def withdraw_request(store: XenStore, domid: int) -> bool:
+    """Take back a request to suspend that the guest has not answered yet; whether there was one."""
+    control = f"/local/domain/{domid}/control/shutdown"
+    while True:
+        try:
+            with store.transaction() as transaction:
+                if transaction.read(control) != REQUEST:
+                    return False
+                transaction.write(control, "")
+            return True
+        except XenError as error:
+            if error.errno != errno.EAGAIN:
+                raise

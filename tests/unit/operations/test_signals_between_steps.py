@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,6 +73,7 @@ def guest(monkeypatch) -> MemorySave:
     monkeypatch.setattr(save.domains, "config_of", lambda *_: SimpleNamespace(to_json=lambda: b"{}"))
     monkeypatch.setattr(save, "_check_devices", lambda *_: None)
     monkeypatch.setattr(save, "_guest_of", lambda *_: found)
+    monkeypatch.setattr(save, "locked", lambda _: nullcontext())
     return found
 
 

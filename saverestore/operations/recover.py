@@ -1,0 +1,35 @@
+"""Putting a domain right that a save left behind when it was killed and could not do so itself."""
+
+from __future__ import annotations
+
+import contextlib
+
+from pyxc import XenError
+from saverestore.errors import DomainError
+from saverestore.guest.x86.suspend import withdraw_request
+from saverestore.operations.lock import locked
+from saverestore.operations.save import open_handles
+from saverestore.toolstack import domains
+
+
+def recover_domain(text: str) -> list[str]:
+    """Turn log-dirty off, take back a request to suspend, and let a suspended domain go on: what was done.
+
+    Refused (DomainError) while a save of it is under way. A domain that runs as it should is left alone,
+    except that log-dirty is off afterwards.
+    """
+    done = []
+    with open_handles() as handles:
+        domain = domains.find(handles, text)
+        if domain.domid == 0:
+            raise DomainError("domain 0 is the control domain itself: no save can have touched it")
+        with locked(domain):
+            with contextlib.suppress(XenError):  # it has none, or it was off
+                handles.xen.log_dirty_off(domain.domid)
+            if withdraw_request(handles.store, domain.domid):
+                done.append("a request to suspend was taken back")
+            if handles.xen.domain(domain.domid).suspended:
+                handles.xen.resume(domain.domid)
+                handles.store.resume_domain(domain.domid)
+                done.append("it was suspended and goes on")
+    return done
