@@ -20,7 +20,8 @@ ffibuilder.set_source(
     "pyxc._xen",
     '#include "shim.h"',
     include_dirs=[str(HERE / "shim")],
-    depends=[str(HERE / "shim" / "shim.h")],  # or a change of it alone would not be compiled
+    # Or a change of these alone would not be compiled.
+    depends=[str(header) for header in sorted((HERE / "shim").glob("*.h"))],
     libraries=["xenctrl", "xenguest", "xenforeignmemory", "xenevtchn", "xenstore", "xentoollog"],
     define_macros=[("PYXC_BUILT_FOR", f'"{os.environ.get("PYXC_BUILT_FOR", "unknown")}"')],
     extra_compile_args=["-O2", "-Wall", "-Wno-unused-function"],

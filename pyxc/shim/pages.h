@@ -1,0 +1,53 @@
+/* Page types, and pinned page tables of PV domains. */
+#ifndef PYXC_SHIM_PAGES_H
+#define PYXC_SHIM_PAGES_H
+
+/* Exported by libxenctrl, declared only in its private header (tools/libs/ctrl/xc_private.h). */
+extern int xc_get_pfn_type_batch(xc_interface *xch, uint32_t dom, unsigned int num, xen_pfn_t *arr);
+
+/* The hypercall takes at most 1,024 frames; this any number. arr[i] becomes the type of that frame. */
+static int pyxc_page_types(xc_interface *xch, uint32_t domid, uint64_t num, xen_pfn_t *arr)
+{
+    uint64_t done;
+
+    for ( done = 0; done < num; done += 1024 )
+    {
+        uint64_t left = num - done;
+        int rc = xc_get_pfn_type_batch(xch, domid, left < 1024 ? (unsigned int)left : 1024, arr + done);
+
+        if ( rc )
+            return rc;
+    }
+    return 0;
+}
+
+/* levels[i]: 1..4, the table level to pin mfns[i] as. At most 1,024 a call. */
+static int pyxc_pin_tables(xc_interface *xch, uint32_t domid, uint32_t nr, const uint8_t *levels,
+                           const uint64_t *mfns)
+{
+    static const unsigned int pin_op[] = {
+        0, MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE, MMUEXT_PIN_L4_TABLE,
+    };
+    struct mmuext_op ops[1024];
+    uint32_t i;
+
+    if ( nr > 1024 )
+    {
+        errno = E2BIG;
+        return -1;
+    }
+    memset(ops, 0, nr * sizeof(*ops));
+    for ( i = 0; i < nr; ++i )
+    {
+        if ( levels[i] < 1 || levels[i] > 4 )
+        {
+            errno = EINVAL;
+            return -1;
+        }
+        ops[i].cmd = pin_op[levels[i]];
+        ops[i].arg1.mfn = mfns[i];
+    }
+    return xc_mmuext_op(xch, ops, nr, domid);
+}
+
+#endif
