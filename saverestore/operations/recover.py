@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-from pyxc import XenError
 from saverestore.errors import DomainError
+from saverestore.guest.x86.common import XenError, open_handles
 from saverestore.guest.x86.suspend import withdraw_request
 from saverestore.operations.lock import locked
-from saverestore.operations.save import open_handles
 from saverestore.toolstack import domains
 
 

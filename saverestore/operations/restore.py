@@ -13,11 +13,10 @@ from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ImageError, TransportError
 from saverestore.guest.ports import RestoreGuest
-from saverestore.guest.x86.common import Handles
+from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmRestore
 from saverestore.guest.x86.pv import PvRestore
 from saverestore.interrupts import shield
-from saverestore.operations.save import open_handles
 from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import LibxlReader, LibxlRecordType
 from saverestore.stream.reader import LibxcReader

@@ -12,13 +12,12 @@ from enum import Enum
 from pathlib import Path
 
 import saverestore
-from pyxc import ForeignMemory, Xen, XenError, XenStore
 from saverestore import interrupts
 from saverestore.engine import save as engine
 from saverestore.engine.progress import Progress, SaveReport
 from saverestore.errors import DomainError, TransportError, UsageError, XenRefused
 from saverestore.guest.ports import SaveGuest
-from saverestore.guest.x86.common import Handles
+from saverestore.guest.x86.common import Handles, XenError, open_handles
 from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
 from saverestore.guest.x86.suspend import Suspender
@@ -59,13 +58,6 @@ class SaveRequest:
     suspend_timeout_s: float | None = None
     overwrite: bool = False
     force: bool = False
-
-
-@contextmanager
-def open_handles() -> Iterator[Handles]:
-    """Everything a save or restore needs of Xen, opened once."""
-    with Xen() as xen, ForeignMemory() as memory, XenStore() as store:
-        yield Handles(xen, memory, store)
 
 
 def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:

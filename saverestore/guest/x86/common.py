@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pyxc import DomainInfo, ForeignMemory, Xen, XenError, XenStore, cpu
+from pyxc import DomainInfo, ForeignMemory, Xen, XenStore, cpu
+from pyxc import XenError as XenError  # for `operations` too, which catches it and knows nothing else of pyxc
 from saverestore.errors import ImageError
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy, X86TscInfo
 
@@ -16,6 +19,13 @@ class Handles:
     xen: Xen
     memory: ForeignMemory
     store: XenStore
+
+
+@contextmanager
+def open_handles() -> Iterator[Handles]:
+    """Everything a save or restore needs of Xen, opened once and closed at the end of the block."""
+    with Xen() as xen, ForeignMemory() as memory, XenStore() as store:
+        yield Handles(xen, memory, store)
 
 
 def policy_records(xen: Xen, domid: int) -> list[Record]:
