@@ -42,8 +42,8 @@ def attach(path: Path) -> None:
 
 def _relay(connection: socket.socket, keyboard: int) -> None:
     while True:
-        ready, _, _ = select.select([connection, keyboard], [], [])
-        if connection in ready:
+        ready, _, _ = select.select([connection.fileno(), keyboard], [], [])
+        if connection.fileno() in ready:
             data = connection.recv(65536)
             if not data:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_every_record_type_has_a_class_but_the_two_that_are_special():
 def test_entries_that_may_not_be_are_refused(entries, pages, message):
     error = read_to_error(HVM_HEADERS + STATIC_END + page_data(entries, pages))
     assert isinstance(error, BadRecord)
-    pytest.raises(BadRecord, lambda: (_ for _ in ()).throw(error)).match(message)
+    assert re.search(message, str(error))
     assert error.offset == 48
 
 
