@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--paused", action="store_true", help="leave the new domain paused")
     parser.add_argument("--name", metavar="NAME", help="call it NAME instead of what the image says")
     parser.add_argument(
-        "--force", action="store_true", help="restore without the devices the image speaks of"
+        "--force",
+        action="store_true",
+        help="restore without the devices the image speaks of: the guest loses them",
     )
     return parser
 

@@ -47,10 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     after = parser.add_mutually_exclusive_group()
     after.add_argument("-c", "--leave-running", action="store_true", help="let the domain go on afterwards")
     after.add_argument("-p", "--leave-paused", action="store_true", help="leave the domain paused afterwards")
-    parser.add_argument("--plain", action="store_true", help="write none of our own optional records")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="leave out the note of host, time and domain (an optional record, which xl passes over)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
     parser.add_argument(
-        "--force", action="store_true", help="save a domain whose devices cannot be brought back"
+        "--force",
+        action="store_true",
+        help="save a domain with devices all the same; only 'xl restore' brings these back",
     )
     parser.add_argument(
         "--suspend-timeout",
@@ -85,9 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _seconds(text: str) -> float:
     """A time of an option: a number above zero."""
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above zero")
     return seconds
 
 

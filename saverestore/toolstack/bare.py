@@ -63,7 +63,7 @@ def check_memory(handles: Handles, config: GuestConfig) -> None:
     if needed > free:
         raise DomainError(
             f"{config.name} needs {needed // 1024} MiB, this host has {free // 1024} MiB free; "
-            "destroy or shrink another domain ('xl mem-set'), domain 0 included"
+            "no domain was created (make room: destroy or shrink another, 'xl mem-set', domain 0 included)"
         )
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyxc import DomainInfo, XenError, XenStore
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ImageError
 from saverestore.guest.x86.common import Handles
+from saverestore.guest.x86.suspend import how_it_stopped
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 
@@ -71,21 +72,15 @@ def check_can_be_saved(domain: Domain) -> None:
     if domain.domid == 0:
         raise DomainError("domain 0 is the control domain itself: it cannot be saved")
     if info.dying:
-        raise DomainError(f"{domain} is being destroyed")
+        raise DomainError(f"{domain} is being destroyed: there is nothing to save")
     if info.suspended:
         raise DomainError(
             f"{domain} is suspended already, by another tool or an earlier save that died; "
             f"'pysave --recover {domain.domid}' lets it go on"
         )
     if info.shutdown:
-        reasons = {
-            0: "has powered off",
-            1: "is rebooting",
-            3: "has crashed",
-            4: "was stopped by its watchdog",
-        }
-        what = reasons.get(info.shutdown_reason, f"has stopped (reason {info.shutdown_reason})")
-        raise DomainError(f"{domain} {what}: there is nothing to save")
+        what = how_it_stopped(info.shutdown_reason)
+        raise DomainError(f"{domain} {what}: there is nothing to save; nothing was done")
     if info.paused:
         raise DomainError(
             f"{domain} is paused, so it cannot answer the request to suspend; "
@@ -123,8 +118,9 @@ def config_of(handles: Handles, domain: Domain) -> GuestConfig:
     store, info, path = handles.store, domain.info, f"/local/domain/{domain.domid}"
     target_kib = _number(store.read(f"{path}/memory/target")) or info.tot_pages * 4
     max_kib = _number(store.read(f"{path}/memory/static-max")) or max(target_kib, info.max_pages * 4)
+    userdata = userdata_path(domain.domid, info.uuid)
     try:
-        known = config.parse(userdata_path(domain.domid, info.uuid).read_bytes())
+        known = config.parse(userdata.read_bytes())
     except FileNotFoundError:
         return config.describe(
             name=domain.name,
@@ -134,6 +130,11 @@ def config_of(handles: Handles, domain: Domain) -> GuestConfig:
             target_kib=target_kib,
             max_kib=max_kib,
         )
+    except ImageError as error:
+        raise DomainError(
+            f"{domain}: its configuration, which libxl keeps in {userdata}, is damaged: {error}; nothing was done "
+            "(move that file away to save the domain with a configuration made from what Xen knows)"
+        ) from error
     online = tuple(
         i
         for i in range(info.max_vcpu_id + 1)
@@ -153,12 +154,13 @@ def check_free(handles: Handles, name: str, domain_uuid: uuid.UUID) -> None:
             continue
         if domain.name == name:
             raise DomainError(
-                f"there is a domain called {name!r} already (domain {domain.domid}); use --name"
+                f"there is a domain called {name!r} already (domain {domain.domid}); nothing was done "
+                "(--name gives the restored one another name)"
             )
         if domain.info.uuid == domain_uuid:
             raise DomainError(
                 f"the image's domain still exists: {domain} has the same UUID, {domain_uuid}; "
-                "destroy that one first"
+                f"nothing was done ('xl destroy {domain.domid}' if the image is to take its place)"
             )
 
 

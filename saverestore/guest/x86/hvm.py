@@ -43,7 +43,9 @@ def open_log_dirty(handles: Handles, domid: int, nr_pfns: int) -> LogDirty:
             errno.ENOMEM: "Xen has too little free memory for it",
         }
         why = reasons.get(error.errno or 0, str(error))
-        raise LogDirtyUnavailable(f"domain {domid}: Xen cannot log dirty pages: {why}") from error
+        raise LogDirtyUnavailable(
+            f"domain {domid}: Xen cannot log dirty pages: {why}; '--dirty digest' does without"
+        ) from error
 
 
 class HvmSave:
@@ -199,7 +201,9 @@ class HvmRestore(CommonRestore):
         try:
             cpu.set_hvm_context(self._xen, self._domid, self._context)
         except XenError as error:
-            raise ImageError(f"Xen refused the image's HVM context: {error}") from error
+            raise ImageError(
+                f"Xen refused the image's HVM context: {error}; 'xl dmesg' may say why"
+            ) from error
         pages = RestoredPages(
             store_gfn=self._params[layout.HVM_PARAM_STORE_PFN],
             console_gfn=self._params[layout.HVM_PARAM_CONSOLE_PFN],

@@ -38,7 +38,7 @@ class P2m:
             bad = np.flatnonzero((mfns == 0) | (mfns > max_mfn))
             if len(bad):
                 raise DomainError(
-                    f"domain {domid}: its p2m table names machine frame {int(mfns[bad[0]]):#x}, which this "
+                    f"its p2m table names machine frame {int(mfns[bad[0]]):#x}, which this "
                     f"host does not have (last one: {max_mfn:#x}); has the guest finished booting?"
                 )
             with memory.map(domid, mfns) as mapping:
@@ -47,11 +47,14 @@ class P2m:
         max_pfn = int(self._arch["max_pfn"]) - 1
         if max_pfn < 0:
             raise DomainError(f"domain {domid} has not told where its p2m table is; is it still booting?")
-        if self.uses_list:
-            root = int(self._arch["p2m_cr3"]) >> 12
-            leaves, max_pfn = walk_list(read_frames, root, int(self._arch["p2m_vaddr"]), max_pfn)
-        else:
-            leaves, max_pfn = walk_tree(read_frames, int(self._arch["frame_list_list"]), max_pfn)
+        try:
+            if self.uses_list:
+                root = int(self._arch["p2m_cr3"]) >> 12
+                leaves, max_pfn = walk_list(read_frames, root, int(self._arch["p2m_vaddr"]), max_pfn)
+            else:
+                leaves, max_pfn = walk_tree(read_frames, int(self._arch["frame_list_list"]), max_pfn)
+        except DomainError as error:
+            raise DomainError(f"domain {domid}: {error}") from error
         self.max_pfn = max_pfn
         if (leaves == 0).any() or (leaves > max_mfn).any():
             raise DomainError(f"domain {domid}: its p2m table has frames this host does not have")

@@ -139,7 +139,10 @@ class PvSave:
         torn = np.zeros(len(types), dtype=bool)
         at = np.flatnonzero(is_table)
         copies = tables.as_tables(mapping.pages[at])  # indexing copies: normalised from one moment's content
-        good_tables, good = tables.normalise(copies, types[at], self._m2p, self.p2m.table)
+        try:
+            good_tables, good = tables.normalise(copies, types[at], self._m2p, self.p2m.table)
+        except DomainError as error:
+            raise DomainError(f"domain {self._domid}: {error}") from error
         torn[at] = ~good
         return good_tables.view(np.uint8).reshape(-1, PAGE_SIZE), is_table, torn
 
@@ -310,7 +313,9 @@ class PvRestore(CommonRestore):
             if msrs := self._vcpus[X86PvVcpuMsrs].get(i):
                 cpu.set_vcpu_msrs(self._xen, self._domid, i, msrs)
         except XenError as error:
-            raise ImageError(f"Xen refused the image's state of vcpu {i}: {error}") from error
+            raise ImageError(
+                f"Xen refused the image's state of vcpu {i}: {error}; 'xl dmesg' may say why"
+            ) from error
 
     def _write_p2m(self) -> None:
         """Put the new p2m where the guest keeps its own."""

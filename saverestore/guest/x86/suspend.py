@@ -24,6 +24,19 @@ POLL_S = 0.1
 
 REQUEST = "suspend"
 
+STOPPED = {
+    0: "has powered off",
+    1: "is rebooting",
+    3: "has crashed",
+    4: "was stopped by its watchdog",
+}
+"""Shutdown reasons of domains that will not run again (xen/public/sched.h); 2 is suspend."""
+
+
+def how_it_stopped(reason: int) -> str:
+    """What a stopped domain did, to follow its name in a sentence."""
+    return STOPPED.get(reason, f"has stopped (shutdown reason {reason})")
+
 
 class Suspender:
     """Suspends one domain and resumes it. Waits can be interrupted; `resume` then puts things right."""
@@ -78,14 +91,15 @@ class Suspender:
             if not self._wait_for_shutdown(self._suspend_timeout_s):
                 raise DomainError(
                     f"domain {self._domid} did not suspend within {self._suspend_timeout_s:.0f} s of the event "
-                    "on its suspend channel; it goes on running"
+                    f"on its suspend channel; {self._if_late()}"
                 )
 
     def _suspend_by_store(self) -> None:
         control = f"{self._path}/control/shutdown"
         if self._store.read(f"{self._path}/control/feature-suspend") == "0":
             raise DomainError(
-                f"domain {self._domid} says that it cannot suspend (control/feature-suspend is 0)"
+                f"domain {self._domid} says that it cannot suspend (control/feature-suspend is 0 in xenstore): "
+                "it goes on running"
             )
         self._store.write(control, REQUEST)
         deadline = time.monotonic() + self._ack_timeout_s
@@ -104,8 +118,14 @@ class Suspender:
         if not self._wait_for_shutdown(self._suspend_timeout_s):
             raise DomainError(
                 f"domain {self._domid} took the request to suspend but did not within "
-                f"{self._suspend_timeout_s:.0f} s; see its console"
+                f"{self._suspend_timeout_s:.0f} s; {self._if_late()}"
             )
+
+    def _if_late(self) -> str:
+        return (
+            f"it goes on running, but may still suspend later: 'pysave --recover {self._domid}' then lets it go on; "
+            "its console may say what kept it"
+        )
 
     def _withdraw(self) -> bool:
         """Take the request back unless the guest has it already; whether that came in time."""
@@ -119,10 +139,11 @@ class Suspender:
     def _stopped(self) -> bool:
         info = self._xen.domain(self._domid)
         if info.dying:
-            raise DomainError(f"domain {self._domid} is being destroyed")
+            raise DomainError(f"domain {self._domid} was to suspend, but somebody is destroying it")
         if info.shutdown and not info.suspended:
             raise DomainError(
-                f"domain {self._domid} stopped instead of suspending (shutdown reason {info.shutdown_reason})"
+                f"domain {self._domid} {how_it_stopped(info.shutdown_reason)} instead of suspending; "
+                "its console may say why"
             )
         return info.suspended
 
