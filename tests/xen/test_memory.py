@@ -1,0 +1,123 @@
+"""Memory of a restored domain, page by page, and memory of our own commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from xen_lab import Guest, must, peak_memory_kib, run
+
+each_kind = pytest.mark.parametrize("guest", [("pv", 2), ("pvh", 2)], indirect=True, ids=["pv", "pvh"])
+
+# Beyond what a save needs for any guest: bits and bytes for each pfn, the p2m, numpy's own slack.
+BYTES_A_PFN = 64
+SLACK_KIB = 24 << 10
+
+
+def digests_of(name: str) -> dict[int, tuple[int, int, int]]:
+    """(Page type, digest) of every page of a paused domain, as the stream would carry it; and pages that may move.
+
+    PV page tables are normalised, so that equal tables digest alike whatever frames they lie in.
+    """
+    from saverestore.engine.digests import page_digests
+    from saverestore.guest.x86.common import open_handles
+    from saverestore.guest.x86.hvm import HvmSave
+    from saverestore.guest.x86.pv import PvSave
+    from saverestore.guest.x86.suspend import Suspender
+    from saverestore.toolstack import domains
+
+    found: dict[int, tuple[int, int, int]] = {}
+    with open_handles() as handles:
+        domain = domains.find(handles, name)
+        suspender = Suspender(handles.xen, handles.store, domain.domid)
+        guest = (HvmSave if domain.info.hvm else PvSave)(handles, domain.info, suspender)
+        try:
+            for start in range(0, guest.nr_pfns, 4096):
+                pfns = np.arange(start, min(start + 4096, guest.nr_pfns), dtype=np.uint64)
+                with guest.read_pages(pfns, final=True) as batch:
+                    if not batch.nr_data:
+                        continue
+                    pages = batch.copy_data(np.empty((batch.nr_data, 4096), dtype=np.uint8))
+                    with_data = batch.with_data
+                    rows = zip(
+                        batch.pfns[with_data].tolist(),
+                        batch.types[with_data].tolist(),
+                        page_digests(pages).tolist(),
+                        strict=True,
+                    )
+                    found.update({pfn: (kind, low, high) for pfn, kind, (low, high) in rows})
+        finally:
+            guest.close()
+    return found
+
+
+def pages_that_restore_rewrites(image: Path) -> set[int]:
+    """PV: start_info and the p2m's own frames. PVH: the rings, emptied for their new backends."""
+    import os
+
+    from saverestore.guest.x86.vcpu import start_info_pfn
+    from saverestore.stream import LibxcReader, LibxlReader, XlHeader
+    from saverestore.stream.records import End, HvmParams, X86PvP2mFrames, X86PvVcpuBasic
+    from saverestore.transport import FdSource
+
+    pages: set[int] = set()
+    with FdSource(os.open(image, os.O_RDONLY), str(image)) as source:
+        XlHeader.read(source)
+        LibxlReader(source).next()
+        reader = LibxcReader(source)
+        record = reader.next()
+        while not isinstance(record, End):
+            if isinstance(record, X86PvP2mFrames):
+                pages |= set(record.frames.tolist())
+            elif isinstance(record, X86PvVcpuBasic) and record.vcpu == 0:
+                pages.add(start_info_pfn(record.context))
+            elif isinstance(record, HvmParams):
+                pages |= {value for index, value in record.params if index in (1, 5, 6, 17)}
+            record = reader.next()
+    return pages
+
+
+@each_kind
+def test_every_page_of_the_restored_domain_equals_the_saved_one_but_for_those_restore_rewrites(
+    guest: Guest, images: Path
+):
+    before = guest.state()
+    must("pysave", "-p", guest.name, str(images / "a.img"))
+    saved = digests_of(guest.name)
+    guest.destroy()
+    must("pyrestore", "--paused", str(images / "a.img"))
+    restored = digests_of(guest.name)
+    must("xl", "unpause", guest.name)
+    assert len(saved) > guest.memory_mib * 256 * 0.9
+    assert saved.keys() == restored.keys()
+    differing = {pfn for pfn in saved if saved[pfn] != restored[pfn]}
+    assert differing <= pages_that_restore_rewrites(images / "a.img"), sorted(map(hex, differing))[:20]
+    guest.goes_on(before)
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_peak_memory_of_our_commands_does_not_grow_with_the_guest(kind: str, images: Path, pool, record_property):
+    pool.destroy_all()
+    peaks: dict[int, list[int]] = {}
+    for memory_mib in (256, 1024):
+        guest = Guest(f"{kind}-{memory_mib}", kind, 1, memory_mib)
+        guest.create(pages=256, rate=100)
+        try:
+            image = f"/var/tmp/{guest.name}.img"
+            peaks[memory_mib] = [
+                peak_memory_kib("pysave", "-q", "-c", guest.name, "/dev/null"),
+                peak_memory_kib("pysave", "-q", "--live", "-c", "--dirty", "digest", guest.name, "/dev/null"),
+            ]
+            must("pysave", "-q", guest.name, image, timeout_s=600)
+            peaks[memory_mib].append(peak_memory_kib("pyrestore", "-q", image))
+            guest.destroy()
+            Path(image).unlink()
+        finally:
+            guest.destroy()
+            run("rm", "-f", f"/var/tmp/{guest.name}.img")
+    print(f"\npeak memory in KiB of save, live save by digests, restore: {kind} {peaks}")
+    record_property("peak_memory_kib", {str(key): value for key, value in peaks.items()})
+    more_pfns = (1024 - 256) * 256
+    for small, large in zip(peaks[256], peaks[1024], strict=True):
+        assert large - small <= more_pfns * BYTES_A_PFN // 1024 + SLACK_KIB, peaks

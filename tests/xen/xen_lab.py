@@ -1,0 +1,200 @@
+"""What the tests on real Xen do with guests: boot, watch, save, restore. See conftest for where they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BOOT_TIMEOUT_S = 180
+LINE_TIMEOUT_S = 90
+COMMAND_TIMEOUT_S = 300
+
+MEMORY_MIB = 256
+DIRTY_PAGES = 2048
+
+
+def run(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S, stdin: Any = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its status is for the caller to judge."""
+    return subprocess.run(
+        argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, stdin=stdin
+    )
+
+
+def must(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+    """Run a command that must succeed: its standard output."""
+    done = run(*argv, timeout_s=timeout_s)
+    assert done.returncode == 0, f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def domid_of(name: str) -> int | None:
+    done = run("xl", "domid", name)
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+def state_of(name: str) -> str:
+    """The six letters of `xl list`: r b p s c d."""
+    for line in run("xl", "list", name).stdout.splitlines()[1:]:
+        return line.split()[4]
+    return "gone"
+
+
+@dataclass
+class Guest:
+    """One of the lab's guests, by name. Its console log goes on in one file over saves and restores."""
+
+    name: str
+    kind: str
+    vcpus: int
+    memory_mib: int = MEMORY_MIB
+
+    def create(self, *, pages: int = DIRTY_PAGES, rate: int = 0, more: tuple[str, ...] = ()) -> None:
+        """Boot it and wait for its first line."""
+        must(
+            "lab-guest", "create", self.name, "--kind", self.kind, "--vcpus", str(self.vcpus),
+            "--memory", str(self.memory_mib), "--pages", str(pages), "--rate", str(rate), *more,
+        )  # fmt: skip
+        must("lab-guest", "wait", self.name, "--timeout", str(BOOT_TIMEOUT_S), timeout_s=BOOT_TIMEOUT_S + 60)
+
+    @property
+    def domid(self) -> int:
+        found = domid_of(self.name)
+        assert found is not None, f"{self.name} is not there"
+        return found
+
+    @property
+    def log(self) -> Path:
+        """What xenconsoled writes of its console."""
+        return Path(f"/var/log/xen/console/guest-{self.name}.log")
+
+    def state(self) -> dict[str, Any]:
+        """The last line it printed, and what its whole log says."""
+        found: dict[str, Any] = json.loads(must("lab-guest", "state", self.name, "--json"))
+        return found
+
+    def goes_on(self, since: dict[str, Any]) -> dict[str, Any]:
+        """Wait for lines newer than `since`: the same memory, the next counter, a later uptime, nothing wrong."""
+        counter = since["counter"] + 1  # one line may have been under way
+        must(
+            "lab-guest", "wait", self.name, "--counter-above", str(counter), "--timeout", str(LINE_TIMEOUT_S),
+            timeout_s=LINE_TIMEOUT_S + 60,
+        )  # fmt: skip
+        now = self.state()
+        assert now["hash"] == since["hash"], "its memory is not what it was"
+        assert now["uptime_s"] > since["uptime_s"]
+        assert now["boots"] == since["boots"], "it booted again"
+        assert now["vcpus"] == since["vcpus"]
+        self.assert_clean(now)
+        return now
+
+    def assert_clean(self, state: dict[str, Any] | None = None) -> None:
+        """The dirtier found no page, register or counter that is not what it must be, over the whole log."""
+        state = state or self.state()
+        assert state["corrupt"] == 0, state
+        assert state["corrupt_lines"] == 0, state
+        assert state["clean"], state
+
+    def is_running(self) -> bool:
+        """Neither paused, shut down, crashed nor dying."""
+        return not set(state_of(self.name)) & set("pscd") and domid_of(self.name) is not None
+
+    def destroy(self) -> None:
+        run("xl", "destroy", self.name)
+        deadline = time.monotonic() + 30
+        while domid_of(self.name) is not None and time.monotonic() < deadline:
+            select.select([], [], [], 0.1)
+
+
+@dataclass
+class Pool:
+    """Guests that stay booted; one that a test lost is booted anew for the next."""
+
+    guests: dict[tuple[str, int], Guest] = field(default_factory=dict)
+
+    def take(self, kind: str, vcpus: int) -> Guest:
+        # One at a time: two guests that write as fast as they can leave no processor for dom0.
+        for key in [key for key in self.guests if key != (kind, vcpus)]:
+            self.guests.pop(key).destroy()
+        guest = self.guests.get((kind, vcpus))
+        if guest is None or not guest.is_running() or not guest.state()["clean"]:
+            if guest is not None:
+                guest.destroy()
+            guest = Guest(f"{kind}{vcpus}", kind, vcpus)
+            guest.destroy()
+            guest.create()
+            self.guests[kind, vcpus] = guest
+        return guest
+
+    def destroy_strays(self) -> list[str]:
+        """Destroy every domain that is not of the pool: their names."""
+        known = {guest.name for guest in self.guests.values()}
+        strays = [line.split()[0] for line in run("xl", "list").stdout.splitlines()[1:]]
+        strays = [name for name in strays if name not in known | {"Domain-0"}]
+        for name in strays:
+            run("xl", "destroy", name)
+        return strays
+
+    def destroy_all(self) -> None:
+        for guest in self.guests.values():
+            guest.destroy()
+        self.guests.clear()
+
+
+class Command:
+    """A command under way, whose standard error is read line by line, to do something at a certain moment."""
+
+    def __init__(self, *argv: str, stdout: Any = subprocess.DEVNULL) -> None:
+        self.process = subprocess.Popen(
+            argv, stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        )
+        self.lines: list[str] = []
+
+    def wait_for(self, pattern: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+        """Read until a line matches."""
+        assert self.process.stderr is not None
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            line = self.process.stderr.readline()
+            if not line:
+                break
+            self.lines.append(line)
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"no line matches {pattern!r} in:\n{''.join(self.lines)}")
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def finish(self, timeout_s: float = COMMAND_TIMEOUT_S) -> int:
+        """Wait for the end: the exit status; what it said is in `lines`."""
+        _, rest = self.process.communicate(timeout=timeout_s)
+        self.lines += (rest or "").splitlines(keepends=True)
+        return self.process.returncode
+
+    @property
+    def said(self) -> str:
+        return "".join(self.lines)
+
+
+def peak_memory_kib(*argv: str) -> int:
+    """Run a command that must succeed: the most memory it had resident."""
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, said.decode(errors="replace")
+    return usage.ru_maxrss
+
+
+def no_partial_files(folder: Path) -> None:
+    left = [path.name for path in folder.iterdir() if ".partial" in path.name]
+    assert left == [], f"unfinished files left: {left}"
