@@ -23,6 +23,10 @@ from xen_lab import Guest, Pool, run
 ATTEMPTS = 3
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="guests with four vCPUs, too")
+
+
 def is_control_domain() -> bool:
     try:
         return "control_d" in Path("/proc/xen/capabilities").read_text()

@@ -21,7 +21,9 @@ MEMORY_MIB = 256
 DIRTY_PAGES = 2048
 
 
-def run(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S, stdin: Any = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *argv: str, timeout_s: float = COMMAND_TIMEOUT_S, stdin: Any = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; its status is for the caller to judge."""
     return subprocess.run(
         argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, stdin=stdin

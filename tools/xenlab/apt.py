@@ -125,7 +125,11 @@ def missing_host_packages(programs: dict[str, str] | None = None) -> list[str]:
 
 def install_host_packages(log: Path) -> None:
     """Install what the machine lacks; as another user than root, say what to install and raise."""
-    missing = missing_host_packages()
+    install_packages(missing_host_packages(), log)
+
+
+def install_packages(missing: Sequence[str], log: Path) -> None:
+    """Install these Debian packages; none is fine. As another user than root, say what to install and raise."""
     if not missing:
         return
     command: Sequence[str] = ("apt-get", "install", "-y", "--no-install-recommends", *missing)

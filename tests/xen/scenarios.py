@@ -1,0 +1,69 @@
+"""What is done to a guest in more than one test file; the guest itself is the judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from xen_lab import Guest, must, run, state_of
+
+
+def a_saved_guest_goes_on(guest: Guest, images: Path) -> None:
+    before, domid = guest.state(), guest.domid
+    must("pysave", guest.name, str(images / "a.img"))
+    assert state_of(guest.name) == "gone"
+    assert (images / "a.img").stat().st_mode & 0o777 == 0o600
+    new_domid = int(must("pyrestore", str(images / "a.img")))
+    assert new_domid == guest.domid != domid
+    guest.goes_on(before)
+
+
+def stock_xl_restores_ours(guest: Guest, images: Path) -> None:
+    before = guest.state()
+    must("pysave", guest.name, str(images / "a.img"))
+    must("xl", "restore", str(images / "a.img"))
+    guest.goes_on(before)
+
+
+def we_restore_stock_xls(guest: Guest, images: Path) -> None:
+    before = guest.state()
+    must("xl", "save", guest.name, str(images / "a.img"))
+    found = json.loads(must("pyimage", "verify", "--json", str(images / "a.img")))
+    assert found["error"] is None
+    must("pyrestore", str(images / "a.img"))
+    guest.goes_on(before)
+
+
+def live_by_digests(guest: Guest, images: Path) -> None:
+    _live(guest, images, "digest", "content digests")
+
+
+def live_by_log_dirty(guest: Guest, images: Path) -> None:
+    _live(guest, images, "log", "log-dirty")
+
+
+def _live(guest: Guest, images: Path, option: str, told: str) -> None:
+    """Saved live while the dirtier writes as fast as it can: the original goes on, and then a copy of it."""
+    before = guest.state()
+    said = run("pysave", "--live", "-c", "--dirty", option, guest.name, str(images / "a.img"))
+    assert said.returncode == 0, said.stderr
+    assert told in said.stderr
+    guest.goes_on(before)
+    guest.destroy()
+    must("pyrestore", str(images / "a.img"))
+    copy_goes_on(guest, before)
+
+
+def copy_goes_on(guest: Guest, before: dict) -> None:
+    """The copy runs on from the moment of the save, and the dirtier finds nothing wrong in it.
+
+    The log has later lines of the original, so the copy's counter goes back: the log is begun anew.
+    """
+    if guest.log.exists():
+        guest.log.write_text("")
+    must("lab-guest", "wait", guest.name, "--counter-above", str(before["counter"]), "--timeout", "90")
+    now = guest.state()
+    assert now["hash"] == before["hash"]
+    assert now["uptime_s"] > before["uptime_s"]
+    assert now["vcpus"] == before["vcpus"]
+    assert now["corrupt"] == now["corrupt_lines"] == 0, now

@@ -1,0 +1,163 @@
+"""`tools/test`: checks, tests without Xen, and tests on real Xen in the lab, one variant after the other.
+
+The Python packages for it live in a virtual environment in the lab's cache, keyed by what pyproject.toml asks
+for. On real Xen, pytest runs in the lab's dom0, on the checkout that `push` brought there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from xenlab import apt, cache, ssh
+from xenlab.errors import Interrupted, LabError, say, step
+from xenlab.machine import CHECKOUT, Machine
+from xenlab.variants import VARIANTS
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+
+HOST_PACKAGES = {
+    # what must be there -> the package that brings it
+    "/usr/include/xenctrl.h": "libxen-dev",
+    "/usr/include/xxhash.h": "libxxhash-dev",
+    "/usr/bin/gcc": "gcc",
+    "/usr/bin/git": "git",
+}
+
+ON_XEN = {
+    "4.17": ["tests/xen", "tests/contract", "--xen", "--ignore=tests/xen/test_shadow.py"],
+    "4.17-shadow": ["tests/xen/test_shadow.py"],
+    "4.20": ["tests/xen/test_first_row.py"],
+}
+"""What runs on which variant: everything on the default, on the others what differs there."""
+
+XEN_TIMEOUT_S = 3000
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what was asked for: 0 when all of it passed."""
+    options = _parser().parse_args(argv)
+    os.chdir(CHECKOUT)
+    failed: list[str] = []
+    started = time.monotonic()
+    try:
+        if not options.xen_only:
+            python = _environment()
+            for name, command in _checks(python, options.pytest).items():
+                _run(name, command, failed)
+        if not options.no_xen:
+            for variant in options.variant or list(ON_XEN):
+                _run_on_xen(variant, options, failed)
+    except LabError as error:
+        print(f"test: {error}", file=sys.stderr)
+        return FAILED
+    except (Interrupted, KeyboardInterrupt):
+        print("test: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    minutes = (time.monotonic() - started) / 60
+    print(f"test: {'FAILED: ' + ', '.join(failed) if failed else 'all passed'} ({minutes:.1f} min)")
+    return FAILED if failed else OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="test", description=__doc__)
+    parser.add_argument("--no-xen", action="store_true", help="only what needs no Xen: a minute")
+    parser.add_argument("--xen-only", action="store_true", help="only what runs in the lab")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        choices=VARIANTS,
+        help="only on this variant of the lab (may be repeated)",
+    )
+    parser.add_argument("--slow", action="store_true", help="on Xen, guests with four vCPUs, too")
+    parser.add_argument("pytest", nargs="*", help="further arguments for pytest, after --")
+    return parser
+
+
+def _environment() -> Path:
+    """The virtual environment's python, made and filled when missing; this checkout is installed in it."""
+    missing = [package for path, package in HOST_PACKAGES.items() if not Path(path).exists()]
+    log = cache.cache_root() / "test-setup.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if missing:
+        apt.install_packages(missing, log)
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    wanted = [
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["test"],
+        "setuptools>=61",
+        "wheel",
+    ]
+    key = cache.key_of("venv 2", sys.version, *wanted)
+
+    def build(folder: Path) -> None:
+        with step("Python packages for the tests"):
+            _must([sys.executable, "-m", "venv", str(folder)], log)
+            _must([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *wanted], log)
+
+    python = cache.ensure("venv", key, build) / "bin/python"
+    with step("this checkout, compiled"):
+        install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", "."]
+        _must([str(python), *install], log, PYSAVE_REQUIRE="xen,kernels")
+    return python
+
+
+def _must(command: list[str], log: Path, **environment: str) -> None:
+    with log.open("ab") as sink:
+        done = subprocess.run(
+            command, stdout=sink, stderr=subprocess.STDOUT, check=False, env={**os.environ, **environment}
+        )
+    if done.returncode != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise LabError(f"{' '.join(command[:6])} …: exit {done.returncode}", tail)
+
+
+def _checks(python: Path, more: list[str]) -> dict[str, list[str]]:
+    def module(name: str, *arguments: str) -> list[str]:
+        return [str(python), "-m", name, *arguments]
+
+    return {
+        "ruff check": module("ruff", "check", "."),
+        "ruff format": module("ruff", "format", "--check", "."),
+        "mypy --strict": module("mypy"),
+        "tests without Xen": module("pytest", "-q", *more),
+    }
+
+
+def _run(name: str, command: list[str], failed: list[str]) -> None:
+    print(f"test: {name}", flush=True)
+    started = time.monotonic()
+    if subprocess.run(command, check=False).returncode != 0:
+        failed.append(name)
+        print(f"test: {name}: FAILED", flush=True)
+    else:
+        say(f"{name}: passed ({time.monotonic() - started:.0f} s)")
+
+
+def _run_on_xen(variant: str, options: argparse.Namespace, failed: list[str]) -> None:
+    """Boot the variant (unless it is up: then it is left so), push, run pytest in its dom0."""
+    machine = Machine(variant)
+    was_up = machine.state is not None
+    try:
+        machine.up()
+        machine.push()
+        slow = ["--slow"] if options.slow else []
+        arguments = ["-q", "--durations=5", *ON_XEN[variant], *slow, *options.pytest]
+        line = (
+            f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
+            f"timeout {XEN_TIMEOUT_S} python3 -m pytest {' '.join(map(_quoted, arguments))}"
+        )
+        _run(f"tests on Xen {variant}", ssh.command(variant, machine.require_up(), [line]), failed)
+    finally:
+        if not was_up:
+            machine.down()
+
+
+def _quoted(word: str) -> str:
+    return "'" + word.replace("'", "'\\''") + "'"
