@@ -55,7 +55,7 @@ def run(prog: str, arguments: argparse.Namespace, work: Callable[[], None]) -> i
         with interrupts.handled():
             work()
     except SaveRestoreError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {_in_full(error)}", file=sys.stderr)
         return error.exit_code
     except ImportError as error:
         if error.name is not None and not error.name.startswith("pyxc") and "pyxc" not in str(error):
@@ -66,9 +66,14 @@ def run(prog: str, arguments: argparse.Namespace, work: Callable[[], None]) -> i
         # XenError is one; what else comes here was not foreseen, but is still no reason for a traceback.
         if arguments.verbose > 1:
             logging.getLogger(__name__).exception("failed")
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {_in_full(error)}", file=sys.stderr)
         return ExitCode.XEN if hasattr(error, "call") else ExitCode.IO
     return ExitCode.DONE
+
+
+def _in_full(error: BaseException) -> str:
+    """The error and, from whoever tidied up after it, the state that things are in now."""
+    return "; ".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def _set_up_logging(prog: str, arguments: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ IMAGE may be '-', for standard input: zstd -dc IMAGE.zst | pyimage verify -
 KIND_NAMES = {"X86_PV": "x86 PV", "X86_HVM": "x86 HVM or PVH"}
 DIGEST_NAMES = {1: "XXH3-128", 2: "SHA-256", 3: "BLAKE3"}
 
-LABEL_WIDTH = 14
+LABEL_WIDTH = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -280,6 +280,8 @@ def _heading(found: Survey) -> Iterator[str]:
             written_by = "converted from an image of Xen 4.5 or before"
         yield _line("written by", written_by)
     for key, value in (found.provenance or {}).items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {inner}" for name, inner in value.items())
         yield _line(f"  {_plain(key)} ", value)
     if found.digest:
         name = DIGEST_NAMES.get(found.digest.algorithm, f"algorithm {found.digest.algorithm}")

@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recover",
         action="store_true",
-        help="instead of saving: put DOMAIN right after a save that was killed; it goes on if it was suspended",
+        help="instead of saving: put DOMAIN right after a pysave that was killed; it goes on if it was suspended. "
+        "Never while xl saves or migrates it",
     )
     return parser
 

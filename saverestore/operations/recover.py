@@ -27,7 +27,10 @@ def recover_domain(text: str) -> list[str]:
                 handles.xen.log_dirty_off(domain.domid)
             if withdraw_request(handles.store, domain.domid):
                 done.append("a request to suspend was taken back")
-            if handles.xen.domain(domain.domid).suspended:
+            info = handles.xen.domain(domain.domid)
+            if info.shutdown and not info.suspended:
+                domains.check_can_be_saved(domains.Domain(info, domain.name))
+            if info.suspended:
                 handles.xen.resume(domain.domid)
                 handles.store.resume_domain(domain.domid)
                 done.append("it was suspended and goes on")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Self
 
 from saverestore import interrupts
@@ -96,10 +97,15 @@ class _FreshDomain:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if not self._kept and self.domid >= 0:
-            with shield():
-                bare.destroy(self._handles, self.domid, self._config.uuid)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._kept or self.domid < 0:
+            return
+        with shield():
+            bare.destroy(self._handles, self.domid, self._config.uuid)
+        if error is not None:
+            error.add_note("no domain was left behind")
 
 
 @contextmanager
@@ -112,7 +118,12 @@ def _open_image(image: str) -> Iterator[ByteSource]:
     except OSError as error:
         raise TransportError(f"cannot read {image}: {error.strerror}") from error
     with FdSource(descriptor, image) as source:
-        yield source
+        try:
+            yield source
+        except ImageError as error:
+            if image not in str(error):
+                error.add_note(f"the image is {image}")
+            raise
 
 
 def _read_config(source: ByteSource, request: RestoreRequest) -> GuestConfig:

@@ -75,7 +75,7 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
         try:
             with _destination(request) as (sink, file):
                 _check_room(file, guest, domain)
-                with _resumed_on_error(guest):
+                with _resumed_on_error(guest, domain):
                     report = _write_image(guest, sink, config, request, domain, progress)
                     if file is not None:
                         file.sync()
@@ -92,12 +92,17 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
 
 
 @contextmanager
-def _resumed_on_error(guest: SaveGuest) -> Iterator[None]:
+def _resumed_on_error(guest: SaveGuest, domain: Domain) -> Iterator[None]:
+    """Whatever ends the block with an exception: the guest runs again, and the error says so."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with shield():
-            guest.resume()
+            try:
+                guest.resume()
+                error.add_note(f"no image was left; {domain} goes on")
+            except XenError as second:
+                error.add_note(f"{domain} could not be resumed ({second}): 'pysave --recover {domain.domid}'")
         raise
 
 

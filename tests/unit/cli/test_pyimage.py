@@ -110,7 +110,7 @@ def test_info_shows_of_a_broken_image_what_came_before_the_damage(image, capsys)
     assert pyimage.main(["info", str(image)]) == 4
     out = capsys.readouterr().out
     assert "PAGE_DATA" in out
-    assert "verdict       DAMAGED: HVM_CONTEXT record: nonzero padding 01 (at byte" in out
+    assert "verdict         DAMAGED: HVM_CONTEXT record: nonzero padding 01 (at byte" in out
 
 
 @pytest.mark.parametrize("command", ["info", "verify"])
