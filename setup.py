@@ -56,5 +56,6 @@ for name, (header, builder, package) in MODULES.items():
     else:
         print(f"setup: no {header} ({package}): installing without it", file=sys.stderr)
 
-os.environ.setdefault("PYXC_BUILT_FOR", xen_release())
+if MODULES["xen"][1] in cffi_modules:
+    os.environ.setdefault("PYXC_BUILT_FOR", xen_release())
 setup(cffi_modules=cffi_modules)

@@ -151,7 +151,7 @@ def _run_on_xen(variant: str, options: argparse.Namespace, failed: list[str]) ->
         arguments = ["-q", "--durations=5", *ON_XEN[variant], *slow, *options.pytest]
         line = (
             f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
-            f"timeout {XEN_TIMEOUT_S} python3 -m pytest {' '.join(map(_quoted, arguments))}"
+            f"timeout {XEN_TIMEOUT_S} python3 -u -m pytest {' '.join(map(_quoted, arguments))}"
         )
         _run(f"tests on Xen {variant}", ssh.command(variant, machine.require_up(), [line]), failed)
     finally:
