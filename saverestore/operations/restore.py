@@ -30,6 +30,9 @@ from saverestore.transport.fd import FdSource
 
 STDIN = "-"
 
+PFNS_BELOW_4_GIB = 1 << 20
+PFNS_LINUX_PREPARES = 1 << 27  # 512 GiB, CONFIG_XEN_BALLOON_MEMORY_HOTPLUG_LIMIT
+
 
 @dataclass(frozen=True)
 class RestoreRequest:
@@ -163,15 +166,28 @@ def _fill(
     progress: Progress,
 ) -> RestoreReport:
     info = handles.xen.domain(fresh.domid)
-    guest: RestoreGuest = (
-        PvRestore(handles, info) if reader.domain.type == DomainType.X86_PV else HvmRestore(handles, info)
-    )
+    guest: RestoreGuest
+    if reader.domain.type == DomainType.X86_PV:
+        guest = PvRestore(handles, info, pfn_limit=_pv_pfn_limit(guest_config))
+    else:
+        guest = HvmRestore(handles, info)
+        reader.max_pfn = _last_hvm_pfn(guest_config)
     try:
         pages, report = engine.restore(reader, source, guest, fresh.channels, progress)
     finally:
         guest.close()
     bare.introduce(handles, fresh, guest_config, pages)
     return report
+
+
+def _last_hvm_pfn(guest_config: GuestConfig) -> int:
+    """Memory of a PVH domain ends where its size says, or that far above the hole below 4 GiB."""
+    return PFNS_BELOW_4_GIB + guest_config.max_kib // 4
+
+
+def _pv_pfn_limit(guest_config: GuestConfig) -> int:
+    """A PV guest's p2m may reach beyond its memory: Linux prepares it for memory that could be added."""
+    return max(PFNS_LINUX_PREPARES, 2 * guest_config.max_kib // 4)
 
 
 def _expect(stream: LibxlReader, source: ByteSource, wanted: LibxlRecordType) -> None:

@@ -205,6 +205,22 @@ def test_damaged_images_leave_no_domain_and_name_the_place(guest: Guest, images:
     guest.goes_on(before)
 
 
+@kinds
+def test_a_pfn_beyond_the_domain_is_refused_and_no_domain_is_left(guest: Guest, images: Path):
+    must("pysave", "--plain", "-c", guest.name, str(images / "a.img"))
+    data = bytearray((images / "a.img").read_bytes())
+    # The first PAGE_DATA record of our own image: type 1, then length, then a count of 2048, then entries.
+    at = data.index(struct.pack("<II", 2048, 0), 4096)
+    struct.pack_into("<Q", data, at + 8, (1 << 51) | 5)
+    (images / "b.img").write_bytes(data)
+    with_config(images / "b.img", images / "c.img", name="other", uuid=OTHER_UUID)
+    said = run("pyrestore", str(images / "c.img"))
+    assert said.returncode == 4, said.stderr
+    assert "pfn 0x8000000000005" in said.stderr
+    assert "no domain was left behind" in said.stderr
+    assert domid_of("other") is None
+
+
 @one_kind
 def test_a_host_with_too_little_memory_is_told_before_a_domain_is_made(guest: Guest, images: Path):
     must("pysave", "-c", guest.name, str(images / "a.img"))

@@ -205,8 +205,10 @@ class PvSave:
 class PvRestore(CommonRestore):
     """Fills a fresh PV domain. See RestoreGuest."""
 
-    def __init__(self, handles: Handles, info: DomainInfo) -> None:
+    def __init__(self, handles: Handles, info: DomainInfo, *, pfn_limit: int | None = None) -> None:
+        """`pfn_limit`: how many pfns the image may speak of, as each takes memory here; None: any number."""
         super().__init__(handles, info)
+        self._pfn_limit = pfn_limit
         self._nr_vcpus = info.max_vcpu_id + 1
         self._p2m: U64 = np.empty(0, dtype=np.uint64)
         self._types: U8 = np.empty(0, dtype=np.uint8)
@@ -238,6 +240,10 @@ class PvRestore(CommonRestore):
 
     def _take_p2m_frames(self, record: X86PvP2mFrames) -> None:
         nr_pfns = record.last_pfn + 1
+        if self._pfn_limit is not None and nr_pfns > self._pfn_limit:
+            raise ImageError(
+                f"the image's p2m table ends at pfn {record.last_pfn:#x}, far beyond the domain's memory"
+            )
         if nr_pfns > len(self._p2m):
             self._p2m = _grown(self._p2m, nr_pfns, int(tables.INVALID_MFN))
             self._types = _grown(self._types, nr_pfns, PageType.NOTAB)
