@@ -102,7 +102,8 @@ def _xen_config(config: GuestConfig) -> DomainConfig:
 def _prepare(handles: Handles, config: GuestConfig, domid: int) -> Channels:
     xen = handles.xen
     xen.set_max_vcpus(domid, config.max_vcpus)
-    xen.set_max_memory(domid, config.target_kib + SLACK_KIB)
+    # While it is filled it may hold more than its target: a guest saved live may have grown or shrunk meanwhile.
+    xen.set_max_memory(domid, max(config.max_kib, config.target_kib) + SLACK_KIB)
     channels = Channels(
         store_port=xen.alloc_unbound(domid, DOM0), console_port=xen.alloc_unbound(domid, DOM0)
     )
@@ -196,6 +197,7 @@ def introduce(handles: Handles, fresh: FreshDomain, config: GuestConfig, pages: 
             except XenError as error:
                 if error.errno != errno.EAGAIN:
                     raise
+        handles.xen.set_max_memory(domid, config.target_kib + SLACK_KIB)
         # Last: both daemons look at the nodes when they are told of the domain.
         store.introduce_domain(domid, pages.store_gfn, fresh.channels.store_port)
         write_userdata(domid, config)

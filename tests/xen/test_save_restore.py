@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from scenarios import a_saved_guest_goes_on, copy_goes_on, live_by_digests, live_by_log_dirty
-from xen_lab import Guest, must, run, state_of
+from xen_lab import Command, Guest, must, run, state_of
 
 each_kind = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
 two_vcpus = pytest.mark.parametrize("guest", [("pv", 2), ("pvh", 2)], indirect=True, ids=["pv", "pvh"])
@@ -151,3 +151,18 @@ def test_a_guest_with_four_vcpus_goes_on(guest: Guest, images: Path, request: py
     if not request.config.getoption("--slow"):
         pytest.skip("more vCPUs than processors crawl under emulation: tools/test --slow")
     a_saved_guest_goes_on(guest, images)
+
+
+@each_kind
+def test_a_guest_that_gives_memory_back_while_it_is_saved_live_goes_on(guest: Guest, images: Path):
+    before = guest.state()
+    save = Command("pysave", "--live", "-c", "--dirty", "digest", guest.name, str(images / "a.img"))
+    save.wait_for("round 1")
+    must("xl", "mem-set", guest.name, "200")
+    assert save.finish() == 0, save.said
+    guest.goes_on(before)
+    guest.destroy()
+    must("pyrestore", str(images / "a.img"))
+    copy_goes_on(guest, before)
+    must("xl", "mem-set", guest.name, "256")
+    guest.goes_on(guest.state())

@@ -163,6 +163,10 @@ class HvmRestore(CommonRestore):
 
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """Populate (2 MiB at a time where the image fills them) and map. See RestoreGuest."""
+        # The guest gave these back after they had been sent: keeping them would be more than it may have.
+        gone = self._populated.take_gone(pfns[types == PageType.XTAB])
+        if len(gone):
+            xen_memory.release(self._xen, self._domid, gone)
         wants_memory = (types != PageType.XTAB) & (types != PageType.BROKEN)
         self._populate(self._populated.take_new(pfns[wants_memory]))
         mapping = self._map(pfns[has_data(types)])

@@ -83,6 +83,13 @@ class Populated:
         self._has_memory[new] = True
         return new
 
+    def take_gone(self, pfns: U64) -> U64:
+        """Those of `pfns` that have memory; from now on they count as having none."""
+        known = pfns[pfns < len(self._has_memory)]
+        gone = known[self._has_memory[known]]
+        self._has_memory[gone] = False
+        return gone
+
 
 class MappedWindow:
     """Pages of a domain, mapped writable, to be read into. See PageWindow.

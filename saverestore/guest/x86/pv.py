@@ -254,6 +254,11 @@ class PvRestore(CommonRestore):
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """Populate and map; page tables go through a copy in which they are localised. See RestoreGuest."""
         self._types[pfns] = types
+        # The guest gave these back after they had been sent: keeping them would be more than it may have.
+        gone = self._populated.take_gone(pfns[types == PageType.XTAB])
+        if len(gone):
+            xen_memory.release(self._xen, self._domid, self._p2m[gone])
+            self._p2m[gone] = tables.INVALID_MFN
         wants_memory = (types != PageType.XTAB) & (types != PageType.BROKEN)
         self._populate(pfns[wants_memory])
         with_data = has_data(types)
