@@ -22,6 +22,9 @@ from xen_lab import Guest, Pool, run
 
 ATTEMPTS = 3
 
+FULL_SPEED = 0
+MODERATE_RATE = 2000  # pages a second
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="guests with four vCPUs, too")
@@ -87,13 +90,23 @@ def images() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def taken(request: pytest.FixtureRequest, pool: Pool, rate: int) -> Iterator[Guest]:
+    kind, vcpus = request.param
+    found = pool.take(kind, vcpus, rate)
+    yield found
+    found.assert_clean()
+
+
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Guest]:
     """A running, healthy guest of the parametrised (kind, vcpus); the test leaves it running and healthy."""
-    kind, vcpus = request.param
-    found = pool.take(kind, vcpus)
-    yield found
-    found.assert_clean()
+    yield from taken(request, pool, MODERATE_RATE)
+
+
+@pytest.fixture
+def busy_guest(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Guest]:
+    """The same, its dirtier rewriting pages as fast as it can."""
+    yield from taken(request, pool, FULL_SPEED)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,12 @@ from scenarios import a_saved_guest_goes_on, copy_goes_on, live_by_digests, live
 from xen_lab import Command, Guest, must, run, state_of
 
 each_kind = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
-two_vcpus = pytest.mark.parametrize("guest", [("pv", 2), ("pvh", 2)], indirect=True, ids=["pv", "pvh"])
+each_busy_kind = pytest.mark.parametrize(
+    "busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"]
+)
+two_busy_vcpus = pytest.mark.parametrize(
+    "busy_guest", [("pv", 2), ("pvh", 2)], indirect=True, ids=["pv", "pvh"]
+)
 
 VERIFIER = "/usr/lib/xen-{0}/bin/verify-stream-v2"
 
@@ -136,14 +141,14 @@ def test_a_guest_that_gave_memory_back_keeps_what_it_has(guest: Guest, images: P
     guest.goes_on(before)
 
 
-@two_vcpus
-def test_a_guest_with_two_vcpus_is_saved_live_by_digests(guest: Guest, images: Path):
-    live_by_digests(guest, images)
+@two_busy_vcpus
+def test_a_guest_with_two_vcpus_is_saved_live_by_digests(busy_guest: Guest, images: Path):
+    live_by_digests(busy_guest, images)
 
 
-@pytest.mark.parametrize("guest", [("pvh", 2)], indirect=True, ids=["pvh"])
-def test_a_guest_with_two_vcpus_is_saved_live_by_log_dirty(guest: Guest, images: Path):
-    live_by_log_dirty(guest, images)
+@pytest.mark.parametrize("busy_guest", [("pvh", 2)], indirect=True, ids=["pvh"])
+def test_a_guest_with_two_vcpus_is_saved_live_by_log_dirty(busy_guest: Guest, images: Path):
+    live_by_log_dirty(busy_guest, images)
 
 
 @pytest.mark.parametrize("guest", [("pv", 4), ("pvh", 4)], indirect=True, ids=["pv", "pvh"])
@@ -153,16 +158,16 @@ def test_a_guest_with_four_vcpus_goes_on(guest: Guest, images: Path, request: py
     a_saved_guest_goes_on(guest, images)
 
 
-@each_kind
-def test_a_guest_that_gives_memory_back_while_it_is_saved_live_goes_on(guest: Guest, images: Path):
-    before = guest.state()
-    save = Command("pysave", "--live", "-c", "--dirty", "digest", guest.name, str(images / "a.img"))
+@each_busy_kind
+def test_a_guest_that_gives_memory_back_while_it_is_saved_live_goes_on(busy_guest: Guest, images: Path):
+    before = busy_guest.state()
+    save = Command("pysave", "--live", "-c", "--dirty", "digest", busy_guest.name, str(images / "a.img"))
     save.wait_for("round 1")
-    must("xl", "mem-set", guest.name, "200")
+    must("xl", "mem-set", busy_guest.name, "200")
     assert save.finish() == 0, save.said
-    guest.goes_on(before)
-    guest.destroy()
+    busy_guest.goes_on(before)
+    busy_guest.destroy()
     must("pyrestore", str(images / "a.img"))
-    copy_goes_on(guest, before)
-    must("xl", "mem-set", guest.name, "256")
-    guest.goes_on(guest.state())
+    copy_goes_on(busy_guest, before)
+    must("xl", "mem-set", busy_guest.name, "256")
+    busy_guest.goes_on(busy_guest.state())

@@ -15,9 +15,9 @@ def only_with_shadow_paging(variant: str) -> None:
         pytest.skip("this Xen has no shadow paging: tools/test --variant 4.17-shadow")
 
 
-@pytest.mark.parametrize("guest", [("pv", 1), ("pv", 2)], indirect=True, ids=["pv-1vcpu", "pv-2vcpu"])
-def test_a_pv_guest_is_saved_live_by_log_dirty(guest: Guest, images: Path):
-    live_by_log_dirty(guest, images)
+@pytest.mark.parametrize("busy_guest", [("pv", 1), ("pv", 2)], indirect=True, ids=["pv-1vcpu", "pv-2vcpu"])
+def test_a_pv_guest_is_saved_live_by_log_dirty(busy_guest: Guest, images: Path):
+    live_by_log_dirty(busy_guest, images)
 
 
 @pytest.mark.parametrize("guest", [("pv", 2)], indirect=True, ids=["pv"])

@@ -105,7 +105,7 @@ class Guest:
         assert state["clean"], state
 
     def is_running(self) -> bool:
-        """Neither paused, shut down, crashed nor dying."""
+        """There, and neither paused, shut down, crashed nor dying."""
         return not set(state_of(self.name)) & set("pscd") and domid_of(self.name) is not None
 
     def destroy(self) -> None:
@@ -117,22 +117,27 @@ class Guest:
 
 @dataclass
 class Pool:
-    """Guests that stay booted; one that a test lost is booted anew for the next."""
+    """Guests that stay booted; one that a test lost is booted anew for the next. Only one runs at a time.
 
-    guests: dict[tuple[str, int], Guest] = field(default_factory=dict)
+    Two guests that write as fast as they can would leave no processor for dom0, so the others are paused.
+    """
 
-    def take(self, kind: str, vcpus: int) -> Guest:
-        # One at a time: two guests that write as fast as they can leave no processor for dom0.
-        for key in [key for key in self.guests if key != (kind, vcpus)]:
-            self.guests.pop(key).destroy()
-        guest = self.guests.get((kind, vcpus))
+    guests: dict[tuple[str, int, int], Guest] = field(default_factory=dict)
+
+    def take(self, kind: str, vcpus: int, rate: int) -> Guest:
+        """A running, healthy guest whose dirtier rewrites `rate` pages a second (0: as many as it can)."""
+        key = (kind, vcpus, rate)
+        for other in [other for other in self.guests if other != key]:
+            if self.guests[other].is_running():
+                run("xl", "pause", self.guests[other].name)
+        guest = self.guests.get(key)
+        if guest is not None and state_of(guest.name)[2:3] == "p":
+            run("xl", "unpause", guest.name)
         if guest is None or not guest.is_running() or not guest.state()["clean"]:
-            if guest is not None:
-                guest.destroy()
-            guest = Guest(f"{kind}{vcpus}", kind, vcpus)
+            guest = guest or Guest(f"{kind}{vcpus}-{rate}", kind, vcpus)
             guest.destroy()
-            guest.create()
-            self.guests[kind, vcpus] = guest
+            guest.create(rate=rate)
+            self.guests[key] = guest
         return guest
 
     def destroy_strays(self) -> list[str]:
