@@ -15,6 +15,7 @@ import time
 
 from pyxc import EventChannels, Xen, XenError, XenStore
 from saverestore.errors import DomainError
+from saverestore.interrupts import shield
 
 LOG = logging.getLogger(__name__)
 
@@ -59,7 +60,6 @@ class Suspender:
         token = f"pysave-suspend-{self._domid}"
         self._store.watch("@releaseDomain", token)
         try:
-            self._asked = True
             if port and port.strip().isdigit():
                 self._suspend_by_event(int(port))
             else:
@@ -71,6 +71,14 @@ class Suspender:
         """Make the domain run as before `suspend` was called; nothing when it never was."""
         if not self._asked:
             return
+        try:
+            self._resume()
+        except XenError as error:
+            if error.errno != errno.ESRCH:  # somebody destroyed it meanwhile: there is nothing to resume
+                raise
+        self._asked = False
+
+    def _resume(self) -> None:
         if not self._xen.domain(self._domid).shutdown and not self._withdraw():
             # The guest has taken the request but not yet stopped: it will, and nobody else would wake it.
             LOG.info("domain %d is about to suspend: waiting, to resume it", self._domid)
@@ -79,7 +87,6 @@ class Suspender:
         if info.suspended:
             self._xen.resume(self._domid)
             self._store.resume_domain(self._domid)
-        self._asked = False
 
     # ---- the two ways of asking ------------------------------------------------------------------
 
@@ -87,7 +94,9 @@ class Suspender:
         with EventChannels() as events:
             port = events.bind_interdomain(self._domid, remote_port)
             self._xen.subscribe_for_suspend(self._domid, port)
-            events.notify(port)
+            with shield():  # from the moment that it is asked, `resume` must know of it
+                events.notify(port)
+                self._asked = True
             if not self._wait_for_shutdown(self._suspend_timeout_s):
                 raise DomainError(
                     f"domain {self._domid} did not suspend within {self._suspend_timeout_s:.0f} s of the event "
@@ -101,7 +110,9 @@ class Suspender:
                 f"domain {self._domid} says that it cannot suspend (control/feature-suspend is 0 in xenstore): "
                 "it goes on running"
             )
-        self._store.write(control, REQUEST)
+        with shield():
+            self._store.write(control, REQUEST)
+            self._asked = True
         deadline = time.monotonic() + self._ack_timeout_s
         # The guest answers by emptying the node before it suspends.
         while self._store.read(control) == REQUEST:
