@@ -44,7 +44,7 @@ def next_save_is_whole(guest: Guest, images: Path) -> None:
     guest.goes_on(before)
 
 
-@kinds
+@pv_only
 def test_a_disk_that_fills_up_half_way(guest: Guest, images: Path):
     before = guest.state()
     small = images / "small"
@@ -82,7 +82,7 @@ def test_too_small_a_disk_is_told_before_the_guest_is_touched(guest: Guest, imag
     guest.goes_on(before)
 
 
-@kinds
+@one_kind
 def test_the_reader_of_the_pipe_goes_away(guest: Guest, images: Path):
     before = guest.state()
     read_end, write_end = os.pipe()
@@ -96,16 +96,18 @@ def test_the_reader_of_the_pipe_goes_away(guest: Guest, images: Path):
 
 
 @pytest.mark.parametrize(
-    ("moment", "number"),
+    ("guest", "moment", "number"),
     [
-        ("round 0", signal.SIGINT),
-        ("round 1", signal.SIGTERM),
-        ("suspending", signal.SIGINT),
-        ("last round", signal.SIGTERM),
+        (("pv", 1), "round 0", signal.SIGINT),
+        (("pvh", 1), "round 1", signal.SIGTERM),
+        (("pv", 1), "suspending", signal.SIGINT),
+        (("pvh", 1), "suspending", signal.SIGTERM),
+        (("pv", 1), "last round", signal.SIGTERM),
+        (("pvh", 1), "last round", signal.SIGINT),
     ],
-    ids=["first-round", "second-round", "suspending", "last-round"],
+    indirect=["guest"],
+    ids=["first-round", "second-round", "suspending-pv", "suspending-pvh", "last-round-pv", "last-round-pvh"],
 )
-@kinds
 def test_a_signal_in_each_phase_of_a_live_save(
     guest: Guest, images: Path, moment: str, number: signal.Signals
 ):
@@ -157,7 +159,7 @@ def test_a_killed_save_leaves_a_guest_that_recover_puts_right(guest: Guest, imag
     next_save_is_whole(guest, images)
 
 
-@kinds
+@pv_only
 def test_a_signal_during_restore_leaves_no_domain(guest: Guest, images: Path):
     before = guest.state()
     must("pysave", guest.name, str(images / "a.img"))
@@ -179,7 +181,7 @@ def test_a_signal_during_restore_leaves_no_domain(guest: Guest, images: Path):
     guest.goes_on(before)
 
 
-@kinds
+@one_kind
 def test_damaged_images_leave_no_domain_and_name_the_place(guest: Guest, images: Path):
     before = guest.state()
     must("pysave", guest.name, str(images / "a.img"))
