@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -24,14 +25,15 @@ VERIFIER = "/usr/lib/xen-{0}/bin/verify-stream-v2"
 @pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
 def test_restoring_straight_from_a_save_is_refused_as_the_original_still_exists(guest: Guest):
     before = guest.state()
-    save = subprocess.Popen(["pysave", guest.name, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    restore = run("pyrestore", "--name", f"{guest.name}-new", "-", stdin=save.stdout)
-    # The old domain is destroyed only after the whole image went through, so the new one needs a name of its own
-    # for a moment, and its UUID is the old one's: that is refused.
-    _, said = save.communicate()
+    read_end, write_end = os.pipe()
+    save = Command("pysave", guest.name, "-", stdout=write_end)
+    os.close(write_end)
+    # The original is destroyed only after the whole image went through, so both would have one UUID for a moment.
+    restore = run("pyrestore", "--name", f"{guest.name}-new", "-", stdin=read_end)
+    os.close(read_end)
     assert restore.returncode == 3
     assert "same UUID" in restore.stderr
-    assert save.returncode == 5, said
+    assert save.finish() == 5, save.said
     guest.goes_on(before)
 
 
