@@ -273,7 +273,8 @@ class Xen(Handle):
     def resume(self, domid: int) -> None:
         """Let a domain that is shut down for suspend go on, its SUSPEND hypercall returning 1 ("cancelled").
 
-        The guest must be one that understands this (Linux does): the "fast" way of libxc.
+        The guest must be one that understands this (Linux does): the "fast" way of libxc. It sets vCPU 0's
+        context, which loses extended processor state: see `saverestore.guest.x86.suspend.resume_suspended`.
         """
         check_rc(lib.xc_domain_resume(self.ptr, domid, 1), "xc_domain_resume", domid)
 

@@ -6,7 +6,7 @@ import contextlib
 
 from saverestore.errors import DomainError
 from saverestore.guest.x86.common import XenError, open_handles
-from saverestore.guest.x86.suspend import withdraw_request
+from saverestore.guest.x86.suspend import resume_suspended, withdraw_request
 from saverestore.operations.lock import locked
 from saverestore.toolstack import domains
 
@@ -31,7 +31,6 @@ def recover_domain(text: str) -> list[str]:
             if info.shutdown and not info.suspended:
                 domains.check_can_be_saved(domains.Domain(info, domain.name))
             if info.suspended:
-                handles.xen.resume(domain.domid)
-                handles.store.resume_domain(domain.domid)
+                resume_suspended(handles.xen, handles.store, domain.domid)
                 done.append("it was suspended and goes on")
     return done

@@ -173,3 +173,18 @@ def test_a_guest_that_gives_memory_back_while_it_is_saved_live_goes_on(busy_gues
     copy_goes_on(busy_guest, before)
     must("xl", "mem-set", busy_guest.name, "256")
     busy_guest.goes_on(busy_guest.state())
+
+
+@each_kind
+def test_a_guest_that_is_suspended_and_resumed_many_times_keeps_its_vector_registers(guest: Guest):
+    """libxc's own way of resuming loses the upper halves of AVX registers now and then."""
+    from saverestore.guest.x86.common import open_handles
+    from saverestore.guest.x86.suspend import Suspender
+
+    before = guest.state()
+    with open_handles() as handles:
+        for _ in range(20):
+            suspender = Suspender(handles.xen, handles.store, guest.domid)
+            suspender.suspend()
+            suspender.resume()
+    guest.goes_on(before)

@@ -13,7 +13,7 @@ import logging
 import select
 import time
 
-from pyxc import EventChannels, Xen, XenError, XenStore
+from pyxc import EventChannels, Xen, XenError, XenStore, cpu
 from saverestore.errors import DomainError
 from saverestore.interrupts import shield
 
@@ -85,8 +85,7 @@ class Suspender:
             self._wait_for_shutdown(self._suspend_timeout_s)
         info = self._xen.domain(self._domid)
         if info.suspended:
-            self._xen.resume(self._domid)
-            self._store.resume_domain(self._domid)
+            resume_suspended(self._xen, self._store, self._domid)
 
     # ---- the two ways of asking ------------------------------------------------------------------
 
@@ -173,6 +172,25 @@ class Suspender:
         if poll.poll(timeout_s * 1000):
             while self._store.take_watch_event() is not None:
                 pass
+
+
+def resume_suspended(xen: Xen, store: XenStore, domid: int) -> None:
+    """Let a domain that is suspended go on, its suspend hypercall returning "cancelled".
+
+    libxc tells the guest so by setting all of vCPU 0's context, and that context has no room for what lies
+    beyond the SSE registers: Xen then clears the upper halves of the AVX registers, which Linux may still hold
+    for a program that it believes to be loaded. So that state is read before and put back before anything runs.
+    (Seen on Xen 4.17: the lab's guest found its ymm registers changed.)
+    """
+    xen.pause(domid)
+    try:
+        extended = cpu.vcpu_xsave(xen, domid, 0)
+        xen.resume(domid)
+        if extended:
+            cpu.set_vcpu_xsave(xen, domid, 0, extended)
+        store.resume_domain(domid)
+    finally:
+        xen.unpause(domid)
 
 
 def withdraw_request(store: XenStore, domid: int) -> bool:
