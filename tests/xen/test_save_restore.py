@@ -175,7 +175,7 @@ def test_a_guest_that_gives_memory_back_while_it_is_saved_live_goes_on(busy_gues
     busy_guest.goes_on(busy_guest.state())
 
 
-@each_kind
+@pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
 def test_a_guest_that_is_resumed_keeps_its_vector_registers(guest: Guest):
     """libxc's own way of resuming resets what lies beyond the SSE registers: the upper halves of AVX ones."""
     from pyxc import cpu
