@@ -199,7 +199,10 @@ def test_a_guest_that_is_resumed_keeps_its_vector_registers(guest: Guest):
             with_avx[16 + 576 : 16 + 576 + 256] = bytes(range(256))
             cpu.set_vcpu_xsave(xen, domid, 0, bytes(with_avx))
             suspender.resume()
-            assert cpu.vcpu_xsave(xen, domid, 0)[16 + 576 : 16 + 576 + 256] == bytes(range(256))
+            resumed = cpu.vcpu_xsave(xen, domid, 0)
+            # libxc alone leaves the bytes but drops this bit (7 becomes 3): the processor then loads zeroes.
+            assert resumed[xstate_bv] & avx
+            assert resumed[16 + 576 : 16 + 576 + 256] == bytes(range(256))
             cpu.set_vcpu_xsave(xen, domid, 0, saved)
         finally:
             suspender.resume()

@@ -178,9 +178,9 @@ def resume_suspended(xen: Xen, store: XenStore, domid: int) -> None:
     """Let a domain that is suspended go on, its suspend hypercall returning "cancelled".
 
     libxc tells the guest so by setting all of vCPU 0's context, and that context has no room for what lies
-    beyond the SSE registers: Xen then clears the upper halves of the AVX registers, which Linux may still hold
+    beyond the SSE registers: Xen then marks the AVX registers as unused (XSTATE_BV), which Linux may still hold
     for a program that it believes to be loaded. So that state is read before and put back before anything runs.
-    (Seen on Xen 4.17: the lab's guest found its ymm registers changed.)
+    (Seen on Xen 4.17, PV: XSTATE_BV goes from 7 to 3.)
     """
     xen.pause(domid)
     try:
