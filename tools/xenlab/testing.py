@@ -157,7 +157,8 @@ def _run_on_xen(variant: str, tests: list[str], options: argparse.Namespace, fai
         machine.up()
         machine.push()
         slow = ["--slow"] if options.slow else []
-        arguments = ["-q", "--durations=5", *tests, *slow, *options.pytest]
+        # Short tracebacks: long ones show arguments, among them arrays over memory that is no longer mapped.
+        arguments = ["-q", "--tb=short", "--durations=5", *tests, *slow, *options.pytest]
         line = (
             f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
             f"timeout {XEN_TIMEOUT_S} python3 -u -m pytest {' '.join(map(_quoted, arguments))}"
