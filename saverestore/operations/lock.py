@@ -31,7 +31,7 @@ def locked(domain: Domain) -> Iterator[None]:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise TransportError(f"{path}: {error.strerror}") from error
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
-            raise DomainError(f"{domain} is being saved already, by process {holder or '?'}") from error
+            raise DomainError(f"{domain} is being saved, or recovered, by process {holder or '?'}") from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         yield

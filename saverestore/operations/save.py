@@ -136,7 +136,7 @@ def _destination(request: SaveRequest) -> Iterator[tuple[ByteSink, NewFile | Non
         return
     path = Path(request.image)
     if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent}")
+        raise UsageError(f"{path}: there is no folder {path.parent}; nothing was done")
     with NewFile(path, overwrite=request.overwrite) as file:
         yield file.sink, file
 

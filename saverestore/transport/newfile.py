@@ -22,13 +22,15 @@ class NewFile:
     """A file being written under a temporary name beside its final one, mode 0600.
 
     `sync()` brings it to the disk, `publish()` gives it its name; leaving the block without that removes it.
-    An existing file is only replaced with `overwrite`, and only by `publish()`. A device (/dev/null) or named pipe
-    is written directly, as there is nothing to rename.
+    An existing file is only replaced with `overwrite`, and only by `publish()`. A symbolic link is followed: what it
+    points to is made or replaced. A device (/dev/null) or named pipe is written directly, as there is nothing to
+    rename.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path = path
         self._overwrite = overwrite
+        self._final = path
         self._temporary: Path | None = None
         self._published = False
         try:
@@ -44,7 +46,8 @@ class NewFile:
             return
         if mode is not None and not overwrite:
             raise UsageError(f"{path} exists already; --overwrite replaces it")
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        self._final = Path(os.path.realpath(path))
+        self._temporary = self._final.with_name(f".{self._final.name}.{secrets.token_hex(4)}.partial")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         self.sink = FdSink(self._open(self._temporary, flags), str(path))
 
@@ -91,16 +94,16 @@ class NewFile:
         if not self._overwrite:
             try:
                 # link() instead of rename(): it fails when another file took the name meanwhile.
-                os.link(temporary, self.path)
+                os.link(temporary, self._final)
                 temporary.unlink()
                 return
             except OSError as error:
                 if error.errno not in NO_HARD_LINKS:
                     raise
-        temporary.rename(self.path)
+        temporary.rename(self._final)
 
     def _sync_folder(self) -> None:
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        folder = os.open(self._final.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with contextlib.suppress(OSError):  # some file systems have no fsync for folders
                 os.fsync(folder)

@@ -118,6 +118,20 @@ def test_overwrite_also_makes_a_file_that_was_not_there(tmp_path):
     assert content_of(tmp_path) == ["out.img"]
 
 
+def test_a_symbolic_link_is_followed_and_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there/real.img", tmp_path / "link.img"
+    link.symlink_to(target)
+    write(link)
+    with pytest.raises(UsageError, match="exists already"):
+        NewFile(link)
+    write(link, b"newer", overwrite=True)
+    assert link.is_symlink()
+    assert target.read_bytes() == b"newer"
+    assert content_of(tmp_path / "there") == ["real.img"]
+    assert content_of(tmp_path) == ["link.img", "there"]
+
+
 def test_a_name_taken_meanwhile_is_left_to_whoever_took_it(tmp_path):
     path = tmp_path / "out.img"
 
