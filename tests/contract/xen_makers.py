@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 import uuid
@@ -45,6 +46,7 @@ class XenMaker:
     def __init__(self, kind: str) -> None:
         self.name = f"xen-{kind}"
         self._lab = Guest(f"contract-{kind}", kind, 1, memory_mib=128)
+        atexit.register(self._lab.destroy)  # at the end of the run: it boots once for all tests
 
     @contextmanager
     def running(self) -> Iterator[SaveGuest]:

@@ -27,7 +27,7 @@ MODERATE_RATE = 2000  # pages a second
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="guests with four vCPUs, too")
+    parser.addoption("--slow", action="store_true", help="guests with four vCPUs or 1 GiB, too")
 
 
 def is_control_domain() -> bool:
@@ -37,8 +37,16 @@ def is_control_domain() -> bool:
         return False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes under emulation; only with --slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    if not config.getoption("--slow", default=False):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow under emulation: tools/test --slow"))
     if (is_control_domain() and shutil.which("lab-guest")) or os.environ.get("PYSAVE_REQUIRE_XEN"):
         return
     reason = "needs Xen's control domain with the lab's guest (tools/test runs it there)"

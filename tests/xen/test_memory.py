@@ -134,6 +134,7 @@ def test_every_page_of_the_restored_domain_equals_the_saved_one_but_for_those_re
     guest.goes_on(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_peak_memory_of_our_commands_does_not_grow_with_the_guest(
     kind: str, images: Path, pool, record_property

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from scenarios import a_saved_guest_goes_on, copy_goes_on, live_by_digests, live_by_log_dirty
-from xen_lab import Command, Guest, must, run, state_of
+from xen_lab import LESS_MEMORY_MIB, Command, Guest, must, run, state_of
 
 each_kind = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
 each_busy_kind = pytest.mark.parametrize(
@@ -133,13 +133,13 @@ def test_xl_sees_a_restored_domain_as_one_of_its_own(guest: Guest, images: Path)
 @each_kind
 def test_a_guest_that_gave_memory_back_keeps_what_it_has(guest: Guest, images: Path):
     before = guest.state()
-    must("xl", "mem-set", guest.name, "192")
+    must("xl", "mem-set", guest.name, str(LESS_MEMORY_MIB))
     try:
         must("pysave", guest.name, str(images / "a.img"))
         must("pyrestore", str(images / "a.img"))
         guest.goes_on(before)
     finally:
-        run("xl", "mem-set", guest.name, "256")
+        run("xl", "mem-set", guest.name, str(guest.memory_mib))
     guest.goes_on(before)
 
 
@@ -153,10 +153,9 @@ def test_a_guest_with_two_vcpus_is_saved_live_by_log_dirty(busy_guest: Guest, im
     live_by_log_dirty(busy_guest, images)
 
 
+@pytest.mark.slow  # more vCPUs than processors
 @pytest.mark.parametrize("guest", [("pv", 4), ("pvh", 4)], indirect=True, ids=["pv", "pvh"])
-def test_a_guest_with_four_vcpus_goes_on(guest: Guest, images: Path, request: pytest.FixtureRequest):
-    if not request.config.getoption("--slow"):
-        pytest.skip("more vCPUs than processors crawl under emulation: tools/test --slow")
+def test_a_guest_with_four_vcpus_goes_on(guest: Guest, images: Path):
     a_saved_guest_goes_on(guest, images)
 
 
@@ -165,13 +164,13 @@ def test_a_guest_that_gives_memory_back_while_it_is_saved_live_goes_on(busy_gues
     before = busy_guest.state()
     save = Command("pysave", "--live", "-c", "--dirty", "digest", busy_guest.name, str(images / "a.img"))
     save.wait_for("round 1")
-    must("xl", "mem-set", busy_guest.name, "200")
+    must("xl", "mem-set", busy_guest.name, str(LESS_MEMORY_MIB))
     assert save.finish() == 0, save.said
     busy_guest.goes_on(before)
     busy_guest.destroy()
     must("pyrestore", str(images / "a.img"))
     copy_goes_on(busy_guest, before)
-    must("xl", "mem-set", busy_guest.name, "256")
+    must("xl", "mem-set", busy_guest.name, str(busy_guest.memory_mib))
     busy_guest.goes_on(busy_guest.state())
 
 

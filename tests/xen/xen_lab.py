@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import select
 import signal
@@ -18,7 +17,8 @@ BOOT_TIMEOUT_S = 180
 LINE_TIMEOUT_S = 90
 COMMAND_TIMEOUT_S = 300
 
-MEMORY_MIB = 256
+MEMORY_MIB = 128
+LESS_MEMORY_MIB = 104  # what it has after giving some back
 DIRTY_PAGES = 2048
 
 

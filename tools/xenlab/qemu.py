@@ -9,9 +9,9 @@ from pathlib import Path
 # those. -rdtscp: otherwise each RDTSCP of a PVH guest fails in Xen's SVM code ("Insn mismatch").
 CPU = "max,-smap,-la57,-pku,-rdtscp"
 
-# QEMU raises no #NM for XSAVE and XRSTOR under CR0.TS, so Xen's lazy switching of the vector registers
-# mixes those of different vCPUs: programs in dom0 and guests compute wrong, crash, or lose connections.
-# Seen with the guest's self-check (FPU-CORRUPT within seconds); eager switching never sets TS.
+# Under emulation Xen's lazy switching of the vector registers mixes those of different vCPUs: programs in
+# dom0 and guests compute wrong, crash, or lose connections. Seen with the guest's self-check (FPU-CORRUPT within
+# seconds), and gone with eager switching. Probably XSAVE and XRSTOR under CR0.TS raise no #NM in QEMU.
 FPU_SWITCHING = "spec-ctrl=eager-fpu"
 
 
