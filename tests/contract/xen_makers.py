@@ -9,10 +9,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
+
+import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "xen"))
 
 from guest_makers import EmptyDomain, GuestMaker
+from p2m_in_place import p2m_at
 from xen_lab import Guest
 
 from saverestore.guest.ports import SaveGuest
@@ -20,6 +24,7 @@ from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmRestore, HvmSave
 from saverestore.guest.x86.pv import PvRestore, PvSave
 from saverestore.guest.x86.suspend import Suspender
+from saverestore.stream.records import X86PvP2mFrames
 from saverestore.toolstack import bare, config, domains
 
 
@@ -32,10 +37,12 @@ def opened(handles: Handles, domid: int) -> SaveGuest:
 class EmptyXenDomain(EmptyDomain):
     handles: Handles
     domid: int
+    p2m_frame_pfns: np.ndarray
 
     @contextmanager
     def reopened(self) -> Iterator[SaveGuest]:
-        guest = opened(self.handles, self.domid)
+        with mock.patch("saverestore.guest.x86.pv.P2m", p2m_at(self.p2m_frame_pfns)):
+            guest = opened(self.handles, self.domid)
         yield guest
         guest.close()
 
@@ -54,7 +61,7 @@ class XenMaker:
             self._lab.destroy()
             self._lab.create(pages=256, rate=500)
         with open_handles() as self._handles:
-            guest = opened(self._handles, self._lab.domid)
+            guest = self._guest = opened(self._handles, self._lab.domid)
             yield guest
             guest.close()
 
@@ -75,6 +82,8 @@ class XenMaker:
             guest = HvmRestore(handles, info) if info.hvm else PvRestore(handles, info)
             found = EmptyXenDomain(guest, fresh.channels)
             found.handles, found.domid = handles, fresh.domid
+            frames = [r.frames for r in self._guest.memory_records() if isinstance(r, X86PvP2mFrames)]
+            found.p2m_frame_pfns = np.concatenate([np.empty(0, dtype=np.uint64), *frames])
             yield found
             guest.close()
 

@@ -11,7 +11,6 @@ import pytest
 from xen_lab import Guest, must, peak_memory_kib, run
 
 from saverestore.stream import LibxcReader, LibxlReader, XlHeader
-from saverestore.stream.layout import PageType
 from saverestore.stream.reader import PageData
 from saverestore.stream.records import End, HvmParams, Record, X86PvP2mFrames, X86PvVcpuBasic
 from saverestore.transport import FdSource
@@ -21,31 +20,6 @@ each_kind = pytest.mark.parametrize("guest", [("pv", 2), ("pvh", 2)], indirect=T
 # Beyond what a save needs for any guest: bits and bytes for each pfn, the p2m, numpy's own slack.
 BYTES_A_PFN = 64
 SLACK_KIB = 24 << 10
-
-
-def p2m_at(frame_pfns: np.ndarray):
-    """What stands in for P2m: the table lies in these pfns. A restored guest tells where only once it runs."""
-
-    class KnownP2m:
-        def __init__(self, memory, domid: int, shared_info, m2p: np.ndarray, max_mfn: int) -> None:
-            from pyxc import Xen
-            from pyxc.memory import page_types
-
-            # Frames that have these pfns, in any domain; then those that are this domain's.
-            mfns = np.flatnonzero(np.isin(m2p, frame_pfns)).astype(np.uint64)
-            with Xen() as xen:
-                mfns = mfns[page_types(xen, domid, mfns) != PageType.XTAB]
-            mfn_of = {int(m2p[mfn]): int(mfn) for mfn in mfns.tolist()}
-            leaves = np.array([mfn_of[pfn] for pfn in frame_pfns.tolist()], dtype=np.uint64)
-            self._mapping = memory.map(domid, leaves)
-            self.table = self._mapping.words
-            self.max_pfn = len(self.table) - 1
-            self.frame_pfns = frame_pfns
-
-        def close(self) -> None:
-            self._mapping.close()
-
-    return KnownP2m
 
 
 def digests_of(name: str) -> dict[int, tuple[int, int, int]]:
@@ -124,6 +98,8 @@ def test_every_page_of_the_restored_domain_equals_the_saved_one_but_for_those_re
     saved = digests_of(guest.name)
     guest.destroy()
     must("pyrestore", "--paused", str(images / "a.img"))
+    from p2m_in_place import p2m_at
+
     monkeypatch.setattr("saverestore.guest.x86.pv.P2m", p2m_at(p2m_frame_pfns(images / "a.img")))
     restored = digests_of(guest.name)
     must("xl", "unpause", guest.name)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BOOT_TIMEOUT_S = 180
+BOOT_TIMEOUT_S = 120
+BOOT_ATTEMPTS = 4
 LINE_TIMEOUT_S = 90
 COMMAND_TIMEOUT_S = 300
 
@@ -60,12 +61,25 @@ class Guest:
     memory_mib: int = MEMORY_MIB
 
     def create(self, *, pages: int = DIRTY_PAGES, rate: int = 0, more: tuple[str, ...] = ()) -> None:
-        """Boot it and wait for its first line."""
-        must(
-            "lab-guest", "create", self.name, "--kind", self.kind, "--vcpus", str(self.vcpus),
-            "--memory", str(self.memory_mib), "--pages", str(pages), "--rate", str(rate), *more,
-        )  # fmt: skip
-        must("lab-guest", "wait", self.name, "--timeout", str(BOOT_TIMEOUT_S), timeout_s=BOOT_TIMEOUT_S + 60)
+        """Boot it and wait for its first line; again when it fails, as nothing of ours has touched it yet."""
+        for attempt in range(1, BOOT_ATTEMPTS + 1):
+            must(
+                "lab-guest", "create", self.name, "--kind", self.kind, "--vcpus", str(self.vcpus),
+                "--memory", str(self.memory_mib), "--pages", str(pages), "--rate", str(rate), *more,
+            )  # fmt: skip
+            booted = run(
+                "lab-guest",
+                "wait",
+                self.name,
+                "--timeout",
+                str(BOOT_TIMEOUT_S),
+                timeout_s=BOOT_TIMEOUT_S + 60,
+            )
+            if booted.returncode == 0:
+                return
+            print(f"{self.name}: boot {attempt} failed: {booted.stderr}")
+            self.destroy()
+        raise AssertionError(f"{self.name} does not boot")
 
     @property
     def domid(self) -> int:

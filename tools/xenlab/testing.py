@@ -30,15 +30,12 @@ HOST_PACKAGES = {
     "/usr/bin/git": "git",
 }
 
-FIRST_ROW = {"4.17": ["tests/xen/test_first_row.py"]}
-"""What runs on real Xen each time: the first row of the support table, on the default variant."""
-
-ALL_ON_XEN = {
+ON_XEN = {
     "4.17": ["tests/xen", "tests/contract", "--xen", "--ignore=tests/xen/test_shadow.py"],
     "4.17-shadow": ["tests/xen/test_shadow.py"],
     "4.20": ["tests/xen/test_first_row.py"],
 }
-"""What runs with --all: everything on the default variant, on the others what differs there."""
+"""What runs on real Xen: everything on the default variant, on the others what differs there."""
 
 XEN_TIMEOUT_S = 3000
 
@@ -55,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, command in _checks(python, options.pytest).items():
                 _run(name, command, failed)
         if not options.no_xen:
-            chosen = ALL_ON_XEN if options.all or options.variant else FIRST_ROW
-            for variant in options.variant or list(chosen):
-                _run_on_xen(variant, chosen[variant], options, failed)
+            for variant in options.variant or list(ON_XEN):
+                _run_on_xen(variant, ON_XEN[variant], options, failed)
     except LabError as error:
         print(f"test: {error}", file=sys.stderr)
         return FAILED
@@ -74,17 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-xen", action="store_true", help="only what needs no Xen: a minute")
     parser.add_argument("--xen-only", action="store_true", help="only what runs in the lab")
     parser.add_argument(
-        "--all",
-        action="store_true",
-        help="on Xen, everything on every variant, not only the first row on the default one: an hour",
-    )
-    parser.add_argument(
         "--variant",
         action="append",
         choices=VARIANTS,
-        help="everything, only on this variant of the lab (may be repeated)",
+        help="on Xen, only on this variant of the lab (may be repeated)",
     )
-    parser.add_argument("--slow", action="store_true", help="on Xen, guests with four vCPUs, too")
+    parser.add_argument(
+        "--slow", action="store_true", help="on Xen, guests with four vCPUs and with 1 GiB, too"
+    )
     parser.add_argument("pytest", nargs="*", help="further arguments for pytest, after --")
     return parser
 
