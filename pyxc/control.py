@@ -242,14 +242,8 @@ class Xen(Handle):
         """Bound the e820 map that a PV guest sees, in KiB."""
         check_rc(lib.xc_domain_set_memmap_limit(self.ptr, domid, kib), "xc_domain_set_memmap_limit", domid)
 
-    def paging_pool_bytes(self, domid: int) -> int:
-        """The domain's paging pool (nested page tables, shadows), in bytes."""
-        size = ffi.new("uint64_t *")
-        check_rc(lib.xc_get_paging_mempool_size(self.ptr, domid, size), "xc_get_paging_mempool_size", domid)
-        return int(size[0])
-
     def set_paging_pool_bytes(self, domid: int, size_bytes: int) -> None:
-        """Set that pool; a multiple of 4096."""
+        """Size the domain's paging pool (nested page tables, shadows); a multiple of 4096."""
         check_rc(
             lib.xc_set_paging_mempool_size(self.ptr, domid, size_bytes), "xc_set_paging_mempool_size", domid
         )

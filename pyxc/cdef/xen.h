@@ -98,7 +98,6 @@ int xc_domain_set_tsc_info(xc_interface *xch, uint32_t domid, uint32_t tsc_mode,
                            uint32_t gtsc_khz, uint32_t incarnation);
 int xc_domain_get_tsc_info(xc_interface *xch, uint32_t domid, uint32_t *tsc_mode, uint64_t *elapsed_nsec,
                            uint32_t *gtsc_khz, uint32_t *incarnation);
-int xc_get_paging_mempool_size(xc_interface *xch, uint32_t domid, uint64_t *size);
 int xc_set_paging_mempool_size(xc_interface *xch, uint32_t domid, uint64_t size);
 int xc_evtchn_alloc_unbound(xc_interface *xch, uint32_t dom, uint32_t remote_dom);
 int xc_domain_subscribe_for_suspend(xc_interface *xch, uint32_t domid, uint32_t port);

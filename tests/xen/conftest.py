@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
-from xen_lab import Guest, Pool, run
+from xen_lab import Guest, Pool, run, state_of
 
 ATTEMPTS = 3
 
@@ -103,6 +103,7 @@ def taken(request: pytest.FixtureRequest, pool: Pool, rate: int) -> Iterator[Gue
     found = pool.take(kind, vcpus, rate)
     yield found
     found.assert_clean()
+    assert found.is_running(), f"the test left {found.name} {state_of(found.name)}"
 
 
 @pytest.fixture

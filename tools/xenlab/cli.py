@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from types import FrameType
 
 from xenlab import cache, console, runstate, ssh
-from xenlab.errors import Interrupted, LabError, say
+from xenlab.errors import Interrupted, LabError, raise_on_signals, say
 from xenlab.machine import CHECKOUT, DOM0_MEMORY_MIB, MEMORY_MIB, Machine
 from xenlab.variants import DEFAULT, VARIANTS
 
@@ -158,15 +156,10 @@ def _down(args: argparse.Namespace) -> int:
     return OK
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `tools/lab` and return its exit code."""
     args = _parser().parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    raise_on_signals()
     try:
         code: int = args.run(args)
     except LabError as error:

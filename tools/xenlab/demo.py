@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from xenlab.errors import Interrupted, LabError
+from xenlab.errors import Interrupted, LabError, raise_on_signals
 from xenlab.machine import Machine
 from xenlab.variants import DEFAULT, VARIANTS
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", choices=("pv", "pvh"), default="pv", help="kind of guest (default pv)")
     parser.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
     options = parser.parse_args(argv)
+    raise_on_signals()
     started = time.monotonic()
     machine = Machine(options.xen)
     was_up = machine.state is not None
@@ -96,8 +97,8 @@ class _Story:
     def _show(self, command: str) -> None:
         print(f"\n# {command}", flush=True)
         started = time.monotonic()
-        done = self._machine.run(command)
-        print((done.stdout + done.stderr).decode(errors="replace").rstrip())
+        done = self._machine.run(f"{command} 2>&1")  # in the order in which it was said
+        print(done.stdout.decode(errors="replace").rstrip())
         if command.startswith("py"):
             print(f"  ({time.monotonic() - started:.1f} s, under emulation)", flush=True)
 

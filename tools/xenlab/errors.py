@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 
 class LabError(Exception):
@@ -20,6 +22,16 @@ class LabError(Exception):
 
 class Interrupted(BaseException):
     """SIGTERM or SIGHUP arrived: clean up on the way out, as for KeyboardInterrupt."""
+
+
+def raise_on_signals() -> None:
+    """From now on SIGTERM and SIGHUP raise Interrupted, so that what was started is ended. For each `main`."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted
 
 
 def say(text: str) -> None:

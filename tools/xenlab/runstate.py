@@ -70,11 +70,6 @@ def forget(variant: str) -> None:
         (run_folder(variant) / name).unlink(missing_ok=True)
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether process `pid` is there and not a zombie."""
-    return start_ticks(pid) is not None
-
-
 def age_text(seconds: float) -> str:
     """Return a duration as people say it: 45s, 12m, 3h05m, 2d04h."""
     minutes, hours = int(seconds) // 60, int(seconds) // 3600

@@ -10,13 +10,14 @@ import argparse
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from xenlab import apt, cache, ssh
-from xenlab.errors import Interrupted, LabError, say, step
+from xenlab.errors import Interrupted, LabError, raise_on_signals, say, step
 from xenlab.machine import CHECKOUT, Machine
 from xenlab.variants import VARIANTS
 
@@ -24,6 +25,9 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 
 HOST_PACKAGES = {
     # what must be there -> the package that brings it
+    f"{sysconfig.get_path('include')}/Python.h": "python3-dev",
+    f"{sysconfig.get_path('stdlib')}/ensurepip/__init__.py": "python3-venv",
+    "/usr/include/stdio.h": "libc6-dev",
     "/usr/include/xenctrl.h": "libxen-dev",
     "/usr/include/xxhash.h": "libxxhash-dev",
     "/usr/bin/gcc": "gcc",
@@ -43,6 +47,7 @@ XEN_TIMEOUT_S = 3000
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what was asked for: 0 when all of it passed."""
     options = _parser().parse_args(argv)
+    raise_on_signals()
     os.chdir(CHECKOUT)
     failed: list[str] = []
     started = time.monotonic()
