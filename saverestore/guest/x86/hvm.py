@@ -8,7 +8,7 @@ import numpy as np
 
 from pyxc import DomainInfo, Mapping, XenError, cpu
 from pyxc import memory as xen_memory
-from saverestore.errors import ImageError
+from saverestore.errors import DomainError, ImageError
 from saverestore.guest.ports import (
     U8,
     U64,
@@ -43,9 +43,7 @@ def open_log_dirty(handles: Handles, domid: int, nr_pfns: int) -> LogDirty:
             errno.ENOMEM: "Xen has too little free memory for it",
         }
         why = reasons.get(error.errno or 0, str(error))
-        raise LogDirtyUnavailable(
-            f"domain {domid}: Xen cannot log dirty pages: {why}; '--dirty digest' does without"
-        ) from error
+        raise LogDirtyUnavailable(f"Xen cannot log dirty pages of domain {domid}: {why}") from error
 
 
 class HvmSave:
@@ -98,7 +96,13 @@ class HvmSave:
         )
 
     def check_layout(self) -> None:
-        """Nothing that could move."""
+        """See SaveGuest: memory above what was the highest frame when the save began would be missing."""
+        now = xen_memory.nr_gpfns(self._handles.xen, self._domid)
+        if now > self.nr_pfns and self.may_have_memory(np.arange(self.nr_pfns, now, dtype=np.uint64)).any():
+            raise DomainError(
+                f"domain {self._domid} was given memory above its last frame, {self.nr_pfns - 1:#x}, "
+                "while it was being saved; try again"
+            )
 
     def open_log_dirty(self) -> LogDirty:
         """Nested paging has it."""

@@ -103,7 +103,9 @@ class PvSave:
         has_frame = mfns <= self._max_mfn
         types = np.full(len(pfns), PageType.XTAB, dtype=np.uint8)
         types[has_frame] = xen_memory.page_types(self._handles.xen, self._domid, mfns[has_frame])
-        deferred = np.zeros(len(pfns), dtype=bool) if final else ~has_frame
+        # Gone, perhaps to come back in another frame: while the guest runs such a pfn is left for later, as a table
+        # that names it would read the same then and not be sent again.
+        deferred = np.zeros(len(pfns), dtype=bool) if final else types == PageType.XTAB
 
         wanted = has_data(types)
         mapping, lost = map_for_save(self._handles, self._domid, mfns[wanted], pfns[wanted], final=final)
@@ -119,7 +121,8 @@ class PvSave:
             mapping.close()
             raise DomainError(
                 f"domain {self._domid}: pfn {int(pfns[wanted][first]):#x} is a page table of level "
-                f"{int(types[wanted][first]) & tables.LEVEL_MASK} with an entry that is not the guest's own memory"
+                f"{int(types[wanted][first]) & tables.LEVEL_MASK} with "
+                "an entry that is a superpage or not the guest's own memory"
             )
         left_out = lost | torn
         deferred[wanted] |= left_out
@@ -139,10 +142,7 @@ class PvSave:
         torn = np.zeros(len(types), dtype=bool)
         at = np.flatnonzero(is_table)
         copies = tables.as_tables(mapping.pages[at])  # indexing copies: normalised from one moment's content
-        try:
-            good_tables, good = tables.normalise(copies, types[at], self._m2p, self.p2m.table)
-        except DomainError as error:
-            raise DomainError(f"domain {self._domid}: {error}") from error
+        good_tables, good = tables.normalise(copies, types[at], self._m2p, self.p2m.table)
         torn[at] = ~good
         return good_tables.view(np.uint8).reshape(-1, PAGE_SIZE), is_table, torn
 
@@ -254,11 +254,6 @@ class PvRestore(CommonRestore):
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """Populate and map; page tables go through a copy in which they are localised. See RestoreGuest."""
         self._types[pfns] = types
-        # The guest gave these back after they had been sent: keeping them would be more than it may have.
-        gone = self._populated.take_gone(pfns[types == PageType.XTAB])
-        if len(gone):
-            xen_memory.release(self._xen, self._domid, self._p2m[gone])
-            self._p2m[gone] = tables.INVALID_MFN
         wants_memory = (types != PageType.XTAB) & (types != PageType.BROKEN)
         self._populate(pfns[wants_memory])
         with_data = has_data(types)
@@ -290,6 +285,7 @@ class PvRestore(CommonRestore):
         basic = self._vcpus[X86PvVcpuBasic]
         if 0 not in basic:
             raise ImageError("the image has no state of vcpu 0")
+        self._release_what_is_gone()
         pages = self._patch_start_info(vcpu.start_info_pfn(basic[0]), channels)
         for i in sorted(basic):
             self._set_vcpu(i, basic[i])
@@ -299,6 +295,16 @@ class PvRestore(CommonRestore):
         self._write_p2m()
         seed_grant_table(self._memory, self._domid, pages)
         return pages
+
+    def _release_what_is_gone(self) -> None:
+        """Pages that the guest gave back after they had been sent: keeping them would be more than it may have.
+
+        Only at the end, as one may be told to be gone and come again, in tables that were localised before.
+        """
+        gone = self._populated.take_gone(np.flatnonzero(self._types == PageType.XTAB).astype(np.uint64))
+        if len(gone):
+            xen_memory.release(self._xen, self._domid, self._p2m[gone])
+            self._p2m[gone] = tables.INVALID_MFN
 
     def _patch_start_info(self, pfn: int, channels: Channels) -> RestoredPages:
         mfn = self._plain_mfn(pfn, "start_info")
@@ -334,6 +340,13 @@ class PvRestore(CommonRestore):
         if missing.any():
             raise ImageError(
                 f"frame {int(np.flatnonzero(missing)[0])} of the guest's p2m table was never told"
+            )
+        is_plain = self._types[self._frame_pfns] == PageType.NOTAB
+        if not is_plain.all():
+            index = int(np.flatnonzero(~is_plain)[0])
+            raise ImageError(
+                f"frame {index} of the guest's p2m table is at pfn {int(self._frame_pfns[index]):#x}, "
+                "which is a page table or has no memory"
             )
         mfns = self._p2m[self._frame_pfns]
         if (mfns == tables.INVALID_MFN).any():

@@ -11,7 +11,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from saverestore.errors import DomainError, ImageError
+from saverestore.errors import ImageError
 from saverestore.guest.x86.layout import (
     ENTRIES_A_TABLE,
     PAGE_SHIFT,
@@ -52,22 +52,21 @@ def normalise(tables: U64, types: U8, m2p: U64, p2m: U64) -> tuple[U64, Bool]:
     """Replace mfns by pfns in `tables`, shape (n, 512), of the kinds `types`, shape (n,).
 
     `m2p[mfn]` and `p2m[pfn]` are the host's and the guest's maps. Returns the new tables and which of them
-    are good. A table is not good when a present entry names a frame that is not the guest's: half an update,
-    or a foreign frame; while the guest runs it is to be read again. Xen's own L4 slots become zero. A
-    superpage entry above L1 raises DomainError: PV guests cannot be saved with it.
+    are good. A table is not good when a present entry names a frame that is not the guest's, or a superpage
+    (above L1), which PV guests do not have: half an update, a foreign frame, or a page that has become something
+    else since its type was asked for. While the guest runs it is to be read again. Xen's own L4 slots become zero.
     """
     tables = tables.copy()
     levels = types & LEVEL_MASK
     tables[levels == L4, XEN_L4_SLOTS] = 0
     present = (tables & PTE_PRESENT) != 0
-    if np.any(present & ((tables & PTE_PSE) != 0) & (levels > 1)[:, None]):
-        raise DomainError("the guest's page tables hold superpages, which cannot be saved for a PV guest")
+    superpage = present & ((tables & PTE_PSE) != 0) & (levels > 1)[:, None]
     mfns = np.where(present, frames_of(tables), 0)
     in_m2p = mfns < len(m2p)
     pfns = m2p[np.where(in_m2p, mfns, 0)]
     in_p2m = pfns < len(p2m)
     owned = in_m2p & in_p2m & (p2m[np.where(in_p2m, pfns, 0)] == mfns)
-    good = (owned | ~present).all(axis=1)
+    good = ((owned & ~superpage) | ~present).all(axis=1)
     return _with_frames(tables, pfns, present), good
 
 
