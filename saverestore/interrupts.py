@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as one exception, at moments when it can be taken back.
+"""Ctrl-C, SIGTERM and a terminal that hangs up as one exception, at moments when it can be taken back.
 
 Work that may be given up at any point runs as it is: the signal raises `Interrupted` in the main thread. Steps
 that must not be cut in two (a domain has been created but its number not yet noted; a guest is being resumed)
@@ -26,7 +26,7 @@ class _State:
 
 _state = _State()
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
@@ -42,8 +42,12 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted` inside this block; as before afterwards."""
-    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    """Turn these signals into `Interrupted` inside this block; as before afterwards.
+
+    One that is ignored stays so: that is what nohup(1) does.
+    """
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _on_signal) for number in heeded}
     _state.__init__()  # type: ignore[misc]
     try:
         yield

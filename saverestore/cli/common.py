@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -19,7 +21,7 @@ exit codes:
   4    the image: not one, damaged, incomplete, or not for this host
   5    reading or writing failed: disk full, reader gone
   6    Xen, or one of its libraries, refused
-  130  interrupted by Ctrl-C or SIGTERM
+  130  interrupted by Ctrl-C or another signal
 """
 
 
@@ -55,25 +57,45 @@ def run(prog: str, arguments: argparse.Namespace, work: Callable[[], None]) -> i
         with interrupts.handled():
             work()
     except SaveRestoreError as error:
-        print(f"{prog}: {_in_full(error)}", file=sys.stderr)
+        tell(f"{prog}: {_in_full(error)}")
         return error.exit_code
     except ImportError as error:
         if error.name is not None and not error.name.startswith("pyxc") and "pyxc" not in str(error):
             raise
-        print(f"{prog}: {error}", file=sys.stderr)
+        tell(f"{prog}: {error}")
         return ExitCode.XEN
+    except MemoryError as error:
+        tell(f"{prog}: {_in_full(error)}")
+        return ExitCode.IO
     except OSError as error:
         # XenError is one; what else comes here was not foreseen, but is still no reason for a traceback.
         if arguments.verbose > 1:
             logging.getLogger(__name__).exception("failed")
-        print(f"{prog}: {_in_full(error)}", file=sys.stderr)
+        tell(f"{prog}: {_in_full(error)}")
         return ExitCode.XEN if hasattr(error, "call") else ExitCode.IO
     return ExitCode.DONE
 
 
+def tell(text: str) -> None:
+    """One line on standard error. If nobody reads there, that is no failure of the work."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def answer(text: str) -> None:
+    """One line on standard output, after the work is done: what cannot be written is told, and no failure."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError, AttributeError) as error:
+        tell(f"standard output: {error}")
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+
+
 def _in_full(error: BaseException) -> str:
     """The error and, from whoever tidied up after it, the state that things are in now."""
-    return "; ".join([str(error), *getattr(error, "__notes__", [])])
+    text = "out of memory in this domain" if isinstance(error, MemoryError) else str(error)
+    return "; ".join([text, *getattr(error, "__notes__", [])])
 
 
 def _set_up_logging(prog: str, arguments: argparse.Namespace) -> None:

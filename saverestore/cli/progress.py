@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 import time
 from typing import TYPE_CHECKING, Never, TextIO
 
+from saverestore.cli.common import tell
+from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import Progress, Silence
 
 if TYPE_CHECKING:
@@ -13,19 +17,49 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 5.0
 MIB = 1 << 20
+PAGE_SIZE = 4096
+
+
+def round_text(stats: RoundStats) -> str:
+    """What came of a live round: pages sent, and how many were written meanwhile where that is known."""
+    dirty = "" if stats.dirty_pages is None else f", {stats.dirty_pages} written meanwhile"
+    return f"round {stats.number}: {stats.sent_pages} pages sent{dirty}"
 
 
 def progress_for(prog: str, *, quiet: bool, total_bytes: int | None = None) -> Progress:
     """What suits standard error. `total_bytes`: how much will be read, where that is known."""
     if quiet:
         return Silence()
+    if sys.stderr is None:
+        return Silence()
     if sys.stderr.isatty():
         return Bar(total_bytes)
     return Lines(prog, sys.stderr)
 
 
+class Unread(io.TextIOBase):
+    """Standard error for tqdm: what cannot be written there is no reason to give the work up."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def fileno(self) -> int:
+        """For the width of the terminal."""
+        return sys.stderr.fileno()
+
+
 class Bar:
-    """A tqdm bar for each round, or for all that is read."""
+    """A tqdm bar for each round (bytes of memory looked at), or for all that is read (bytes of the image)."""
 
     def __init__(self, total_bytes: int | None = None) -> None:
         self._total_bytes = total_bytes
@@ -34,37 +68,43 @@ class Bar:
 
     def phase(self, text: str) -> None:
         """Ends the bar before it and prints the phase."""
-        self._close()
-        print(text, file=sys.stderr)
+        self.close()
+        tell(text)
 
     def round(self, number: int, pages: int, *, final: bool) -> None:
-        """A new bar, in pages of this round."""
+        """A new bar."""
         name = "last round" if final else f"round {number}"
-        self._start(total=pages, unit="page", desc=name)
+        self._start(total=pages * PAGE_SIZE, desc=name)
+
+    def round_done(self, stats: RoundStats) -> None:
+        """Ends its bar and prints one line."""
+        self.close()
+        tell(round_text(stats))
 
     def pages(self, done: int, written_bytes: int) -> None:
         """Moves the bar."""
         if self._bar is None:
-            self._start(total=self._total_bytes, unit="B", desc="restoring")
+            self._start(total=self._total_bytes, desc="restoring")
             self._counts_bytes = True
         bar = self._bar
         assert bar is not None  # just started
         if self._counts_bytes:
             bar.update(written_bytes - bar.n)
         else:
-            bar.set_postfix_str(f"{written_bytes / MIB:.0f} MiB", refresh=False)
-            bar.update(done)
+            bar.set_postfix_str(f"{written_bytes / MIB:.0f} MiB written", refresh=False)
+            bar.update(done * PAGE_SIZE)
 
-    def _start(self, *, total: int | None, unit: str, desc: str) -> None:
-        from tqdm import tqdm  # only where somebody looks: it costs as much to import as all the rest
-
-        self._close()
-        self._bar = tqdm(total=total, unit=unit, desc=desc, unit_scale=True, leave=True)
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Ends the bar, so that what follows stands on a line of its own."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _start(self, *, total: int | None, desc: str) -> None:
+        from tqdm import tqdm  # only where somebody looks: it costs as much to import as all the rest
+
+        self.close()
+        self._bar = tqdm(total=total, unit="B", desc=desc, unit_scale=True, unit_divisor=1024, file=Unread())
 
 
 class Lines:
@@ -88,6 +128,10 @@ class Lines:
         self._total, self._done = pages, 0
         self._tell(f"{self._name}: {pages} pages to look at")
 
+    def round_done(self, stats: RoundStats) -> None:
+        """One line."""
+        self._tell(round_text(stats))
+
     def pages(self, done: int, written_bytes: int) -> None:
         """One line, if the last is some seconds old."""
         self._done += done
@@ -95,6 +139,10 @@ class Lines:
             of = f" of {self._total}" if self._total else ""
             self._tell(f"{self._name or 'pages'}: {self._done}{of}, {written_bytes / MIB:.0f} MiB")
 
+    def close(self) -> None:
+        """Nothing: each line is complete."""
+
     def _tell(self, text: str) -> None:
-        print(f"{self._prog}: {text}", file=self._out, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads: no reason to give the work up
+            print(f"{self._prog}: {text}", file=self._out, flush=True)
         self._told_at = time.monotonic()

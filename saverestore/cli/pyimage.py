@@ -10,15 +10,14 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from saverestore import __version__
-from saverestore.errors import ExitCode, SaveRestoreError, TransportError, UsageError
+from saverestore import __version__, interrupts
+from saverestore.errors import ExitCode, SaveRestoreError
 
 if TYPE_CHECKING:
     from saverestore.stream.survey import Survey
     from saverestore.stream.tally import PageStatistics
-    from saverestore.transport.fd import FdSource
 
 EPILOG = """\
 exit codes:
@@ -26,7 +25,7 @@ exit codes:
   2    wrong usage, or no such file
   4    the image is damaged, incomplete, or not an image
   5    reading failed
-  130  interrupted
+  130  interrupted by Ctrl-C or another signal
 
 IMAGE may be '-', for standard input: zstd -dc IMAGE.zst | pyimage verify -
 """
@@ -43,19 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A domain's name may have letters that this terminal has not.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:
+        print("pyimage: standard output is closed", file=sys.stderr)
+        return ExitCode.USAGE
     try:
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        with interrupts.handled():
+            code: int = arguments.run(arguments)
+            sys.stdout.flush()
         return code
     except SaveRestoreError as error:
         print(f"pyimage: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("pyimage: interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has seen enough (`pyimage info … | head`). Python would complain
         # again while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.IO
+    except OSError as error:
+        print(f"pyimage: standard output: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.IO
 
@@ -107,8 +111,9 @@ def _exit_code(found: Survey) -> int:
 def _survey(image: str) -> Survey:
     """Read the whole image, with a progress bar where someone sees it."""
     from saverestore.stream.survey import note_trailing_bytes, survey
+    from saverestore.transport.fd import FdSource
 
-    with _open(image) as source:
+    with FdSource.open(image) as source:
         size = os.fstat(source.fileno())
         is_file = stat.S_ISREG(size.st_mode)
         with _Bar(size.st_size if is_file else None) as bar:
@@ -117,29 +122,6 @@ def _survey(image: str) -> Survey:
             if found.is_whole and not stat.S_ISBLK(size.st_mode):
                 note_trailing_bytes(found, source.skip_to_end())
     return found
-
-
-def _open(image: str) -> FdSource:
-    from saverestore.transport.fd import FdSource
-
-    if image == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            _usage("no image on standard input: it is a terminal")
-        return FdSource(sys.stdin.fileno(), "standard input", close_fd=False)
-    try:
-        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        _usage(f"{image}: no such file")
-    except OSError as error:
-        raise TransportError(f"{image}: cannot be opened: {error.strerror}") from error
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        os.close(fd)
-        _usage(f"{image}: a directory, not an image")
-    return FdSource(fd, image)
-
-
-def _usage(message: str) -> NoReturn:
-    raise UsageError(message)
 
 
 class _Bar:

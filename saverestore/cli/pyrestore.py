@@ -6,6 +6,7 @@ import argparse
 import stat
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from saverestore.cli import common
@@ -43,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    if arguments.image == "-" and sys.stdin.isatty():
-        parser.error("an image does not come from a terminal; redirect standard input")
+    if arguments.name == "":
+        parser.error("--name: a domain needs a name that is not empty")
     return common.run("pyrestore", arguments, lambda: _restore(arguments))
 
 
@@ -55,16 +56,17 @@ def _restore(arguments: argparse.Namespace) -> None:
     request = RestoreRequest(
         image=arguments.image, paused=arguments.paused, name=arguments.name, force=arguments.force
     )
-    progress = progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
-    restored = restore_domain(request, progress)
-    print(restored.domid)
+    with closing(
+        progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
+    ) as progress:
+        restored = restore_domain(request, progress)
+    common.answer(str(restored.domid))
     if not arguments.quiet:
         state = "paused" if arguments.paused else "running"
         report = restored.report
-        print(
+        common.tell(
             f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
-            f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s",
-            file=sys.stderr,
+            f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from saverestore.cli import common
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="save a domain with devices all the same; only 'xl restore' brings these back",
+        help="save a domain with devices all the same, with -c or -p; only 'xl restore' brings these back",
     )
     parser.add_argument(
         "--suspend-timeout",
@@ -85,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the following arguments are required: IMAGE")
     if arguments.dirty != "auto" and not arguments.live:
         parser.error("--dirty only means something with --live")
-    if arguments.image == "-" and sys.stdout.isatty():
-        parser.error("an image does not go to a terminal; redirect standard output")
+    if arguments.image == "-" and (sys.stdout is None or sys.stdout.isatty()):
+        what = "a closed standard output" if sys.stdout is None else "a terminal"
+        parser.error(f"an image does not go to {what}; redirect standard output")
     return common.run("pysave", arguments, lambda: _save(arguments))
 
 
@@ -106,9 +108,7 @@ def _recover(arguments: argparse.Namespace) -> None:
 
     done = recover_domain(arguments.domain)
     if not arguments.quiet:
-        print(
-            f"pysave: {arguments.domain}: {'; '.join(done) or 'nothing was wrong with it'}", file=sys.stderr
-        )
+        common.tell(f"pysave: {arguments.domain}: {'; '.join(done) or 'nothing was wrong with it'}")
 
 
 def _save(arguments: argparse.Namespace) -> None:
@@ -131,9 +131,10 @@ def _save(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         force=arguments.force,
     )
-    report = save_domain(request, progress_for("pysave", quiet=arguments.quiet))
+    with closing(progress_for("pysave", quiet=arguments.quiet)) as progress:
+        report = save_domain(request, progress)
     if not arguments.quiet:
-        print(f"pysave: {_summary(request.domain, request.image, afterwards.value, report)}", file=sys.stderr)
+        common.tell(f"pysave: {_summary(request.domain, request.image, afterwards.value, report)}")
 
 
 def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:

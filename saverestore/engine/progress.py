@@ -17,8 +17,14 @@ class Progress(Protocol):
     def round(self, number: int, pages: int, *, final: bool) -> None:
         """A round begins that will read this many pfns."""
 
+    def round_done(self, stats: RoundStats) -> None:
+        """A round while the domain runs is over."""
+
     def pages(self, done: int, written_bytes: int) -> None:
         """So many more pfns of the round are done; so many bytes have been written or read in all."""
+
+    def close(self) -> None:
+        """Nothing follows, be it done or failed: what is on the terminal is finished off."""
 
 
 class Silence:
@@ -30,17 +36,27 @@ class Silence:
     def round(self, number: int, pages: int, *, final: bool) -> None:
         """Nothing."""
 
+    def round_done(self, stats: RoundStats) -> None:
+        """Nothing."""
+
     def pages(self, done: int, written_bytes: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
         """Nothing."""
 
 
 @dataclass
 class SaveReport:
-    """What a save did. Times in seconds; `downtime_s` from the suspend request to the end of the stream."""
+    """What a save did. Times in seconds; `downtime_s` from the suspend request to the end of the stream.
+
+    Where the guest goes on, the operation sets it anew once it does. `suspended_at`: time.monotonic() of the request.
+    """
 
     dirty_source: str = "none"
     rounds: list[RoundStats] = field(default_factory=list)
     total_s: float = 0.0
+    suspended_at: float = 0.0
     suspend_s: float = 0.0
     downtime_s: float = 0.0
     stream_bytes: int = 0

@@ -58,25 +58,27 @@ def save(
     source: DirtySource | None = None
     try:
         with shield():  # log-dirty must not be left on without anybody to turn it off
-            source = _dirty_source(guest, settings)
+            source, how = _dirty_source(guest, settings)
         report.dirty_source = source.name
+        if how:
+            progress.phase(how)
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="pages") as pool:
             writer = LibxcWriter(sink, guest.domain_type, guest.xen_version)
             _write_head(writer, guest, settings)
             sender = _PageSender(guest, writer, sink, source, pool, progress, settings.workers)
             if settings.live:
-                _send_live(sender, source, settings.limits, report)
+                _send_live(sender, source, settings.limits, report, progress)
             progress.phase("suspending the domain")
-            suspended_at = time.monotonic()
+            report.suspended_at = time.monotonic()
             guest.suspend()
-            report.suspend_s = time.monotonic() - suspended_at
+            report.suspend_s = time.monotonic() - report.suspended_at
             report.rounds.append(sender.send_round(number=len(report.rounds), final=True))
             for record in guest.end_records():
                 writer.record(record)
             writer.end()
         with shield():
             source.close()
-        report.downtime_s = time.monotonic() - suspended_at
+        report.downtime_s = time.monotonic() - report.suspended_at
         report.total_s = time.monotonic() - started
         report.stream_bytes = sink.offset - begun_at
         report.pages_sent = sum(one.sent_pages for one in report.rounds)
@@ -91,18 +93,19 @@ def save(
         raise
 
 
-def _dirty_source(guest: SaveGuest, settings: SaveSettings) -> DirtySource:
-    """The hypervisor's record where it can be had, content digests elsewhere."""
+def _dirty_source(guest: SaveGuest, settings: SaveSettings) -> tuple[DirtySource, str]:
+    """The hypervisor's record where it can be had, content digests elsewhere; and the words to tell it by."""
     if not settings.live:
-        return EverythingOnce(guest.nr_pfns)
-    if settings.dirty == "digest":
-        return DigestSource(guest.nr_pfns)
-    try:
-        return LogDirtySource(guest)
-    except LogDirtyUnavailable:
-        if settings.dirty == "log":
-            raise
-        return DigestSource(guest.nr_pfns)
+        return EverythingOnce(guest.nr_pfns), ""
+    why = ""
+    if settings.dirty != "digest":
+        try:
+            return LogDirtySource(guest), "pages written meanwhile are found by the hypervisor's log-dirty"
+        except LogDirtyUnavailable as error:
+            if settings.dirty == "log":
+                raise LogDirtyUnavailable(f"{error}; '--dirty digest' does without") from error
+            why = f" ({error})"
+    return DigestSource(guest.nr_pfns), f"pages written meanwhile are found by content digests{why}"
 
 
 def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -> None:
@@ -115,12 +118,15 @@ def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -
         writer.record(record)
 
 
-def _send_live(sender: _PageSender, source: DirtySource, limits: Limits, report: SaveReport) -> None:
+def _send_live(
+    sender: _PageSender, source: DirtySource, limits: Limits, report: SaveReport, progress: Progress
+) -> None:
     """Rounds while the domain runs, until the policy says that the rest is best sent suspended."""
     while True:
         sent = sender.send_round(number=len(report.rounds), final=False)
         stats = RoundStats(sent.number, sent.sent_pages, source.known_dirty(), sent.seconds)
         report.rounds.append(stats)
+        progress.round_done(stats)
         if decide(report.rounds, limits) is Decision.STOP:
             return
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Self
 from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import DomainError, ImageError, TransportError
+from saverestore.errors import DomainError, ImageError
 from saverestore.guest.ports import RestoreGuest
 from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmRestore
@@ -28,7 +28,7 @@ from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.base import ByteSource
 from saverestore.transport.fd import FdSource
 
-STDIN = "-"
+LOG = logging.getLogger(__name__)
 
 PFNS_BELOW_4_GIB = 1 << 20
 PFNS_LINUX_PREPARES = 1 << 27  # 512 GiB, CONFIG_XEN_BALLOON_MEMORY_HOTPLUG_LIMIT
@@ -64,7 +64,14 @@ def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
         _check_kind(guest_config, reader)
         with open_handles() as handles:
             domains.check_free(handles, guest_config.name, guest_config.uuid)
+            bare.check_host(handles)
             bare.check_memory(handles, guest_config)
+            if guest_config.left_out:
+                LOG.warning(
+                    "%s: this version does not bring back: %s; 'xl restore' does",
+                    guest_config.name,
+                    ", ".join(guest_config.left_out),
+                )
             progress.phase(f"creating {guest_config.name}")
             with _FreshDomain(handles, guest_config) as fresh:
                 report = _fill(handles, fresh.create(), guest_config, reader, source, progress)
@@ -113,19 +120,12 @@ class _FreshDomain:
 
 @contextmanager
 def _open_image(image: str) -> Iterator[ByteSource]:
-    if image == STDIN:
-        yield FdSource(0, "standard input")
-        return
-    try:
-        descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise TransportError(f"cannot read {image}: {error.strerror}") from error
-    with FdSource(descriptor, image) as source:
+    with FdSource.open(image) as source:
         try:
             yield source
         except ImageError as error:
-            if image not in str(error):
-                error.add_note(f"the image is {image}")
+            if source.name not in str(error):
+                error.add_note(f"the image is {source.name}")
             raise
 
 
@@ -140,7 +140,7 @@ def _read_config(source: ByteSource, request: RestoreRequest) -> GuestConfig:
             f"{', '.join(guest_config.devices)}; nothing was done (--force restores it without them; "
             "'xl restore' brings them back)"
         )
-    return guest_config.replaced(name=request.name) if request.name else guest_config
+    return guest_config if request.name is None else guest_config.replaced(name=request.name)
 
 
 def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:

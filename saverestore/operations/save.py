@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,8 +31,8 @@ from saverestore.toolstack import bare, domains
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.domains import Domain
 from saverestore.transport.base import ByteSink
-from saverestore.transport.fd import FdSink
 from saverestore.transport.newfile import NewFile
+from saverestore.transport.stdout import StandardOutput
 
 LOG = logging.getLogger(__name__)
 
@@ -73,15 +75,18 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
         config = domains.config_of(handles, domain)
         guest = _guest_of(handles, domain, request.suspend_timeout_s)
         try:
-            with _destination(request) as (sink, file):
+            with _destination(request) as file:
                 _check_room(file, guest, domain)
-                with _resumed_on_error(guest, domain):
-                    report = _write_image(guest, sink, config, request, domain, progress)
-                    if file is not None:
-                        file.sync()
+                with _resumed_on_error(guest, domain, file):
+                    report = _write_image(guest, file.sink, config, request, domain, progress)
+                    if request.afterwards is Afterwards.RUN:
+                        # It need not wait for the disk. When this fails, the image is kept, and it is tried again.
+                        with contextlib.suppress(XenError):
+                            guest.resume()
+                        report.downtime_s = time.monotonic() - report.suspended_at
+                    file.sync()
                     with shield():
-                        if file is not None:
-                            file.publish()
+                        file.publish()
                         # The image is safe: from here on the request is carried out, not given up.
                         interrupts.too_late()
                 _do_afterwards(handles, domain, guest, request)
@@ -92,7 +97,7 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
 
 
 @contextmanager
-def _resumed_on_error(guest: SaveGuest, domain: Domain) -> Iterator[None]:
+def _resumed_on_error(guest: SaveGuest, domain: Domain, file: NewFile | StandardOutput) -> Iterator[None]:
     """Whatever ends the block with an exception: the guest runs again, and the error says so."""
     try:
         yield
@@ -100,7 +105,7 @@ def _resumed_on_error(guest: SaveGuest, domain: Domain) -> Iterator[None]:
         with shield():
             try:
                 guest.resume()
-                error.add_note(f"no image was left; {domain} goes on")
+                error.add_note(f"{file.left_behind}; {domain} goes on")
             except XenError as second:
                 error.add_note(f"{domain} could not be resumed ({second}): 'pysave --recover {domain.domid}'")
         raise
@@ -112,7 +117,13 @@ def _check_devices(handles: Handles, domain: Domain, request: SaveRequest) -> No
         return
     told = f"{domain} has devices that this version cannot bring back: {', '.join(devices)}"
     if not request.force:
-        raise DomainError(f"{told}; nothing was done (--force saves it all the same, for 'xl restore')")
+        raise DomainError(
+            f"{told}; nothing was done (--force -p or -c saves it all the same, for 'xl restore')"
+        )
+    if request.afterwards is Afterwards.DESTROY:
+        raise DomainError(
+            f"{told}, nor take away; nothing was done (use --force with -p, then 'xl destroy {domain.domid}')"
+        )
     LOG.warning("%s; saved all the same, as --force says", told)
 
 
@@ -129,27 +140,27 @@ def _guest_of(handles: Handles, domain: Domain, suspend_timeout_s: float | None)
 
 
 @contextmanager
-def _destination(request: SaveRequest) -> Iterator[tuple[ByteSink, NewFile | None]]:
-    """The sink to write to, and the file it belongs to where there is one."""
+def _destination(request: SaveRequest) -> Iterator[NewFile | StandardOutput]:
+    """Where the image goes."""
     if request.image == STDOUT:
-        yield FdSink(1, "standard output"), None
+        yield StandardOutput()
         return
     path = Path(request.image)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}; nothing was done")
     with NewFile(path, overwrite=request.overwrite) as file:
-        yield file.sink, file
+        yield file
 
 
-def _check_room(file: NewFile | None, guest: SaveGuest, domain: Domain) -> None:
-    """Before the guest is touched: does the file system have room for it?"""
-    free = file.free_bytes() if file else None
-    if free is None or file is None:
+def _check_room(file: NewFile | StandardOutput, guest: SaveGuest, domain: Domain) -> None:
+    """Before the guest is touched: is there room for it?"""
+    free = file.free_bytes()
+    if free is None:
         return
     needed = guest.populated_pages * (4096 + 8) + (1 << 20)
     if needed > free:
         raise TransportError(
-            f"{domain} needs about {needed >> 20} MiB, the file system of {file.path} has {free >> 20} MiB free; "
+            f"{domain} needs about {needed >> 20} MiB, {file.sink.name} has room for {free >> 20} MiB; "
             "nothing was done"
         )
 

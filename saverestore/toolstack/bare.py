@@ -55,6 +55,17 @@ def paging_pool_kib(config: GuestConfig) -> int:
     return 4 * (256 * config.max_vcpus + tables)
 
 
+def check_host(handles: Handles) -> None:
+    """DomainError unless xenstore and the consoles are served from here, domain 0."""
+    for daemon in ("xenstored", "xenconsoled"):
+        where = handles.store.read(f"/tool/{daemon}/domid")
+        if where not in (None, "", "0"):
+            raise DomainError(
+                f"{daemon} of this host runs in domain {where}, which is not supported yet; nothing was done "
+                "('xl restore' can)"
+            )
+
+
 def check_memory(handles: Handles, config: GuestConfig) -> None:
     """DomainError when the host has not the free memory that the domain will take."""
     needed = config.target_kib + paging_pool_kib(config) + HYPERVISOR_OVERHEAD_KIB

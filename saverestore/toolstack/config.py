@@ -15,6 +15,10 @@ from saverestore.errors import ImageError
 
 KINDS = ("pv", "pvh", "hvm")
 
+MAX_VCPUS = 8192  # Xen's own limit, of PV guests
+MAX_KIB = 1 << 42  # 4 PiB: what x86 can address
+MAX_GRANT_LIMIT = (1 << 31) - 1  # an int in Xen's interface
+
 DEFAULT_EVENT_CHANNELS = 1023
 DEFAULT_TIMER_MODE = 1  # no delay for missed ticks
 TIMER_MODES = {
@@ -55,7 +59,7 @@ class GuestConfig:
     uuid: uuid.UUID
     kind: str
     max_vcpus: int
-    online_vcpus: tuple[int, ...]
+    online_vcpus: frozenset[int]
     target_kib: int
     max_kib: int
     paging_kib: int | None
@@ -79,6 +83,22 @@ class GuestConfig:
             for number, device in enumerate(self.raw.get(key) or [])
         ]
 
+    @property
+    def left_out(self) -> list[str]:
+        """Settings that this toolstack does not bring back, where they are not the default: for people."""
+        create, build = self.raw["c_info"], self.raw["b_info"]
+        sched = build.get("sched_params") or {}
+        found = {
+            "its CPU pool": create.get("pool_name") not in (None, "", "Pool-0"),
+            "CPU affinity": bool(build.get("vcpu_hard_affinity") or build.get("vcpu_soft_affinity")),
+            "NUMA nodes": bool(build.get("nodemap")),
+            "scheduling weight and cap": sched.get("weight", 256) not in (-1, 0, 256)
+            or sched.get("cap", 0) not in (-1, 0),
+            "the offset of its clock": bool(build.get("rtc_timeoffset")) or _flag(build, "localtime", False),
+            "vPMU": _flag(build, "vpmu", False),
+        }
+        return [name for name, is_set in found.items() if is_set]
+
     def to_json(self) -> bytes:
         """The JSON again, without a final NUL."""
         return json.dumps(self.raw, indent=4).encode()
@@ -89,7 +109,7 @@ class GuestConfig:
         name: str | None = None,
         target_kib: int | None = None,
         max_kib: int | None = None,
-        online_vcpus: tuple[int, ...] | None = None,
+        online_vcpus: frozenset[int] | None = None,
     ) -> GuestConfig:
         """A copy with these values in it."""
         raw: dict[str, Any] = json.loads(json.dumps(self.raw))
@@ -100,7 +120,7 @@ class GuestConfig:
         if max_kib is not None:
             raw["b_info"]["max_memkb"] = max_kib
         if online_vcpus is not None:
-            raw["b_info"]["avail_vcpus"] = list(online_vcpus)
+            raw["b_info"]["avail_vcpus"] = sorted(online_vcpus)
         return parse(json.dumps(raw).encode())
 
 
@@ -110,25 +130,25 @@ def parse(data: bytes) -> GuestConfig:
         raw = json.loads(data.rstrip(b"\0"))
         create, build = raw["c_info"], raw["b_info"]
         kind = _kind(create, build)
-        max_vcpus = int(build.get("max_vcpus", 1))
-        max_kib = int(build.get("max_memkb") or build["target_memkb"])
+        if kind not in KINDS:
+            raise ValueError(f"it says type {kind!r}")
+        max_vcpus = _whole(build, "max_vcpus", 1, lowest=1, highest=MAX_VCPUS)
+        max_kib = _whole(build, "max_memkb", build.get("target_memkb"), lowest=1, highest=MAX_KIB)
         _check_devices(raw)
-        if kind not in KINDS or max_vcpus < 1 or max_kib < 1:
-            raise ValueError(f"type {kind!r}, {max_vcpus} vCPUs, {max_kib} KiB")
         return GuestConfig(
             raw=raw,
             name=str(create["name"]),
             uuid=uuid.UUID(create["uuid"]),
             kind=kind,
             max_vcpus=max_vcpus,
-            online_vcpus=tuple(int(i) for i in build.get("avail_vcpus", [0])),
-            target_kib=int(build.get("target_memkb") or max_kib),
+            online_vcpus=frozenset(map(int, build.get("avail_vcpus", [0]))) & frozenset(range(max_vcpus)),
+            target_kib=_whole(build, "target_memkb", max_kib, highest=MAX_KIB),
             max_kib=max_kib,
-            paging_kib=int(build["shadow_memkb"]) if build.get("shadow_memkb") else None,
+            paging_kib=_whole(build, "shadow_memkb", 0, highest=MAX_KIB) or None,
             hap=_flag(create, "hap", True),
             nested_virt=_flag(build, "nested_hvm", False),
-            ssidref=int(create.get("ssidref", 0)),
-            event_channels=int(build.get("event_channels") or DEFAULT_EVENT_CHANNELS),
+            ssidref=_whole(create, "ssidref", 0),
+            event_channels=_whole(build, "event_channels", DEFAULT_EVENT_CHANNELS),
             max_grant_frames=_limit(build, "max_grant_frames"),
             max_maptrack_frames=_limit(build, "max_maptrack_frames"),
             max_grant_version=_grant_version(build),
@@ -136,8 +156,24 @@ def parse(data: bytes) -> GuestConfig:
             tsc_mode=TSC_MODES.get(str(build.get("tsc_mode", "default")), 0),
             msr_relaxed=_flag(build.get("arch_x86") or {}, "msr_relaxed", False),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ImageError(f"the domain's configuration is not libxl's JSON: {error!r}") from error
+    except KeyError as error:
+        raise ImageError(f"the domain's configuration is not libxl's JSON: it lacks {error}") from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ImageError(f"the domain's configuration is not libxl's JSON: {error}") from error
+
+
+def _whole(
+    section: dict[str, Any], key: str, default: Any, *, lowest: int = 0, highest: int = 0xFFFF_FFFF
+) -> int:
+    """A number of the JSON; `default` where it is missing, or 0 which says so. ValueError out of range."""
+    value = section.get(key)
+    if value is None or (value == 0 and not lowest):
+        value = default
+    if value is None:
+        raise KeyError(key)
+    if isinstance(value, float) or not lowest <= int(value) <= highest:
+        raise ValueError(f"{key} is {value}")
+    return int(value)
 
 
 def _check_devices(raw: dict[str, Any]) -> None:
@@ -162,7 +198,11 @@ def _flag(section: dict[str, Any], key: str, default: bool) -> bool:
 def _limit(build: dict[str, Any], key: str) -> int:
     """A limit, -1 (the hypervisor's default) where there is none; libxl writes that as 2³²-1."""
     value = build.get(key)
-    return -1 if value is None or int(value) >= 0xFFFF_FFFF else int(value)
+    if value is None or value in (-1, 0xFFFF_FFFF):
+        return -1
+    if not 0 <= int(value) <= MAX_GRANT_LIMIT:
+        raise ValueError(f"{key} is {value}")
+    return int(value)
 
 
 def _grant_version(build: dict[str, Any]) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyxc import DomainInfo, XenError, XenStore
+from pyxc import DomainInfo, XenStore
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.x86.common import Handles
 from saverestore.guest.x86.suspend import how_it_stopped
@@ -135,7 +134,7 @@ def config_of(handles: Handles, domain: Domain) -> GuestConfig:
             f"{domain}: its configuration, which libxl keeps in {userdata}, is damaged: {error}; nothing was done "
             "(move that file away to save the domain with a configuration made from what Xen knows)"
         ) from error
-    online = tuple(
+    online = frozenset(
         i
         for i in range(info.max_vcpu_id + 1)
         if store.read(f"{path}/cpu/{i}/availability") in (None, "online")
@@ -150,24 +149,13 @@ def _number(text: str | None) -> int | None:
 def check_free(handles: Handles, name: str, domain_uuid: uuid.UUID) -> None:
     """DomainError when a domain of this name or UUID is there already."""
     for domain in all_domains(handles):
-        if domain.domid == 0:
-            continue
         if domain.name == name:
             raise DomainError(
                 f"there is a domain called {name!r} already (domain {domain.domid}); nothing was done "
                 "(--name gives the restored one another name)"
             )
-        if domain.info.uuid == domain_uuid:
+        if domain.info.uuid == domain_uuid and domain.domid != 0:  # dom0's is all zeroes
             raise DomainError(
                 f"the image's domain still exists: {domain} has the same UUID, {domain_uuid}; "
                 f"nothing was done ('xl destroy {domain.domid}' if the image is to take its place)"
             )
-
-
-def is_gone(handles: Handles, domid: int) -> bool:
-    """Whether there is no such domain any more."""
-    try:
-        handles.xen.domain(domid)
-    except XenError as error:
-        return error.errno == errno.ESRCH
-    return False

@@ -11,11 +11,12 @@ import errno
 import os
 import select
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from saverestore.errors import TransportError
+from saverestore.errors import TransportError, UsageError
 from saverestore.transport.base import EndOfStream
 
 if TYPE_CHECKING:
@@ -129,8 +130,33 @@ class _Fd:
         poll.poll()
 
 
+STDIN = "-"
+
+
 class FdSource(_Fd):
     """A `ByteSource` over a descriptor. It starts wherever the descriptor stands."""
+
+    @classmethod
+    def open(cls, image: str) -> Self:
+        """Open an image that a person named: a path, or "-" for standard input.
+
+        UsageError when there is no such file, or nothing that could be one; TransportError when it cannot be read.
+        """
+        if image == STDIN:
+            if sys.stdin is None or sys.stdin.isatty():
+                closed = "it is closed" if sys.stdin is None else "it is a terminal"
+                raise UsageError(f"no image on standard input: {closed}")
+            return cls(0, "standard input", close_fd=False)
+        try:
+            fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(f"{image}: no such file") from error
+        except OSError as error:
+            raise TransportError(f"{image}: cannot be opened: {error.strerror}") from error
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise UsageError(f"{image}: a directory, not an image")
+        return cls(fd, image)
 
     def __init__(self, fd: int, name: str, *, close_fd: bool = True) -> None:
         """Take `fd` as it is; nothing is read."""

@@ -23,8 +23,8 @@ class NewFile:
 
     `sync()` brings it to the disk, `publish()` gives it its name; leaving the block without that removes it.
     An existing file is only replaced with `overwrite`, and only by `publish()`. A symbolic link is followed: what it
-    points to is made or replaced. A device (/dev/null) or named pipe is written directly, as there is nothing to
-    rename.
+    points to is made or replaced. A device or named pipe is written directly, as there is nothing to rename; a block
+    device, which has content to lose, only with `overwrite`.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
@@ -41,6 +41,9 @@ class NewFile:
             raise TransportError(f"{path}: {error.strerror}") from error
         if mode is not None and stat.S_ISDIR(mode):
             raise UsageError(f"{path} is a directory; give a file name in it")
+        if mode is not None and stat.S_ISBLK(mode) and not overwrite:
+            raise UsageError(f"{path} is a block device; --overwrite writes over what is on it")
+        self._has_disk = mode is None or stat.S_ISREG(mode) or stat.S_ISBLK(mode)
         if mode is not None and not stat.S_ISREG(mode):
             self.sink = FdSink(self._open(path, os.O_WRONLY), str(path))
             return
@@ -57,16 +60,25 @@ class NewFile:
         except OSError as error:
             raise TransportError(f"cannot write {self.path}: {error.strerror}") from error
 
+    @property
+    def left_behind(self) -> str:
+        """What is there if writing ends before `publish`, in words."""
+        return f"{self.path} holds no whole image now" if self._temporary is None else "no image was left"
+
     def free_bytes(self) -> int | None:
-        """Room on the file system for this process; None where that means nothing."""
-        if self._temporary is None:
+        """Room on the file system, or on the block device; None where that means nothing."""
+        if not self._has_disk:
             return None
+        if self._temporary is None:
+            size = os.lseek(self.sink.fileno(), 0, os.SEEK_END)
+            os.lseek(self.sink.fileno(), 0, os.SEEK_SET)
+            return size
         room = os.statvfs(self._temporary)
         return room.f_bavail * room.f_frsize
 
     def sync(self) -> None:
-        """Everything has been written: bring it to the disk, still under its temporary name. May take long."""
-        if self._temporary is None:
+        """Everything has been written: bring it to the disk, still without its name. May take long."""
+        if not self._has_disk:
             return
         try:
             os.fsync(self.sink.fileno())
@@ -95,20 +107,24 @@ class NewFile:
             try:
                 # link() instead of rename(): it fails when another file took the name meanwhile.
                 os.link(temporary, self._final)
-                temporary.unlink()
-                return
             except OSError as error:
                 if error.errno not in NO_HARD_LINKS:
                     raise
+            else:
+                with contextlib.suppress(
+                    OSError
+                ):  # the image has its name: from here on nothing is a failure
+                    temporary.unlink()
+                return
         temporary.rename(self._final)
 
     def _sync_folder(self) -> None:
-        folder = os.open(self._final.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with contextlib.suppress(OSError):  # some file systems have no fsync for folders
+        with contextlib.suppress(OSError):  # not readable for us, or a file system without fsync for folders
+            folder = os.open(self._final.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
                 os.fsync(folder)
-        finally:
-            os.close(folder)
+            finally:
+                os.close(folder)
 
     def __enter__(self) -> Self:
         return self

@@ -151,3 +151,15 @@ def test_a_signal_sent_on_a_worker_raises_in_the_main_thread_only():
         # The handler ran in this thread, inside join() or here.
     worker.join()
     assert seen == []
+
+
+def test_a_terminal_that_hangs_up_is_a_signal_like_the_others_unless_nohup_has_it_ignored():
+    with handled(), pytest.raises(Interrupted, match="SIGHUP"):
+        send(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled():
+            send(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

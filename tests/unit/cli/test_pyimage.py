@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,15 +44,25 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+PYIMAGE = f"{sys.executable} -m saverestore.cli.pyimage"
+
+
+def run(
+    *arguments: str | Path, stdin: bytes | None = None, stdout: Any = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "saverestore.cli.pyimage", *map(str, arguments)],
+        [*PYIMAGE.split(), *map(str, arguments)],
         input=None if stdin is None else stdin.decode("latin-1"),
         encoding="latin-1" if stdin is not None else "utf-8",
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         cwd=ROOT,
         check=False,
     )
+
+
+def run_shell(line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 def test_verify_tells_in_one_line_that_an_image_is_whole(image, capsys):
@@ -160,13 +172,26 @@ def test_reading_that_fails_is_told_apart_from_damage(image, capsys, monkeypatch
     assert capsys.readouterr().err == "pyimage: out.img: reading failed\n"
 
 
-def test_ctrl_c_ends_it_without_a_traceback(image, capsys, monkeypatch):
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_ends_it_without_a_traceback(image, capsys, monkeypatch, number, name):
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr("saverestore.transport.fd.FdSource.read", interrupt)
     assert pyimage.main(["verify", str(image)]) == 130
-    assert capsys.readouterr().err == "pyimage: interrupted\n"
+    assert capsys.readouterr().err == f"pyimage: interrupted by {name}\n"
+
+
+def test_output_that_goes_nowhere_is_an_error_and_no_traceback(image):
+    with Path("/dev/full").open("w") as full:
+        done = run("verify", str(image), stdout=full)
+    assert done.returncode == 5
+    assert done.stderr == "pyimage: standard output: No space left on device\n"
+    closed = run_shell(f"{PYIMAGE} verify {image} >&-")
+    assert (closed.returncode, closed.stderr) == (2, "pyimage: standard output is closed\n")
+    without_input = run_shell(f"{PYIMAGE} verify - <&-")
+    assert without_input.returncode == 2
+    assert without_input.stderr == "pyimage: no image on standard input: it is closed\n"
 
 
 def test_an_image_comes_through_standard_input_too(image):

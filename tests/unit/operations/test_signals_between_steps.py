@@ -56,6 +56,7 @@ def test_a_signal_while_the_domain_is_being_created_destroys_it(tmp_path: Path, 
     monkeypatch.setattr(restore, "open_handles", no_handles)
     monkeypatch.setattr(restore.domains, "check_free", lambda *_: None)
     monkeypatch.setattr(restore.bare, "check_memory", lambda *_: None)
+    monkeypatch.setattr(restore.bare, "check_host", lambda *_: None)
     monkeypatch.setattr(restore.bare, "create", create)
     monkeypatch.setattr(restore.bare, "destroy", lambda handles, domid, uuid: alive.discard(domid))
     with pytest.raises(Interrupted), handled():

@@ -34,7 +34,7 @@ def parsed(*args: Any, **top: Any) -> config.GuestConfig:
 def test_what_every_domain_has_is_read():
     found = parsed()
     assert (found.name, found.uuid, found.kind) == ("web1", uuid.UUID(UUID), "pvh")
-    assert (found.max_vcpus, found.online_vcpus) == (4, (0, 1))
+    assert (found.max_vcpus, found.online_vcpus) == (4, {0, 1})
     assert (found.target_kib, found.max_kib) == (131072, 262144)
 
 
@@ -49,7 +49,7 @@ def test_what_libxl_leaves_out_is_filled_in_as_it_would():
             {"c_info": {"type": "pv", "name": "a", "uuid": UUID}, "b_info": {"max_memkb": 1024}}
         ).encode()
     )
-    assert (found.max_vcpus, found.online_vcpus, found.target_kib) == (1, (0,), 1024)
+    assert (found.max_vcpus, found.online_vcpus, found.target_kib) == (1, {0}, 1024)
     assert (found.event_channels, found.timer_mode, found.tsc_mode) == (1023, 1, 0)
     assert (found.max_grant_frames, found.max_maptrack_frames, found.max_grant_version) == (-1, -1, 2)
     assert (found.hap, found.nested_virt, found.msr_relaxed) == (True, False, False)
@@ -166,11 +166,11 @@ def test_fields_that_nobody_here_knows_pass_through():
 def test_replacing_changes_what_was_asked_and_nothing_else_and_leaves_the_original():
     original = parsed({"future": 1}, disks=[{"vdev": "xvda"}])
     before = json.dumps(original.raw)
-    changed = original.replaced(name="web2", target_kib=5000, max_kib=6000, online_vcpus=(0, 2))
+    changed = original.replaced(name="web2", target_kib=5000, max_kib=6000, online_vcpus=frozenset({0, 2}))
     assert (changed.name, changed.target_kib, changed.max_kib) == ("web2", 5000, 6000)
-    assert changed.online_vcpus == (0, 2)
+    assert changed.online_vcpus == {0, 2}
     assert json.dumps(original.raw) == before
-    back = changed.replaced(name="web1", target_kib=131072, max_kib=262144, online_vcpus=(0, 1))
+    back = changed.replaced(name="web1", target_kib=131072, max_kib=262144, online_vcpus=frozenset({0, 1}))
     assert back == original
 
 
@@ -186,6 +186,39 @@ def test_a_domain_that_no_libxl_knows_can_be_described(kind):
         name="made", domain_uuid=uuid.UUID(UUID), kind=kind, max_vcpus=3, target_kib=100, max_kib=200
     )
     assert (found.name, found.kind, found.max_vcpus) == ("made", kind, 3)
-    assert (found.target_kib, found.max_kib, found.online_vcpus) == (100, 200, (0, 1, 2))
+    assert (found.target_kib, found.max_kib, found.online_vcpus) == (100, 200, {0, 1, 2})
     assert f"type.{kind}" in found.raw["b_info"]
     assert config.parse(found.to_json()) == found
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        {"event_channels": 1 << 40},
+        {"event_channels": -1},
+        {"target_memkb": -4},
+        {"max_memkb": 1 << 60},
+        {"shadow_memkb": -1},
+        {"max_vcpus": 1 << 20},
+        {"max_vcpus": -1},
+        {"max_grant_frames": 1 << 40},
+        {"max_maptrack_frames": -7},
+    ],
+)
+def test_numbers_that_xen_cannot_take_are_refused_by_name(build):
+    (name,) = build
+    with pytest.raises(ImageError, match=f"{name} is {build[name]}"):
+        parsed(build=build)
+
+
+def test_a_part_that_is_missing_is_named():
+    with pytest.raises(ImageError, match="it lacks 'b_info'"):
+        config.parse(json.dumps({"c_info": {}}).encode())
+
+
+def test_settings_that_are_not_brought_back_are_named_and_defaults_are_not():
+    assert parsed(build={"sched_params": {"sched": "credit2", "weight": 256, "cap": 0}}).left_out == []
+    assert parsed({"pool_name": "Pool-0"}, {"localtime": "False", "vcpu_hard_affinity": []}).left_out == []
+    pinned = parsed({"pool_name": "rt"}, {"vcpu_hard_affinity": [[4, 5]], "sched_params": {"weight": 512}})
+    assert pinned.left_out == ["its CPU pool", "CPU affinity", "scheduling weight and cap"]
+    assert parsed(build={"localtime": "True"}).left_out == ["the offset of its clock"]

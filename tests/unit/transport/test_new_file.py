@@ -199,6 +199,25 @@ def test_a_device_is_written_directly_and_stays_a_device():
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
+def test_a_block_device_is_written_only_with_overwrite_and_brought_to_the_disk(tmp_path, monkeypatch):
+    synced = []
+    backing = tmp_path / "device"
+    backing.write_bytes(b"precious" + bytes(1 << 20))
+    monkeypatch.setattr("saverestore.transport.newfile.stat.S_ISBLK", lambda _mode: True)
+    monkeypatch.setattr("saverestore.transport.newfile.stat.S_ISREG", lambda _mode: False)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with pytest.raises(UsageError, match="is a block device; --overwrite"):
+        NewFile(backing)
+    assert backing.read_bytes().startswith(b"precious")
+    with NewFile(backing, overwrite=True) as file:
+        assert file.free_bytes() == (1 << 20) + 8
+        file.sink.write(DATA)
+        file.sync()
+        file.publish()
+    assert len(synced) == 1
+    assert backing.read_bytes().startswith(DATA)
+
+
 def test_a_named_pipe_gets_the_bytes_and_stays(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)

@@ -1,0 +1,80 @@
+"""The order of what happens around the engine: the disk, the domain going on, what is left behind."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from saverestore.engine.progress import Silence
+from saverestore.errors import DomainError, TransportError
+from saverestore.guest.memory import MemorySave
+from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.operations import save
+from saverestore.operations.save import Afterwards, SaveRequest
+
+
+@contextmanager
+def handles():
+    yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), store=None)
+
+
+@pytest.fixture
+def guest(monkeypatch) -> MemorySave:
+    found = MemorySave(MemoryDomain.pvh(64))
+    domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid="none"))
+    monkeypatch.setattr(save, "open_handles", handles)
+    for name in ("find", "check_can_be_saved"):
+        monkeypatch.setattr(save.domains, name, lambda *_: domain)
+    monkeypatch.setattr(save.domains, "devices_of", lambda *_: [])
+    monkeypatch.setattr(save.domains, "config_of", lambda *_: SimpleNamespace(to_json=lambda: b"{}"))
+    monkeypatch.setattr(save, "_guest_of", lambda *_: found)
+    monkeypatch.setattr(save, "locked", lambda _: nullcontext())
+    return found
+
+
+def test_a_domain_that_is_to_go_on_does_not_wait_for_the_disk(tmp_path, monkeypatch, guest):
+    suspended_at_sync = []
+    monkeypatch.setattr(save.NewFile, "sync", lambda _: suspended_at_sync.append(guest.domain.suspended))
+    request = SaveRequest("web1", str(tmp_path / "out.img"), afterwards=Afterwards.RUN)
+    report = save.save_domain(request, Silence())
+    assert suspended_at_sync == [False]
+    assert (tmp_path / "out.img").exists()
+    assert report.downtime_s > 0
+
+
+@pytest.mark.parametrize("afterwards", [Afterwards.DESTROY, Afterwards.PAUSE])
+def test_a_domain_that_is_not_to_go_on_waits_for_the_disk(tmp_path, monkeypatch, guest, afterwards):
+    suspended_at_sync = []
+    monkeypatch.setattr(save.bare, "destroy", lambda *_: None)
+    monkeypatch.setattr(save.NewFile, "sync", lambda _: suspended_at_sync.append(guest.domain.suspended))
+    save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards), Silence())
+    assert suspended_at_sync == [True]
+
+
+def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, monkeypatch, guest):
+    def fail(_: object) -> None:
+        raise TransportError("the disk is broken")
+
+    monkeypatch.setattr(save.NewFile, "sync", fail)
+    for afterwards in Afterwards:
+        with pytest.raises(TransportError) as caught:
+            save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards), Silence())
+        assert "no image was left" in caught.value.__notes__[-1]
+        assert list(tmp_path.iterdir()) == []
+        assert not guest.domain.suspended
+
+
+def test_devices_are_refused_and_with_force_only_destroying_is(tmp_path, monkeypatch, guest):
+    monkeypatch.setattr(save.domains, "devices_of", lambda *_: ["vbd 51712"])
+    for forced, afterwards in [(False, Afterwards.RUN), (True, Afterwards.DESTROY)]:
+        request = SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards, force=forced)
+        with pytest.raises(DomainError, match=r"vbd 51712.*nothing was done"):
+            save.save_domain(request, Silence())
+        assert list(tmp_path.iterdir()) == []
+    request = SaveRequest("web1", str(tmp_path / "out.img"), afterwards=Afterwards.RUN, force=True)
+    save.save_domain(request, Silence())
+    assert (tmp_path / "out.img").exists()

@@ -1,0 +1,94 @@
+"""Finding a domain by what a person calls it, and which domains can be saved."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from saverestore.errors import DomainError
+from saverestore.toolstack import domains
+
+WEB = uuid.UUID(int=0xBEEF)
+
+
+@dataclass
+class Info:
+    """What of pyxc.DomainInfo is looked at."""
+
+    domid: int
+    uuid: uuid.UUID = field(default_factory=uuid.uuid4)
+    dying: bool = False
+    paused: bool = False
+    shutdown: bool = False
+    suspended: bool = False
+    shutdown_reason: int = 0
+
+
+def host(*named: tuple[str, Info]) -> Any:
+    """Handles of a host with dom0 and these domains."""
+    everyone = [("Domain-0", Info(0, uuid.UUID(int=0))), *named]
+    names = {f"/local/domain/{info.domid}/name": name for name, info in everyone}
+    return SimpleNamespace(
+        xen=SimpleNamespace(domains=lambda: [info for _, info in everyone]),
+        store=SimpleNamespace(read=names.get),
+    )
+
+
+def test_a_domain_is_found_by_number_uuid_and_name():
+    handles = host(("web1", Info(3, WEB)), ("web2", Info(4)))
+    for text in ("3", str(WEB), str(WEB).upper(), "web1"):
+        assert domains.find(handles, text).domid == 3
+
+
+def test_a_number_that_is_no_domains_may_be_a_name():
+    assert domains.find(host(("17", Info(3))), "17").domid == 3
+
+
+def test_a_name_that_several_have_is_refused_with_their_numbers():
+    handles = host(("web1", Info(3)), ("web1", Info(5)))
+    with pytest.raises(DomainError, match=r"several domains are called 'web1': 3, 5; give the number"):
+        domains.find(handles, "web1")
+    assert domains.find(handles, "5").domid == 5
+
+
+@pytest.mark.parametrize("text", ["nobody", "99", "", str(uuid.UUID(int=1))])
+def test_what_nobody_is_called_is_refused(text):
+    with pytest.raises(DomainError, match="there is no domain"):
+        domains.find(host(("web1", Info(3))), text)
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        (Info(0), "control domain"),
+        (Info(3, dying=True), "is being destroyed"),
+        (Info(3, shutdown=True, suspended=True), "suspended already.*--recover 3"),
+        (Info(3, shutdown=True, shutdown_reason=3), "crashed"),
+        (Info(3, shutdown=True, shutdown_reason=0), "nothing to save"),
+        (Info(3, paused=True), "is paused"),
+    ],
+)
+def test_a_domain_that_cannot_suspend_is_refused_with_the_reason(info, said):
+    with pytest.raises(DomainError, match=said):
+        domains.check_can_be_saved(domains.Domain(info, "web1"))
+
+
+def test_a_running_domain_can_be_saved():
+    domains.check_can_be_saved(domains.Domain(Info(3), "web1"))
+
+
+def test_a_name_or_uuid_that_is_there_is_not_free():
+    handles = host(("web1", Info(3, WEB)))
+    with pytest.raises(DomainError, match="there is a domain called 'web1' already"):
+        domains.check_free(handles, "web1", uuid.uuid4())
+    with pytest.raises(DomainError, match="'Domain-0' already"):
+        domains.check_free(handles, "Domain-0", uuid.uuid4())
+    with pytest.raises(DomainError, match="same UUID"):
+        domains.check_free(handles, "web2", WEB)
+    domains.check_free(handles, "web2", uuid.uuid4())
