@@ -20,7 +20,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 from xen_lab import Guest, Pool, run, state_of
 
-ATTEMPTS = 3
+ATTEMPTS = 5
 
 FULL_SPEED = 0
 MODERATE_RATE = 2000  # pages a second
