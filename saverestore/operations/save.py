@@ -81,7 +81,7 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
                     report = _write_image(guest, file.sink, config, request, domain, progress)
                     if request.afterwards is Afterwards.RUN:
                         # It need not wait for the disk. When this fails, the image is kept, and it is tried again.
-                        with contextlib.suppress(XenError):
+                        with shield(), contextlib.suppress(XenError):
                             guest.resume()
                         report.downtime_s = time.monotonic() - report.suspended_at
                     file.sync()

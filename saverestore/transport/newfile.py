@@ -111,9 +111,8 @@ class NewFile:
                 if error.errno not in NO_HARD_LINKS:
                     raise
             else:
-                with contextlib.suppress(
-                    OSError
-                ):  # the image has its name: from here on nothing is a failure
+                # The image has its name: from here on nothing is a failure.
+                with contextlib.suppress(OSError):
                     temporary.unlink()
                 return
         temporary.rename(self._final)
