@@ -17,6 +17,7 @@ KINDS = ("pv", "pvh", "hvm")
 
 MAX_VCPUS = 8192  # Xen's own limit, of PV guests
 MAX_KIB = 1 << 42  # 4 PiB: what x86 can address
+MEMKB_DEFAULT = (1 << 64) - 1  # libxl's word for "no value given"
 MAX_GRANT_LIMIT = (1 << 31) - 1  # an int in Xen's interface
 
 DEFAULT_EVENT_CHANNELS = 1023
@@ -165,9 +166,9 @@ def parse(data: bytes) -> GuestConfig:
 def _whole(
     section: dict[str, Any], key: str, default: Any, *, lowest: int = 0, highest: int = 0xFFFF_FFFF
 ) -> int:
-    """A number of the JSON; `default` where it is missing, or 0 which says so. ValueError out of range."""
+    """A number of the JSON; `default` where it is missing or says so itself. ValueError out of range."""
     value = section.get(key)
-    if value is None or (value == 0 and not lowest):
+    if value in (None, MEMKB_DEFAULT) or (value == 0 and not lowest):
         value = default
     if value is None:
         raise KeyError(key)

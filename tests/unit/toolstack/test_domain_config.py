@@ -211,6 +211,11 @@ def test_numbers_that_xen_cannot_take_are_refused_by_name(build):
         parsed(build=build)
 
 
+def test_libxls_word_for_no_value_is_none():
+    found = parsed(build={"shadow_memkb": (1 << 64) - 1, "target_memkb": (1 << 64) - 1})
+    assert (found.paging_kib, found.target_kib) == (None, 262144)
+
+
 def test_a_part_that_is_missing_is_named():
     with pytest.raises(ImageError, match="it lacks 'b_info'"):
         config.parse(json.dumps({"c_info": {}}).encode())
