@@ -162,7 +162,10 @@ class _PageSender:
         if self._deferred:
             pfns = np.union1d(pfns, np.concatenate(self._deferred))
             self._deferred = []
-        self._progress.round(number, len(pfns), final=final)
+        # Holes and what is ballooned out take no time, and are nothing to a person.
+        everything = len(pfns) == self._guest.nr_pfns
+        left = min(len(pfns), self._guest.populated_pages) if everything else len(pfns)
+        self._progress.round(number, left, final=final)
         sent = 0
 
         def read(some: U64) -> PageBatch:
@@ -174,7 +177,10 @@ class _PageSender:
                     sent += self._write(batch)
                 if len(batch.deferred):
                     self._deferred.append(batch.deferred)
-                self._progress.pages(self._asked.popleft(), self._sink.offset)
+                done = min(self._asked.popleft(), left)
+                left -= done
+                self._progress.pages(done, self._sink.offset)
+        self._progress.pages(left, self._sink.offset)
         self._guest.check_layout()
         return RoundStats(number, sent, 0 if final else None, time.monotonic() - started)
 
@@ -206,6 +212,4 @@ class _PageSender:
 
     def _without_holes(self, pfns: U64) -> U64:
         """Those that may have memory, or had some when they were sent."""
-        kept = self._guest.may_have_memory(pfns) | self._was_sent[pfns]
-        self._progress.pages(int(np.count_nonzero(~kept)), self._sink.offset)
-        return pfns[kept]
+        return pfns[self._guest.may_have_memory(pfns) | self._was_sent[pfns]]

@@ -8,7 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from scenarios import a_saved_guest_goes_on, copy_goes_on, live_by_digests, live_by_log_dirty
+from scenarios import (
+    a_saved_guest_goes_on,
+    copy_goes_on,
+    live_by_digests,
+    live_by_log_dirty,
+    stock_xl_restores_ours,
+    we_restore_stock_xls,
+)
 from xen_lab import LESS_MEMORY_MIB, Command, Guest, must, run, state_of
 
 each_kind = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
@@ -141,6 +148,13 @@ def test_a_guest_that_gave_memory_back_keeps_what_it_has(guest: Guest, images: P
     finally:
         run("xl", "mem-set", guest.name, str(guest.memory_mib))
     guest.goes_on(before)
+
+
+@pytest.mark.parametrize("guest", [("pv", 2), ("pvh", 2)], indirect=True, ids=["pv", "pvh"])
+def test_images_of_guests_with_two_vcpus_go_both_ways_between_xl_and_us(guest: Guest, images: Path):
+    stock_xl_restores_ours(guest, images)
+    (images / "a.img").unlink()
+    we_restore_stock_xls(guest, images)
 
 
 @two_busy_vcpus
