@@ -99,14 +99,10 @@ class Guest:
 
     def goes_on(self, since: dict[str, Any]) -> dict[str, Any]:
         """Wait for lines newer than `since`: the same memory, the next counter, a later uptime, nothing wrong."""
-        # Lines from now on: `since` was taken before the command at hand, and the guest printed more until then.
-        # One line may be under way.
-        counter = self.state()["counter"] + 1
-        must(
-            "lab-guest", "wait", self.name, "--counter-above", str(counter), "--timeout", str(LINE_TIMEOUT_S),
-            timeout_s=LINE_TIMEOUT_S + 60,
-        )  # fmt: skip
-        now = self.state()
+        # Two lines from now on: `since` was taken before the command at hand, and the guest printed more until it
+        # was suspended; one may be under way.
+        argv = ["lab-guest", "wait", self.name, "--lines", "2", "--timeout", str(LINE_TIMEOUT_S), "--json"]
+        now: dict[str, Any] = json.loads(must(*argv, timeout_s=LINE_TIMEOUT_S + 60))
         assert now["hash"] == since["hash"], "its memory is not what it was"
         assert now["uptime_s"] > since["uptime_s"]
         assert now["boots"] == since["boots"], "it booted again"
