@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import logging
 import os
 import secrets
 import stat
@@ -14,8 +16,25 @@ from typing import Self
 from saverestore.errors import TransportError, UsageError
 from saverestore.transport.fd import FdSink
 
+LOG = logging.getLogger(__name__)
+
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK})
 """What link() says on file systems that have none."""
+
+
+PARTIAL = ".partial"
+TOKEN_BYTES = 4
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock a file for as long as it is open: whether it is ours now, None where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 class NewFile:
@@ -25,6 +44,9 @@ class NewFile:
     An existing file is only replaced with `overwrite`, and only by `publish()`. A symbolic link is followed: what it
     points to is made or replaced. A device or named pipe is written directly, as there is nothing to rename; a block
     device, which has content to lose, only with `overwrite`.
+
+    The temporary file is locked, so that one whose writer was killed can be told from one being written: it is
+    removed when a file of the same name is next written.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
@@ -50,9 +72,35 @@ class NewFile:
         if mode is not None and not overwrite:
             raise UsageError(f"{path} exists already; --overwrite replaces it")
         self._final = Path(os.path.realpath(path))
-        self._temporary = self._final.with_name(f".{self._final.name}.{secrets.token_hex(4)}.partial")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        self.sink = FdSink(self._open(self._temporary, flags), str(path))
+        self._remove_abandoned()
+        self._temporary, descriptor = self._new_temporary()
+        self.sink = FdSink(descriptor, str(path))
+
+    def _remove_abandoned(self) -> None:
+        """Temporary files for this name that nobody writes any more: `kill -9`, or the power failed."""
+        with contextlib.suppress(OSError):  # what cannot be looked at is left alone
+            begin = f".{self._final.name}."
+            for entry in os.scandir(self._final.parent):
+                token = entry.name.removeprefix(begin).removesuffix(PARTIAL)
+                if entry.name != f"{begin}{token}{PARTIAL}" or len(token) != 2 * TOKEN_BYTES:
+                    continue
+                descriptor = os.open(entry.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    if _lock(descriptor):
+                        LOG.warning("%s, which a save that was killed left behind, is removed", entry.path)
+                        Path(entry.path).unlink()
+                finally:
+                    os.close(descriptor)
+
+    def _new_temporary(self) -> tuple[Path, int]:
+        """A fresh one and its descriptor, locked."""
+        while True:
+            path = self._final.with_name(f".{self._final.name}.{secrets.token_hex(TOKEN_BYTES)}{PARTIAL}")
+            descriptor = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            # Another process may have taken it for abandoned before it was locked.
+            if _lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
+                return path, descriptor
+            os.close(descriptor)
 
     def _open(self, path: Path, flags: int) -> int:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import stat
 import subprocess
 import threading
@@ -54,6 +56,48 @@ def test_only_its_owner_may_read_it_whatever_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "out.img").stat().st_mode) == 0o600
+
+
+def killed_while_writing(path: Path) -> None:
+    """What a process does that is killed half-way."""
+    child = os.fork()
+    if child == 0:
+        file = NewFile(path)
+        file.sink.write(DATA)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_of_the_same_name(tmp_path, caplog):
+    killed_while_writing(tmp_path / "out.img")
+    killed_while_writing(tmp_path / "other.img")
+    (tmp_path / ".out.img.mine.partial").touch()
+    assert len(content_of(tmp_path)) == 3
+    write(tmp_path / "out.img")
+    other, mine, out = content_of(tmp_path)
+    assert other.startswith(".other.img.")
+    assert (mine, out) == (".out.img.mine.partial", "out.img")
+    assert "a save that was killed left behind" in caplog.text
+
+
+def test_what_another_is_writing_is_left_alone(tmp_path, caplog):
+    with NewFile(tmp_path / "out.img") as first:
+        first.sink.write(DATA)
+        with NewFile(tmp_path / "out.img"):
+            assert len(content_of(tmp_path)) == 2
+        first.publish()
+    assert content_of(tmp_path) == ["out.img"]
+    assert caplog.text == ""
+
+
+def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    killed_while_writing(tmp_path / "out.img")
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    write(tmp_path / "out.img")
+    assert len(content_of(tmp_path)) == 2
 
 
 def test_without_commit_nothing_is_left(tmp_path):
