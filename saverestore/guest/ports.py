@@ -163,10 +163,12 @@ class SaveGuest(Protocol):
 
 @dataclass(frozen=True)
 class Channels:
-    """The two event channels made for a restored domain, and the pages it has for them."""
+    """The two event channels made for a restored domain, and the domains at their other ends."""
 
     store_port: int
     console_port: int
+    store_domid: int = 0
+    console_domid: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.ports import RestoreGuest
 from saverestore.guest.x86.common import Handles, open_handles
-from saverestore.guest.x86.hvm import HvmRestore
-from saverestore.guest.x86.pv import PvRestore
+from saverestore.guest.x86.hvm import HvmRestore, last_pfn
+from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.interrupts import shield
 from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import LibxlReader, LibxlRecordType
@@ -29,9 +29,6 @@ from saverestore.transport.base import ByteSource
 from saverestore.transport.fd import FdSource
 
 LOG = logging.getLogger(__name__)
-
-PFNS_BELOW_4_GIB = 1 << 20
-PFNS_LINUX_PREPARES = 1 << 27  # 512 GiB, CONFIG_XEN_BALLOON_MEMORY_HOTPLUG_LIMIT
 
 
 @dataclass(frozen=True)
@@ -168,26 +165,16 @@ def _fill(
     info = handles.xen.domain(fresh.domid)
     guest: RestoreGuest
     if reader.domain.type == DomainType.X86_PV:
-        guest = PvRestore(handles, info, pfn_limit=_pv_pfn_limit(guest_config))
+        guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4))
     else:
         guest = HvmRestore(handles, info)
-        reader.max_pfn = _last_hvm_pfn(guest_config)
+        reader.max_pfn = last_pfn(guest_config.max_kib // 4)
     try:
         pages, report = engine.restore(reader, source, guest, fresh.channels, progress)
     finally:
         guest.close()
     bare.introduce(handles, fresh, guest_config, pages)
     return report
-
-
-def _last_hvm_pfn(guest_config: GuestConfig) -> int:
-    """Memory of a PVH domain ends where its size says, or that far above the hole below 4 GiB."""
-    return PFNS_BELOW_4_GIB + guest_config.max_kib // 4
-
-
-def _pv_pfn_limit(guest_config: GuestConfig) -> int:
-    """A PV guest's p2m may reach beyond its memory: Linux prepares it for memory that could be added."""
-    return max(PFNS_LINUX_PREPARES, 2 * guest_config.max_kib // 4)
 
 
 def _expect(stream: LibxlReader, source: ByteSource, wanted: LibxlRecordType) -> None:

@@ -1,6 +1,6 @@
 """The arrows of docs/design.md, read out of the imports of every module.
 
-    cli ─► operations ─► toolstack ─► engine ─► guest ─► stream ─► transport ─► interrupts ─► errors
+    cli ─► helper ─► operations ─► toolstack ─► engine ─► guest ─► stream ─► transport ─► interrupts ─► errors
 
 A module imports from its own layer and from layers to its right, and:
 
@@ -25,7 +25,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LONGEST_FILE = 500
 
-LAYERS = ["cli", "operations", "toolstack", "engine", "guest", "stream", "transport", "interrupts", "errors"]
+LAYERS = [
+    "cli",
+    "helper",
+    "operations",
+    "toolstack",
+    "engine",
+    "guest",
+    "stream",
+    "transport",
+    "interrupts",
+    "errors",
+]
 
 MAY_IMPORT_PYXC = ("saverestore.guest.x86.", "saverestore.toolstack.")
 
@@ -126,6 +137,10 @@ def test_the_engine_sees_guests_through_their_ports_only():
         if layer_of(module) == "engine" and target.startswith("saverestore.guest")
     }
     assert seen == {"saverestore.guest.ports"}
+
+
+def test_the_helper_does_not_use_operations():
+    assert [one for one in ARROWS if layer_of(one[0]) == "helper" and layer_of(one[1]) == "operations"] == []
 
 
 def test_the_toolstack_does_not_use_the_engine():

@@ -24,12 +24,19 @@ from saverestore.guest.x86 import layout
 from saverestore.guest.x86.common import CommonRestore, Handles, policy_records, tsc_record
 from saverestore.guest.x86.grants import seed_grant_table
 from saverestore.guest.x86.pages import MappedBatch, MappedWindow, Populated, map_for_save
-from saverestore.guest.x86.suspend import Suspender
+from saverestore.guest.x86.suspend import Suspending
 from saverestore.stream.layout import DomainType, PageType, has_data
 from saverestore.stream.records import HvmContext, HvmParams, Record
 
 SUPERPAGE_ORDER = 9
 SUPERPAGE_PFNS = 1 << SUPERPAGE_ORDER
+
+PFNS_BELOW_4_GIB = 1 << 20
+
+
+def last_pfn(max_pages: int) -> int:
+    """The last pfn that a domain of so many pages may have: its memory goes on above the hole below 4 GiB."""
+    return PFNS_BELOW_4_GIB + max_pages
 
 
 def open_log_dirty(handles: Handles, domid: int, nr_pfns: int) -> LogDirty:
@@ -51,7 +58,7 @@ class HvmSave:
 
     domain_type = DomainType.X86_HVM
 
-    def __init__(self, handles: Handles, info: DomainInfo, suspender: Suspender) -> None:
+    def __init__(self, handles: Handles, info: DomainInfo, suspender: Suspending) -> None:
         self._handles = handles
         self._domid = info.domid
         self._suspender = suspender
@@ -216,7 +223,7 @@ class HvmRestore(CommonRestore):
             store_gfn=self._params[layout.HVM_PARAM_STORE_PFN],
             console_gfn=self._params[layout.HVM_PARAM_CONSOLE_PFN],
         )
-        seed_grant_table(self._memory, self._domid, pages)
+        seed_grant_table(self._memory, self._domid, pages, channels)
         return pages
 
     def close(self) -> None:

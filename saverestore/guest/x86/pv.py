@@ -15,7 +15,7 @@ from saverestore.guest.x86.hvm import open_log_dirty
 from saverestore.guest.x86.layout import VCPU_CONTEXT
 from saverestore.guest.x86.p2m import P2m
 from saverestore.guest.x86.pages import MappedBatch, MappedWindow, Populated, map_for_save
-from saverestore.guest.x86.suspend import Suspender
+from saverestore.guest.x86.suspend import Suspending
 from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType, has_data
 from saverestore.stream.records import (
     Record,
@@ -36,6 +36,13 @@ PINNED = 8  # bit of a page type
 # As many PFNs as one frame of the p2m holds.
 PFNS_A_FRAME = PAGE_SIZE // WIDTH_BYTES
 
+PFNS_LINUX_PREPARES = 1 << 27  # 512 GiB, CONFIG_XEN_BALLOON_MEMORY_HOTPLUG_LIMIT
+
+
+def pfn_limit(max_pages: int) -> int:
+    """How far the p2m of a domain of so many pages may reach: Linux prepares it for memory that could be added."""
+    return max(PFNS_LINUX_PREPARES, 2 * max_pages)
+
 
 def refuse_32bit(width_bytes: int, what: str) -> None:
     """DomainError unless the guest's words have 8 bytes."""
@@ -51,7 +58,7 @@ class PvSave:
 
     domain_type = DomainType.X86_PV
 
-    def __init__(self, handles: Handles, info: DomainInfo, suspender: Suspender) -> None:
+    def __init__(self, handles: Handles, info: DomainInfo, suspender: Suspending) -> None:
         self._handles = handles
         self._domid = domid = info.domid
         self._max_vcpu_id = info.max_vcpu_id
@@ -293,7 +300,7 @@ class PvRestore(CommonRestore):
         levels = (self._types[pinned] & tables.LEVEL_MASK).astype(np.uint8)
         cpu.pin_tables(self._xen, self._domid, self._p2m[pinned], levels)
         self._write_p2m()
-        seed_grant_table(self._memory, self._domid, pages)
+        seed_grant_table(self._memory, self._domid, pages, channels)
         return pages
 
     def _release_what_is_gone(self) -> None:

@@ -12,6 +12,7 @@ import errno
 import logging
 import select
 import time
+from typing import Protocol
 
 from pyxc import EventChannels, Xen, XenError, XenStore, cpu
 from saverestore.errors import DomainError
@@ -39,17 +40,32 @@ def how_it_stopped(reason: int) -> str:
     return STOPPED.get(reason, f"has stopped (shutdown reason {reason})")
 
 
-class Suspender:
-    """Suspends one domain and resumes it. Waits can be interrupted; `resume` then puts things right."""
+class Suspending(Protocol):
+    """What a guest kind needs of whoever suspends its domain."""
 
-    def __init__(self, xen: Xen, store: XenStore, domid: int, *, timeout_s: float | None = None) -> None:
+    def suspend(self) -> None:
+        """Return once the domain is suspended; DomainError when it does not."""
+
+    def resume(self) -> None:
+        """Make it run as before `suspend`; nothing when it was not suspended by this."""
+
+
+class Suspender:
+    """Suspends one domain and resumes it. Waits can be interrupted; `resume` then puts things right.
+
+    `asked`: somebody else has asked it to suspend and can no longer take that back.
+    """
+
+    def __init__(
+        self, xen: Xen, store: XenStore, domid: int, *, timeout_s: float | None = None, asked: bool = False
+    ) -> None:
         self._xen = xen
         self._store = store
         self._domid = domid
         self._path = f"/local/domain/{domid}"
         self._ack_timeout_s = timeout_s or ACKNOWLEDGE_TIMEOUT_S
         self._suspend_timeout_s = timeout_s or SUSPEND_TIMEOUT_S
-        self._asked = False
+        self._asked = asked
 
     def suspend(self) -> None:
         """Return once the domain is shut down with reason "suspend".

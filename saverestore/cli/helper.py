@@ -1,0 +1,206 @@
+"""`pyxc-save-helper`: what libxl runs instead of its own helper, so that `xl` works on this engine."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from saverestore import __version__
+from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
+
+if TYPE_CHECKING:
+    from saverestore.helper.arguments import RestoreArguments, SaveArguments
+    from saverestore.helper.channel import Channel
+    from saverestore.helper.settings import Settings
+
+PROG = "pyxc-save-helper"
+
+HELP = f"""\
+usage: LIBXL_SAVE_HELPER=/path/to/{PROG} xl save|restore|migrate ...
+
+libxl runs this program instead of its own libxl-save-helper, and talks to it through pipes: memory and processors
+are read and written by pysave's engine, devices are libxl's as ever. Nobody starts it by hand.
+
+  --help      this text
+  --version   the version
+  --check     read the settings and open Xen's interfaces: is this host set up for it?
+
+settings, in /etc/xen/pysave.toml (or the file that $PYXC_CONFIG names), or as variables:
+  dirty = "auto"       PYXC_DIRTY       how pages written meanwhile are found: auto, log or digest
+  max_rounds = 5       PYXC_MAX_ROUNDS  live rounds at most
+  few_pages = 50       PYXC_FEW_PAGES   suspend the domain when fewer pages than this are left
+  workers = 2          PYXC_WORKERS     threads that read ahead
+  plain = false        PYXC_PLAIN       none of our optional records in the image
+  log_level = "info"   PYXC_LOG_LEVEL   debug, info or warning: what xl is told
+
+The environment does not cross ssh: for 'xl migrate', the other host needs its own setting.
+"""
+
+FAILED = -1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the helper with these arguments (`sys.argv` by default) and return its exit code.
+
+    0 once libxl has been told what came of it, be it a failure; anything else when it could not be told.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["--help"], ["-h"]):
+        print(HELP, end="")
+        return ExitCode.DONE
+    if words == ["--version"]:
+        print(f"{PROG} {__version__}")
+        return ExitCode.DONE
+    if words == ["--check"]:
+        return _check()
+
+    from saverestore.helper.arguments import parse
+    from saverestore.helper.channel import Channel
+
+    try:
+        arguments = parse(words)
+    except SaveRestoreError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return ExitCode.USAGE
+    replies_fd, messages_fd = _taken_pipes()
+    return _run(
+        arguments, Channel(replies_fd=replies_fd, messages_fd=messages_fd, callbacks=arguments.callbacks)
+    )
+
+
+def _check() -> int:
+    from saverestore.cli.common import tell
+
+    try:
+        from saverestore.guest.x86.common import open_handles
+        from saverestore.helper.settings import read_settings
+
+        settings = read_settings(os.environ)
+        with open_handles() as handles:
+            print(f"{PROG}: ready, on Xen {handles.xen.version()}; {settings}")
+    except (SaveRestoreError, OSError, ImportError) as error:
+        tell(f"{PROG}: {error}")
+        return error.exit_code if isinstance(error, SaveRestoreError) else ExitCode.XEN
+    return ExitCode.DONE
+
+
+def _taken_pipes() -> tuple[int, int]:
+    """The pipes to libxl, moved away: whatever prints or reads by mistake must not meet them."""
+    replies_fd, messages_fd = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return replies_fd, messages_fd
+
+
+def _run(arguments: SaveArguments | RestoreArguments, channel: Channel) -> int:
+    """Do it, and tell libxl how it went."""
+    from saverestore import interrupts
+    from saverestore.cli.common import tell
+    from saverestore.helper.channel import LibxlGone
+    from saverestore.helper.messages import Level, MessageType
+
+    result, errnoval = 0, 0
+    try:
+        with interrupts.handled():
+            try:
+                _work(arguments, channel)
+                interrupts.too_late()
+            except LibxlGone:
+                raise
+            except BaseException as error:  # whatever it is, libxl waits to be told
+                interrupts.too_late()
+                result, errnoval = FAILED, _errno_of(error)
+                channel.log(Level.ERROR, _in_full(error), errnoval=errnoval)
+            channel.ask(MessageType.COMPLETE, result, errnoval)
+    except LibxlGone as error:
+        tell(f"{PROG}: {_in_full(error)}")
+        if MessageType.SUSPEND in channel.asked:
+            _let_go_on(arguments.domid)
+        return ExitCode.IO
+    return ExitCode.DONE
+
+
+def _let_go_on(domid: int) -> None:
+    from saverestore.cli.common import tell
+    from saverestore.helper.saving import let_go_on
+
+    try:
+        let_go_on(domid)
+    except Exception as error:  # the last thing that is done: whatever it was, tell it
+        tell(
+            f"{PROG}: domain {domid} could not be resumed: {_in_full(error)}; try 'pysave --recover {domid}'"
+        )
+    else:
+        tell(f"{PROG}: domain {domid} goes on")
+
+
+def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> None:
+    from saverestore.helper.arguments import SaveArguments
+    from saverestore.helper.messages import MessageType
+    from saverestore.helper.settings import read_settings
+    from saverestore.helper.telling import ChannelHandler
+
+    settings = read_settings(os.environ)
+    _set_up_logging(ChannelHandler(channel), settings)
+    if isinstance(arguments, SaveArguments):
+        from saverestore.helper.saving import save
+
+        report = save(arguments, settings, channel)
+        logging.info(
+            "%d pages in %.1f s, suspended for %.2f s of it",
+            report.pages_sent,
+            report.total_s,
+            report.downtime_s,
+        )
+        return
+
+    from saverestore.helper.restoring import restore
+
+    store_gfn = console_gfn = 0
+    try:
+        pages, read = restore(arguments, channel)
+        store_gfn, console_gfn = pages.store_gfn, pages.console_gfn
+        logging.info("%d pages in %.1f s", read.pages, read.total_s)
+    finally:
+        # Also after a failure: libxl takes a restore without results for a helper that died.
+        if channel.takes(MessageType.RESTORE_RESULTS):
+            channel.tell(MessageType.RESTORE_RESULTS, store_gfn, console_gfn)
+
+
+def _set_up_logging(handler: logging.Handler, settings: Settings) -> None:
+    level = {"debug": logging.DEBUG, "info": logging.INFO}.get(settings.log_level, logging.WARNING)
+    logging.basicConfig(handlers=[handler], format="%(message)s", level=level)
+    if settings.log_level != "debug":
+        # libxc also logs what is no error for us, such as pages that cannot be mapped just now.
+        logging.getLogger("pyxc.libxc").setLevel(logging.WARNING)
+
+
+def _in_full(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    if not isinstance(error, SaveRestoreError | OSError):
+        text = f"{type(error).__name__}: {text}"
+    return "; ".join([text, *getattr(error, "__notes__", [])])
+
+
+def _errno_of(error: BaseException) -> int:
+    """The system's number for what went wrong, as far as there is one; libxl prints its text."""
+    if isinstance(error, Interrupted):
+        return errno.EINTR
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno:
+            return seen.errno
+        seen = seen.__cause__
+    return errno.EINVAL
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

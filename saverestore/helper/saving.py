@@ -1,0 +1,170 @@
+"""A save for libxl: our engine writes the stream; libxl suspends the domain and decides what becomes of it."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import saverestore
+from saverestore.engine import save as engine
+from saverestore.engine.policy import Limits
+from saverestore.engine.progress import SaveReport
+from saverestore.errors import DomainError
+from saverestore.guest.ports import LogDirty, SaveGuest
+from saverestore.guest.x86.common import Handles, open_handles
+from saverestore.guest.x86.hvm import HvmSave
+from saverestore.guest.x86.pv import PvSave
+from saverestore.guest.x86.suspend import Suspender
+from saverestore.helper.arguments import SaveArguments, SaveFlag, StreamType
+from saverestore.helper.channel import Channel
+from saverestore.helper.messages import MessageType
+from saverestore.helper.settings import Settings
+from saverestore.helper.telling import ChannelProgress
+from saverestore.interrupts import shield
+from saverestore.toolstack.domains import name_of
+from saverestore.transport.fd import FdSink
+
+LOG = logging.getLogger(__name__)
+
+SUSPENDED = 1
+"""What libxl answers when the domain is suspended; anything else is a failure."""
+
+
+class LibxlSuspender:
+    """Suspending by asking libxl, which also stops the device model. Resuming is libxl's, too, while it is there."""
+
+    def __init__(self, channel: Channel, handles: Handles, domid: int) -> None:
+        self._channel = channel
+        self._handles = handles
+        self._domid = domid
+
+    def suspend(self) -> None:
+        """Return once the domain is suspended. DomainError when libxl could not have it so; libxl says why."""
+        answer = self._channel.ask(MessageType.SUSPEND)
+        info = self._handles.xen.domain(self._domid)
+        if answer != SUSPENDED or not info.suspended:
+            state = "suspended" if info.suspended else "not suspended"
+            raise DomainError(
+                f"libxl was asked to suspend domain {self._domid} and answered {answer}; the domain is {state}"
+            )
+
+    def resume(self) -> None:
+        """Nothing: libxl lets the domain go on after a failure, and only it can start the device model again."""
+
+
+def let_go_on(domid: int) -> None:
+    """Resume a domain that libxl was asked to suspend, when libxl is no longer there to do it.
+
+    After Ctrl-C `xl` ends without a word, and the image it was writing is of no use. A device model stays stopped.
+    """
+    with open_handles() as handles:
+        Suspender(handles.xen, handles.store, domid, asked=True).resume()
+
+
+class _LogDirtyWithQemu:
+    """The hypervisor's log-dirty, with the device model told to mark what it writes. See LogDirty."""
+
+    def __init__(self, channel: Channel, domid: int, log: LogDirty) -> None:
+        self._channel = channel
+        self._domid = domid
+        self._log = log
+        self.take = log.take
+        self._is_on = True
+
+    def close(self) -> None:
+        """Both off."""
+        self._log.close()
+        if self._is_on:
+            self._is_on = False
+            switch_qemu(self._channel, self._domid, on=False)
+
+
+def switch_qemu(channel: Channel, domid: int, *, on: bool) -> None:
+    """Have the device model, if there is one, log what it writes. DomainError when it does not.
+
+    That it does not stop is no failure of the save: it only costs the domain some speed.
+    """
+    if not channel.takes(MessageType.SWITCH_QEMU_LOGDIRTY):
+        return
+    answer = channel.ask(MessageType.SWITCH_QEMU_LOGDIRTY, domid, int(on))
+    if answer and on:
+        raise DomainError(
+            f"the device model of domain {domid} could not be made to log what it writes (libxl answered {answer}); "
+            "its own log is /var/log/xen/qemu-dm-*.log"
+        )
+
+
+def open_with_qemu(channel: Channel, domid: int, open_log: Callable[[], LogDirty]) -> LogDirty:
+    """Both on; off again, both, when either cannot be turned on."""
+    with shield():
+        log = open_log()
+        try:
+            switch_qemu(channel, domid, on=True)
+        except BaseException:
+            log.close()
+            raise
+        return _LogDirtyWithQemu(channel, domid, log)
+
+
+class LibxlHvmSave(HvmSave):
+    """An HVM or PVH domain whose device model, if any, is libxl's."""
+
+    def __init__(self, channel: Channel, handles: Handles, domid: int, suspender: LibxlSuspender) -> None:
+        super().__init__(handles, handles.xen.domain(domid), suspender)
+        self._channel = channel
+
+    def open_log_dirty(self) -> LogDirty:
+        """The hypervisor's and the device model's."""
+        return open_with_qemu(self._channel, self._domid, super().open_log_dirty)
+
+
+def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> SaveReport:
+    """Write the domain to the descriptor, from the libxc stream's header to its END.
+
+    It is suspended afterwards. On any error log-dirty is off, and libxl, told of the failure, lets the domain go
+    on; where libxl is gone (LibxlGone), `let_go_on` does.
+    """
+    if arguments.stream_type != StreamType.PLAIN:
+        raise DomainError("checkpointed saves (Remus, COLO) cannot be made by this helper; use libxl's own")
+    if not channel.takes(MessageType.SUSPEND):
+        raise DomainError("libxl has no callback to suspend the domain, so it cannot be saved")
+    live = bool(arguments.flags & SaveFlag.LIVE)
+    if arguments.flags & SaveFlag.DEBUG:
+        LOG.warning("the debug option (send everything twice and compare) is not supported and passed over")
+    with open_handles() as handles:
+        suspender = LibxlSuspender(channel, handles, arguments.domid)
+        guest = _guest_of(channel, handles, arguments.domid, suspender)
+        try:
+            engine_settings = engine.SaveSettings(
+                live=live,
+                dirty=settings.dirty,
+                limits=Limits(max_rounds=settings.max_rounds, few_pages=settings.few_pages),
+                provenance=None if settings.plain else _provenance(handles, arguments, settings),
+                workers=settings.workers,
+            )
+            sink = FdSink(arguments.io_fd, "the image", close_fd=False)
+            return engine.save(guest, sink, engine_settings, ChannelProgress(channel))
+        finally:
+            with shield():
+                guest.close()
+
+
+def _guest_of(channel: Channel, handles: Handles, domid: int, suspender: LibxlSuspender) -> SaveGuest:
+    info = handles.xen.domain(domid)
+    if info.hvm:
+        return LibxlHvmSave(channel, handles, domid, suspender)
+    return PvSave(handles, info, suspender)
+
+
+def _provenance(handles: Handles, arguments: SaveArguments, settings: Settings) -> dict[str, Any]:
+    return {
+        "tool": "pyxc-save-helper",
+        "version": saverestore.__version__,
+        "host": socket.gethostname(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "domain": {"name": name_of(handles.store, arguments.domid), "domid": arguments.domid},
+        "options": {"live": bool(arguments.flags & SaveFlag.LIVE), "dirty": settings.dirty},
+    }

@@ -1,0 +1,400 @@
+"""The helper as a whole, driven by a fake libxl, on in-memory domains: every callback, and signals in each phase."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from fake_libxl import RESTORE_CALLBACKS, SAVE_CALLBACKS, FakeLibxl
+from memory_guests import MAKERS, assert_same, image_of, restored_from
+
+from saverestore.cli import helper
+from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
+from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.guest.ports import LogDirty
+from saverestore.helper import restoring, saving
+from saverestore.helper.arguments import RestoreArguments, SaveArguments, SaveFlag
+from saverestore.helper.messages import Level, MessageType
+from saverestore.stream.layout import DomainType
+
+DOMID = 7
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+class AskingSave(MemorySave):
+    """An in-memory domain that libxl suspends, and whose device model libxl has."""
+
+    def __init__(self, domain: MemoryDomain, channel, suspender) -> None:
+        super().__init__(domain)
+        self._channel = channel
+        self._suspender = suspender
+
+    def open_log_dirty(self) -> LogDirty:
+        if self.domain_type == DomainType.X86_PV:
+            return super().open_log_dirty()
+        return saving.open_with_qemu(self._channel, DOMID, super().open_log_dirty)
+
+    def suspend(self) -> None:
+        self._suspender.suspend()
+        self.moments.reached("suspended")
+
+    def resume(self) -> None:
+        self._suspender.resume()
+
+
+class Saved:
+    """A domain, the helper saving it, and the libxl that asked for it."""
+
+    def __init__(self, monkeypatch, tmp_path, kind: str, *, live: bool, dripping: bool = False) -> None:
+        self.domain = MAKERS[kind]()
+        self.image = tmp_path / "image"
+        self.fd = os.open(self.image, os.O_RDWR | os.O_CREAT)
+        self.libxl = FakeLibxl(SAVE_CALLBACKS, dripping=dripping)
+        self.libxl.answers[MessageType.SUSPEND] = self._suspend
+        self.flags = SaveFlag.LIVE if live else 0
+        self.stream_type = 0
+        self.guests: list[AskingSave] = []
+        self.on_guest = lambda guest: None
+        monkeypatch.setattr(saving, "open_handles", self._handles)
+        monkeypatch.setattr(saving, "_guest_of", self._guest_of)
+        monkeypatch.setattr(saving, "name_of", lambda *_: "web1")
+        monkeypatch.setattr(saving, "Suspender", self._suspender_after_libxl)
+        monkeypatch.delenv("PYXC_CONFIG", raising=False)
+
+    def _suspend(self) -> int:
+        self.domain.suspend()
+        return 1
+
+    def _suspender_after_libxl(self, *_: object, asked: bool) -> SimpleNamespace:
+        assert asked
+        return SimpleNamespace(resume=self.domain.resume)
+
+    @contextmanager
+    def _handles(self) -> Iterator[SimpleNamespace]:
+        xen = SimpleNamespace(domain=lambda _: SimpleNamespace(suspended=self.domain.suspended))
+        yield SimpleNamespace(xen=xen, store=None)
+
+    def _guest_of(self, channel, _handles, _domid, suspender) -> AskingSave:
+        guest = AskingSave(self.domain, channel, suspender)
+        self.guests.append(guest)
+        self.on_guest(guest)
+        return guest
+
+    def run(self) -> int:
+        """The helper's exit code; it has let go of everything by then."""
+        arguments = SaveArguments(self.fd, -1, DOMID, self.flags, self.libxl.callbacks, self.stream_type)
+        code = helper._run(arguments, self.libxl.channel())
+        self.libxl.close()
+        assert all(guest.buffers.nr_open == 0 for guest in self.guests)
+        return code
+
+    def errors(self) -> str:
+        """What was logged as an error."""
+        return "\n".join(text for level, text in self.libxl.logged if level >= Level.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging(monkeypatch):
+    """The helper owns its process; here it must not keep its log handler."""
+    monkeypatch.setattr(helper, "_set_up_logging", lambda *_: None)
+
+
+@pytest.fixture
+def saved(monkeypatch, tmp_path):
+    return lambda kind, **how: Saved(monkeypatch, tmp_path, kind, **how)
+
+
+@pytest.mark.parametrize("dripping", [False, True])
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_a_save_asks_in_order_and_writes_the_whole_domain(saved, kind, live, dripping):
+    save = saved(kind, live=live, dripping=dripping)
+    assert save.run() == 0
+    qemu = [(MessageType.SWITCH_QEMU_LOGDIRTY, (DOMID, 1))] if live and kind == "pvh" else []
+    off = [(MessageType.SWITCH_QEMU_LOGDIRTY, (DOMID, 0))] if live and kind == "pvh" else []
+    assert save.libxl.messages == [
+        *qemu,
+        (MessageType.SUSPEND, ()),
+        *off,
+        (MessageType.COMPLETE, (0, 0)),
+    ]
+    assert save.domain.suspended
+    assert save.errors() == ""
+    assert_same(save.domain, restored_from(save.image.read_bytes(), save.domain))
+
+
+@pytest.mark.parametrize("answer", [0, -1, 2])
+def test_a_domain_that_libxl_could_not_suspend_is_a_failure_that_is_told(saved, answer):
+    save = saved("pvh", live=True)
+    save.libxl.answers[MessageType.SUSPEND] = answer
+    assert save.run() == 0
+    assert save.libxl.said(MessageType.COMPLETE)[0][0] == -1
+    assert f"answered {answer}" in save.errors()
+    assert not save.domain.suspended
+    assert save.libxl.said(MessageType.SWITCH_QEMU_LOGDIRTY) == [(DOMID, 1), (DOMID, 0)]
+
+
+def test_success_without_a_suspended_domain_is_not_believed(saved):
+    save = saved("pv", live=False)
+    save.libxl.answers[MessageType.SUSPEND] = 1
+    assert save.run() == 0
+    assert save.libxl.said(MessageType.COMPLETE)[0][0] == -1
+    assert "not suspended" in save.errors()
+
+
+def test_a_device_model_that_does_not_log_ends_the_save_before_anything_is_sent(saved):
+    save = saved("pvh", live=True)
+    save.libxl.answers[MessageType.SWITCH_QEMU_LOGDIRTY] = -1
+    assert save.run() == 0
+    assert save.libxl.types() == [MessageType.SWITCH_QEMU_LOGDIRTY, MessageType.COMPLETE]
+    assert "device model" in save.errors()
+    assert save.image.read_bytes() == b""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "moment",
+    ["open_log_dirty", "static_records", "read_pages", "log_dirty.take", "suspended", "end_records"],
+)
+def test_a_signal_in_any_phase_is_told_as_eintr_with_log_dirty_off(saved, moment, number):
+    save = saved("pvh", live=True)
+
+    def send() -> None:
+        os.kill(os.getpid(), number)
+
+    save.on_guest = lambda guest: guest.moments.on(moment, 0, send)
+    assert save.run() == 0
+    (complete,) = save.libxl.said(MessageType.COMPLETE)
+    assert complete == (-1, 4)
+    assert "interrupted by" in save.errors()
+    switched = save.libxl.said(MessageType.SWITCH_QEMU_LOGDIRTY)
+    assert switched in ([], [(DOMID, 1), (DOMID, 0)])
+    assert save.domain.dirty is None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_libxl_suspends_waits_for_its_answer(saved, number):
+    save = saved("pvh", live=True)
+
+    def suspend() -> int:
+        os.kill(os.getpid(), number)
+        save.domain.suspend()
+        return 1
+
+    save.libxl.answers[MessageType.SUSPEND] = suspend
+    assert save.run() == 0
+    assert save.libxl.said(MessageType.COMPLETE) == [(-1, 4)]
+    assert save.domain.suspended  # libxl's to resume: it is there
+
+
+@pytest.mark.parametrize("when", [MessageType.SUSPEND, MessageType.COMPLETE])
+def test_a_domain_whose_xl_is_killed_is_resumed(saved, capsys, when):
+    save = saved("pvh", live=True)
+    save.libxl.before[MessageType.SUSPEND] = save.domain.suspend
+    save.libxl.answers[MessageType.SUSPEND] = 1
+    save.libxl.dies_at = when
+    assert save.run() == 5
+    assert not save.domain.suspended
+    assert save.domain.dirty is None
+    assert "domain 7 goes on" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_with_its_errno(saved):
+    save = saved("pv", live=False)
+    os.dup2(os.open("/dev/full", os.O_WRONLY), save.fd)
+    assert save.run() == 0
+    assert save.libxl.said(MessageType.COMPLETE) == [(-1, 28)]
+    assert "No space left" in save.errors()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [({"stream_type": 1}, "checkpointed"), ({"callbacks": 0}, "no callback to suspend")]
+)
+def test_what_it_cannot_do_is_refused_before_the_domain_is_touched(saved, change, what):
+    save = saved("pv", live=False)
+    save.stream_type = change.get("stream_type", 0)
+    save.libxl.callbacks = change.get("callbacks", SAVE_CALLBACKS)
+    assert save.run() == 0
+    assert save.libxl.types() == [MessageType.COMPLETE]
+    assert what in save.errors()
+
+
+def test_settings_that_make_no_sense_are_told_to_libxl(saved, monkeypatch):
+    monkeypatch.setenv("PYXC_DIRTY", "perhaps")
+    save = saved("pv", live=False)
+    assert save.run() == 0
+    assert save.libxl.said(MessageType.COMPLETE)[0][0] == -1
+    assert "$PYXC_DIRTY: dirty is 'perhaps'" in save.errors()
+
+
+def test_without_a_log_of_written_pages_live_is_by_digests(saved):
+    save = saved("pvh", live=True)
+    save.on_guest = lambda guest: setattr(guest, "_has_log_dirty", False)
+    assert save.run() == 0
+    assert save.libxl.types() == [MessageType.SUSPEND, MessageType.COMPLETE]
+    assert any("content digests" in text for _, text in save.libxl.logged)
+
+
+# ---- restore -----------------------------------------------------------------------------------------
+
+
+class Restoring:
+    """An image, the helper restoring it, and the libxl that asked for it."""
+
+    def __init__(self, monkeypatch, tmp_path, kind: str, image: bytes, like: MemoryDomain) -> None:
+        path = tmp_path / "image"
+        path.write_bytes(image)
+        self.fd = os.open(path, os.O_RDONLY)
+        self.guest = MemoryRestore(empty_like(like))
+        self.guest.has_cpuid = self.guest.has_msrs = True
+        self.libxl = FakeLibxl(RESTORE_CALLBACKS)
+        info = SimpleNamespace(hvm=kind == "pvh", max_pages=like.nr_pfns)
+
+        @contextmanager
+        def handles() -> Iterator[SimpleNamespace]:
+            yield SimpleNamespace(xen=SimpleNamespace(domain=lambda _: info))
+
+        monkeypatch.setattr(restoring, "open_handles", handles)
+        monkeypatch.setattr(restoring, "PvRestore", lambda *_, **__: self.guest)
+        monkeypatch.setattr(restoring, "HvmRestore", lambda *_, **__: self.guest)
+
+    def run(self) -> int:
+        arguments = RestoreArguments(self.fd, -1, DOMID, 7, 0, 8, 0, self.libxl.callbacks, 0)
+        code = helper._run(arguments, self.libxl.channel())
+        self.libxl.close()
+        return code
+
+    def errors(self) -> str:
+        return "\n".join(text for level, text in self.libxl.logged if level >= Level.ERROR)
+
+
+@pytest.fixture(params=["pv", "pvh"])
+def restored(request, monkeypatch, tmp_path):
+    def make(change=lambda image: image) -> Restoring:
+        domain = MAKERS[request.param]()
+        image = image_of(MemorySave(domain))
+        made = Restoring(monkeypatch, tmp_path, request.param, change(image), domain)
+        made.saved, made.image_length = domain, len(image)
+        return made
+
+    return make
+
+
+def test_a_restore_fills_the_domain_and_tells_where_its_rings_are(restored):
+    restore = restored()
+    assert restore.run() == 0
+    static, results, complete = restore.libxl.messages
+    assert static == (MessageType.STATIC_DATA_DONE, (0,))
+    assert results[0] == MessageType.RESTORE_RESULTS
+    assert 0 not in results[1]
+    assert complete == (MessageType.COMPLETE, (0, 0))
+    assert_same(restore.saved, restore.guest.domain)
+
+
+def test_not_a_byte_behind_the_stream_is_read(restored):
+    restore = restored(lambda image: image + b"libxl's own records")
+    assert restore.run() == 0
+    assert os.lseek(restore.fd, 0, os.SEEK_CUR) == restore.image_length
+
+
+def test_libxl_is_told_what_an_old_image_lacks(restored):
+    restore = restored()
+    restore.guest.has_cpuid = restore.guest.has_msrs = False
+    assert restore.run() == 0
+    assert restore.libxl.said(MessageType.STATIC_DATA_DONE) == [(3,)]
+
+
+def test_a_policy_that_libxl_could_not_make_ends_the_restore(restored):
+    restore = restored()
+    restore.libxl.answers[MessageType.STATIC_DATA_DONE] = -1
+    assert restore.run() == 0
+    assert restore.libxl.said(MessageType.COMPLETE)[0][0] == -1
+    assert "CPU policy" in restore.errors()
+
+
+def test_a_damaged_image_is_told_with_its_place_and_with_empty_results(restored):
+    restore = restored(lambda image: image[: len(image) // 2])
+    assert restore.run() == 0
+    assert restore.libxl.said(MessageType.RESTORE_RESULTS) == [(0, 0)]
+    assert restore.libxl.said(MessageType.COMPLETE)[0][0] == -1
+    assert "ends after" in restore.errors()
+
+
+def test_an_image_of_the_other_kind_is_refused(restored):
+    restore = restored()
+    restore.guest, other = None, restore.guest
+    assert other is not None
+    info_kind = restoring.open_handles
+    with info_kind() as handles:
+        handles.xen.domain(DOMID).hvm ^= True
+    assert restore.run() == 0
+    assert restore.libxl.said(MessageType.COMPLETE)[0][0] == -1
+    assert "but libxl made" in restore.errors()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_during_a_restore_is_told_as_eintr(restored, number):
+    restore = restored()
+    restore.guest.moments.on("write_pages", 0, lambda: os.kill(os.getpid(), number))
+    assert restore.run() == 0
+    assert restore.libxl.said(MessageType.COMPLETE) == [(-1, 4)]
+
+
+# ---- the command -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ([], "not by hand"),
+        (["--save"], "not by hand"),
+        (["--save-domain", "1", "2"], "2 numbers, not 6"),
+        (["--save-domain", "999", "-1", "1", "0", "136", "0"], "descriptor 999 is not open"),
+        (["--restore-domain", "x", "-1", "1", "1", "0", "2", "0", "768", "0"], "invalid literal"),
+    ],
+)
+def test_started_by_hand_it_says_what_it_is_for(words, what, capsys):
+    assert helper.main(words) == 2
+    said = capsys.readouterr()
+    assert what in said.err
+    assert said.out == ""
+
+
+def test_nothing_but_the_protocol_goes_out_on_fd_1(tmp_path):
+    """In a process of its own: prints and reads by mistake meet neither pipe."""
+    libxl = FakeLibxl(0)
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.dup2(libxl.helper_reads, 0)
+            os.dup2(libxl.helper_writes, 1)
+            os.dup2(os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT), 2)
+
+            def work(*_: object) -> None:
+                os.write(1, b"a stray print")
+                assert os.read(0, 1) == b""
+
+            helper._work = work
+            code = helper.main(["--save-domain", "2", "-1", "7", "0", "0", "0"])
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    libxl.close()
+    assert libxl.messages == [(MessageType.COMPLETE, (0, 0))]
+    assert (tmp_path / "stderr").read_bytes() == b"a stray print"
+
+
+def test_threads_are_gone_when_it_is_done(saved):
+    save = saved("pv", live=True)
+    save.run()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("pages")] == []

@@ -1,0 +1,69 @@
+"""Settings of the helper: from a file, from variables, and refused by name when they make no sense."""
+
+from __future__ import annotations
+
+import pytest
+
+from saverestore.errors import UsageError
+from saverestore.helper import settings
+from saverestore.helper.settings import Settings, read_settings
+
+
+@pytest.fixture(autouse=True)
+def usual_file(tmp_path, monkeypatch):
+    path = tmp_path / "pysave.toml"
+    monkeypatch.setattr(settings, "CONFIG", path)
+    return path
+
+
+def test_without_a_file_or_variables_they_are_the_defaults():
+    assert read_settings({"PATH": "/bin"}) == Settings()
+
+
+def test_a_variable_goes_before_the_file(usual_file):
+    usual_file.write_text('dirty = "digest"\nmax_rounds = 9\nplain = true\n')
+    found = read_settings({"PYXC_MAX_ROUNDS": "7", "PYXC_PLAIN": "no"})
+    assert found == Settings(dirty="digest", max_rounds=7, plain=False)
+
+
+def test_the_file_that_a_variable_names_must_be_there(tmp_path):
+    other = tmp_path / "other.toml"
+    with pytest.raises(UsageError, match=r"other.toml: no such file .*PYXC_CONFIG"):
+        read_settings({"PYXC_CONFIG": str(other)})
+    other.write_text("workers = 4")
+    assert read_settings({"PYXC_CONFIG": str(other)}).workers == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("dirty = 'perhaps'", "dirty is 'perhaps', but must be auto or log or digest"),
+        ("workers = 0", "workers is 0, but must be a number from 1"),
+        ("workers = true", "workers is True"),
+        ("workers = '2'", "workers is '2'"),
+        ("plain = 1", "plain is 1, but must be true or false"),
+        ("dirt = 'auto'", "no setting dirt; there are dirty,"),
+        ("dirty =", "pysave.toml: "),
+    ],
+)
+def test_what_makes_no_sense_in_the_file_is_refused_by_name(usual_file, text, what):
+    usual_file.write_text(text)
+    with pytest.raises(UsageError, match="pysave.toml") as caught:
+        read_settings({})
+    assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PYXC_DIRTY", ""),
+        ("PYXC_WORKERS", "many"),
+        ("PYXC_WORKERS", "-1"),
+        ("PYXC_WORKERS", "65"),
+        ("PYXC_PLAIN", "maybe"),
+        ("PYXC_LOG_LEVEL", "loud"),
+    ],
+)
+def test_what_makes_no_sense_in_a_variable_is_refused_by_name(name, value):
+    with pytest.raises(UsageError, match=rf"\${name}: "):
+        read_settings({name: value})
