@@ -27,7 +27,7 @@ MODERATE_RATE = 2000  # pages a second
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="guests with four vCPUs or 1 GiB, too")
+    parser.addoption("--slow", action="store_true", help="guests with devices, four vCPUs or 1 GiB, too")
 
 
 def is_control_domain() -> bool:
@@ -98,9 +98,9 @@ def images() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def taken(request: pytest.FixtureRequest, pool: Pool, rate: int) -> Iterator[Guest]:
+def taken(request: pytest.FixtureRequest, pool: Pool, rate: int, words: str = "") -> Iterator[Guest]:
     kind, vcpus = request.param
-    found = pool.take(kind, vcpus, rate)
+    found = pool.take(kind, vcpus, rate, words)
     yield found
     found.assert_clean()
     assert found.is_running(), f"the test left {found.name} {state_of(found.name)}"
@@ -116,6 +116,12 @@ def guest(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Guest]:
 def busy_guest(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Guest]:
     """The same, its dirtier rewriting pages as fast as it can."""
     yield from taken(request, pool, FULL_SPEED)
+
+
+@pytest.fixture
+def guest_for_xl(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Guest]:
+    """A guest for tests in which `xl` resumes it: libxc then loses its ymm registers, so it leaves them alone."""
+    yield from taken(request, pool, MODERATE_RATE, "lab.ymm=0")
 
 
 @pytest.fixture(autouse=True)

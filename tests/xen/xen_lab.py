@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import select
 import signal
@@ -93,16 +92,41 @@ class Guest:
         return Path(f"/var/log/xen/console/guest-{self.name}.log")
 
     def state(self) -> dict[str, Any]:
-        """The last line it printed, and what its whole log says."""
-        found: dict[str, Any] = json.loads(must("lab-guest", "state", self.name, "--json"))
+        """The last line it printed, and what its whole log says: what `lab-guest state` prints.
+
+        Read here, as starting a program for it takes a second under emulation, several times a test.
+        """
+        from labline import parse_log  # of the lab's dom0
+
+        found: dict[str, Any] = parse_log(self._text()).as_dict()
+        assert "counter" in found, f"{self.name} has printed no LAB line:\n{self._text()[-2000:]}"
         return found
+
+    def _text(self) -> str:
+        return self.log.read_bytes().decode("utf-8", "replace")
+
+    def next_lines(self, count: int) -> dict[str, Any]:
+        """Wait until it has printed so many more lines: its state then."""
+        deadline = time.monotonic() + LINE_TIMEOUT_S
+        wanted = self.state()["lines"] + count
+        size = -1
+        while time.monotonic() < deadline:
+            # A long log parsed ten times a second would take the processor from the guest.
+            if (now := self.log.stat().st_size) != size:
+                size = now
+                state = self.state()
+                if state["lines"] >= wanted:
+                    return state
+            select.select([], [], [], 0.1)
+        raise AssertionError(
+            f"{self.name} ({state_of(self.name)}) printed nothing new in {LINE_TIMEOUT_S} s:\n{self._text()[-2000:]}"
+        )
 
     def goes_on(self, since: dict[str, Any]) -> dict[str, Any]:
         """Wait for lines newer than `since`: the same memory, the next counter, a later uptime, nothing wrong."""
         # Two lines from now on: `since` was taken before the command at hand, and the guest printed more until it
         # was suspended; one may be under way.
-        argv = ["lab-guest", "wait", self.name, "--lines", "2", "--timeout", str(LINE_TIMEOUT_S), "--json"]
-        now: dict[str, Any] = json.loads(must(*argv, timeout_s=LINE_TIMEOUT_S + 60))
+        now = self.next_lines(2)
         assert now["hash"] == since["hash"], "its memory is not what it was"
         assert now["uptime_s"] > since["uptime_s"]
         assert now["boots"] == since["boots"], "it booted again"
@@ -125,6 +149,10 @@ class Guest:
         """There, and neither paused, shut down, crashed nor dying."""
         return not set(state_of(self.name)) & set("pscd") and domid_of(self.name) is not None
 
+    def has_arrived(self) -> None:
+        """After `xl migrate` to this host: its console log goes on under its own name."""
+        must("lab-guest", "adopt", self.name)
+
     def destroy(self) -> None:
         run("xl", "destroy", self.name)
         deadline = time.monotonic() + 30
@@ -139,11 +167,14 @@ class Pool:
     Two guests that write as fast as they can would leave no processor for dom0, so the others are paused.
     """
 
-    guests: dict[tuple[str, int, int], Guest] = field(default_factory=dict)
+    guests: dict[tuple[str, int, int, str], Guest] = field(default_factory=dict)
 
-    def take(self, kind: str, vcpus: int, rate: int) -> Guest:
-        """A running, healthy guest whose dirtier rewrites `rate` pages a second (0: as many as it can)."""
-        key = (kind, vcpus, rate)
+    def take(self, kind: str, vcpus: int, rate: int, words: str = "") -> Guest:
+        """A running, healthy guest whose dirtier rewrites `rate` pages a second (0: as many as it can).
+
+        `words`: more of them for its kernel's command line.
+        """
+        key = (kind, vcpus, rate, words)
         for other in [other for other in self.guests if other != key]:
             if self.guests[other].is_running():
                 run("xl", "pause", self.guests[other].name)
@@ -151,9 +182,9 @@ class Pool:
         if guest is not None and state_of(guest.name)[2:3] == "p":
             run("xl", "unpause", guest.name)
         if guest is None or not guest.is_running() or not guest.state()["clean"]:
-            guest = guest or Guest(f"{kind}{vcpus}-{rate}", kind, vcpus)
+            guest = guest or Guest(re.sub(r"\W+", "-", f"{kind}{vcpus}-{rate} {words}".strip()), kind, vcpus)
             guest.destroy()
-            guest.create(rate=rate)
+            guest.create(rate=rate, more=("--extra", words) if words else ())
             self.guests[key] = guest
         return guest
 

@@ -3,7 +3,7 @@
 All of it travels in dom0's initrd, which copies it over the disk's files before it starts them. So a
 change of the guest or of a script costs seconds, and the disk stays what the packages made it.
 
-    guest-SUITE/KEY/initramfs.gz   the guest: busybox, its init, the dirtier
+    guest-SUITE/KEY/initramfs.gz   the guest: busybox, its init, its programs, drivers of Xen's disks and network
     dom0-SUITE/KEY/initrd          dom0: busybox, disk drivers, and /layer
     ssh/id_ed25519, ssh/host_key   made once per cache
 """
@@ -20,13 +20,15 @@ from xenlab.errors import LabError, step
 from xenlab.proc import CHROOT_ENV, in_chroot, run_logged
 from xenlab.variants import Variant
 
-RECIPE = "layer 1"
+RECIPE = "layer 2"
 
 PACKAGE = Path(__file__).resolve().parent
 GUEST_SOURCES = PACKAGE / "guest"
 DOM0_SOURCES = PACKAGE / "dom0"
 
 INITRD_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4")
+GUEST_MODULES = ("crc32c_generic", "ext4", "xen_blkfront", "xen_netfront")
+GUEST_PROGRAMS = ("dirtier", "devices")
 
 DOM0_FILES = {
     # name in tools/xenlab/dom0: (name in dom0, mode)
@@ -92,19 +94,22 @@ def ensure_guest(variant: Variant, root: Path, log: Path) -> Path:
 
     def build(folder: Path) -> None:
         with step("the lab's guest"):
-            _compile_dirtier(root, folder, log)
+            for program in GUEST_PROGRAMS:
+                _compile(program, root, folder, log)
             archive = Archive()
-            for name in ("bin", "dev", "proc", "sys", "sbin", "tmp"):
+            for name in ("bin", "dev", "disk", "modules", "proc", "sys", "sbin", "tmp"):
                 archive.directory(name)
             archive.character_device("dev/console", 5, 1)
             archive.file("bin/busybox", busybox(root), 0o755)
-            for applet in ("sh", "mount", "mkdir", "sleep", "cat"):
+            for applet in ("sh", "mount", "mkdir", "sleep", "cat", "insmod", "ip"):
                 archive.symlink(f"bin/{applet}", "busybox")
             archive.file("init", (GUEST_SOURCES / "init").read_bytes(), 0o755)
             # Linux calls this one when the toolstack asks for a shutdown.
             archive.file("sbin/poweroff", b"#!/bin/sh\nexec /bin/busybox poweroff -f\n", 0o755)
             archive.file("sbin/reboot", b"#!/bin/sh\nexec /bin/busybox reboot -f\n", 0o755)
-            archive.file("bin/dirtier", (folder / "dirtier").read_bytes(), 0o755)
+            for program in GUEST_PROGRAMS:
+                archive.file(f"bin/{program}", (folder / program).read_bytes(), 0o755)
+            _add_modules(archive, root, GUEST_MODULES)
             (folder / "initramfs.gz").write_bytes(gzip.compress(archive.finish(), mtime=0))
 
     return cache.ensure(f"guest-{variant.suite}", guest_key(variant), build)
@@ -130,11 +135,20 @@ def busybox(root: Path) -> bytes:
     raise LabError(f"{root} has no busybox: remove it and run `tools/lab build`")
 
 
-def _compile_dirtier(root: Path, folder: Path, log: Path) -> None:
-    shutil.copy(GUEST_SOURCES / "dirtier.c", folder)
+def _compile(program: str, root: Path, folder: Path, log: Path) -> None:
+    shutil.copy(GUEST_SOURCES / f"{program}.c", folder)
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
-    argv = ["gcc", *flags, "-o", "/mnt/dirtier", "/mnt/dirtier.c"]
+    argv = ["gcc", *flags, "-o", f"/mnt/{program}", f"/mnt/{program}.c"]
     run_logged(in_chroot(root, {"/mnt": folder}, argv), log, shown="gcc", env=CHROOT_ENV)
+
+
+def _add_modules(archive: Archive, root: Path, wanted: tuple[str, ...]) -> None:
+    """/modules with the drivers, and /modules/order: their names as they are to be loaded."""
+    trees = list((root / "lib/modules").iterdir())
+    loaded = modules.load(trees[0], wanted)
+    for name, data in loaded:
+        archive.file(f"modules/{name}", data)
+    archive.file("modules/order", "".join(f"{name}\n" for name, _ in loaded).encode())
 
 
 def _dom0_initrd(root: Path, kernel: Path, initramfs: Path) -> bytes:
@@ -145,11 +159,7 @@ def _dom0_initrd(root: Path, kernel: Path, initramfs: Path) -> bytes:
     archive.character_device("dev/console", 5, 1)
     archive.file("bin/busybox", busybox(root), 0o755)
     archive.file("init", (DOM0_SOURCES / "init").read_bytes(), 0o755)
-    trees = list((root / "lib/modules").iterdir())
-    loaded = modules.load(trees[0], INITRD_MODULES)
-    for name, data in loaded:
-        archive.file(f"modules/{name}", data)
-    archive.file("modules/order", "".join(f"{name}\n" for name, _ in loaded).encode())
+    _add_modules(archive, root, INITRD_MODULES)
 
     for source, (name, mode) in DOM0_FILES.items():
         archive.file(f"layer/{name}", (DOM0_SOURCES / source).read_bytes(), mode)

@@ -27,6 +27,8 @@ COMMON_PACKAGES = (
     # the dom0
     "linux-image-amd64", "busybox-static", "iproute2", "kmod", "procps", "udev", "systemd-sysv",
     "openssh-server", "e2fsprogs", "strace", "psmisc", "less", "zstd",
+    # HVM guests, and bridges for everybody
+    "qemu-system-xen", "seabios", "ipxe-qemu", "bridge-utils",
     # the project: what it runs on, what compiles it, what tests it
     "libxen-dev", "libxxhash-dev", "gcc", "make", "libc6-dev", "pkg-config", "python3", "python3-dev", "python3-venv",
     "python3-pip", "python3-setuptools", "python3-wheel", "python3-cffi", "python3-numpy",

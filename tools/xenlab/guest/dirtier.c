@@ -9,7 +9,8 @@
  * A second thread per vCPU keeps a pattern in its vector registers while it sleeps, and computes in
  * them: a vCPU that comes back without its floating point state is seen.
  *
- * Kernel command line: lab.pages=N (0: off), lab.rate=N (pages per second, 0: as fast as possible).
+ * Kernel command line: lab.pages=N (0: off), lab.rate=N (pages per second, 0: as fast as possible),
+ * lab.ymm=0 (leave the ymm registers alone: libxc's way of resuming a suspended domain loses them).
  * Output, one line per second on the console, and one per finding: docs/lab.md.
  */
 #define _GNU_SOURCE
@@ -56,6 +57,7 @@ static struct worker workers[MAX_VCPUS];
 static unsigned nr_workers;
 static atomic_int shouts;
 static int pagemap_fd = -1;
+static bool uses_ymm;
 
 static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -253,7 +255,7 @@ static void *compute(void *argument)
     struct worker *worker = argument;
     const struct timespec pause = { .tv_nsec = 20000000 };
     const double seed = 0.1 + worker->cpu / 100.0, expected = logistic(seed, 2000);
-    const bool avx = __builtin_cpu_supports("avx");
+    const bool avx = uses_ymm && __builtin_cpu_supports("avx");
     uint64_t pattern[32], after[32], round = 0;
 
     pin(worker->cpu);
@@ -369,6 +371,8 @@ static void start(pthread_t *thread, void *(*function)(void *), struct worker *w
 int main(void)
 {
     const uint64_t nr_pages = option("lab.pages", 4096), rate = option("lab.rate", 1000);
+
+    uses_ymm = option("lab.ymm", 1);
     unsigned char *block = memory(BLOCK_BYTES);
     double uptime = 0;
 
