@@ -48,7 +48,7 @@ def test_the_file_that_a_variable_names_must_be_there(tmp_path):
 )
 def test_what_makes_no_sense_in_the_file_is_refused_by_name(usual_file, text, what):
     usual_file.write_text(text)
-    with pytest.raises(UsageError, match="pysave.toml") as caught:
+    with pytest.raises(UsageError, match=r"pysave\.toml") as caught:
         read_settings({})
     assert what in str(caught.value)
 
