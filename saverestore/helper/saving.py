@@ -24,7 +24,8 @@ from saverestore.helper.messages import MessageType
 from saverestore.helper.settings import Settings
 from saverestore.helper.telling import ChannelProgress
 from saverestore.interrupts import shield
-from saverestore.toolstack.domains import name_of
+from saverestore.toolstack.domains import Domain, name_of
+from saverestore.toolstack.lock import locked
 from saverestore.transport.fd import FdSink
 
 LOG = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
     live = bool(arguments.flags & SaveFlag.LIVE)
     if arguments.flags & SaveFlag.DEBUG:
         LOG.warning("the debug option (send everything twice and compare) is not supported and passed over")
-    with open_handles() as handles:
+    with open_handles() as handles, locked(_domain(handles, arguments.domid)):
         suspender = LibxlSuspender(channel, handles, arguments.domid)
         guest = _guest_of(channel, handles, arguments.domid, suspender)
         try:
@@ -150,6 +151,10 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
         finally:
             with shield():
                 guest.close()
+
+
+def _domain(handles: Handles, domid: int) -> Domain:
+    return Domain(handles.xen.domain(domid), name_of(handles.store, domid))
 
 
 def _guest_of(channel: Channel, handles: Handles, domid: int, suspender: LibxlSuspender) -> SaveGuest:

@@ -7,8 +7,8 @@ import contextlib
 from saverestore.errors import DomainError
 from saverestore.guest.x86.common import XenError, open_handles
 from saverestore.guest.x86.suspend import resume_suspended, withdraw_request
-from saverestore.operations.lock import locked
 from saverestore.toolstack import domains
+from saverestore.toolstack.lock import locked
 
 
 def recover_domain(text: str) -> list[str]:

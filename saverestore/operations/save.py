@@ -24,12 +24,12 @@ from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
 from saverestore.guest.x86.suspend import Suspender
 from saverestore.interrupts import shield
-from saverestore.operations.lock import locked
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import bare, domains
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.domains import Domain
+from saverestore.toolstack.lock import locked
 from saverestore.transport.base import ByteSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +66,7 @@ class Saved:
         monkeypatch.setattr(saving, "open_handles", self._handles)
         monkeypatch.setattr(saving, "_guest_of", self._guest_of)
         monkeypatch.setattr(saving, "name_of", lambda *_: "web1")
+        monkeypatch.setattr(saving, "locked", lambda _: nullcontext())
         monkeypatch.setattr(saving, "Suspender", self._suspender_after_libxl)
         monkeypatch.delenv("PYXC_CONFIG", raising=False)
 
