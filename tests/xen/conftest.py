@@ -20,7 +20,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 from xen_lab import Guest, Pool, run, state_of
 
-ATTEMPTS = 5
+ATTEMPTS = 8
 
 FULL_SPEED = 0
 MODERATE_RATE = 2000  # pages a second
