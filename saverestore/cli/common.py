@@ -50,6 +50,17 @@ def parser(prog: str, description: str, epilog: str) -> Parser:
     return made
 
 
+def add_toolstack(parser: argparse.ArgumentParser) -> None:
+    """--toolstack, of the commands that work on domains."""
+    parser.add_argument(
+        "--toolstack",
+        choices=("auto", "bare", "libxl"),
+        default="auto",
+        help="who looks after devices: 'libxl', for whatever 'xl create' made; 'bare', this program alone, for "
+        "domains with nothing but a console; default 'auto': libxl where it is installed and knows the domain",
+    )
+
+
 def run(prog: str, arguments: argparse.Namespace, work: Callable[[], None]) -> int:
     """Do the work; any failure becomes one line on stderr and an exit code."""
     _set_up_logging(prog, arguments)

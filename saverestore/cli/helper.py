@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saverestore.helper.arguments import RestoreArguments, SaveArguments
     from saverestore.helper.channel import Channel
     from saverestore.helper.settings import Settings
+    from saverestore.toolstack.helper_report import HelperReport
 
 PROG = "pyxc-save-helper"
 
@@ -105,18 +106,20 @@ def _run(arguments: SaveArguments | RestoreArguments, channel: Channel) -> int:
     from saverestore.cli.common import tell
     from saverestore.helper.channel import LibxlGone
     from saverestore.helper.messages import Level, MessageType
+    from saverestore.toolstack.helper_report import HelperReport
 
     result, errnoval = 0, 0
     try:
         with interrupts.handled():
             try:
-                _work(arguments, channel)
+                _leave(_work(arguments, channel))
                 interrupts.too_late()
             except LibxlGone:
                 raise
             except BaseException as error:  # whatever it is, libxl waits to be told
                 interrupts.too_late()
                 result, errnoval = FAILED, _errno_of(error)
+                _leave(HelperReport(error=_in_full(error), exit_code=_exit_code_of(error)))
                 channel.log(Level.ERROR, _in_full(error), errnoval=errnoval)
             channel.ask(MessageType.COMPLETE, result, errnoval)
     except LibxlGone as error:
@@ -141,11 +144,27 @@ def _let_go_on(domid: int) -> None:
         tell(f"{PROG}: domain {domid} goes on")
 
 
-def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> None:
+def _leave(report: HelperReport) -> None:
+    """For whoever asked libxl, if they want to know. That it cannot be left is no failure of the work."""
+    from saverestore.toolstack.helper_report import REPORT_VARIABLE
+
+    if path := os.environ.get(REPORT_VARIABLE):
+        with contextlib.suppress(OSError):
+            report.leave(path)
+
+
+def _exit_code_of(error: BaseException) -> int:
+    if isinstance(error, SaveRestoreError):
+        return error.exit_code
+    return ExitCode.XEN if hasattr(error, "call") else ExitCode.IO
+
+
+def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> HelperReport:
     from saverestore.helper.arguments import SaveArguments
     from saverestore.helper.messages import MessageType
     from saverestore.helper.settings import read_settings
     from saverestore.helper.telling import ChannelHandler
+    from saverestore.toolstack.helper_report import HelperReport
 
     settings = read_settings(os.environ)
     _set_up_logging(ChannelHandler(channel), settings)
@@ -159,7 +178,7 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> None
             report.total_s,
             report.downtime_s,
         )
-        return
+        return HelperReport(pages=report.pages_sent, stream_bytes=report.stream_bytes, total_s=report.total_s)
 
     from saverestore.helper.restoring import restore
 
@@ -168,6 +187,9 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> None
         pages, read = restore(arguments, channel)
         store_gfn, console_gfn = pages.store_gfn, pages.console_gfn
         logging.info("%d pages in %.1f s", read.pages, read.total_s)
+        return HelperReport(
+            pages=read.pages, records=read.records, stream_bytes=read.stream_bytes, total_s=read.total_s
+        )
     finally:
         # Also after a failure: libxl takes a restore without results for a helper that died.
         if channel.takes(MessageType.RESTORE_RESULTS):

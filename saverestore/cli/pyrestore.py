@@ -22,8 +22,8 @@ examples:
   zstd -dc web1.img.zst | pyrestore -
   pyrestore --paused --name web1-copy web1.img
 
-The bare toolstack of this version brings no devices back besides the console, and no 'xl' process watches the
-domain: nothing restarts it when it powers off or crashes.
+Devices come back by libxl; the bare toolstack brings none besides the console. No 'xl' process watches the domain
+afterwards: nothing restarts it when it reboots or crashes.
 """
 
 
@@ -35,8 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="restore without the devices the image speaks of: the guest loses them",
+        help="with the bare toolstack, restore without the devices the image speaks of: the guest loses them",
     )
+    common.add_toolstack(parser)
     return parser
 
 
@@ -54,7 +55,11 @@ def _restore(arguments: argparse.Namespace) -> None:
     from saverestore.operations.restore import RestoreRequest, restore_domain
 
     request = RestoreRequest(
-        image=arguments.image, paused=arguments.paused, name=arguments.name, force=arguments.force
+        image=arguments.image,
+        paused=arguments.paused,
+        name=arguments.name,
+        force=arguments.force,
+        toolstack=arguments.toolstack,
     )
     with closing(
         progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))

@@ -26,8 +26,8 @@ examples:
   pysave web1 - | zstd > web1.img.zst   to a pipe
   pysave --recover web1                 after 'kill -9' of a save: let web1 go on
 
-The bare toolstack of this version carries no devices besides the console: a domain that has disks, network
-cards or a device model is refused before it is touched.
+Domains that 'xl create' made are saved with all their devices: disks, network cards, a device model. The bare
+toolstack carries none besides the console; with it, a domain that has others is refused before it is touched.
 """
 
 
@@ -57,8 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="save a domain with devices all the same, with -c or -p; only 'xl restore' brings these back",
+        help="with the bare toolstack, save a domain with devices all the same, with -c or -p; only libxl, "
+        "that is 'pyrestore' or 'xl restore', brings these back",
     )
+    common.add_toolstack(parser)
     parser.add_argument(
         "--suspend-timeout",
         metavar="SECONDS",
@@ -130,6 +132,7 @@ def _save(arguments: argparse.Namespace) -> None:
         suspend_timeout_s=arguments.suspend_timeout,
         overwrite=arguments.overwrite,
         force=arguments.force,
+        toolstack=arguments.toolstack,
     )
     with closing(progress_for("pysave", quiet=arguments.quiet)) as progress:
         report = save_domain(request, progress)

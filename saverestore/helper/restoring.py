@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ImageError
@@ -14,8 +16,10 @@ from saverestore.helper.channel import Channel
 from saverestore.helper.messages import MessageType, Missing
 from saverestore.helper.telling import ChannelProgress
 from saverestore.stream.layout import DomainType
+from saverestore.stream.libxl import HEADER, RECORD_HEADER
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Record
+from saverestore.toolstack.helper_report import IMAGE_VARIABLE, OFFSET_VARIABLE
 from saverestore.transport.fd import FdSource
 
 
@@ -57,6 +61,15 @@ class LibxlRestoreGuest:
         self._guest.close()
 
 
+def _source(fd: int) -> FdSource:
+    """What libxl reads from, called and counted as whoever asked libxl does, so that errors name place and file."""
+    source = FdSource(fd, os.environ.get(IMAGE_VARIABLE, "the image"), close_fd=False)
+    begins_at = os.environ.get(OFFSET_VARIABLE, "")
+    if begins_at.isdecimal():
+        source.offset = int(begins_at) + HEADER.size + RECORD_HEADER.size
+    return source
+
+
 def restore(arguments: RestoreArguments, channel: Channel) -> tuple[RestoredPages, RestoreReport]:
     """Read one libxc stream to its END, and no byte more, into the domain: where its rings are.
 
@@ -66,7 +79,7 @@ def restore(arguments: RestoreArguments, channel: Channel) -> tuple[RestoredPage
         raise DomainError(
             "checkpointed streams (Remus, COLO) cannot be restored by this helper; use libxl's own"
         )
-    source = FdSource(arguments.io_fd, "the image", close_fd=False)
+    source = _source(arguments.io_fd)
     reader = LibxcReader(source)
     with open_handles() as handles:
         info = handles.xen.domain(arguments.domid)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import logging
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import saverestore
@@ -13,7 +12,7 @@ from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits
 from saverestore.engine.progress import SaveReport
 from saverestore.errors import DomainError
-from saverestore.guest.ports import LogDirty, SaveGuest
+from saverestore.guest.ports import SaveGuest
 from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
@@ -65,61 +64,23 @@ def let_go_on(domid: int) -> None:
         Suspender(handles.xen, handles.store, domid, asked=True).resume()
 
 
-class _LogDirtyWithQemu:
-    """The hypervisor's log-dirty, with the device model told to mark what it writes. See LogDirty."""
+class LibxlEmulator:
+    """The device model of a domain, if it has one: libxl talks to it. See Emulator."""
 
-    def __init__(self, channel: Channel, domid: int, log: LogDirty) -> None:
+    def __init__(self, channel: Channel, domid: int) -> None:
         self._channel = channel
         self._domid = domid
-        self._log = log
-        self.take = log.take
-        self._is_on = True
 
-    def close(self) -> None:
-        """Both off."""
-        self._log.close()
-        if self._is_on:
-            self._is_on = False
-            switch_qemu(self._channel, self._domid, on=False)
-
-
-def switch_qemu(channel: Channel, domid: int, *, on: bool) -> None:
-    """Have the device model, if there is one, log what it writes. DomainError when it does not.
-
-    That it does not stop is no failure of the save: it only costs the domain some speed.
-    """
-    if not channel.takes(MessageType.SWITCH_QEMU_LOGDIRTY):
-        return
-    answer = channel.ask(MessageType.SWITCH_QEMU_LOGDIRTY, domid, int(on))
-    if answer and on:
-        raise DomainError(
-            f"the device model of domain {domid} could not be made to log what it writes (libxl answered {answer}); "
-            "its own log is /var/log/xen/qemu-dm-*.log"
-        )
-
-
-def open_with_qemu(channel: Channel, domid: int, open_log: Callable[[], LogDirty]) -> LogDirty:
-    """Both on; off again, both, when either cannot be turned on."""
-    with shield():
-        log = open_log()
-        try:
-            switch_qemu(channel, domid, on=True)
-        except BaseException:
-            log.close()
-            raise
-        return _LogDirtyWithQemu(channel, domid, log)
-
-
-class LibxlHvmSave(HvmSave):
-    """An HVM or PVH domain whose device model, if any, is libxl's."""
-
-    def __init__(self, channel: Channel, handles: Handles, domid: int, suspender: LibxlSuspender) -> None:
-        super().__init__(handles, handles.xen.domain(domid), suspender)
-        self._channel = channel
-
-    def open_log_dirty(self) -> LogDirty:
-        """The hypervisor's and the device model's."""
-        return open_with_qemu(self._channel, self._domid, super().open_log_dirty)
+    def log_dirty(self, *, on: bool) -> None:
+        """Ask libxl to switch it; nothing when libxl takes no such message. DomainError when it could not."""
+        if not self._channel.takes(MessageType.SWITCH_QEMU_LOGDIRTY):
+            return
+        answer = self._channel.ask(MessageType.SWITCH_QEMU_LOGDIRTY, self._domid, int(on))
+        if answer:
+            raise DomainError(
+                f"the device model of domain {self._domid} could not be told to {'begin' if on else 'stop'} logging "
+                f"what it writes (libxl answered {answer}); its own log is /var/log/xen/qemu-dm-*.log"
+            )
 
 
 def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> SaveReport:
@@ -160,7 +121,7 @@ def _domain(handles: Handles, domid: int) -> Domain:
 def _guest_of(channel: Channel, handles: Handles, domid: int, suspender: LibxlSuspender) -> SaveGuest:
     info = handles.xen.domain(domid)
     if info.hvm:
-        return LibxlHvmSave(channel, handles, domid, suspender)
+        return HvmSave(handles, info, suspender, LibxlEmulator(channel, domid))
     return PvSave(handles, info, suspender)
 
 

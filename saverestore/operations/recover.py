@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 
 from saverestore.errors import DomainError
-from saverestore.guest.x86.common import XenError, open_handles
+from saverestore.guest.x86.common import Handles, XenError, open_handles
 from saverestore.guest.x86.suspend import resume_suspended, withdraw_request
 from saverestore.toolstack import domains
+from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.lock import locked
 
 
@@ -30,7 +31,18 @@ def recover_domain(text: str) -> list[str]:
             info = handles.xen.domain(domain.domid)
             if info.shutdown and not info.suspended:
                 domains.check_can_be_saved(domains.Domain(info, domain.name))
+            if domains.kind_of(handles, info) == "hvm":
+                done += _recover_device_model(handles, domain.domid)
             if info.suspended:
                 resume_suspended(handles.xen, handles.store, domain.domid)
                 done.append("it was suspended and goes on")
     return done
+
+
+def _recover_device_model(handles: Handles, domid: int) -> list[str]:
+    """What was done to it. That it does not answer keeps nobody from recovering the domain."""
+    try:
+        stopped = DeviceModel(handles.store, domid).recover()
+    except DomainError as error:
+        return [str(error)]
+    return ["its device model had stopped and goes on"] if stopped else []

@@ -8,7 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,14 +22,16 @@ from saverestore.guest.ports import SaveGuest
 from saverestore.guest.x86.common import Handles, XenError, open_handles
 from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
-from saverestore.guest.x86.suspend import Suspender
+from saverestore.guest.x86.suspend import Suspender, Suspending
 from saverestore.interrupts import shield
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
-from saverestore.toolstack import bare, domains
+from saverestore.toolstack import choice, domains
 from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.lock import locked
+from saverestore.toolstack.ports import Toolstack
 from saverestore.transport.base import ByteSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
@@ -60,6 +62,7 @@ class SaveRequest:
     suspend_timeout_s: float | None = None
     overwrite: bool = False
     force: bool = False
+    toolstack: str = choice.AUTO
 
 
 def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
@@ -67,21 +70,23 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
 
     On any error the image does not exist, and the domain runs as before.
     """
-    with open_handles() as handles, ExitStack() as locks:
+    with open_handles() as handles, ExitStack() as stack:
         domain = domains.find(handles, request.domain)
         domains.check_can_be_saved(domain)
-        locks.enter_context(locked(domain))
-        _check_devices(handles, domain, request)
-        config = domains.config_of(handles, domain)
-        guest = _guest_of(handles, domain, request.suspend_timeout_s)
+        stack.enter_context(locked(domain))
+        toolstack = stack.enter_context(closing(choice.for_saving(handles, domain, request.toolstack)))
+        _check_devices(domain, toolstack, request)
+        device_model = toolstack.device_model_of(domain)
+        config = toolstack.config_of(domain)
+        guest = _guest_of(handles, domain, device_model, request.suspend_timeout_s)
         try:
             with _destination(request) as file:
                 _check_room(file, guest, domain)
                 with _resumed_on_error(guest, domain, file):
-                    report = _write_image(guest, file.sink, config, request, domain, progress)
+                    report = _write_image(guest, device_model, file.sink, config, request, domain, progress)
                     if request.afterwards is Afterwards.RUN:
                         # It need not wait for the disk. When this fails, the image is kept, and it is tried again.
-                        with shield(), contextlib.suppress(XenError):
+                        with shield(), contextlib.suppress(XenError, DomainError):
                             guest.resume()
                         report.downtime_s = time.monotonic() - report.suspended_at
                     file.sync()
@@ -89,7 +94,7 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
                         file.publish()
                         # The image is safe: from here on the request is carried out, not given up.
                         interrupts.too_late()
-                _do_afterwards(handles, domain, guest, request)
+                _do_afterwards(handles, domain, guest, toolstack, request)
         finally:
             with shield():
                 guest.close()
@@ -106,16 +111,16 @@ def _resumed_on_error(guest: SaveGuest, domain: Domain, file: NewFile | Standard
             try:
                 guest.resume()
                 error.add_note(f"{file.left_behind}; {domain} goes on")
-            except XenError as second:
+            except (XenError, DomainError) as second:
                 error.add_note(f"{domain} could not be resumed ({second}): 'pysave --recover {domain.domid}'")
         raise
 
 
-def _check_devices(handles: Handles, domain: Domain, request: SaveRequest) -> None:
-    devices = domains.devices_of(handles.store, domain.domid)
+def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -> None:
+    devices = toolstack.cannot_carry(domain)
     if not devices:
         return
-    told = f"{domain} has devices that this version cannot bring back: {', '.join(devices)}"
+    told = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
     if not request.force:
         raise DomainError(
             f"{told}; nothing was done (--force -p or -c saves it all the same, for 'xl restore')"
@@ -127,16 +132,21 @@ def _check_devices(handles: Handles, domain: Domain, request: SaveRequest) -> No
     LOG.warning("%s; saved all the same, as --force says", told)
 
 
-def _guest_of(handles: Handles, domain: Domain, suspend_timeout_s: float | None) -> SaveGuest:
-    kind = domains.kind_of(handles, domain.info)
-    suspender = Suspender(handles.xen, handles.store, domain.domid, timeout_s=suspend_timeout_s)
-    if kind == "pv":
-        return PvSave(handles, domain.info, suspender)
-    if kind == "pvh":
-        return HvmSave(handles, domain.info, suspender)
-    raise DomainError(
-        f"{domain} is an HVM domain with a device model, which cannot be saved yet; use 'xl save'"
+def _guest_of(
+    handles: Handles, domain: Domain, device_model: DeviceModel | None, suspend_timeout_s: float | None
+) -> SaveGuest:
+    suspender: Suspending = Suspender(
+        handles.xen,
+        handles.store,
+        domain.domid,
+        timeout_s=suspend_timeout_s,
+        emulated=device_model is not None,
     )
+    if not domain.info.hvm:
+        return PvSave(handles, domain.info, suspender)
+    if device_model is not None:
+        suspender = SuspenderWithDeviceModel(suspender, device_model)
+    return HvmSave(handles, domain.info, suspender, device_model)
 
 
 @contextmanager
@@ -167,6 +177,7 @@ def _check_room(file: NewFile | StandardOutput, guest: SaveGuest, domain: Domain
 
 def _write_image(
     guest: SaveGuest,
+    device_model: DeviceModel | None,
     sink: ByteSink,
     config: GuestConfig,
     request: SaveRequest,
@@ -183,6 +194,8 @@ def _write_image(
     stream = LibxlWriter(sink)
     stream.libxc_context()
     report = engine.save(guest, sink, settings, progress)
+    for type, body in device_model.records() if device_model else ():
+        stream.record(type, body)
     stream.end()
     return report
 
@@ -202,17 +215,19 @@ def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
     }
 
 
-def _do_afterwards(handles: Handles, domain: Domain, guest: SaveGuest, request: SaveRequest) -> None:
+def _do_afterwards(
+    handles: Handles, domain: Domain, guest: SaveGuest, toolstack: Toolstack, request: SaveRequest
+) -> None:
     """The image is safe: make of the domain what was asked for."""
     try:
         if request.afterwards is Afterwards.DESTROY:
             guest.close()
-            bare.destroy(handles, domain.domid, domain.info.uuid)
+            toolstack.destroy(domain)
             return
         if request.afterwards is Afterwards.PAUSE:
             handles.xen.pause(domain.domid)
         guest.resume()
-    except XenError as error:
+    except (XenError, DomainError) as error:
         raise XenRefused(
             f"{request.image} is complete, but {domain} could not be made {request.afterwards.value}: {error}; "
             f"it is still there, see 'xl list'"

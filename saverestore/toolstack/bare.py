@@ -22,7 +22,7 @@ from saverestore.guest.x86.common import Handles
 from saverestore.guest.x86.layout import HVM_PARAM_TIMER_MODE
 from saverestore.interrupts import shield
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.domains import userdata_path
+from saverestore.toolstack.domains import Domain, config_of, devices_of, kind_of, userdata_path
 
 SLACK_KIB = 1024
 """More than its target that a domain may have, as libxl allows (LIBXL_MAXMEM_CONSTANT)."""
@@ -35,6 +35,40 @@ EMULATE_LAPIC = 1 << 0  # XEN_X86_EMU_LAPIC: all that a PVH domain has
 MSR_RELAXED = 1 << 0  # XEN_X86_MSR_RELAXED
 
 CONSOLE_BUFFER_BYTES = 1 << 20
+
+
+class Bare:
+    """See ports.Toolstack. `hint` follows what is said of devices that it cannot carry."""
+
+    name = "bare"
+
+    def __init__(self, handles: Handles, hint: str = "") -> None:
+        self._handles = handles
+        self._hint = hint
+
+    def config_of(self, domain: Domain) -> GuestConfig:
+        """libxl's record of it, with what has changed since; made up of what Xen knows where there is none."""
+        return config_of(self._handles, domain)
+
+    def cannot_carry(self, domain: Domain) -> list[str]:
+        """All devices besides the console."""
+        found = devices_of(self._handles.store, domain.domid)
+        return [*found[:-1], found[-1] + self._hint] if found else []
+
+    def device_model_of(self, domain: Domain) -> None:
+        """None: domains that have one are refused."""
+        if kind_of(self._handles, domain.info) == "hvm":
+            raise DomainError(
+                f"{domain} is an HVM domain with a device model, which the bare toolstack cannot save{self._hint}; "
+                "nothing was done"
+            )
+
+    def destroy(self, domain: Domain) -> None:
+        """See `destroy` below."""
+        destroy(self._handles, domain.domid, domain.info.uuid)
+
+    def close(self) -> None:
+        """Nothing was opened."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _environment() -> Path:
     python = cache.ensure("venv", key, build) / "bin/python"
     with step("this checkout, compiled"):
         install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", "."]
-        _must([str(python), *install], log, PYSAVE_REQUIRE="xen,kernels")
+        _must([str(python), *install], log, PYSAVE_REQUIRE="xen,libxl,kernels")
     return python
 
 

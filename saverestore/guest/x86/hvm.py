@@ -1,8 +1,11 @@
-"""PVH domains (HVM in the stream): guest frames are pfns, so pages pass untouched."""
+"""PVH and HVM domains (both HVM in the stream): guest frames are pfns, so pages pass untouched."""
 
 from __future__ import annotations
 
 import errno
+import logging
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -25,8 +28,11 @@ from saverestore.guest.x86.common import CommonRestore, Handles, policy_records,
 from saverestore.guest.x86.grants import seed_grant_table
 from saverestore.guest.x86.pages import MappedBatch, MappedWindow, Populated, map_for_save
 from saverestore.guest.x86.suspend import Suspending
+from saverestore.interrupts import shield
 from saverestore.stream.layout import DomainType, PageType, has_data
 from saverestore.stream.records import HvmContext, HvmParams, Record
+
+LOG = logging.getLogger(__name__)
 
 SUPERPAGE_ORDER = 9
 SUPERPAGE_PFNS = 1 << SUPERPAGE_ORDER
@@ -53,15 +59,56 @@ def open_log_dirty(handles: Handles, domid: int, nr_pfns: int) -> LogDirty:
         raise LogDirtyUnavailable(f"Xen cannot log dirty pages of domain {domid}: {why}") from error
 
 
+class Emulator(Protocol):
+    """What is needed of a device model, which writes to the domain's memory behind the processors' backs."""
+
+    def log_dirty(self, *, on: bool) -> None:
+        """Have it tell the hypervisor which pages it writes, or no longer. DomainError when it does not."""
+
+
+class _LogDirtyWithEmulator:
+    """The hypervisor's log-dirty, with the device model told to mark what it writes. See LogDirty."""
+
+    def __init__(self, log: LogDirty, emulator: Emulator) -> None:
+        self._log = log
+        self._emulator: Emulator | None = emulator
+        self.take = log.take
+
+    def close(self) -> None:
+        """Both off. A device model that does not stop marking pages only costs the domain some speed."""
+        self._log.close()
+        emulator, self._emulator = self._emulator, None
+        if emulator is not None:
+            try:
+                emulator.log_dirty(on=False)
+            except DomainError as error:
+                LOG.warning("%s; it goes on marking pages", error)
+
+
+def log_dirty_with(emulator: Emulator, open_log: Callable[[], LogDirty]) -> LogDirty:
+    """Log-dirty of hypervisor and device model; off again, both, when either cannot be turned on."""
+    with shield():
+        log = open_log()
+        try:
+            emulator.log_dirty(on=True)
+        except BaseException:
+            log.close()
+            raise
+        return _LogDirtyWithEmulator(log, emulator)
+
+
 class HvmSave:
-    """Reads a running or suspended PVH domain. See SaveGuest."""
+    """Reads a running or suspended PVH or, with its `emulator`, HVM domain. See SaveGuest."""
 
     domain_type = DomainType.X86_HVM
 
-    def __init__(self, handles: Handles, info: DomainInfo, suspender: Suspending) -> None:
+    def __init__(
+        self, handles: Handles, info: DomainInfo, suspender: Suspending, emulator: Emulator | None = None
+    ) -> None:
         self._handles = handles
         self._domid = info.domid
         self._suspender = suspender
+        self._emulator = emulator
         version = handles.xen.version()
         self.xen_version = (version.major, version.minor)
         self.nr_pfns = xen_memory.nr_gpfns(handles.xen, info.domid)
@@ -112,8 +159,12 @@ class HvmSave:
             )
 
     def open_log_dirty(self) -> LogDirty:
-        """Nested paging has it."""
-        return open_log_dirty(self._handles, self._domid, self.nr_pfns)
+        """Nested paging has it; a device model marks what it writes."""
+
+        def open_log() -> LogDirty:
+            return open_log_dirty(self._handles, self._domid, self.nr_pfns)
+
+        return log_dirty_with(self._emulator, open_log) if self._emulator else open_log()
 
     def suspend(self) -> None:
         """See Suspender."""
@@ -137,7 +188,7 @@ class HvmSave:
 
 
 class HvmRestore(CommonRestore):
-    """Fills a fresh PVH domain. See RestoreGuest."""
+    """Fills a fresh PVH or HVM domain. See RestoreGuest."""
 
     def __init__(self, handles: Handles, info: DomainInfo) -> None:
         super().__init__(handles, info)

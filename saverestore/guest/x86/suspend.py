@@ -15,7 +15,9 @@ import time
 from typing import Protocol
 
 from pyxc import EventChannels, Xen, XenError, XenStore, cpu
+from pyxc.control import ShutdownReason
 from saverestore.errors import DomainError
+from saverestore.guest.x86.layout import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
 from saverestore.interrupts import shield
 
 LOG = logging.getLogger(__name__)
@@ -53,11 +55,19 @@ class Suspending(Protocol):
 class Suspender:
     """Suspends one domain and resumes it. Waits can be interrupted; `resume` then puts things right.
 
-    `asked`: somebody else has asked it to suspend and can no longer take that back.
+    `asked`: somebody else has asked it to suspend and can no longer take that back. `emulated`: it is an HVM domain
+    with a device model, whose guest may know nothing of Xen.
     """
 
     def __init__(
-        self, xen: Xen, store: XenStore, domid: int, *, timeout_s: float | None = None, asked: bool = False
+        self,
+        xen: Xen,
+        store: XenStore,
+        domid: int,
+        *,
+        timeout_s: float | None = None,
+        asked: bool = False,
+        emulated: bool = False,
     ) -> None:
         self._xen = xen
         self._store = store
@@ -66,6 +76,7 @@ class Suspender:
         self._ack_timeout_s = timeout_s or ACKNOWLEDGE_TIMEOUT_S
         self._suspend_timeout_s = timeout_s or SUSPEND_TIMEOUT_S
         self._asked = asked
+        self._emulated = emulated
 
     def suspend(self) -> None:
         """Return once the domain is shut down with reason "suspend".
@@ -76,7 +87,9 @@ class Suspender:
         token = f"pysave-suspend-{self._domid}"
         self._store.watch("@releaseDomain", token)
         try:
-            if port and port.strip().isdigit():
+            if self._emulated and not self._guest_listens():
+                self._suspend_unasked()
+            elif port and port.strip().isdigit():
                 self._suspend_by_event(int(port))
             else:
                 self._suspend_by_store()
@@ -103,7 +116,22 @@ class Suspender:
         if info.suspended:
             resume_suspended(self._xen, self._store, self._domid)
 
-    # ---- the two ways of asking ------------------------------------------------------------------
+    # ---- the two ways of asking, and one that does not ask ---------------------------------------
+
+    def _guest_listens(self) -> bool:
+        """Whether an HVM guest has PV drivers, and is awake (xen-notes: libxl_dom_suspend.c does the same)."""
+        has_drivers = cpu.hvm_param(self._xen, self._domid, HVM_PARAM_CALLBACK_IRQ) != 0
+        return has_drivers and cpu.hvm_param(self._xen, self._domid, HVM_PARAM_ACPI_S_STATE) == 0
+
+    def _suspend_unasked(self) -> None:
+        """Stop a guest that has no PV drivers: it notices as little of it as of any pause."""
+        with shield():
+            self._xen.shutdown(self._domid, ShutdownReason.SUSPEND)
+            self._asked = True
+        if not self._wait_for_shutdown(self._suspend_timeout_s):
+            raise DomainError(
+                f"domain {self._domid} did not stop within {self._suspend_timeout_s:.0f} s; {self._if_late()}"
+            )
 
     def _suspend_by_event(self, remote_port: int) -> None:
         with EventChannels() as events:

@@ -20,6 +20,7 @@ from saverestore.cli import helper
 from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import LogDirty
+from saverestore.guest.x86.hvm import log_dirty_with
 from saverestore.helper import restoring, saving
 from saverestore.helper.arguments import RestoreArguments, SaveArguments, SaveFlag
 from saverestore.helper.messages import Level, MessageType
@@ -40,7 +41,7 @@ class AskingSave(MemorySave):
     def open_log_dirty(self) -> LogDirty:
         if self.domain_type == DomainType.X86_PV:
             return super().open_log_dirty()
-        return saving.open_with_qemu(self._channel, DOMID, super().open_log_dirty)
+        return log_dirty_with(saving.LibxlEmulator(self._channel, DOMID), super().open_log_dirty)
 
     def suspend(self) -> None:
         self._suspender.suspend()

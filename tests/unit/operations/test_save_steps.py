@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
+from fake_toolstack import FakeToolstack
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
@@ -23,14 +24,18 @@ def handles():
 
 
 @pytest.fixture
-def guest(monkeypatch) -> MemorySave:
+def toolstack() -> FakeToolstack:
+    return FakeToolstack()
+
+
+@pytest.fixture
+def guest(monkeypatch, toolstack) -> MemorySave:
     found = MemorySave(MemoryDomain.pvh(64))
     domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid="none"))
     monkeypatch.setattr(save, "open_handles", handles)
     for name in ("find", "check_can_be_saved"):
         monkeypatch.setattr(save.domains, name, lambda *_: domain)
-    monkeypatch.setattr(save.domains, "devices_of", lambda *_: [])
-    monkeypatch.setattr(save.domains, "config_of", lambda *_: SimpleNamespace(to_json=lambda: b"{}"))
+    monkeypatch.setattr(save.choice, "for_saving", lambda *_: toolstack)
     monkeypatch.setattr(save, "_guest_of", lambda *_: found)
     monkeypatch.setattr(save, "locked", lambda _: nullcontext())
     return found
@@ -49,7 +54,6 @@ def test_a_domain_that_is_to_go_on_does_not_wait_for_the_disk(tmp_path, monkeypa
 @pytest.mark.parametrize("afterwards", [Afterwards.DESTROY, Afterwards.PAUSE])
 def test_a_domain_that_is_not_to_go_on_waits_for_the_disk(tmp_path, monkeypatch, guest, afterwards):
     suspended_at_sync = []
-    monkeypatch.setattr(save.bare, "destroy", lambda *_: None)
     monkeypatch.setattr(save.NewFile, "sync", lambda _: suspended_at_sync.append(guest.domain.suspended))
     save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards), Silence())
     assert suspended_at_sync == [True]
@@ -68,8 +72,17 @@ def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, m
         assert not guest.domain.suspended
 
 
-def test_devices_are_refused_and_with_force_only_destroying_is(tmp_path, monkeypatch, guest):
-    monkeypatch.setattr(save.domains, "devices_of", lambda *_: ["vbd 51712"])
+def test_the_toolstack_is_closed_whatever_happens(tmp_path, monkeypatch, guest, toolstack):
+    save.save_domain(SaveRequest("web1", str(tmp_path / "a.img")), Silence())
+    assert (toolstack.destroyed, toolstack.closed) == (1, 1)
+    toolstack.devices = ["vbd 51712"]
+    with pytest.raises(DomainError):
+        save.save_domain(SaveRequest("web1", str(tmp_path / "b.img")), Silence())
+    assert (toolstack.destroyed, toolstack.closed) == (1, 2)
+
+
+def test_devices_are_refused_and_with_force_only_destroying_is(tmp_path, guest, toolstack):
+    toolstack.devices = ["vbd 51712"]
     for forced, afterwards in [(False, Afterwards.RUN), (True, Afterwards.DESTROY)]:
         request = SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards, force=forced)
         with pytest.raises(DomainError, match=r"vbd 51712.*nothing was done"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_toolstack import FakeToolstack
 
 try:
     import pyxc  # noqa: F401
@@ -21,7 +22,7 @@ from saverestore.errors import Interrupted
 from saverestore.guest.memory import MemorySave
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.interrupts import handled
-from saverestore.operations import restore, save
+from saverestore.operations import restore, restore_bare, save
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.transport import FdSink
 
@@ -56,23 +57,28 @@ def test_a_signal_while_the_domain_is_being_created_destroys_it(tmp_path: Path, 
     monkeypatch.setattr(restore, "open_handles", no_handles)
     monkeypatch.setattr(restore.domains, "check_free", lambda *_: None)
     monkeypatch.setattr(restore.bare, "check_memory", lambda *_: None)
-    monkeypatch.setattr(restore.bare, "check_host", lambda *_: None)
-    monkeypatch.setattr(restore.bare, "create", create)
-    monkeypatch.setattr(restore.bare, "destroy", lambda handles, domid, uuid: alive.discard(domid))
+    monkeypatch.setattr(restore.choice, "for_restoring", lambda *_: (None, ""))
+    monkeypatch.setattr(restore_bare.bare, "check_host", lambda *_: None)
+    monkeypatch.setattr(restore_bare.bare, "create", create)
+    monkeypatch.setattr(restore_bare.bare, "destroy", lambda handles, domid, uuid: alive.discard(domid))
     with pytest.raises(Interrupted), handled():
         restore.restore_domain(restore.RestoreRequest(str(path)), Silence())
     assert alive == set()
 
 
 @pytest.fixture
-def guest(monkeypatch) -> MemorySave:
+def toolstack() -> FakeToolstack:
+    return FakeToolstack()
+
+
+@pytest.fixture
+def guest(monkeypatch, toolstack) -> MemorySave:
     found = MemorySave(MemoryDomain.pvh(64))
     domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid=CONFIG["c_info"]["uuid"]))
     monkeypatch.setattr(save, "open_handles", no_handles)
     for name in ("find", "check_can_be_saved"):
         monkeypatch.setattr(save.domains, name, lambda *_: domain)
-    monkeypatch.setattr(save.domains, "config_of", lambda *_: SimpleNamespace(to_json=lambda: b"{}"))
-    monkeypatch.setattr(save, "_check_devices", lambda *_: None)
+    monkeypatch.setattr(save.choice, "for_saving", lambda *_: toolstack)
     monkeypatch.setattr(save, "_guest_of", lambda *_: found)
     monkeypatch.setattr(save, "locked", lambda _: nullcontext())
     return found
@@ -86,9 +92,9 @@ def test_a_signal_between_writing_the_image_and_committing_it_resumes_the_guest(
     assert not guest.domain.suspended
 
 
-def test_a_signal_while_the_image_is_committed_keeps_the_guest_or_the_image(tmp_path, monkeypatch, guest):
-    destroyed = []
-    monkeypatch.setattr(save.bare, "destroy", lambda *_: destroyed.append(True))
+def test_a_signal_while_the_image_is_committed_keeps_the_guest_or_the_image(
+    tmp_path, monkeypatch, guest, toolstack
+):
     fsync = os.fsync
 
     def interrupted(fd: int) -> None:
@@ -100,22 +106,18 @@ def test_a_signal_while_the_image_is_committed_keeps_the_guest_or_the_image(tmp_
         save.save_domain(save.SaveRequest("web1", str(tmp_path / "out.img")), Silence())
     assert list(tmp_path.iterdir()) == []
     assert not guest.domain.suspended
-    assert not destroyed
+    assert not toolstack.destroyed
 
 
-def test_a_save_that_nothing_interrupts_leaves_the_image_and_destroys_the_domain(
-    tmp_path, monkeypatch, guest
-):
-    destroyed = []
-    monkeypatch.setattr(save.bare, "destroy", lambda *_: destroyed.append(True))
+def test_a_save_that_nothing_interrupts_leaves_the_image_and_destroys_the_domain(tmp_path, guest, toolstack):
     save.save_domain(save.SaveRequest("web1", str(tmp_path / "out.img")), Silence())
     assert [path.name for path in tmp_path.iterdir()] == ["out.img"]
-    assert destroyed == [True]
+    assert toolstack.destroyed == 1
     assert guest.moments.calls[-1] == "close"
 
 
-def test_a_signal_once_the_image_is_safe_does_not_make_a_failure_of_the_save(tmp_path, monkeypatch, guest):
-    monkeypatch.setattr(save.bare, "destroy", lambda *_: interrupt())
+def test_a_signal_once_the_image_is_safe_does_not_make_a_failure_of_the_save(tmp_path, guest, toolstack):
+    toolstack.on_destroy = interrupt
     with handled():
         report = save.save_domain(save.SaveRequest("web1", str(tmp_path / "out.img")), Silence())
     assert report.pages_sent == 64

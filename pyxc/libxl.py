@@ -1,0 +1,145 @@
+"""libxl (libxenlight), as far as whole domains need it: their configuration, restore with devices, destruction.
+
+Needs the compiled module `pyxc._libxl`; `import pyxc.libxl` raises ImportError, and says what to install, where
+that was not built. Configurations are libxl's JSON, as images carry it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from pyxc import _log
+from pyxc._handle import Handle
+from pyxc.errors import XenError
+
+try:
+    from pyxc._libxl import ffi, lib
+except ImportError as error:
+    raise ImportError(
+        f"pyxc has no binding for the libxl of this host [{error}]: install libxen-dev, then this package again"
+    ) from error
+
+LIBXL = logging.getLogger("pyxc.libxl")
+
+MAX_ERRORS_TOLD = 4
+TICK_S = 0.2
+INVALID_DOMID = 0xFFFF_FFFF
+
+
+class LibxlError(XenError):
+    """A call into libxl failed; `rc` is libxl's own code, `said` the errors that it logged meanwhile."""
+
+    def __init__(self, call: str, rc: int, domid: int | None, said: list[str]) -> None:
+        self.rc = rc
+        self.said = said
+        super().__init__(call, 0, domid=domid)
+
+    def __str__(self) -> str:
+        where = "" if self.domid is None else f"domid={self.domid}"
+        name = _log.text_of(lib.libxl_error_to_string(self.rc)) if self.rc else "no result"
+        return ": ".join([f"{self.call}({where})", name, *(["; ".join(self.said)] if self.said else [])])
+
+
+_errors: list[str] = []
+"""What libxl has logged as errors during the call under way."""
+
+
+@ffi.def_extern()
+def pyxc_log_message(level: int, errnoval: int, context: ffi.CData, text: ffi.CData) -> None:
+    """Called by libxl, on whatever thread runs its event loop. Must not raise."""
+    who, what = _log.text_of(context), _log.text_of(text)
+    if level >= _log.Level.ERROR and len(_errors) < MAX_ERRORS_TOLD and what not in _errors:
+        _errors.append(what)
+    _log.log(LIBXL, level, errnoval, who, what)
+
+
+class Libxl(Handle):
+    """A libxl context. One at a time in a process: what libxl logs is told to the call under way.
+
+    Raises LibxlError when opened on a host that has no Xen, or where xenstored does not run.
+    """
+
+    def __init__(self) -> None:
+        _errors.clear()
+        pointer = lib.pyxc_libxl_open()
+        if pointer == ffi.NULL:
+            raise LibxlError("libxl_ctx_alloc", 0, None, list(_errors))
+        super().__init__(pointer)
+
+    def _close(self, pointer: ffi.CData) -> None:
+        lib.libxl_ctx_free(pointer)
+
+    def _check(self, rc: int, call: str, domid: int | None) -> None:
+        if rc:
+            raise LibxlError(call, rc, domid, list(_errors))
+
+    def domain_config(self, domid: int) -> str:
+        """The domain's configuration as `xl save` would put it into an image, JSON.
+
+        As it was created, with what changed since: name, memory, vCPUs, devices plugged and unplugged. The domid
+        is left out.
+        """
+        _errors.clear()
+        rc = ffi.new("int *")
+        text = lib.pyxc_libxl_domain_config(self.ptr, domid, rc)
+        self._check(rc[0], "libxl_retrieve_domain_configuration", domid)
+        try:
+            return _log.text_of(text)
+        finally:
+            lib.free(text)
+
+    def destroy(self, domid: int) -> None:
+        """Destroy a domain with its device model and its devices, hotplug scripts included. Waits for them."""
+        _errors.clear()
+        self._check(lib.pyxc_libxl_destroy(self.ptr, domid), "libxl_domain_destroy", domid)
+
+    def unpause(self, domid: int) -> None:
+        """Let a restored domain, and its device model, run."""
+        _errors.clear()
+        self._check(lib.pyxc_libxl_unpause(self.ptr, domid), "libxl_domain_unpause", domid)
+
+    def restore(self, config_json: str, fd: int, tick: Callable[[], None]) -> int:
+        """Create a domain with its devices, and fill it from `fd`: its domid. It is paused.
+
+        `fd` stands at libxl's stream header. libxl runs the save helper that $LIBXL_SAVE_HELPER names, and calls
+        for hotplug scripts and device models. `tick` is called a few times a second meanwhile. An exception that
+        comes while this waits (a signal, or of `tick`) aborts the restore. On any error there is no domain.
+        """
+        _errors.clear()
+        rc = ffi.new("int *")
+        restore = lib.pyxc_restore_new(self.ptr, config_json.encode(), rc)
+        self._check(rc[0], "libxl_domain_config_from_json", None)
+        try:
+            self._check(lib.pyxc_restore_start(self.ptr, restore, fd), "libxl_domain_create_restore", None)
+            self._wait_for(restore, tick)
+            return int(restore.domid)
+        finally:
+            lib.pyxc_restore_free(restore)
+
+    def _wait_for(self, restore: ffi.CData, tick: Callable[[], None]) -> None:
+        """Until it is over: on a thread of its own, so that signals reach the main thread at once."""
+        result: list[int] = []
+
+        def wait() -> None:
+            result.append(lib.pyxc_restore_wait(self.ptr, restore))
+
+        thread = threading.Thread(target=wait, name="libxl")
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(TICK_S)
+                tick()
+        except BaseException:
+            # "Not found" is fine: it is over already.
+            lib.pyxc_restore_abort(self.ptr, restore)
+            thread.join()
+            # libxl destroys what it could not restore, but need not when it was told to stop, or was done.
+            if restore.domid != INVALID_DOMID and result[0] in (0, lib.ERROR_ABORTED):
+                with suppress(LibxlError):
+                    self.destroy(restore.domid)
+            raise
+        domid = None if restore.domid == INVALID_DOMID else restore.domid
+        self._check(result[0], "libxl_domain_create_restore", domid)

@@ -1,0 +1,128 @@
+/*
+ * libxl, for pyxc._libxl. Like the other shims: fill one structure, make one call, report its own code.
+ * Configurations cross as JSON, so that no Python knows the layout of libxl's structures.
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <libxl.h>
+#include <libxl_event.h>
+#include <libxl_utils.h>
+#include <xentoollog.h>
+
+#include "log.h"
+
+static libxl_ctx *pyxc_libxl_open(void)
+{
+    libxl_ctx *ctx = NULL;
+
+    return libxl_ctx_alloc(&ctx, LIBXL_VERSION, 0, pyxc_logger()) ? NULL : ctx;
+}
+
+/* What `xl save` would put into an image; to be freed. No domid: the restored domain takes a free one. */
+static char *pyxc_libxl_domain_config(libxl_ctx *ctx, uint32_t domid, int *rc)
+{
+    libxl_domain_config config;
+    char *json = NULL;
+
+    libxl_domain_config_init(&config);
+    *rc = libxl_retrieve_domain_configuration(ctx, domid, &config, NULL);
+    if ( !*rc )
+    {
+        config.c_info.domid = 0;
+        json = libxl_domain_config_to_json(ctx, &config);
+        if ( !json )
+            *rc = ERROR_FAIL;
+    }
+    libxl_domain_config_dispose(&config);
+    return json;
+}
+
+/* One libxl_domain_create_restore, which goes on while others look after signals. */
+struct pyxc_restore {
+    uint32_t domid;
+    int rc;
+    libxl_domain_config config;
+    libxl_domain_restore_params params;
+    libxl_asyncop_how how;
+};
+
+static struct pyxc_restore *pyxc_restore_new(libxl_ctx *ctx, const char *config_json, int *rc)
+{
+    struct pyxc_restore *restore = calloc(1, sizeof(*restore));
+
+    if ( !restore )
+    {
+        *rc = ERROR_NOMEM;
+        return NULL;
+    }
+    libxl_domain_config_init(&restore->config);
+    libxl_domain_restore_params_init(&restore->params);
+    *rc = libxl_domain_config_from_json(ctx, &restore->config, config_json);
+    if ( *rc )
+    {
+        libxl_domain_restore_params_dispose(&restore->params);
+        libxl_domain_config_dispose(&restore->config);
+        free(restore);
+        return NULL;
+    }
+    restore->params.checkpointed_stream = LIBXL_CHECKPOINTED_STREAM_NONE;
+    restore->params.stream_version = 2;
+    libxl_defbool_set(&restore->params.userspace_colo_proxy, false);
+    restore->domid = INVALID_DOMID;
+    if ( !libxl_domid_valid_guest(restore->config.c_info.domid) )
+        restore->config.c_info.domid = INVALID_DOMID;
+    restore->how.u.for_event = (uintptr_t)restore;
+    return restore;
+}
+
+static int pyxc_restore_start(libxl_ctx *ctx, struct pyxc_restore *restore, int fd)
+{
+    return libxl_domain_create_restore(ctx, &restore->config, &restore->domid, fd, -1, &restore->params,
+                                       &restore->how, NULL);
+}
+
+/* Runs libxl's event loop until the restore is over. */
+static int pyxc_restore_wait(libxl_ctx *ctx, struct pyxc_restore *restore)
+{
+    bool over = false;
+
+    while ( !over )
+    {
+        libxl_event *event;
+        int rc = libxl_event_wait(ctx, &event, LIBXL_EVENTMASK_ALL, NULL, NULL);
+
+        if ( rc )
+            return rc;
+        over = event->type == LIBXL_EVENT_TYPE_OPERATION_COMPLETE &&
+               event->for_user == restore->how.u.for_event;
+        if ( over )
+            restore->rc = event->u.operation_complete.rc;
+        libxl_event_free(ctx, event);
+    }
+    return restore->rc;
+}
+
+static int pyxc_restore_abort(libxl_ctx *ctx, struct pyxc_restore *restore)
+{
+    return libxl_ao_abort(ctx, &restore->how);
+}
+
+static void pyxc_restore_free(struct pyxc_restore *restore)
+{
+    libxl_domain_restore_params_dispose(&restore->params);
+    libxl_domain_config_dispose(&restore->config);
+    free(restore);
+}
+
+static int pyxc_libxl_destroy(libxl_ctx *ctx, uint32_t domid)
+{
+    return libxl_domain_destroy(ctx, domid, NULL);
+}
+
+static int pyxc_libxl_unpause(libxl_ctx *ctx, uint32_t domid)
+{
+    return libxl_domain_unpause(ctx, domid, NULL);
+}

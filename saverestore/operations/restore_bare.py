@@ -1,0 +1,125 @@
+"""Restoring by the bare toolstack: this process creates the domain, fills it and connects it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from saverestore import interrupts
+from saverestore.engine import restore as engine
+from saverestore.engine.progress import Progress, RestoreReport
+from saverestore.errors import DomainError, ImageError
+from saverestore.guest.ports import RestoreGuest
+from saverestore.guest.x86.common import Handles
+from saverestore.guest.x86.hvm import HvmRestore, last_pfn
+from saverestore.guest.x86.pv import PvRestore, pfn_limit
+from saverestore.interrupts import shield
+from saverestore.stream.layout import DomainType
+from saverestore.stream.libxl import LibxlReader, LibxlRecordType
+from saverestore.stream.reader import LibxcReader
+from saverestore.toolstack import bare
+from saverestore.toolstack.bare import FreshDomain
+from saverestore.toolstack.config import GuestConfig
+from saverestore.transport.base import ByteSource
+
+
+def restore(
+    handles: Handles, source: ByteSource, guest_config: GuestConfig, progress: Progress, *, paused: bool
+) -> tuple[int, RestoreReport]:
+    """Create a domain from what follows in `source`, libxl's stream: its domid. On any error there is none."""
+    # The image first: what is wrong with it can be told before anything is done.
+    stream = LibxlReader(source)
+    _expect(stream, source, LibxlRecordType.LIBXC_CONTEXT)
+    reader = LibxcReader(source)
+    _check_kind(guest_config, reader)
+    bare.check_host(handles)
+    progress.phase(f"creating {guest_config.name}")
+    with _FreshDomain(handles, guest_config) as fresh:
+        report = _fill(handles, fresh.create(), guest_config, reader, source, progress)
+        _expect(stream, source, LibxlRecordType.END)
+        with shield():
+            if not paused:
+                handles.xen.unpause(fresh.domid)
+            fresh.keep()
+            interrupts.too_late()
+    return fresh.domid, report
+
+
+class _FreshDomain:
+    """A domain being made: destroyed at the end of the block unless `keep` was called."""
+
+    def __init__(self, handles: Handles, guest_config: GuestConfig) -> None:
+        self._handles = handles
+        self._config = guest_config
+        self._kept = False
+        self.domid = -1
+
+    def create(self) -> FreshDomain:
+        """Create it."""
+        with shield():  # it must not come into being without this object knowing of it
+            fresh = bare.create(self._handles, self._config)
+            self.domid = fresh.domid
+        return fresh
+
+    def keep(self) -> None:
+        """The domain is whole: leave it."""
+        self._kept = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._kept or self.domid < 0:
+            return
+        with shield():
+            bare.destroy(self._handles, self.domid, self._config.uuid)
+        if error is not None:
+            error.add_note("no domain was left behind")
+
+
+def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:
+    """The configuration and the stream must speak of the same kind of domain, one that we can restore."""
+    if guest_config.kind == "hvm":
+        raise DomainError(
+            f"{guest_config.name} is an HVM domain with a device model, which the bare toolstack cannot restore; "
+            "nothing was done"
+        )
+    wanted = DomainType.X86_PV if guest_config.kind == "pv" else DomainType.X86_HVM
+    if reader.domain.type != wanted:
+        raise ImageError(
+            f"the configuration says {guest_config.kind}, the stream holds an {reader.domain.type.name} domain"
+        )
+
+
+def _fill(
+    handles: Handles,
+    fresh: FreshDomain,
+    guest_config: GuestConfig,
+    reader: LibxcReader,
+    source: ByteSource,
+    progress: Progress,
+) -> RestoreReport:
+    info = handles.xen.domain(fresh.domid)
+    guest: RestoreGuest
+    if reader.domain.type == DomainType.X86_PV:
+        guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4))
+    else:
+        guest = HvmRestore(handles, info)
+        reader.max_pfn = last_pfn(guest_config.max_kib // 4)
+    try:
+        pages, report = engine.restore(reader, source, guest, fresh.channels, progress)
+    finally:
+        guest.close()
+    bare.introduce(handles, fresh, guest_config, pages)
+    return report
+
+
+def _expect(stream: LibxlReader, source: ByteSource, wanted: LibxlRecordType) -> None:
+    record = stream.next()
+    if record.type != wanted:
+        raise ImageError(
+            f"{source.name}: a libxl record {record.type.name} where {wanted.name} belongs",
+            offset=record.offset,
+        )

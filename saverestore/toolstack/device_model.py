@@ -1,0 +1,228 @@
+"""The device model of an HVM domain: QEMU, spoken to over its QMP socket (qemu docs/interop/qmp-spec, xen.json).
+
+    running ──stop()──▶ stopped, its state taken ──go_on()──▶ running
+
+Its state is what a fresh QEMU is started from: registers of emulated devices, no guest memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any, Self
+
+from pyxc import XenStore
+from saverestore.errors import DomainError
+from saverestore.guest.x86.suspend import Suspending
+from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, EmulatorId, EmulatorState, LibxlRecordType
+
+RUN_DIR = Path("/run/xen")
+TIMEOUT_S = 30.0
+"""How long an answer may take. libxl, which may be talking to the same QEMU, waits 10 s for its own."""
+
+LONGEST_ANSWER = 1 << 20
+PHYSMAP_KEYS = ("start_addr", "size", "name")
+
+
+class QmpError(DomainError):
+    """QEMU does not answer, or answered that it could not."""
+
+
+class Qmp:
+    """One conversation with QEMU. It serves one at a time; the next waits until this is closed."""
+
+    def __init__(self, path: Path, domid: int, timeout_s: float = TIMEOUT_S) -> None:
+        self._domid = domid
+        self._text = b""
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.connect(str(path))
+            self._receive()  # the greeting
+            self.command("qmp_capabilities")
+        except OSError as error:
+            self.close()
+            raise QmpError(
+                f"the device model of domain {domid} cannot be reached at {path}: {error}; its log is "
+                f"/var/log/xen/qemu-dm-*.log"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def command(self, name: str, *, pass_fd: int | None = None, **arguments: Any) -> Any:
+        """Carry out a command: what it returns. QmpError when QEMU says no, or nothing in time."""
+        message = {"execute": name} | ({"arguments": arguments} if arguments else {})
+        try:
+            data = json.dumps(message).encode() + b"\r\n"
+            if pass_fd is None:
+                self._socket.sendall(data)
+            else:
+                socket.send_fds(self._socket, [data], [pass_fd])
+            while True:
+                answer = self._receive()
+                if "error" in answer:
+                    reason = answer["error"].get("desc", answer["error"])
+                    raise QmpError(f"the device model of domain {self._domid} could not {name}: {reason}")
+                if "return" in answer:
+                    return answer["return"]
+                # Anything else is an event.
+        except TimeoutError as error:
+            raise QmpError(
+                f"the device model of domain {self._domid} did not answer {name!r} within "
+                f"{self._socket.gettimeout():.0f} s"
+            ) from error
+        except OSError as error:
+            raise QmpError(f"the device model of domain {self._domid}: {name}: {error}") from error
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\n" not in self._text:
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise QmpError(f"the device model of domain {self._domid} is gone")
+            self._text += data
+            if len(self._text) > LONGEST_ANSWER:
+                raise QmpError(f"the device model of domain {self._domid} talks too much")
+        line, self._text = self._text.split(b"\n", 1)
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            raise QmpError(f"the device model of domain {self._domid} answers no JSON: {error}") from error
+        if not isinstance(answer, dict):
+            raise QmpError(f"the device model of domain {self._domid} answers {answer!r}")
+        return answer
+
+    def close(self) -> None:
+        """End it. Twice is fine."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class DeviceModel:
+    """The QEMU of one HVM domain, run by libxl in domain 0.
+
+    A conversation is opened for each step, as libxl must be able to hold its own meanwhile.
+    """
+
+    def __init__(self, store: XenStore, domid: int) -> None:
+        self._store = store
+        self._domid = domid
+        self._state: bytes | None = None
+
+    def _qmp(self) -> Qmp:
+        return Qmp(RUN_DIR / f"qmp-libxl-{self._domid}", self._domid)
+
+    def check(self) -> None:
+        """DomainError unless it is one that can be saved, and answers."""
+        version = self._store.read(f"/libxl/{self._domid}/dm-version")
+        if version != "qemu_xen":
+            raise DomainError(
+                f"domain {self._domid} has a device model of kind {version or 'unknown'}; "
+                "only qemu-xen can be saved"
+            )
+        if self._store.read(f"/local/domain/{self._domid}/image/device-model-domid") not in (None, "0"):
+            raise DomainError(
+                f"the device model of domain {self._domid} runs in a stub domain, which cannot be saved yet; "
+                "'xl save' may"
+            )
+        with self._qmp() as qmp:
+            qmp.command("query-status")
+
+    def log_dirty(self, *, on: bool) -> None:
+        """Have it tell the hypervisor which pages of the domain it writes, or no longer."""
+        with self._qmp() as qmp:
+            qmp.command("xen-set-global-dirty-log", enable=on)
+
+    def stop(self) -> None:
+        """Stop it and take its state. It writes none of the domain's memory from now on.
+
+        On failure it may be stopped: `go_on` is right then, too.
+        """
+        self._state = b""
+        memory = os.memfd_create("device-model")
+        try:
+            with self._qmp() as qmp:
+                qmp.command("stop")
+                # QEMU matches a descriptor by how it was opened, and writes only; a memfd is opened for both.
+                write_only = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY)
+                try:
+                    given = qmp.command("add-fd", pass_fd=write_only)
+                finally:
+                    os.close(write_only)
+                fdset = int(given["fdset-id"])
+                try:
+                    qmp.command("xen-save-devices-state", filename=f"/dev/fdset/{fdset}", live=False)
+                finally:
+                    qmp.command("remove-fd", **{"fdset-id": fdset})
+            size = os.fstat(memory).st_size
+            if not 0 < size <= BODY_MAX[LibxlRecordType.EMULATOR_CONTEXT] - EMULATOR_HEADER.size:
+                raise QmpError(f"the device model of domain {self._domid} gave {size} bytes of state")
+            self._state = os.pread(memory, size, 0)
+        finally:
+            os.close(memory)
+
+    def go_on(self) -> None:
+        """Let it run again after `stop`; nothing when it was not stopped by this."""
+        if self._state is None:
+            return
+        with self._qmp() as qmp:
+            qmp.command("cont")
+        self._state = None
+
+    def recover(self) -> bool:
+        """After a save that was killed: log-dirty off, and let it run. Whether it had stopped."""
+        with self._qmp() as qmp:
+            qmp.command("xen-set-global-dirty-log", enable=False)
+            stopped = not qmp.command("query-status")["running"]
+            if stopped:
+                qmp.command("cont")
+        return stopped
+
+    def records(self) -> list[tuple[LibxlRecordType, bytes]]:
+        """What the libxl stream carries of a stopped one, in order."""
+        if not self._state:
+            raise ValueError("the device model has not been stopped")
+        found = []
+        if physmap := self._physmap():
+            body = EmulatorState(EmulatorId.QEMU_UPSTREAM, 0, physmap).pack()
+            found.append((LibxlRecordType.EMULATOR_XENSTORE_DATA, body))
+        body = EmulatorState(EmulatorId.QEMU_UPSTREAM, 0, self._state).pack()
+        found.append((LibxlRecordType.EMULATOR_CONTEXT, body))
+        return found
+
+    def _physmap(self) -> bytes:
+        """Where it has put video memory, as older QEMUs note in xenstore: "key NUL value NUL …"."""
+        root = f"/local/domain/0/device-model/{self._domid}"
+        text = ""
+        for entry in self._store.list(f"{root}/physmap"):
+            for name in PHYSMAP_KEYS:
+                key = f"physmap/{entry}/{name}"
+                text += f"{key}\0{self._store.read(f'{root}/{key}') or ''}\0"
+        return text.encode()
+
+
+class SuspenderWithDeviceModel:
+    """Suspends a guest and then its device model; resumes in the same order as libxl does. See Suspending."""
+
+    def __init__(self, guest: Suspending, device_model: DeviceModel) -> None:
+        self._guest = guest
+        self._device_model = device_model
+
+    def suspend(self) -> None:
+        """Return once both stand still."""
+        self._guest.suspend()
+        self._device_model.stop()
+
+    def resume(self) -> None:
+        """Both go on. A device model that does not answer keeps nobody from resuming the guest."""
+        try:
+            self._device_model.go_on()
+        finally:
+            self._guest.resume()

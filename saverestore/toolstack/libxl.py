@@ -1,0 +1,147 @@
+"""libxl as toolstack: domains with disks, network cards, device models and whatever else `xl create` gave them.
+
+Saving, libxl is asked for the configuration, and to destroy the domain with its devices; memory, processors and
+the device model's state are read here, by the same engine that the bare toolstack has. Restoring, libxl is the
+one that creates: it runs our save helper, which fills the domain from the stream, and brings up its devices.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyxc.libxl import Libxl
+from saverestore.errors import DomainError, ImageError, XenRefused
+from saverestore.guest.x86.common import Handles, XenError
+from saverestore.interrupts import shield
+from saverestore.toolstack import config
+from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.device_model import DeviceModel
+from saverestore.toolstack.domains import Domain, kind_of, userdata_path
+from saverestore.toolstack.helper_report import (
+    IMAGE_VARIABLE,
+    OFFSET_VARIABLE,
+    REPORT_VARIABLE,
+    HelperReport,
+)
+from saverestore.transport.fd import FdSource
+
+HELPER = "pyxc-save-helper"
+HELPER_VARIABLE = "LIBXL_SAVE_HELPER"
+
+
+class LibxlToolstack:
+    """See ports.Toolstack."""
+
+    name = "libxl"
+
+    def __init__(self, handles: Handles) -> None:
+        self._handles = handles
+        self._libxl = Libxl()
+
+    def close(self) -> None:
+        """Give libxl's context back."""
+        self._libxl.close()
+
+    # ---- saving ------------------------------------------------------------------------------------
+
+    def config_of(self, domain: Domain) -> GuestConfig:
+        """What `xl save` would write."""
+        try:
+            return config.parse(self._libxl.domain_config(domain.domid).encode())
+        except XenError as error:
+            userdata = userdata_path(domain.domid, domain.info.uuid)
+            raise DomainError(
+                f"{domain}: libxl cannot tell its configuration, which it keeps in {userdata}: {error}; "
+                "nothing was done"
+            ) from error
+        except ImageError as error:
+            raise DomainError(f"{domain}: {error}; nothing was done") from error
+
+    def cannot_carry(self, domain: Domain) -> list[str]:
+        """None: libxl brings all devices back that it can save at all."""
+        return []
+
+    def device_model_of(self, domain: Domain) -> DeviceModel | None:
+        """QEMU, of an HVM domain."""
+        if kind_of(self._handles, domain.info) != "hvm":
+            return None
+        found = DeviceModel(self._handles.store, domain.domid)
+        found.check()
+        return found
+
+    def destroy(self, domain: Domain) -> None:
+        """As `xl destroy` does: device model, devices and their hotplug scripts, too."""
+        with shield():
+            self._libxl.destroy(domain.domid)
+
+    # ---- restoring ---------------------------------------------------------------------------------
+
+    def restore(
+        self, guest_config: GuestConfig, source: FdSource, tick: Callable[[], None]
+    ) -> tuple[int, HelperReport]:
+        """Create the domain and fill it from `source`, which stands at libxl's header: its domid, and what was read.
+
+        It is complete and paused. `tick` is called a few times a second meanwhile. On any error there is no domain:
+        an error of the helper's is raised as it would have been here, with its exit code; any other as XenRefused.
+        """
+        with HelperReport.awaited() as awaited, _our_helper(awaited.path, source):
+            try:
+                domid = self._libxl.restore(guest_config.to_json().decode(), source.fileno(), tick)
+            except XenError as error:
+                if (told := awaited.error()) is not None:
+                    raise told from error
+                raise XenRefused(
+                    f"libxl could not restore {guest_config.name}: {error}; its log may say more: "
+                    f"/var/log/xen/xl-{guest_config.name}.log, /var/log/xen/xen-hotplug.log"
+                ) from error
+            return domid, awaited.report()
+
+    def unpause(self, domid: int) -> None:
+        """Let a restored domain run."""
+        self._libxl.unpause(domid)
+
+    def destroy_restored(self, domid: int) -> None:
+        """Destroy one that is not to be kept after all."""
+        with shield():
+            self._libxl.destroy(domid)
+
+
+@contextmanager
+def _our_helper(report: str, source: FdSource) -> Iterator[None]:
+    """Inside this block, libxl runs our helper, which leaves its report there."""
+    ours = {
+        HELPER_VARIABLE: str(helper_path()),
+        REPORT_VARIABLE: report,
+        IMAGE_VARIABLE: source.name,
+        OFFSET_VARIABLE: str(source.offset),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def helper_path() -> Path:
+    """Our save helper: beside the command that runs, where this Python has its scripts, or on the PATH."""
+    beside = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else None
+    for folder in (beside, Path(sysconfig.get_path("scripts"))):
+        if folder is not None and os.access(folder / HELPER, os.X_OK):
+            return folder / HELPER
+    found = shutil.which(HELPER)
+    if found is None:
+        raise XenRefused(
+            f"{HELPER}, which libxl is to run, is not on the PATH: is this package installed as a whole?"
+        )
+    return Path(found)

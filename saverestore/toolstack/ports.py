@@ -1,0 +1,36 @@
+"""What an operation needs of a toolstack: who knows a domain's devices, and takes them away with it.
+
+Two there are: `bare`, libxenctrl and xenstore alone, for domains without devices; and `libxl`, for whatever
+`xl create` made. `choice` chooses.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.device_model import DeviceModel
+from saverestore.toolstack.domains import Domain
+
+
+class Toolstack(Protocol):
+    """See above. Opened on a host, closed by whoever opened it."""
+
+    @property
+    def name(self) -> str:
+        """ "bare" or "libxl"."""
+
+    def config_of(self, domain: Domain) -> GuestConfig:
+        """The domain's configuration as an image carries it, up to date. DomainError when there is none to be had."""
+
+    def cannot_carry(self, domain: Domain) -> list[str]:
+        """Devices of the domain that this toolstack could not bring back, for people."""
+
+    def device_model_of(self, domain: Domain) -> DeviceModel | None:
+        """The domain's device model, if it has one. DomainError when it has one that cannot be saved."""
+
+    def destroy(self, domain: Domain) -> None:
+        """Destroy the domain and all that belongs to it. XenError when that fails."""
+
+    def close(self) -> None:
+        """Twice is fine."""

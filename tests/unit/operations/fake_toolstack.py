@@ -1,0 +1,34 @@
+"""A toolstack without a host: it knows what it is told, and notes what is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+
+class FakeToolstack:
+    """See ports.Toolstack. `on_destroy` is called when a domain is destroyed."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.devices: list[str] = []
+        self.destroyed = 0
+        self.closed = 0
+        self.on_destroy: Callable[[], None] = lambda: None
+
+    def config_of(self, _domain: object) -> SimpleNamespace:
+        return SimpleNamespace(to_json=lambda: b"{}")
+
+    def cannot_carry(self, _domain: object) -> list[str]:
+        return self.devices
+
+    def device_model_of(self, _domain: object) -> None:
+        return None
+
+    def destroy(self, _domain: object) -> None:
+        self.destroyed += 1
+        self.on_destroy()
+
+    def close(self) -> None:
+        self.closed += 1
