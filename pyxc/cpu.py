@@ -140,14 +140,26 @@ def set_tsc_info(xen: Xen, domid: int, tsc: TscInfo) -> None:
 
 def cpu_policy(xen: Xen, domid: int) -> tuple[bytes, bytes]:
     """What the domain's CPUID and MSRs say: (leaves of 24 bytes, MSR entries of 16 bytes)."""
+    return _policy(xen, domid, hvm=False, call="xc_cpu_policy_get_domain")
+
+
+def max_cpu_policy(xen: Xen, *, hvm: bool) -> tuple[bytes, bytes]:
+    """The most that this host can give to an HVM (or PVH), or a PV domain; as `cpu_policy`.
+
+    XenError (EOPNOTSUPP) where this Xen has no domains of that kind.
+    """
+    return _policy(xen, lib.DOMID_INVALID, hvm=hvm, call="xc_cpu_policy_get_system")
+
+
+def _policy(xen: Xen, domid: int, *, hvm: bool, call: str) -> tuple[bytes, bytes]:
     nr_leaves, nr_msrs = ffi.new("uint32_t *"), ffi.new("uint32_t *")
     check_rc(lib.xc_cpu_policy_get_size(xen.ptr, nr_leaves, nr_msrs), "xc_cpu_policy_get_size")
     leaf, entry = lib.pyxc_cpuid_leaf_size(), lib.pyxc_msr_entry_size()
     leaves, msrs = ffi.new("char[]", nr_leaves[0] * leaf), ffi.new("char[]", nr_msrs[0] * entry)
     check_rc(
-        lib.pyxc_get_cpu_policy(xen.ptr, domid, leaves, nr_leaves, msrs, nr_msrs),
-        "xc_cpu_policy_get_domain",
-        domid,
+        lib.pyxc_get_cpu_policy(xen.ptr, domid, hvm, leaves, nr_leaves, msrs, nr_msrs),
+        call,
+        None if domid == lib.DOMID_INVALID else domid,
     )
     return bytes(ffi.buffer(leaves, nr_leaves[0] * leaf)), bytes(ffi.buffer(msrs, nr_msrs[0] * entry))
 

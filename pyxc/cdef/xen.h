@@ -64,8 +64,9 @@ int64_t pyxc_logdirty_clean(xc_interface *xch, uint32_t domid, struct pyxc_dirty
 
 size_t pyxc_cpuid_leaf_size(void);
 size_t pyxc_msr_entry_size(void);
-int pyxc_get_cpu_policy(xc_interface *xch, uint32_t domid, void *leaves, uint32_t *nr_leaves,
+int pyxc_get_cpu_policy(xc_interface *xch, uint32_t domid, bool hvm, void *leaves, uint32_t *nr_leaves,
                         void *msrs, uint32_t *nr_msrs);
+#define DOMID_INVALID ...
 int pyxc_set_cpu_policy(xc_interface *xch, uint32_t domid, uint32_t nr_leaves, void *leaves,
                         uint32_t nr_msrs, void *msrs, uint32_t *err_leaf, uint32_t *err_subleaf,
                         uint32_t *err_msr);

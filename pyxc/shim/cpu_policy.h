@@ -5,7 +5,8 @@
 static size_t pyxc_cpuid_leaf_size(void) { return sizeof(xen_cpuid_leaf_t); }
 static size_t pyxc_msr_entry_size(void) { return sizeof(xen_msr_entry_t); }
 
-static int pyxc_get_cpu_policy(xc_interface *xch, uint32_t domid, void *leaves, uint32_t *nr_leaves,
+/* Of a domain or, when domid is DOMID_INVALID, the most that this host can give to an HVM or PV domain. */
+static int pyxc_get_cpu_policy(xc_interface *xch, uint32_t domid, bool hvm, void *leaves, uint32_t *nr_leaves,
                                void *msrs, uint32_t *nr_msrs)
 {
     xc_cpu_policy_t *policy = xc_cpu_policy_init();
@@ -13,7 +14,11 @@ static int pyxc_get_cpu_policy(xc_interface *xch, uint32_t domid, void *leaves, 
 
     if ( !policy )
         return -1;
-    rc = xc_cpu_policy_get_domain(xch, domid, policy);
+    if ( domid == DOMID_INVALID )
+        rc = xc_cpu_policy_get_system(
+            xch, hvm ? XEN_SYSCTL_cpu_policy_hvm_max : XEN_SYSCTL_cpu_policy_pv_max, policy);
+    else
+        rc = xc_cpu_policy_get_domain(xch, domid, policy);
     if ( !rc )
         rc = xc_cpu_policy_serialise(xch, policy, leaves, nr_leaves, msrs, nr_msrs);
     saved_errno = errno;

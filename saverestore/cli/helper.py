@@ -36,6 +36,7 @@ settings, in /etc/xen/pysave.toml (or the file that $PYXC_CONFIG names), or as v
   max_rounds = 5       PYXC_MAX_ROUNDS  live rounds at most
   few_pages = 50       PYXC_FEW_PAGES   suspend the domain when fewer pages than this are left
   workers = 2          PYXC_WORKERS     threads that read ahead
+  check_cpu = true     PYXC_CHECK_CPU   refuse images for a CPU that this host cannot give
   plain = false        PYXC_PLAIN       none of our optional records in the image
   log_level = "info"   PYXC_LOG_LEVEL   debug, info or warning: what xl is told
 
@@ -184,7 +185,7 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> Help
 
     store_gfn = console_gfn = 0
     try:
-        pages, read = restore(arguments, channel)
+        pages, read = restore(arguments, settings, channel)
         store_gfn, console_gfn = pages.store_gfn, pages.console_gfn
         logging.info("%d pages in %.1f s", read.pages, read.total_s)
         return HelperReport(

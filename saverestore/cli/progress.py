@@ -34,7 +34,7 @@ def progress_for(prog: str, *, quiet: bool, total_bytes: int | None = None) -> P
         return Silence()
     if sys.stderr.isatty():
         return Bar(total_bytes)
-    return Lines(prog, sys.stderr)
+    return Lines(prog, sys.stderr, total_bytes)
 
 
 class Unread(io.TextIOBase):
@@ -110,9 +110,10 @@ class Bar:
 class Lines:
     """A line for each phase and round, and one every few seconds of long ones."""
 
-    def __init__(self, prog: str, out: TextIO) -> None:
+    def __init__(self, prog: str, out: TextIO, total_bytes: int | None = None) -> None:
         self._prog = prog
         self._out = out
+        self._total_bytes = total_bytes
         self._name = ""
         self._total = 0
         self._done = 0
@@ -136,8 +137,12 @@ class Lines:
         """One line, if the last is some seconds old."""
         self._done += done
         if time.monotonic() - self._told_at >= LINE_EVERY_S:
-            of = f" of {self._total}" if self._total else ""
-            self._tell(f"{self._name or 'pages'}: {self._done}{of}, {written_bytes / MIB:.0f} MiB")
+            moved = f"{written_bytes / MIB:.0f} MiB"
+            if self._name:
+                self._tell(f"{self._name}: {self._done} of {self._total}, {moved}")
+            else:
+                of = f" of {self._total_bytes / MIB:.0f} MiB" if self._total_bytes else ""
+                self._tell(f"restoring: {moved}{of}")
 
     def close(self) -> None:
         """Nothing: each line is complete."""

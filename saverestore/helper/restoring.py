@@ -8,18 +8,19 @@ from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
-from saverestore.guest.x86.common import open_handles
+from saverestore.guest.x86.common import FORCE, open_handles
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.helper.arguments import RestoreArguments, StreamType
 from saverestore.helper.channel import Channel
 from saverestore.helper.messages import MessageType, Missing
+from saverestore.helper.settings import Settings
 from saverestore.helper.telling import ChannelProgress
 from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import HEADER, RECORD_HEADER
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Record
-from saverestore.toolstack.helper_report import IMAGE_VARIABLE, OFFSET_VARIABLE
+from saverestore.toolstack.helper_report import CHECK_CPU_VARIABLE, IMAGE_VARIABLE, OFFSET_VARIABLE
 from saverestore.transport.fd import FdSource
 
 
@@ -70,7 +71,16 @@ def _source(fd: int) -> FdSource:
     return source
 
 
-def restore(arguments: RestoreArguments, channel: Channel) -> tuple[RestoredPages, RestoreReport]:
+def _unless(settings: Settings) -> str | None:
+    """How the check of the CPU is passed over, in the words of whoever runs this; None when it is."""
+    if not settings.check_cpu:
+        return None
+    return FORCE if IMAGE_VARIABLE in os.environ else f"{CHECK_CPU_VARIABLE}=no"
+
+
+def restore(
+    arguments: RestoreArguments, settings: Settings, channel: Channel
+) -> tuple[RestoredPages, RestoreReport]:
     """Read one libxc stream to its END, and no byte more, into the domain: where its rings are.
 
     On any error the domain is of no use; libxl destroys it.
@@ -80,6 +90,7 @@ def restore(arguments: RestoreArguments, channel: Channel) -> tuple[RestoredPage
             "checkpointed streams (Remus, COLO) cannot be restored by this helper; use libxl's own"
         )
     source = _source(arguments.io_fd)
+    unless = _unless(settings)
     reader = LibxcReader(source)
     with open_handles() as handles:
         info = handles.xen.domain(arguments.domid)
@@ -90,10 +101,10 @@ def restore(arguments: RestoreArguments, channel: Channel) -> tuple[RestoredPage
                 f"but libxl made an {'HVM or PVH' if info.hvm else 'PV'} one"
             )
         if info.hvm:
-            guest = HvmRestore(handles, info)
+            guest = HvmRestore(handles, info, unless=unless)
             reader.max_pfn = last_pfn(info.max_pages)
         else:
-            guest = PvRestore(handles, info, pfn_limit=pfn_limit(info.max_pages))
+            guest = PvRestore(handles, info, pfn_limit=pfn_limit(info.max_pages), unless=unless)
         channels = Channels(
             store_port=arguments.store_port,
             console_port=arguments.console_port,

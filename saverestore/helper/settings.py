@@ -5,6 +5,7 @@
     max_rounds = 5                       PYXC_MAX_ROUNDS     live rounds at most
     few_pages = 50                       PYXC_FEW_PAGES      suspend when fewer than this are left
     workers = 2                          PYXC_WORKERS        threads that read ahead
+    check_cpu = true                     PYXC_CHECK_CPU      refuse images for a CPU that this host cannot give
     plain = false                        PYXC_PLAIN          none of our optional records
     log_level = "info"                   PYXC_LOG_LEVEL      debug, info or warning: what is told to `xl`
 
@@ -39,6 +40,7 @@ class Settings:
     max_rounds: int = 5
     few_pages: int = 50
     workers: int = 2
+    check_cpu: bool = True
     plain: bool = False
     log_level: str = "info"
 
@@ -76,7 +78,7 @@ def _parsed(name: str, text: str) -> Any:
     """A variable's text as the type its setting has; as it is when it cannot be, for `_checked` to refuse."""
     if name in LEAST:
         return int(text) if text.strip().isdecimal() else text
-    return TRUTH.get(text.strip().lower(), text) if name == "plain" else text
+    return text if name in CHOICES else TRUTH.get(text.strip().lower(), text)
 
 
 def _checked(name: str, value: Any, place: str) -> Any:

@@ -53,13 +53,13 @@ def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
                 bare.check_memory(handles, guest_config)
                 if libxl is None:
                     domid, report = restore_bare.restore(
-                        handles, source, guest_config, progress, paused=request.paused
+                        handles, source, guest_config, progress, paused=request.paused, force=request.force
                     )
                 else:
                     from saverestore.operations import restore_libxl
 
                     domid, report = restore_libxl.restore(
-                        libxl, source, guest_config, progress, paused=request.paused
+                        libxl, source, guest_config, progress, paused=request.paused, force=request.force
                     )
     return Restored(domid, guest_config.name, report)
 

@@ -10,7 +10,7 @@ from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.ports import RestoreGuest
-from saverestore.guest.x86.common import Handles
+from saverestore.guest.x86.common import FORCE, Handles
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.interrupts import shield
@@ -24,7 +24,13 @@ from saverestore.transport.base import ByteSource
 
 
 def restore(
-    handles: Handles, source: ByteSource, guest_config: GuestConfig, progress: Progress, *, paused: bool
+    handles: Handles,
+    source: ByteSource,
+    guest_config: GuestConfig,
+    progress: Progress,
+    *,
+    paused: bool,
+    force: bool,
 ) -> tuple[int, RestoreReport]:
     """Create a domain from what follows in `source`, libxl's stream: its domid. On any error there is none."""
     # The image first: what is wrong with it can be told before anything is done.
@@ -35,7 +41,7 @@ def restore(
     bare.check_host(handles)
     progress.phase(f"creating {guest_config.name}")
     with _FreshDomain(handles, guest_config) as fresh:
-        report = _fill(handles, fresh.create(), guest_config, reader, source, progress)
+        report = _fill(handles, fresh.create(), guest_config, reader, source, progress, force=force)
         _expect(stream, source, LibxlRecordType.END)
         with shield():
             if not paused:
@@ -100,13 +106,16 @@ def _fill(
     reader: LibxcReader,
     source: ByteSource,
     progress: Progress,
+    *,
+    force: bool,
 ) -> RestoreReport:
+    unless = None if force else FORCE
     info = handles.xen.domain(fresh.domid)
     guest: RestoreGuest
     if reader.domain.type == DomainType.X86_PV:
-        guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4))
+        guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4), unless=unless)
     else:
-        guest = HvmRestore(handles, info)
+        guest = HvmRestore(handles, info, unless=unless)
         reader.max_pfn = last_pfn(guest_config.max_kib // 4)
     try:
         pages, report = engine.restore(reader, source, guest, fresh.channels, progress)

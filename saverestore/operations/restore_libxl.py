@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 
 from saverestore import interrupts
@@ -21,10 +22,14 @@ def restore(
     progress: Progress,
     *,
     paused: bool,
+    force: bool,
 ) -> tuple[int, RestoreReport]:
     """Create a domain from what follows in `source`, libxl's stream: its domid. On any error there is none."""
+    started = time.monotonic()
     progress.phase(f"creating {guest_config.name}")
-    domid, told = toolstack.restore(guest_config, source, lambda: progress.pages(0, source.position()))
+    domid, told = toolstack.restore(
+        guest_config, source, lambda: progress.pages(0, source.position()), force=force
+    )
     try:
         with shield():
             if not paused:
@@ -39,4 +44,4 @@ def restore(
                 f"{guest_config.name} was restored, but could not be started: {error}"
             ) from error
         raise
-    return domid, RestoreReport(told.total_s, told.stream_bytes, told.pages, told.records)
+    return domid, RestoreReport(time.monotonic() - started, told.stream_bytes, told.pages, told.records)

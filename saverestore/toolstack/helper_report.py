@@ -31,6 +31,8 @@ from saverestore.errors import (
 REPORT_VARIABLE = "PYXC_REPORT"
 IMAGE_VARIABLE = "PYXC_IMAGE"
 OFFSET_VARIABLE = "PYXC_IMAGE_OFFSET"
+CHECK_CPU_VARIABLE = "PYXC_CHECK_CPU"
+"""One of the helper's settings, see `saverestore.helper.settings`."""
 
 ERRORS: dict[int, type[SaveRestoreError]] = {
     error.exit_code: error for error in (UsageError, DomainError, ImageError, TransportError, XenRefused)

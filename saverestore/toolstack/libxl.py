@@ -24,6 +24,7 @@ from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain, kind_of, userdata_path
 from saverestore.toolstack.helper_report import (
+    CHECK_CPU_VARIABLE,
     IMAGE_VARIABLE,
     OFFSET_VARIABLE,
     REPORT_VARIABLE,
@@ -83,14 +84,15 @@ class LibxlToolstack:
     # ---- restoring ---------------------------------------------------------------------------------
 
     def restore(
-        self, guest_config: GuestConfig, source: FdSource, tick: Callable[[], None]
+        self, guest_config: GuestConfig, source: FdSource, tick: Callable[[], None], *, force: bool
     ) -> tuple[int, HelperReport]:
         """Create the domain and fill it from `source`, which stands at libxl's header: its domid, and what was read.
 
-        It is complete and paused. `tick` is called a few times a second meanwhile. On any error there is no domain:
-        an error of the helper's is raised as it would have been here, with its exit code; any other as XenRefused.
+        It is complete and paused. `force`: also when its guest was promised another CPU than this. `tick` is called
+        a few times a second meanwhile. On any error there is no domain: an error of the helper's is raised as it
+        would have been here, with its exit code; any other as XenRefused.
         """
-        with HelperReport.awaited() as awaited, _our_helper(awaited.path, source):
+        with HelperReport.awaited() as awaited, _our_helper(awaited.path, source, force=force):
             try:
                 domid = self._libxl.restore(guest_config.to_json().decode(), source.fileno(), tick)
             except XenError as error:
@@ -113,7 +115,7 @@ class LibxlToolstack:
 
 
 @contextmanager
-def _our_helper(report: str, source: FdSource) -> Iterator[None]:
+def _our_helper(report: str, source: FdSource, *, force: bool) -> Iterator[None]:
     """Inside this block, libxl runs our helper, which leaves its report there."""
     ours = {
         HELPER_VARIABLE: str(helper_path()),
@@ -121,6 +123,8 @@ def _our_helper(report: str, source: FdSource) -> Iterator[None]:
         IMAGE_VARIABLE: source.name,
         OFFSET_VARIABLE: str(source.offset),
     }
+    if force:
+        ours[CHECK_CPU_VARIABLE] = "no"
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,12 @@ from dataclasses import dataclass
 from pyxc import DomainInfo, ForeignMemory, Xen, XenStore, cpu
 from pyxc import XenError as XenError  # for `operations` too, which catches it and knows nothing else of pyxc
 from saverestore.errors import ImageError
+from saverestore.guest.x86 import cpu_features
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy, X86TscInfo
+
+LOG = logging.getLogger(__name__)
+
+FORCE = "--force"
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,34 @@ def tsc_record(xen: Xen, domid: int) -> X86TscInfo:
     return X86TscInfo(mode=tsc.mode, khz=tsc.khz, nsec=tsc.elapsed_ns, incarnation=tsc.incarnation)
 
 
+def check_cpu_policy(xen: Xen, hvm: bool, leaves: bytes, msrs: bytes, *, unless: str | None) -> None:
+    """ImageError, naming the features, when a guest was promised what this host cannot give.
+
+    Xen takes such a policy and drops the features, and the guest stops at the first instruction that uses one.
+    `unless`: how to have it restored all the same, told with the error; None: that was done, and it is a warning.
+    """
+    try:
+        host_leaves, host_msrs = cpu.max_cpu_policy(xen, hvm=hvm)
+    except XenError as error:
+        LOG.info("the CPU that the image needs is not compared with this host's: %s", error)
+        return
+    lacking = cpu_features.lacking(leaves, host_leaves) + cpu_features.lacking_msr_bits(msrs, host_msrs)
+    if not lacking:
+        return
+    told = f"the image needs a CPU that this host cannot give: it lacks {', '.join(lacking)}"
+    if unless is not None:
+        raise ImageError(
+            f"{told}; restore it on a host that has this ({unless} tries it all the same: the guest may crash)"
+        )
+    LOG.warning("%s; restored all the same: the guest may crash", told)
+
+
 class CommonRestore:
     """The part of a restore that is the same for PV and HVM: CPU policy and time stamp counter."""
 
-    def __init__(self, handles: Handles, info: DomainInfo) -> None:
+    def __init__(self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE) -> None:
+        """`unless`: see `check_cpu_policy`."""
+        self._unless = unless
         self._xen = handles.xen
         self._memory = handles.memory
         self._domid = info.domid
@@ -86,6 +116,7 @@ class CommonRestore:
         """Give the domain the CPU policy of the image. Without one it keeps this host's default."""
         if not self._leaves and not self._msrs:
             return
+        check_cpu_policy(self._xen, self._info.hvm, self._leaves, self._msrs, unless=self._unless)
         try:
             cpu.set_cpu_policy(self._xen, self._domid, self._leaves, self._msrs)
         except XenError as error:

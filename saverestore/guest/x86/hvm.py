@@ -24,7 +24,7 @@ from saverestore.guest.ports import (
     RestoredPages,
 )
 from saverestore.guest.x86 import layout
-from saverestore.guest.x86.common import CommonRestore, Handles, policy_records, tsc_record
+from saverestore.guest.x86.common import FORCE, CommonRestore, Handles, policy_records, tsc_record
 from saverestore.guest.x86.grants import seed_grant_table
 from saverestore.guest.x86.pages import MappedBatch, MappedWindow, Populated, map_for_save
 from saverestore.guest.x86.suspend import Suspending
@@ -190,8 +190,8 @@ class HvmSave:
 class HvmRestore(CommonRestore):
     """Fills a fresh PVH or HVM domain. See RestoreGuest."""
 
-    def __init__(self, handles: Handles, info: DomainInfo) -> None:
-        super().__init__(handles, info)
+    def __init__(self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE) -> None:
+        super().__init__(handles, info, unless=unless)
         self._populated = Populated()
         self._params: dict[int, int] = {}
         self._context: bytes | None = None

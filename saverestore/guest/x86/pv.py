@@ -9,7 +9,7 @@ from pyxc import memory as xen_memory
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.ports import U8, U64, Bool, Channels, LogDirty, PageBatch, PageWindow, RestoredPages
 from saverestore.guest.x86 import tables, vcpu
-from saverestore.guest.x86.common import CommonRestore, Handles, policy_records, tsc_record
+from saverestore.guest.x86.common import FORCE, CommonRestore, Handles, policy_records, tsc_record
 from saverestore.guest.x86.grants import seed_grant_table
 from saverestore.guest.x86.hvm import open_log_dirty
 from saverestore.guest.x86.layout import VCPU_CONTEXT
@@ -212,9 +212,16 @@ class PvSave:
 class PvRestore(CommonRestore):
     """Fills a fresh PV domain. See RestoreGuest."""
 
-    def __init__(self, handles: Handles, info: DomainInfo, *, pfn_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        handles: Handles,
+        info: DomainInfo,
+        *,
+        pfn_limit: int | None = None,
+        unless: str | None = FORCE,
+    ) -> None:
         """`pfn_limit`: how many pfns the image may speak of, as each takes memory here; None: any number."""
-        super().__init__(handles, info)
+        super().__init__(handles, info, unless=unless)
         self._pfn_limit = pfn_limit
         self._nr_vcpus = info.max_vcpu_id + 1
         self._p2m: U64 = np.empty(0, dtype=np.uint64)
