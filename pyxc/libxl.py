@@ -39,7 +39,9 @@ class LibxlError(XenError):
 
     def __str__(self) -> str:
         where = "" if self.domid is None else f"domid={self.domid}"
-        name = _log.text_of(lib.libxl_error_to_string(self.rc)) if self.rc else "no result"
+        name = (
+            f"error {self.rc} ({_log.text_of(lib.libxl_error_to_string(self.rc))})" if self.rc else "failed"
+        )
         return ": ".join([f"{self.call}({where})", name, *(["; ".join(self.said)] if self.said else [])])
 
 

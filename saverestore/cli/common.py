@@ -8,10 +8,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from saverestore import __version__, interrupts
 from saverestore.errors import ExitCode, SaveRestoreError
+
+if TYPE_CHECKING:
+    from saverestore.operations.preflight import Findings
 
 EXIT_CODES = """\
 exit codes:
@@ -61,14 +64,33 @@ def add_toolstack(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(prog: str, arguments: argparse.Namespace, work: Callable[[], None]) -> int:
-    """Do the work; any failure becomes one line on stderr and an exit code."""
+def add_dry_run(parser: argparse.ArgumentParser, what: str) -> None:
+    """--dry-run, of the commands that work on domains."""
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help=f"do nothing: tell what would be done, and all that stands in its way; exits as the real {what} would",
+    )
+
+
+def tell_findings(findings: Findings) -> int:
+    """What a dry run found, on standard output: its exit code."""
+    for text in findings.told:
+        print(text)
+    for error in findings.errors:
+        print(f"in the way: {in_full(error)}")
+    print("nothing was done" + ("" if findings.errors else ", and nothing stands in the way"))
+    return findings.exit_code
+
+
+def run(prog: str, arguments: argparse.Namespace, work: Callable[[], int | None]) -> int:
+    """Do the work; any failure becomes one line on stderr and an exit code. So does a code that `work` returns."""
     _set_up_logging(prog, arguments)
     try:
         with interrupts.handled():
-            work()
+            return work() or ExitCode.DONE
     except SaveRestoreError as error:
-        tell(f"{prog}: {_in_full(error)}")
+        tell(f"{prog}: {in_full(error)}")
         return error.exit_code
     except ImportError as error:
         if error.name is not None and not error.name.startswith("pyxc") and "pyxc" not in str(error):
@@ -76,15 +98,14 @@ def run(prog: str, arguments: argparse.Namespace, work: Callable[[], None]) -> i
         tell(f"{prog}: {error}")
         return ExitCode.XEN
     except MemoryError as error:
-        tell(f"{prog}: {_in_full(error)}")
+        tell(f"{prog}: {in_full(error)}")
         return ExitCode.IO
     except OSError as error:
         # XenError is one; what else comes here was not foreseen, but is still no reason for a traceback.
         if arguments.verbose > 1:
             logging.getLogger(__name__).exception("failed")
-        tell(f"{prog}: {_in_full(error)}")
+        tell(f"{prog}: {in_full(error)}")
         return ExitCode.XEN if hasattr(error, "call") else ExitCode.IO
-    return ExitCode.DONE
 
 
 def tell(text: str) -> None:
@@ -103,7 +124,7 @@ def answer(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
-def _in_full(error: BaseException) -> str:
+def in_full(error: BaseException) -> str:
     """The error and, from whoever tidied up after it, the state that things are in now."""
     text = "out of memory in this domain" if isinstance(error, MemoryError) else str(error)
     return "; ".join([text, *getattr(error, "__notes__", [])])

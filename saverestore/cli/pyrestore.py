@@ -35,9 +35,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="with the bare toolstack, restore without the devices the image speaks of: the guest loses them",
+        help="restore also what this host lacks something for: with the bare toolstack, its devices, which the guest "
+        "then loses; disks and bridges that are not there; features of the CPU, without which it may crash",
     )
     common.add_toolstack(parser)
+    common.add_dry_run(parser, "restore")
     return parser
 
 
@@ -50,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return common.run("pyrestore", arguments, lambda: _restore(arguments))
 
 
-def _restore(arguments: argparse.Namespace) -> None:
+def _restore(arguments: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
-    from saverestore.operations.restore import RestoreRequest, restore_domain
+    from saverestore.operations.restore import RestoreRequest, dry_run, restore_domain
 
     request = RestoreRequest(
         image=arguments.image,
@@ -61,6 +63,8 @@ def _restore(arguments: argparse.Namespace) -> None:
         force=arguments.force,
         toolstack=arguments.toolstack,
     )
+    if arguments.dry_run:
+        return common.tell_findings(dry_run(request))
     with closing(
         progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
     ) as progress:
@@ -73,6 +77,7 @@ def _restore(arguments: argparse.Namespace) -> None:
             f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
             f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s"
         )
+    return None
 
 
 def _size_of(image: str) -> int | None:

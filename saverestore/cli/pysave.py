@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "that is 'pyrestore' or 'xl restore', brings these back",
     )
     common.add_toolstack(parser)
+    common.add_dry_run(parser, "save")
     parser.add_argument(
         "--suspend-timeout",
         metavar="SECONDS",
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the following arguments are required: IMAGE")
     if arguments.dirty != "auto" and not arguments.live:
         parser.error("--dirty only means something with --live")
-    if arguments.image == "-" and (sys.stdout is None or sys.stdout.isatty()):
+    if arguments.image == "-" and not arguments.dry_run and (sys.stdout is None or sys.stdout.isatty()):
         what = "a closed standard output" if sys.stdout is None else "a terminal"
         parser.error(f"an image does not go to {what}; redirect standard output")
     return common.run("pysave", arguments, lambda: _save(arguments))
@@ -113,9 +114,10 @@ def _recover(arguments: argparse.Namespace) -> None:
         common.tell(f"pysave: {arguments.domain}: {'; '.join(done) or 'nothing was wrong with it'}")
 
 
-def _save(arguments: argparse.Namespace) -> None:
+def _save(arguments: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
-    from saverestore.operations.save import Afterwards, SaveRequest, save_domain
+    from saverestore.operations.prepare_save import Afterwards, SaveRequest, dry_run
+    from saverestore.operations.save import save_domain
 
     afterwards = Afterwards.DESTROY
     if arguments.leave_running:
@@ -134,10 +136,13 @@ def _save(arguments: argparse.Namespace) -> None:
         force=arguments.force,
         toolstack=arguments.toolstack,
     )
+    if arguments.dry_run:
+        return common.tell_findings(dry_run(request))
     with closing(progress_for("pysave", quiet=arguments.quiet)) as progress:
         report = save_domain(request, progress)
     if not arguments.quiet:
         common.tell(f"pysave: {_summary(request.domain, request.image, afterwards.value, report)}")
+    return None
 
 
 def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:

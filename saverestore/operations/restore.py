@@ -1,23 +1,38 @@
-"""Restoring one image into one fresh domain: what can be told beforehand, and by which toolstack it is done."""
+"""Restoring one image into one fresh domain: what is looked at beforehand, and by which toolstack it is done."""
 
 from __future__ import annotations
 
 import logging
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ImageError
-from saverestore.guest.x86.common import open_handles
+from saverestore.guest.x86.common import FORCE, Handles, check_cpu_policy, open_handles
 from saverestore.operations import restore_bare
+from saverestore.operations.preflight import Findings, duration, vcpus
+from saverestore.stream.layout import DomainType, RecordType
+from saverestore.stream.libxl import LibxlReader
+from saverestore.stream.reader import LibxcReader, PageData
+from saverestore.stream.records import X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.xl import XlHeader
-from saverestore.toolstack import bare, choice, config, domains
+from saverestore.toolstack import bare, choice, config, domains, host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.base import ByteSource
 from saverestore.transport.fd import FdSource
 
+if TYPE_CHECKING:
+    from saverestore.toolstack.libxl import LibxlToolstack
+
 LOG = logging.getLogger(__name__)
+
+STDIN = "-"
+SAMPLE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -40,28 +55,74 @@ class Restored:
     report: RestoreReport
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """An image that fits this host; `libxl` is None where the bare toolstack does it."""
+
+    config: GuestConfig
+    libxl: LibxlToolstack | None
+
+
 def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
     """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none."""
-    with _open_image(request.image) as source:
+    with _open_image(request.image) as source, ExitStack() as stack:
         guest_config = _read_config(source, request)
-        with open_handles() as handles:
-            libxl, why_not = choice.for_restoring(handles, request.toolstack)
-            with closing(libxl) if libxl else nullcontext():
-                if libxl is None:
-                    _check_devices(guest_config, why_not, force=request.force)
-                domains.check_free(handles, guest_config.name, guest_config.uuid)
-                bare.check_memory(handles, guest_config)
-                if libxl is None:
-                    domid, report = restore_bare.restore(
-                        handles, source, guest_config, progress, paused=request.paused, force=request.force
-                    )
-                else:
-                    from saverestore.operations import restore_libxl
+        handles = stack.enter_context(open_handles())
+        ready = _prepare(handles, guest_config, request, Findings(), stack)
+        if ready.libxl is None:
+            domid, report = restore_bare.restore(
+                handles, source, guest_config, progress, paused=request.paused, force=request.force
+            )
+        else:
+            from saverestore.operations import restore_libxl
 
-                    domid, report = restore_libxl.restore(
-                        libxl, source, guest_config, progress, paused=request.paused, force=request.force
-                    )
+            domid, report = restore_libxl.restore(
+                ready.libxl, source, guest_config, progress, paused=request.paused, force=request.force
+            )
     return Restored(domid, guest_config.name, report)
+
+
+def dry_run(request: RestoreRequest) -> Findings:
+    """What a restore would do and what stands in its way. Of standard input, the head is read."""
+    findings = Findings(dry=True)
+    with findings.check(), _open_image(request.image) as source, ExitStack() as stack:
+        guest_config = _read_config(source, request)
+        state = "paused" if request.paused else "running"
+        findings.tell(
+            f"{guest_config.name}: {guest_config.kind.upper()}, {vcpus(guest_config.max_vcpus)}, "
+            f"{guest_config.target_kib >> 10} MiB; it would be created from {source.name} and be {state}"
+        )
+        handles = stack.enter_context(open_handles())
+        ready = _prepare(handles, guest_config, request, findings, stack)
+        devices = ", ".join(guest_config.devices) or "none besides the console"
+        findings.tell(f"toolstack {'bare' if ready.libxl is None else 'libxl'}; devices: {devices}")
+        _tell_time(source, findings)
+    return findings
+
+
+def _prepare(
+    handles: Handles,
+    guest_config: GuestConfig,
+    request: RestoreRequest,
+    findings: Findings,
+    stack: ExitStack,
+) -> _Prepared:
+    """Look at everything that can be told before a domain is created."""
+    libxl, why_bare = choice.for_restoring(handles, request.toolstack)
+    if libxl is not None:
+        stack.enter_context(closing(libxl))
+    with findings.check():
+        if libxl is None:
+            _check_left_out(guest_config, why_bare, force=request.force)
+        else:
+            _check_there(guest_config, force=request.force)
+    with findings.check():
+        domains.check_free(handles, guest_config.name, guest_config.uuid)
+    with findings.check():
+        bare.check_memory(handles, guest_config)
+    with findings.check():
+        _check_cpu(handles, request)
+    return _Prepared(guest_config, libxl)
 
 
 @contextmanager
@@ -70,7 +131,7 @@ def _open_image(image: str) -> Iterator[FdSource]:
         try:
             yield source
         except ImageError as error:
-            if source.name not in str(error):
+            if source.name not in " ".join([str(error), *getattr(error, "__notes__", [])]):
                 error.add_note(f"the image is {source.name}")
             raise
 
@@ -83,8 +144,8 @@ def _read_config(source: ByteSource, request: RestoreRequest) -> GuestConfig:
     return guest_config if request.name is None else guest_config.replaced(name=request.name)
 
 
-def _check_devices(guest_config: GuestConfig, why_bare: str, *, force: bool) -> None:
-    """What the bare toolstack cannot bring back is told before anything is done."""
+def _check_left_out(guest_config: GuestConfig, why_bare: str, *, force: bool) -> None:
+    """What the bare toolstack cannot bring back."""
     if guest_config.devices and not force:
         raise DomainError(
             f"{guest_config.name} has devices that the bare toolstack cannot bring back{why_bare}: "
@@ -97,3 +158,50 @@ def _check_devices(guest_config: GuestConfig, why_bare: str, *, force: bool) -> 
             guest_config.name,
             ", ".join(guest_config.left_out),
         )
+
+
+def _check_there(guest_config: GuestConfig, *, force: bool) -> None:
+    """What libxl would look for in vain."""
+    missing = host_fit.missing(guest_config)
+    if not missing:
+        return
+    told = f"{guest_config.name} needs what this host has not: {'; '.join(missing)}"
+    if not force:
+        raise DomainError(f"{told}; nothing was done (--force tries it all the same)")
+    LOG.warning("%s; tried all the same, as --force says", told)
+
+
+def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
+    """By a second look into the file. What comes through a pipe is looked at when the domain is there already."""
+    if request.image == STDIN or not stat.S_ISREG(Path(request.image).stat().st_mode):
+        return
+    with _open_image(request.image) as source:
+        XlHeader.read(source)
+        LibxlReader(source).next()
+        reader = LibxcReader(source)
+        leaves = msrs = b""
+        while not reader.static_data_ended:
+            record = reader.next()
+            if isinstance(record, PageData) or record.type == RecordType.END:
+                break
+            if isinstance(record, X86CpuidPolicy):
+                leaves = record.leaves
+            elif isinstance(record, X86MsrPolicy):
+                msrs = record.entries
+        is_hvm = reader.domain.type == DomainType.X86_HVM
+        check_cpu_policy(handles.xen, is_hvm, leaves, msrs, unless=None if request.force else FORCE)
+
+
+def _tell_time(source: FdSource, findings: Findings) -> None:
+    size = source.size()
+    if size is None:
+        return
+    started, begun_at = time.monotonic(), source.offset
+    sample = bytearray(SAMPLE_BYTES >> 6)
+    for _ in range(min(SAMPLE_BYTES, size - source.offset) // len(sample)):
+        source.readinto(sample)
+    rate = (source.offset - begun_at) / max(time.monotonic() - started, 1e-6)
+    findings.tell(
+        f"size: {size >> 20} MiB; time: {duration(size / rate)} to read it, at {rate / (1 << 20):.0f} MiB/s as "
+        "measured on some of it"
+    )

@@ -27,9 +27,15 @@ def restore(
     """Create a domain from what follows in `source`, libxl's stream: its domid. On any error there is none."""
     started = time.monotonic()
     progress.phase(f"creating {guest_config.name}")
-    domid, told = toolstack.restore(
-        guest_config, source, lambda: progress.pages(0, source.position()), force=force
-    )
+    told_at = source.position()
+
+    def tick() -> None:
+        nonlocal told_at
+        if (now := source.position()) != told_at:  # else libxl is at work on devices
+            told_at = now
+            progress.pages(0, now)
+
+    domid, told = toolstack.restore(guest_config, source, tick, force=force)
     try:
         with shield():
             if not paused:

@@ -4,65 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import saverestore
 from saverestore import interrupts
 from saverestore.engine import save as engine
 from saverestore.engine.progress import Progress, SaveReport
-from saverestore.errors import DomainError, TransportError, UsageError, XenRefused
+from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.ports import SaveGuest
 from saverestore.guest.x86.common import Handles, XenError, open_handles
-from saverestore.guest.x86.hvm import HvmSave
-from saverestore.guest.x86.pv import PvSave
-from saverestore.guest.x86.suspend import Suspender, Suspending
 from saverestore.interrupts import shield
+from saverestore.operations.preflight import Findings
+from saverestore.operations.prepare_save import (
+    Afterwards,
+    Prepared,
+    SaveRequest,
+    check_room,
+    destination,
+    prepare,
+)
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
-from saverestore.toolstack import choice, domains
-from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
 from saverestore.toolstack.domains import Domain
-from saverestore.toolstack.lock import locked
-from saverestore.toolstack.ports import Toolstack
 from saverestore.transport.base import ByteSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
 
-LOG = logging.getLogger(__name__)
-
-STDOUT = "-"
-
-
-class Afterwards(Enum):
-    """What becomes of the domain once its image is safe."""
-
-    DESTROY = "destroyed"
-    RUN = "running"
-    PAUSE = "paused"
-
-
-@dataclass(frozen=True)
-class SaveRequest:
-    """What `pysave` was asked for."""
-
-    domain: str
-    image: str
-    afterwards: Afterwards = Afterwards.DESTROY
-    live: bool = False
-    dirty: str = "auto"
-    plain: bool = False
-    suspend_timeout_s: float | None = None
-    overwrite: bool = False
-    force: bool = False
-    toolstack: str = choice.AUTO
+__all__ = ["Afterwards", "SaveRequest", "save_domain"]
 
 
 def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
@@ -71,19 +42,13 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
     On any error the image does not exist, and the domain runs as before.
     """
     with open_handles() as handles, ExitStack() as stack:
-        domain = domains.find(handles, request.domain)
-        domains.check_can_be_saved(domain)
-        stack.enter_context(locked(domain))
-        toolstack = stack.enter_context(closing(choice.for_saving(handles, domain, request.toolstack)))
-        _check_devices(domain, toolstack, request)
-        device_model = toolstack.device_model_of(domain)
-        config = toolstack.config_of(domain)
-        guest = _guest_of(handles, domain, device_model, request.suspend_timeout_s)
+        ready = prepare(handles, request, Findings(), stack)
+        domain, guest = ready.domain, ready.guest
         try:
-            with _destination(request) as file:
-                _check_room(file, guest, domain)
+            with destination(request) as file:
+                check_room(file, guest, domain)
                 with _resumed_on_error(guest, domain, file):
-                    report = _write_image(guest, device_model, file.sink, config, request, domain, progress)
+                    report = _write_image(ready, file.sink, request, progress)
                     if request.afterwards is Afterwards.RUN:
                         # It need not wait for the disk. When this fails, the image is kept, and it is tried again.
                         with shield(), contextlib.suppress(XenError, DomainError):
@@ -94,7 +59,7 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
                         file.publish()
                         # The image is safe: from here on the request is carried out, not given up.
                         interrupts.too_late()
-                _do_afterwards(handles, domain, guest, toolstack, request)
+                _do_afterwards(handles, ready, request)
         finally:
             with shield():
                 guest.close()
@@ -116,85 +81,18 @@ def _resumed_on_error(guest: SaveGuest, domain: Domain, file: NewFile | Standard
         raise
 
 
-def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -> None:
-    devices = toolstack.cannot_carry(domain)
-    if not devices:
-        return
-    told = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
-    if not request.force:
-        raise DomainError(
-            f"{told}; nothing was done (--force -p or -c saves it all the same, for 'xl restore')"
-        )
-    if request.afterwards is Afterwards.DESTROY:
-        raise DomainError(
-            f"{told}, nor take away; nothing was done (use --force with -p, then 'xl destroy {domain.domid}')"
-        )
-    LOG.warning("%s; saved all the same, as --force says", told)
-
-
-def _guest_of(
-    handles: Handles, domain: Domain, device_model: DeviceModel | None, suspend_timeout_s: float | None
-) -> SaveGuest:
-    suspender: Suspending = Suspender(
-        handles.xen,
-        handles.store,
-        domain.domid,
-        timeout_s=suspend_timeout_s,
-        emulated=device_model is not None,
-    )
-    if not domain.info.hvm:
-        return PvSave(handles, domain.info, suspender)
-    if device_model is not None:
-        suspender = SuspenderWithDeviceModel(suspender, device_model)
-    return HvmSave(handles, domain.info, suspender, device_model)
-
-
-@contextmanager
-def _destination(request: SaveRequest) -> Iterator[NewFile | StandardOutput]:
-    """Where the image goes."""
-    if request.image == STDOUT:
-        yield StandardOutput()
-        return
-    path = Path(request.image)
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; nothing was done")
-    with NewFile(path, overwrite=request.overwrite) as file:
-        yield file
-
-
-def _check_room(file: NewFile | StandardOutput, guest: SaveGuest, domain: Domain) -> None:
-    """Before the guest is touched: is there room for it?"""
-    free = file.free_bytes()
-    if free is None:
-        return
-    needed = guest.populated_pages * (4096 + 8) + (1 << 20)
-    if needed > free:
-        raise TransportError(
-            f"{domain} needs about {needed >> 20} MiB, {file.sink.name} has room for {free >> 20} MiB; "
-            "nothing was done"
-        )
-
-
-def _write_image(
-    guest: SaveGuest,
-    device_model: DeviceModel | None,
-    sink: ByteSink,
-    config: GuestConfig,
-    request: SaveRequest,
-    domain: Domain,
-    progress: Progress,
-) -> SaveReport:
+def _write_image(ready: Prepared, sink: ByteSink, request: SaveRequest, progress: Progress) -> SaveReport:
     """xl's header, libxl's stream around libxc's. The guest is suspended afterwards."""
     settings = engine.SaveSettings(
         live=request.live,
         dirty=request.dirty,
-        provenance=None if request.plain else _provenance(request, domain),
+        provenance=None if request.plain else _provenance(request, ready.domain),
     )
-    XlHeader.write(sink, config.to_json())
+    XlHeader.write(sink, ready.config.to_json())
     stream = LibxlWriter(sink)
     stream.libxc_context()
-    report = engine.save(guest, sink, settings, progress)
-    for type, body in device_model.records() if device_model else ():
+    report = engine.save(ready.guest, sink, settings, progress)
+    for type, body in ready.device_model.records() if ready.device_model else ():
         stream.record(type, body)
     stream.end()
     return report
@@ -215,20 +113,18 @@ def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
     }
 
 
-def _do_afterwards(
-    handles: Handles, domain: Domain, guest: SaveGuest, toolstack: Toolstack, request: SaveRequest
-) -> None:
+def _do_afterwards(handles: Handles, ready: Prepared, request: SaveRequest) -> None:
     """The image is safe: make of the domain what was asked for."""
     try:
         if request.afterwards is Afterwards.DESTROY:
-            guest.close()
-            toolstack.destroy(domain)
+            ready.guest.close()
+            ready.toolstack.destroy(ready.domain)
             return
         if request.afterwards is Afterwards.PAUSE:
-            handles.xen.pause(domain.domid)
-        guest.resume()
+            handles.xen.pause(ready.domain.domid)
+        ready.guest.resume()
     except (XenError, DomainError) as error:
         raise XenRefused(
-            f"{request.image} is complete, but {domain} could not be made {request.afterwards.value}: {error}; "
+            f"{request.image} is complete, but {ready.domain} could not be made {request.afterwards.value}: {error}; "
             f"it is still there, see 'xl list'"
         ) from error

@@ -99,8 +99,8 @@ class LibxlToolstack:
                 if (told := awaited.error()) is not None:
                     raise told from error
                 raise XenRefused(
-                    f"libxl could not restore {guest_config.name}: {error}; its log may say more: "
-                    f"/var/log/xen/xl-{guest_config.name}.log, /var/log/xen/xen-hotplug.log"
+                    f"libxl could not restore {guest_config.name}: {error}; no domain was left behind "
+                    "(the logs in /var/log/xen may say more)"
                 ) from error
             return domid, awaited.report()
 

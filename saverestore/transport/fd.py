@@ -165,6 +165,10 @@ class FdSource(_Fd):
         # Only a regular file tells its size, without which a seek past the end would go unnoticed.
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
 
+    def size(self) -> int | None:
+        """Length of a regular file in bytes; None of anything else."""
+        return os.fstat(self.fileno()).st_size if self._is_file else None
+
     def position(self) -> int:
         """Where the source stands by the kernel's account: others who read from a file move it, too."""
         return os.lseek(self.fileno(), 0, os.SEEK_CUR) if self._is_file else self.offset

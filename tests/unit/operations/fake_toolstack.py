@@ -13,12 +13,13 @@ class FakeToolstack:
 
     def __init__(self) -> None:
         self.devices: list[str] = []
+        self.pci_devices: list[dict[str, int]] = []
         self.destroyed = 0
         self.closed = 0
         self.on_destroy: Callable[[], None] = lambda: None
 
     def config_of(self, _domain: object) -> SimpleNamespace:
-        return SimpleNamespace(to_json=lambda: b"{}")
+        return SimpleNamespace(to_json=lambda: b"{}", raw={"pcidevs": self.pci_devices})
 
     def cannot_carry(self, _domain: object) -> list[str]:
         return self.devices

@@ -14,7 +14,7 @@ from saverestore.engine.progress import Silence
 from saverestore.errors import DomainError, TransportError
 from saverestore.guest.memory import MemorySave
 from saverestore.guest.memory_domain import MemoryDomain
-from saverestore.operations import save
+from saverestore.operations import prepare_save, save
 from saverestore.operations.save import Afterwards, SaveRequest
 
 
@@ -34,10 +34,10 @@ def guest(monkeypatch, toolstack) -> MemorySave:
     domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid="none"))
     monkeypatch.setattr(save, "open_handles", handles)
     for name in ("find", "check_can_be_saved"):
-        monkeypatch.setattr(save.domains, name, lambda *_: domain)
-    monkeypatch.setattr(save.choice, "for_saving", lambda *_: toolstack)
-    monkeypatch.setattr(save, "_guest_of", lambda *_: found)
-    monkeypatch.setattr(save, "locked", lambda _: nullcontext())
+        monkeypatch.setattr(prepare_save.domains, name, lambda *_: domain)
+    monkeypatch.setattr(prepare_save.choice, "for_saving", lambda *_: toolstack)
+    monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: found)
+    monkeypatch.setattr(prepare_save, "locked", lambda _: nullcontext())
     return found
 
 
@@ -70,6 +70,15 @@ def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, m
         assert "no image was left" in caught.value.__notes__[-1]
         assert list(tmp_path.iterdir()) == []
         assert not guest.domain.suspended
+
+
+def test_a_domain_with_pci_devices_of_its_own_is_not_saved_live(tmp_path, guest, toolstack):
+    toolstack.pci_devices = [{"domain": 0, "bus": 3, "dev": 0, "func": 1}]
+    with pytest.raises(DomainError, match=r"0000:03:00\.1.*cannot be saved live"):
+        save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), live=True), Silence())
+    assert list(tmp_path.iterdir()) == []
+    save.save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence())
+    assert toolstack.destroyed == 1
 
 
 def test_the_toolstack_is_closed_whatever_happens(tmp_path, monkeypatch, guest, toolstack):

@@ -22,7 +22,7 @@ from saverestore.errors import Interrupted
 from saverestore.guest.memory import MemorySave
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.interrupts import handled
-from saverestore.operations import restore, restore_bare, save
+from saverestore.operations import prepare_save, restore, restore_bare, save
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.transport import FdSink
 
@@ -57,6 +57,7 @@ def test_a_signal_while_the_domain_is_being_created_destroys_it(tmp_path: Path, 
     monkeypatch.setattr(restore, "open_handles", no_handles)
     monkeypatch.setattr(restore.domains, "check_free", lambda *_: None)
     monkeypatch.setattr(restore.bare, "check_memory", lambda *_: None)
+    monkeypatch.setattr(restore, "_check_cpu", lambda *_: None)
     monkeypatch.setattr(restore.choice, "for_restoring", lambda *_: (None, ""))
     monkeypatch.setattr(restore_bare.bare, "check_host", lambda *_: None)
     monkeypatch.setattr(restore_bare.bare, "create", create)
@@ -77,10 +78,10 @@ def guest(monkeypatch, toolstack) -> MemorySave:
     domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid=CONFIG["c_info"]["uuid"]))
     monkeypatch.setattr(save, "open_handles", no_handles)
     for name in ("find", "check_can_be_saved"):
-        monkeypatch.setattr(save.domains, name, lambda *_: domain)
-    monkeypatch.setattr(save.choice, "for_saving", lambda *_: toolstack)
-    monkeypatch.setattr(save, "_guest_of", lambda *_: found)
-    monkeypatch.setattr(save, "locked", lambda _: nullcontext())
+        monkeypatch.setattr(prepare_save.domains, name, lambda *_: domain)
+    monkeypatch.setattr(prepare_save.choice, "for_saving", lambda *_: toolstack)
+    monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: found)
+    monkeypatch.setattr(prepare_save, "locked", lambda _: nullcontext())
     return found
 
 

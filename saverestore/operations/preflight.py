@@ -1,0 +1,79 @@
+"""What is looked at before anything is done: once by the real commands, and by `--dry-run` to tell of it all.
+
+The real commands stop at the first thing that stands in the way; a dry run goes on and tells each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from saverestore.errors import ExitCode, SaveRestoreError
+from saverestore.guest.ports import SaveGuest
+
+SAMPLE_PFNS = 1 << 14
+SAMPLE_BATCH = 1 << 11
+PAGE_BYTES = 4096
+
+
+@dataclass
+class Findings:
+    """What was found: `told`, facts a line each, and `errors`, what stands in the way.
+
+    `dry`: nothing is going to be done, so an error is noted and the next thing is looked at.
+    """
+
+    dry: bool = False
+    told: list[str] = field(default_factory=list)
+    errors: list[SaveRestoreError] = field(default_factory=list)
+
+    def tell(self, text: str) -> None:
+        """A fact for whoever asked for a dry run."""
+        if self.dry:
+            self.told.append(text)
+
+    @contextmanager
+    def check(self) -> Iterator[None]:
+        """One thing to look at; what it raises stands in the way."""
+        try:
+            yield
+        except SaveRestoreError as error:
+            if not self.dry:
+                raise
+            self.errors.append(error)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the real command would end with."""
+        return self.errors[0].exit_code if self.errors else ExitCode.DONE
+
+
+def reading_rate(guest: SaveGuest) -> float:
+    """Bytes a second at which this domain's memory can be read now, measured on some of it. It goes on running."""
+    done, at = 0, 0
+    started = time.monotonic()
+    while done < SAMPLE_PFNS and at < guest.nr_pfns:
+        pfns = np.arange(at, min(at + SAMPLE_BATCH, guest.nr_pfns), dtype=np.uint64)
+        pfns = pfns[guest.may_have_memory(pfns)]
+        at += SAMPLE_BATCH
+        if not len(pfns):
+            continue
+        with guest.read_pages(pfns, final=False) as batch:
+            copy = np.empty((batch.nr_data, PAGE_BYTES), dtype=np.uint8)
+            batch.copy_data(copy)
+            done += batch.nr_data
+    return done * PAGE_BYTES / max(time.monotonic() - started, 1e-6)
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def vcpus(number: int) -> str:
+    """For people."""
+    return f"{number} vCPU{'' if number == 1 else 's'}"
