@@ -26,6 +26,9 @@ LIBXL = logging.getLogger("pyxc.libxl")
 
 MAX_ERRORS_TOLD = 4
 TICK_S = 0.2
+CONFIG_CALL = "libxl_domain_config_from_json"
+"""The call of a LibxlError that says that a configuration is none."""
+
 INVALID_DOMID = 0xFFFF_FFFF
 
 
@@ -113,7 +116,7 @@ class Libxl(Handle):
         _errors.clear()
         rc = ffi.new("int *")
         restore = lib.pyxc_restore_new(self.ptr, config_json.encode(), rc)
-        self._check(rc[0], "libxl_domain_config_from_json", None)
+        self._check(rc[0], CONFIG_CALL, None)
         try:
             self._check(lib.pyxc_restore_start(self.ptr, restore, fd), "libxl_domain_create_restore", None)
             self._wait_for(restore, tick)

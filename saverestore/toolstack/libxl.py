@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyxc.libxl import Libxl
+from pyxc.libxl import CONFIG_CALL, Libxl
 from saverestore.errors import DomainError, ImageError, XenRefused
 from saverestore.guest.x86.common import Handles, XenError
 from saverestore.interrupts import shield
@@ -97,7 +97,13 @@ class LibxlToolstack:
                 domid = self._libxl.restore(guest_config.to_json().decode(), source.fileno(), tick)
             except XenError as error:
                 if (told := awaited.error()) is not None:
+                    told.add_note("no domain was left behind")
                     raise told from error
+                if error.call == CONFIG_CALL:
+                    raise ImageError(
+                        f"libxl does not understand the image's configuration: {error}; nothing was done "
+                        "(it may be of a newer Xen)"
+                    ) from error
                 raise XenRefused(
                     f"libxl could not restore {guest_config.name}: {error}; no domain was left behind "
                     "(the logs in /var/log/xen may say more)"

@@ -8,12 +8,12 @@ from pathlib import Path
 from xen_lab import Guest, must, run, state_of
 
 
-def a_saved_guest_goes_on(guest: Guest, images: Path) -> None:
+def a_saved_guest_goes_on(guest: Guest, images: Path, toolstack: str = "auto") -> None:
     before, domid = guest.state(), guest.domid
-    must("pysave", guest.name, str(images / "a.img"))
+    must("pysave", "--toolstack", toolstack, guest.name, str(images / "a.img"))
     assert state_of(guest.name) == "gone"
     assert (images / "a.img").stat().st_mode & 0o777 == 0o600
-    new_domid = int(must("pyrestore", str(images / "a.img")))
+    new_domid = int(must("pyrestore", "--toolstack", toolstack, str(images / "a.img")))
     assert new_domid == guest.domid != domid
     guest.goes_on(before)
 

@@ -176,12 +176,14 @@ def test_a_killed_save_leaves_a_guest_that_recover_puts_right(guest: Guest, imag
     guest.goes_on(before)
 
 
+@pytest.mark.parametrize("toolstack", ["bare", "libxl"])
 @pv_only
-def test_a_signal_during_restore_leaves_no_domain(guest: Guest, images: Path):
+def test_a_signal_during_restore_leaves_no_domain(guest: Guest, images: Path, toolstack: str):
     before = guest.state()
     must("pysave", guest.name, str(images / "a.img"))
     read_end, write_end = os.pipe()
-    restore = subprocess.Popen(["pyrestore", "-"], stdin=read_end, stderr=subprocess.PIPE, text=True)
+    command = ["pyrestore", "--toolstack", toolstack, "-"]
+    restore = subprocess.Popen(command, stdin=read_end, stderr=subprocess.PIPE, text=True)
     os.close(read_end)
     image = (images / "a.img").read_bytes()
     os.write(write_end, image[: 1 << 16])
@@ -297,16 +299,19 @@ def test_a_guest_that_does_not_answer_goes_on_and_the_request_is_taken_back(gues
 
 
 @one_kind
-def test_a_domain_with_a_disk_is_refused_by_name_before_it_is_touched(guest: Guest, images: Path):
+def test_the_bare_toolstack_refuses_a_domain_with_a_disk_by_name_before_it_is_touched(
+    guest: Guest, images: Path
+):
     before = guest.state()
     device = f"/libxl/{guest.domid}/device/vbd/51712"  # where libxl keeps what a domain has
     must("xenstore-write", f"{device}/frontend", "none")
     try:
-        said = run("pysave", guest.name, str(images / "a.img"))
+        bare = ("pysave", "--toolstack", "bare")
+        said = run(*bare, guest.name, str(images / "a.img"))
         assert said.returncode == 3
         assert "vbd 51712" in said.stderr
         assert "nothing was done" in said.stderr
-        forced = run("pysave", "--force", "-c", guest.name, str(images / "a.img"))
+        forced = run(*bare, "--force", "-c", guest.name, str(images / "a.img"))
         assert forced.returncode == 0, forced.stderr
     finally:
         must("xenstore-rm", f"/libxl/{guest.domid}/device/vbd")
@@ -314,15 +319,16 @@ def test_a_domain_with_a_disk_is_refused_by_name_before_it_is_touched(guest: Gue
 
 
 @one_kind
-def test_an_image_of_a_domain_with_a_disk_is_refused_by_name_before_a_domain_is_made(
+def test_the_bare_toolstack_refuses_an_image_with_a_disk_by_name_before_a_domain_is_made(
     guest: Guest, images: Path
 ):
     must("pysave", "-c", guest.name, str(images / "a.img"))
     disk = {"disks": [{"vdev": "xvda", "format": "raw", "pdev_path": "/dev/null"}]}
     with_config(images / "a.img", images / "disk.img", name="other", uuid=OTHER_UUID, more=disk)
-    said = run("pyrestore", str(images / "disk.img"))
+    bare = ("pyrestore", "--toolstack", "bare")
+    said = run(*bare, str(images / "disk.img"))
     assert said.returncode == 3
     assert "disk xvda" in said.stderr
     assert domid_of("other") is None
-    must("pyrestore", "--paused", "--force", str(images / "disk.img"))
+    must(*bare, "--paused", "--force", str(images / "disk.img"))
     must("xl", "destroy", "other")

@@ -22,6 +22,11 @@ def test_a_saved_guest_goes_on_after_its_restore(guest: Guest, images: Path):
 
 
 @each_kind
+def test_the_bare_toolstack_does_it_too(guest: Guest, images: Path):
+    scenarios.a_saved_guest_goes_on(guest, images, "bare")
+
+
+@each_kind
 def test_stock_xl_restores_our_image(guest: Guest, images: Path):
     scenarios.stock_xl_restores_ours(guest, images)
 

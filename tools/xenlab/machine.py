@@ -132,6 +132,10 @@ class Machine:
     def push(self, checkout: Path = CHECKOUT) -> bool:
         """Install the checkout in dom0 (see push); return False when dom0 had just that already."""
         state = self.require_up()
+        if self.variant.stock:
+            raise LabError(
+                f"{self.variant.name} is for stock xl only: its Python is too old for this project"
+            )
         base = rootfs.path(self.variant)
         with cache.locked(push.work_folder(self.variant) / "lock", "a push"):
             payload = push.build_payload(self.variant, base / "root", checkout)

@@ -1,0 +1,271 @@
+"""What goes wrong with devices, device models and libxl: one clear error, and the host is as it was before."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_faults import OTHER_UUID, with_config
+from xen_lab import Command, Guest, domid_of, must, no_partial_files, run, state_of
+
+BLOCK_SCRIPT = Path("/etc/xen/scripts/block")
+
+FEW_PAGES, SLOW_RATE = 512, 200
+
+
+def footprint() -> dict[str, list[str]]:
+    """What a domain leaves on a host: domains, xenstore's nodes of them, loop devices, mounts, network cards."""
+    return {
+        "domains": sorted(line.split()[0] for line in must("xl", "list").splitlines()[1:]),
+        "nodes": sorted(must("xenstore-list", "/local/domain").split()),
+        "libxl": sorted(must("xenstore-list", "/libxl").split()),
+        "loops": sorted(
+            line.split()[0] for line in must("losetup", "-n", "-l", "-O", "BACK-FILE").splitlines()
+        ),
+        "mounts": sorted(Path("/proc/mounts").read_text().splitlines()),
+        "cards": sorted(path.name for path in Path("/sys/class/net").glob("vif*")),
+        "userdata": sorted(path.name for path in Path("/var/lib/xen").glob("userdata-*")),
+    }
+
+
+@contextmanager
+def nothing_left_over() -> Iterator[None]:
+    """The host is the same at the end of the block; what goes away by itself is given some seconds."""
+    before = footprint()
+    yield
+    deadline = time.monotonic() + 20
+    while footprint() != before and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert footprint() == before
+
+
+@pytest.fixture(scope="module")
+def with_disk(tmp_path_factory) -> Iterator[Path]:
+    """An image of a PVH guest with a disk, whose domain is gone."""
+    guest = Guest("pvh-disk", "pvh", 1)
+    image = Path("/dev/shm/pvh-disk.img")
+    image.unlink(missing_ok=True)
+    guest.destroy()
+    guest.create(pages=FEW_PAGES, rate=SLOW_RATE, more=("--disk",))
+    must("pysave", guest.name, str(image))
+    yield image
+    image.unlink()
+
+
+@pytest.fixture(scope="module")
+def hvm() -> Iterator[Guest]:
+    guest = Guest("hvm-faults", "hvm", 1, 160)
+    guest.destroy()
+    guest.create(pages=FEW_PAGES, rate=SLOW_RATE)
+    yield guest
+    guest.destroy()
+
+
+@pytest.fixture(autouse=True)
+def keep(pool, request) -> Iterator[None]:
+    """The HVM guest of this module is not one that a test left over."""
+    if "hvm" in request.fixturenames:
+        guest = request.getfixturevalue("hvm")
+        pool.guests[("hvm", 1, SLOW_RATE, "faults")] = guest
+    yield
+
+
+def device_model_of(guest: Guest) -> int:
+    return int(must("xenstore-read", f"/local/domain/{guest.domid}/image/device-model-pid"))
+
+
+# ---- restoring ---------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_gone_is_told_before_a_domain_is_made(with_disk: Path):
+    disk, away = Path("/lab/pvh-disk.disk"), Path("/lab/away.disk")
+    disk.rename(away)
+    try:
+        with nothing_left_over():
+            said = run("pyrestore", str(with_disk))
+        assert said.returncode == 3, said.stderr
+        assert "/lab/pvh-disk.disk is not there; nothing was done" in said.stderr
+        assert "creating" not in said.stderr
+    finally:
+        away.rename(disk)
+
+
+def test_a_hotplug_script_that_fails_is_told_and_leaves_nothing(with_disk: Path):
+    script = BLOCK_SCRIPT.read_bytes()
+    BLOCK_SCRIPT.write_text("#!/bin/sh\necho no luck today >&2\nexit 7\n")
+    try:
+        with nothing_left_over():
+            said = run("pyrestore", str(with_disk))
+        assert said.returncode == 6, said.stderr
+        assert "exited with error status 7" in said.stderr
+        assert "no domain was left behind" in said.stderr
+    finally:
+        BLOCK_SCRIPT.write_bytes(script)
+
+
+def helper_of(pid: int) -> int | None:
+    found = run("pgrep", "-P", str(pid), "-f", "pyxc-save-helper").stdout.split()
+    return int(found[0]) if found else None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_a_helper_that_is_killed_leaves_nothing(with_disk: Path, number: signal.Signals):
+    with nothing_left_over():
+        read_end, write_end = os.pipe()
+        restore = subprocess.Popen(["pyrestore", "-"], stdin=read_end, stderr=subprocess.PIPE, text=True)
+        os.close(read_end)
+        os.write(write_end, with_disk.read_bytes()[: 1 << 16])
+        deadline = time.monotonic() + 60
+        while (helper := helper_of(restore.pid)) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert helper is not None
+        time.sleep(5)  # for Python to have started in it: before, SIGTERM ends it without a word
+        os.kill(helper, number)
+        _, said = restore.communicate(timeout=120)
+        os.close(write_end)
+        assert restore.returncode == 6, said
+        assert "no domain was left behind" in said
+
+
+def test_ctrl_c_while_libxl_restores_leaves_nothing(with_disk: Path):
+    with nothing_left_over():
+        read_end, write_end = os.pipe()
+        restore = subprocess.Popen(
+            ["pyrestore", "-"], stdin=read_end, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        os.close(read_end)
+        os.write(write_end, with_disk.read_bytes()[: 1 << 16])
+        deadline = time.monotonic() + 60
+        while domid_of("pvh-disk") is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(restore.pid, signal.SIGINT)  # as a terminal does it: the helper, too
+        _, said = restore.communicate(timeout=120)
+        os.close(write_end)
+        assert restore.returncode == 130, said
+
+
+def test_a_configuration_of_a_newer_libxl_is_told(with_disk: Path, images: Path):
+    """A kind of value that this libxl does not know; keys that it does not know it passes over itself."""
+    more = {"on_crash": "write-a-letter"}
+    with_config(with_disk, images / "newer.img", name="newer", uuid=OTHER_UUID, more=more)
+    with nothing_left_over():
+        said = run("pyrestore", str(images / "newer.img"))
+    assert said.returncode == 4, said.stderr
+    assert "libxl does not understand the image's configuration" in said.stderr
+    assert "nothing was done" in said.stderr
+
+
+def test_a_cpu_that_this_host_cannot_give_is_named_also_through_a_pipe(with_disk: Path, images: Path):
+    import numpy as np
+
+    from saverestore.guest.x86.cpu_features import LEAF
+    from saverestore.stream.layout import RecordType
+
+    data = bytearray(with_disk.read_bytes())
+    at = next(
+        at
+        for at in range(len(data) - 8)
+        if data[at : at + 4] == int(RecordType.X86_CPUID_POLICY).to_bytes(4, "little")
+        and 0 < int.from_bytes(data[at + 4 : at + 8], "little") < 8192
+        and int.from_bytes(data[at + 4 : at + 8], "little") % LEAF.itemsize == 0
+    )
+    count = int.from_bytes(data[at + 4 : at + 8], "little") // LEAF.itemsize
+    leaves = np.frombuffer(memoryview(data)[at + 8 :], dtype=LEAF, count=count)
+    leaves["ebx"][leaves["leaf"] == 7] |= 1 << 16  # AVX512F, which the emulated processor has not
+    (images / "cpu.img").write_bytes(data)
+    del leaves
+    with nothing_left_over():
+        said = run("pyrestore", str(images / "cpu.img"))
+        assert said.returncode == 4, said.stderr
+        assert "AVX512F (CPUID 0x7, EBX bit 16)" in said.stderr
+        assert "creating" not in said.stderr
+        with (images / "cpu.img").open("rb") as image:
+            said = run("pyrestore", "-", stdin=image)
+        assert said.returncode == 4, said.stderr
+        assert "AVX512F" in said.stderr
+
+
+def test_after_all_that_the_image_still_restores(with_disk: Path):
+    guest = Guest("pvh-disk", "pvh", 1)
+    before = guest.state()
+    must("pyrestore", str(with_disk))
+    guest.goes_on(before)
+    guest.destroy()
+
+
+# ---- HVM: the device model ---------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(hvm: Guest, images: Path):
+    before = hvm.state()
+    told = must("pysave", "--dry-run", "--live", hvm.name, str(images / "a.img"))
+    assert "HVM, 1 vCPU, 160 MiB" in told
+    assert "log-dirty" in told
+    assert "nothing stands in the way" in told
+    assert list(images.iterdir()) == []
+    hvm.goes_on(before)
+
+
+@pytest.mark.parametrize("moment", ["round 0", "suspending", "last round"])
+def test_ctrl_c_in_each_phase_leaves_a_running_guest_and_device_model(hvm: Guest, images: Path, moment: str):
+    before = hvm.state()
+    save = Command("pysave", "--live", hvm.name, str(images / "a.img"))
+    save.wait_for(moment)
+    save.send(signal.SIGINT)
+    assert save.finish() == 130, save.said
+    assert list(images.iterdir()) == []
+    hvm.goes_on(before)
+    assert qemu_runs(hvm)
+
+
+def qemu_runs(guest: Guest) -> bool:
+    from saverestore.toolstack.device_model import RUN_DIR, Qmp
+
+    with Qmp(RUN_DIR / f"qmp-libxl-{guest.domid}", guest.domid) as qmp:
+        return bool(qmp.command("query-status")["running"])
+
+
+def test_a_device_model_that_does_not_answer_is_told_and_the_guest_goes_on(hvm: Guest, images: Path):
+    before = hvm.state()
+    os.kill(device_model_of(hvm), signal.SIGSTOP)
+    try:
+        said = run("pysave", hvm.name, str(images / "a.img"))
+        assert said.returncode == 3, said.stderr
+        assert "device model" in said.stderr
+        assert "within" in said.stderr
+        no_partial_files(images)
+    finally:
+        os.kill(device_model_of(hvm), signal.SIGCONT)
+    hvm.goes_on(before)
+
+
+def test_a_killed_save_leaves_a_guest_and_device_model_that_recover_puts_right(hvm: Guest, images: Path):
+    before = hvm.state()
+    save = Command("pysave", hvm.name, str(images / "a.img"))
+    save.wait_for("last round")
+    save.send(signal.SIGKILL)
+    save.finish()
+    assert "s" in state_of(hvm.name)
+    said = run("pysave", "--recover", hvm.name)
+    assert said.returncode == 0, said.stderr
+    assert "device model had stopped and goes on" in said.stderr
+    hvm.goes_on(before)
+    assert qemu_runs(hvm)
+
+
+def test_a_device_model_that_is_gone_is_told_before_anything_is_done(hvm: Guest, images: Path):
+    """The last of this module: the guest is of no more use."""
+    os.kill(device_model_of(hvm), signal.SIGKILL)
+    said = run("pysave", hvm.name, str(images / "a.img"))
+    assert said.returncode == 3, said.stderr
+    assert "cannot be reached" in said.stderr
+    assert list(images.iterdir()) == []
+    found = json.loads(must("xl", "list", "-l", hvm.name))
+    assert found[0]["domid"] == hvm.domid
