@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scenarios import (
     a_saved_guest_goes_on,
@@ -148,6 +150,79 @@ def test_a_guest_that_gave_memory_back_keeps_what_it_has(guest: Guest, images: P
     finally:
         run("xl", "mem-set", guest.name, str(guest.memory_mib))
     guest.goes_on(before)
+
+
+@each_kind
+def test_a_guest_that_gave_memory_back_and_got_it_again_keeps_all_of_it(guest: Guest, images: Path):
+    before = guest.state()
+    must("xl", "mem-set", guest.name, str(LESS_MEMORY_MIB))
+    guest.next_lines(2)
+    must("xl", "mem-set", guest.name, str(guest.memory_mib))
+    guest.next_lines(2)
+    a_saved_guest_goes_on(guest, images)
+    guest.goes_on(before)
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_a_guest_with_fewer_vcpus_online_than_it_may_have_comes_back_with_as_many(kind: str, images: Path):
+    guest = Guest(f"{kind}-2of4", kind, 2)
+    guest.destroy()
+    try:
+        guest.create(rate=200, pages=512, more=("--maxvcpus", "4"))
+        a_saved_guest_goes_on(guest, images)
+        assert [vcpu_is_online(line) for line in vcpu_lines(guest)] == [True, True, False, False]
+    finally:
+        guest.destroy()
+
+
+def vcpu_lines(guest: Guest) -> list[str]:
+    return must("xl", "vcpu-list", guest.name).splitlines()[1:]
+
+
+def vcpu_is_online(line: str) -> bool:
+    """By the state column of `xl vcpu-list`: "--p" and no processor for one that is not."""
+    return line.split()[3] != "-"
+
+
+@pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
+def test_a_guest_whose_p2m_is_a_tree_goes_on(guest: Guest, images: Path):
+    """Linux keeps the tree, too, once it has been restored (SIF_VIRT_P2M_4TOOLS is gone); the list is taken away."""
+    from pyxc import ForeignMemory, Xen
+    from saverestore.guest.x86.layout import SHARED_INFO
+
+    a_saved_guest_goes_on(guest, images)
+    with Xen() as xen, ForeignMemory() as memory:
+        info = xen.domain(guest.domid)
+        frame = np.array([info.shared_info_frame], dtype=np.uint64)
+        with memory.map(guest.domid, frame, writable=True) as mapping:
+            arch = mapping.pages.reshape(-1).view(SHARED_INFO)[0]["arch"]
+            assert int(arch["frame_list_list"]) not in (0, 0xFFFF_FFFF_FFFF_FFFF)
+            arch["p2m_cr3"] = 0
+            del arch
+    (images / "a.img").unlink()
+    a_saved_guest_goes_on(guest, images)
+
+
+@pytest.mark.slow
+def test_a_guest_of_2_gib_keeps_its_large_pages(images: Path):
+    guest = Guest("pvh-large", "pvh", 1, 2048)
+    guest.destroy()
+    image = Path("/root/large.img")  # it would not fit into dom0's memory
+    try:
+        guest.create(rate=200, pages=512)
+        before = guest.state()
+        must("pysave", guest.name, str(image), timeout_s=900)
+        said = run("pyrestore", "-vv", "--toolstack", "bare", str(image), timeout_s=900)
+        assert said.returncode == 0, said.stderr
+        found = re.search(r"memory: (\d+) pages of 2 MiB, (\d+) of 4 KiB", said.stderr)
+        assert found is not None, said.stderr
+        large, small = map(int, found.groups())
+        assert large >= 1000, "of 1024"
+        assert large * 512 + small >= 2048 << 8
+        guest.goes_on(before)
+    finally:
+        guest.destroy()
+        image.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("guest", [("pv", 2), ("pvh", 2)], indirect=True, ids=["pv", "pvh"])

@@ -193,6 +193,7 @@ class HvmRestore(CommonRestore):
     def __init__(self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE) -> None:
         super().__init__(handles, info, unless=unless)
         self._populated = Populated()
+        self._superpages = self._small_pages = 0
         self._params: dict[int, int] = {}
         self._context: bytes | None = None
 
@@ -247,10 +248,12 @@ class HvmRestore(CommonRestore):
         if len(whole):
             # Without these the guest would lose its 2 MiB pages. Fragmented hosts may not have them: then small.
             given = xen_memory.try_populate(self._xen, self._domid, whole, order=SUPERPAGE_ORDER)
+            self._superpages += given
             large = np.add.outer(whole[:given], np.arange(SUPERPAGE_PFNS, dtype=np.uint64)).reshape(-1)
             new = new[~np.isin(new, large, assume_unique=True)]
         if len(new):
             xen_memory.populate(self._xen, self._domid, new)
+            self._small_pages += len(new)
 
     def _map(self, pfns: U64) -> Mapping | None:
         return self._memory.map(self._domid, pfns, writable=True) if len(pfns) else None
@@ -270,6 +273,7 @@ class HvmRestore(CommonRestore):
             raise ImageError(
                 f"Xen refused the image's HVM context: {error}; 'xl dmesg' may say why"
             ) from error
+        LOG.debug("memory: %d pages of 2 MiB, %d of 4 KiB", self._superpages, self._small_pages)
         pages = RestoredPages(
             store_gfn=self._params[layout.HVM_PARAM_STORE_PFN],
             console_gfn=self._params[layout.HVM_PARAM_CONSOLE_PFN],
