@@ -118,31 +118,35 @@ class Libxl(Handle):
         restore = lib.pyxc_restore_new(self.ptr, config_json.encode(), rc)
         self._check(rc[0], CONFIG_CALL, None)
         try:
-            self._check(lib.pyxc_restore_start(self.ptr, restore, fd), "libxl_domain_create_restore", None)
-            self._wait_for(restore, tick)
+            self._run(restore, fd, tick)
             return int(restore.domid)
         finally:
             lib.pyxc_restore_free(restore)
 
-    def _wait_for(self, restore: ffi.CData, tick: Callable[[], None]) -> None:
-        """Until it is over: on a thread of its own, so that signals reach the main thread at once."""
+    def _run(self, restore: ffi.CData, fd: int, tick: Callable[[], None]) -> None:
+        """From start to end on a thread of its own, so that signals reach the main thread at once.
+
+        The start, too: a signal between it and the wait would leave libxl with a child that nobody looks after.
+        """
         result: list[int] = []
 
-        def wait() -> None:
-            result.append(lib.pyxc_restore_wait(self.ptr, restore))
+        def run() -> None:
+            rc = lib.pyxc_restore_start(self.ptr, restore, fd)
+            result.append(rc or lib.pyxc_restore_wait(self.ptr, restore))
 
-        thread = threading.Thread(target=wait, name="libxl")
-        thread.start()
+        thread = threading.Thread(target=run, name="libxl")
         try:
+            thread.start()
             while thread.is_alive():
                 thread.join(TICK_S)
                 tick()
         except BaseException:
-            # "Not found" is fine: it is over already.
-            lib.pyxc_restore_abort(self.ptr, restore)
-            thread.join()
+            while thread.is_alive():
+                # "Not found" is fine: it has not begun, or is over already.
+                lib.pyxc_restore_abort(self.ptr, restore)
+                thread.join(TICK_S)
             # libxl destroys what it could not restore, but need not when it was told to stop, or was done.
-            if restore.domid != INVALID_DOMID and result[0] in (0, lib.ERROR_ABORTED):
+            if restore.domid != INVALID_DOMID and result and result[0] in (0, lib.ERROR_ABORTED):
                 with suppress(LibxlError):
                     self.destroy(restore.domid)
             raise

@@ -59,22 +59,7 @@ def with_disk(tmp_path_factory) -> Iterator[Path]:
     image.unlink()
 
 
-@pytest.fixture(scope="module")
-def hvm() -> Iterator[Guest]:
-    guest = Guest("hvm-faults", "hvm", 1, 160)
-    guest.destroy()
-    guest.create(pages=FEW_PAGES, rate=SLOW_RATE)
-    yield guest
-    guest.destroy()
-
-
-@pytest.fixture(autouse=True)
-def keep(pool, request) -> Iterator[None]:
-    """The HVM guest of this module is not one that a test left over."""
-    if "hvm" in request.fixturenames:
-        guest = request.getfixturevalue("hvm")
-        pool.guests[("hvm", 1, SLOW_RATE, "faults")] = guest
-    yield
+hvm = pytest.mark.parametrize("guest", [("hvm", 1)], indirect=True, ids=["hvm"])
 
 
 def device_model_of(guest: Guest) -> int:
@@ -203,26 +188,30 @@ def test_after_all_that_the_image_still_restores(with_disk: Path):
 # ---- HVM: the device model ---------------------------------------------------------------------------
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(hvm: Guest, images: Path):
-    before = hvm.state()
-    told = must("pysave", "--dry-run", "--live", hvm.name, str(images / "a.img"))
-    assert "HVM, 1 vCPU, 160 MiB" in told
+@hvm
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(guest: Guest, images: Path):
+    before = guest.state()
+    told = must("pysave", "--dry-run", "--live", guest.name, str(images / "a.img"))
+    assert "HVM, 1 vCPU" in told
     assert "log-dirty" in told
     assert "nothing stands in the way" in told
     assert list(images.iterdir()) == []
-    hvm.goes_on(before)
+    guest.goes_on(before)
 
 
+@hvm
 @pytest.mark.parametrize("moment", ["round 0", "suspending", "last round"])
-def test_ctrl_c_in_each_phase_leaves_a_running_guest_and_device_model(hvm: Guest, images: Path, moment: str):
-    before = hvm.state()
-    save = Command("pysave", "--live", hvm.name, str(images / "a.img"))
+def test_ctrl_c_in_each_phase_leaves_a_running_guest_and_device_model(
+    guest: Guest, images: Path, moment: str
+):
+    before = guest.state()
+    save = Command("pysave", "--live", guest.name, str(images / "a.img"))
     save.wait_for(moment)
     save.send(signal.SIGINT)
     assert save.finish() == 130, save.said
     assert list(images.iterdir()) == []
-    hvm.goes_on(before)
-    assert qemu_runs(hvm)
+    guest.goes_on(before)
+    assert qemu_runs(guest)
 
 
 def qemu_runs(guest: Guest) -> bool:
@@ -232,40 +221,47 @@ def qemu_runs(guest: Guest) -> bool:
         return bool(qmp.command("query-status")["running"])
 
 
-def test_a_device_model_that_does_not_answer_is_told_and_the_guest_goes_on(hvm: Guest, images: Path):
-    before = hvm.state()
-    os.kill(device_model_of(hvm), signal.SIGSTOP)
+@hvm
+def test_a_device_model_that_does_not_answer_is_told_and_the_guest_goes_on(guest: Guest, images: Path):
+    before = guest.state()
+    os.kill(device_model_of(guest), signal.SIGSTOP)
     try:
-        said = run("pysave", hvm.name, str(images / "a.img"))
+        said = run("pysave", guest.name, str(images / "a.img"))
         assert said.returncode == 3, said.stderr
         assert "device model" in said.stderr
         assert "within" in said.stderr
         no_partial_files(images)
     finally:
-        os.kill(device_model_of(hvm), signal.SIGCONT)
-    hvm.goes_on(before)
+        os.kill(device_model_of(guest), signal.SIGCONT)
+    guest.goes_on(before)
 
 
-def test_a_killed_save_leaves_a_guest_and_device_model_that_recover_puts_right(hvm: Guest, images: Path):
-    before = hvm.state()
-    save = Command("pysave", hvm.name, str(images / "a.img"))
+@hvm
+def test_a_killed_save_leaves_a_guest_and_device_model_that_recover_puts_right(guest: Guest, images: Path):
+    before = guest.state()
+    save = Command("pysave", guest.name, str(images / "a.img"))
     save.wait_for("last round")
     save.send(signal.SIGKILL)
     save.finish()
-    assert "s" in state_of(hvm.name)
-    said = run("pysave", "--recover", hvm.name)
+    assert "s" in state_of(guest.name)
+    said = run("pysave", "--recover", guest.name)
     assert said.returncode == 0, said.stderr
     assert "device model had stopped and goes on" in said.stderr
-    hvm.goes_on(before)
-    assert qemu_runs(hvm)
+    guest.goes_on(before)
+    assert qemu_runs(guest)
 
 
-def test_a_device_model_that_is_gone_is_told_before_anything_is_done(hvm: Guest, images: Path):
-    """The last of this module: the guest is of no more use."""
-    os.kill(device_model_of(hvm), signal.SIGKILL)
-    said = run("pysave", hvm.name, str(images / "a.img"))
-    assert said.returncode == 3, said.stderr
-    assert "cannot be reached" in said.stderr
-    assert list(images.iterdir()) == []
-    found = json.loads(must("xl", "list", "-l", hvm.name))
-    assert found[0]["domid"] == hvm.domid
+def test_a_device_model_that_is_gone_is_told_before_anything_is_done(images: Path):
+    guest = Guest("hvm-without-qemu", "hvm", 1)
+    guest.destroy()
+    try:
+        guest.create(pages=FEW_PAGES, rate=SLOW_RATE)
+        os.kill(device_model_of(guest), signal.SIGKILL)
+        said = run("pysave", guest.name, str(images / "a.img"))
+        assert said.returncode == 3, said.stderr
+        assert "cannot be reached" in said.stderr
+        assert list(images.iterdir()) == []
+        found = json.loads(must("xl", "list", "-l", guest.name))
+        assert found[0]["domid"] == guest.domid
+    finally:
+        guest.destroy()

@@ -16,7 +16,6 @@ from xen_lab import Guest, must, run
 
 HELPER = "/usr/local/bin/pyxc-save-helper"
 MODERATE_RATE = 1000
-MEMORY_MIB = {"pv": 128, "pvh": 128, "hvm": 160}
 ADDRESS = {"pv": 11, "pvh": 12, "hvm": 13}
 
 WITH_HELPER = ("env", f"LIBXL_SAVE_HELPER={HELPER}")
@@ -58,7 +57,7 @@ def run_by(tool: str, *argv: str) -> None:
 def equipped(request: pytest.FixtureRequest, images: Path) -> Iterator[Equipped]:
     kind: str = request.param
     listener = Listener()
-    guest = Guest(f"{kind}-equipped", kind, 1, MEMORY_MIB[kind])
+    guest = Guest(f"{kind}-equipped", kind, 1)
     guest.destroy()
     try:
         guest.create(rate=MODERATE_RATE, more=("--disk", "--net", str(ADDRESS[kind]), str(listener.port)))

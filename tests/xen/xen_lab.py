@@ -18,6 +18,7 @@ LINE_TIMEOUT_S = 90
 COMMAND_TIMEOUT_S = 300
 
 MEMORY_MIB = 128
+HVM_MEMORY_MIB = 160
 LESS_MEMORY_MIB = 104  # what it has after giving some back
 DIRTY_PAGES = 2048
 
@@ -57,7 +58,10 @@ class Guest:
     name: str
     kind: str
     vcpus: int
-    memory_mib: int = MEMORY_MIB
+    memory_mib: int = 0
+
+    def __post_init__(self) -> None:
+        self.memory_mib = self.memory_mib or (HVM_MEMORY_MIB if self.kind == "hvm" else MEMORY_MIB)
 
     def create(self, *, pages: int = DIRTY_PAGES, rate: int = 0, more: tuple[str, ...] = ()) -> None:
         """Boot it and wait for its first line; again when it fails, as nothing of ours has touched it yet."""
