@@ -137,6 +137,10 @@ class Machine:
                 f"{self.variant.name} is for stock xl only: its Python is too old for this project"
             )
         base = rootfs.path(self.variant)
+        if not base.is_dir():
+            raise LabError(
+                f"what {self.variant.name} is made of has changed since it was booted: run `tools/lab down` and `up`"
+            )
         with cache.locked(push.work_folder(self.variant) / "lock", "a push"):
             payload = push.build_payload(self.variant, base / "root", checkout)
             mark = self.folder / "pushed"
