@@ -16,7 +16,7 @@ from saverestore.errors import ExitCode, ImageError, SaveRestoreError
 
 if TYPE_CHECKING:
     from saverestore.stream.survey import Survey
-    from saverestore.stream.tally import PageStatistics
+    from saverestore.stream.tally import PageDigests, PageStatistics
 
 EPILOG = """\
 exit codes:
@@ -91,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_info(arguments: argparse.Namespace) -> int:
     """Print everything that the image tells, whole or not."""
-    found = _survey(arguments.image)
+    from saverestore.engine.digests import page_digests
+
+    found = _survey(arguments.image, page_digests)
     print(as_json(found) if arguments.json else as_text(found))
     return _exit_code(found)
 
@@ -107,13 +109,13 @@ def _exit_code(found: Survey) -> int:
     return ExitCode.DONE if found.error is None else found.error.exit_code
 
 
-def _survey(image: str) -> Survey:
+def _survey(image: str, page_digests: PageDigests | None = None) -> Survey:
     """Read the whole image, with a progress bar where someone sees it."""
     from saverestore.stream.survey import note_trailing_bytes, survey
     from saverestore.transport.opening import open_image
 
     with open_image(image) as source, _Bar(source.total_bytes) as bar:
-        found = survey(source, bar.update_to)
+        found = survey(source, bar.update_to, page_digests)
         # Behind a damaged image nothing is worth reading.
         if found.is_whole and not source.may_go_on:
             try:
@@ -209,6 +211,8 @@ def as_dict(found: Survey) -> dict[str, Any]:
             "nr_entries": pages.nr_entries,
             "nr_data": pages.nr_data,
             "nr_zero": pages.nr_zero,
+            "nr_duplicate": pages.nr_duplicate,
+            "duplicate_is_exact": pages.duplicate_is_exact,
             "nr_distinct": pages.nr_distinct,
             "distinct_is_exact": pages.distinct_is_exact,
             "nr_sent_again": pages.nr_sent_again,
@@ -319,6 +323,11 @@ def _pages(pages: PageStatistics) -> Iterator[str]:
     )
     yield _line("sent again", pages.nr_sent_again)
     yield _line("all zero", pages.nr_zero)
+    if pages.nr_duplicate is not None:
+        least = "" if pages.duplicate_is_exact else "at least "
+        yield _line(
+            "duplicates", f"{least}{pages.nr_duplicate} more pages with the content of an earlier one"
+        )
     if pages.nr_verify_entries:
         yield _line("for comparison", f" {pages.nr_verify_entries} entries after VERIFY, not counted above")
     for kind, count in sorted(pages.by_type.items()):
