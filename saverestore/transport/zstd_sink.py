@@ -13,7 +13,6 @@ Source of the format: `zstd_seekable`. The file is whole only after `finish`.
 
 from __future__ import annotations
 
-import os
 import threading
 from array import array
 from collections import deque
@@ -28,6 +27,7 @@ import zstandard
 
 from saverestore.interrupts import shield
 from saverestore.transport.base import ByteSink
+from saverestore.transport.cores import usable_cores
 from saverestore.transport.fd import nbytes_of
 from saverestore.transport.zstd_seekable import (
     ANNOUNCEMENT,
@@ -55,11 +55,6 @@ DEFAULT_LEVEL = 1
 LEVELS = range(1, 20)
 
 
-def default_workers() -> int:
-    """One for each core that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 class ZstdSink:
     """A `ByteSink` that compresses into another one. `offset` counts what was given to it, uncompressed.
 
@@ -72,7 +67,7 @@ class ZstdSink:
         self._sink = sink
         self.name = sink.name
         self.offset = 0
-        self._workers = workers or default_workers()
+        self._workers = workers or usable_cores()
         self._parameters = _parameters(level)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="zstd")
         self._of_thread = threading.local()
