@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from saverestore.helper.arguments import RestoreArguments, SaveArguments
     from saverestore.helper.channel import Channel
     from saverestore.helper.settings import Settings
-    from saverestore.toolstack.helper_report import HelperReport
+    from saverestore.toolstack.helper_link import HelperReport
 
 PROG = "pyxc-save-helper"
 
@@ -38,6 +38,7 @@ settings, in /etc/xen/pysave.toml (or the file that $PYXC_CONFIG names), or as v
   workers = 2          PYXC_WORKERS     threads that read ahead
   check_cpu = true     PYXC_CHECK_CPU   refuse images for a CPU that this host cannot give
   plain = false        PYXC_PLAIN       none of our optional records in the image
+  digest = "xxh3"      PYXC_DIGEST      the digest of the image: xxh3, sha256, blake3 or none; plain leaves it out
   log_level = "info"   PYXC_LOG_LEVEL   debug, info or warning: what xl is told
 
 The environment does not cross ssh: for 'xl migrate', the other host needs its own setting.
@@ -107,7 +108,7 @@ def _run(arguments: SaveArguments | RestoreArguments, channel: Channel) -> int:
     from saverestore.cli.common import tell
     from saverestore.helper.channel import LibxlGone
     from saverestore.helper.messages import Level, MessageType
-    from saverestore.toolstack.helper_report import HelperReport
+    from saverestore.toolstack.helper_link import HelperReport
 
     result, errnoval = 0, 0
     try:
@@ -147,11 +148,11 @@ def _let_go_on(domid: int) -> None:
 
 def _leave(report: HelperReport) -> None:
     """For whoever asked libxl, if they want to know. That it cannot be left is no failure of the work."""
-    from saverestore.toolstack.helper_report import REPORT_VARIABLE
+    from saverestore.toolstack.helper_link import Task
 
-    if path := os.environ.get(REPORT_VARIABLE):
+    if (task := Task.of(os.environ)) is not None:
         with contextlib.suppress(OSError):
-            report.leave(path)
+            report.leave(task.report)
 
 
 def _exit_code_of(error: BaseException) -> int:
@@ -165,7 +166,7 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> Help
     from saverestore.helper.messages import MessageType
     from saverestore.helper.settings import read_settings
     from saverestore.helper.telling import ChannelHandler
-    from saverestore.toolstack.helper_report import HelperReport
+    from saverestore.toolstack.helper_link import HelperReport
 
     settings = read_settings(os.environ)
     _set_up_logging(ChannelHandler(channel), settings)
@@ -189,7 +190,11 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> Help
         store_gfn, console_gfn = pages.store_gfn, pages.console_gfn
         logging.info("%d pages in %.1f s", read.pages, read.total_s)
         return HelperReport(
-            pages=read.pages, records=read.records, stream_bytes=read.stream_bytes, total_s=read.total_s
+            pages=read.pages,
+            records=read.records,
+            stream_bytes=read.stream_bytes,
+            total_s=read.total_s,
+            digest=read.digest,
         )
     finally:
         # Also after a failure: libxl takes a restore without results for a helper that died.

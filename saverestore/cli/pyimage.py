@@ -7,17 +7,16 @@ import dataclasses
 import io
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saverestore import __version__, interrupts
-from saverestore.errors import ExitCode, SaveRestoreError
+from saverestore.errors import ExitCode, ImageError, SaveRestoreError
 
 if TYPE_CHECKING:
     from saverestore.stream.survey import Survey
-    from saverestore.stream.tally import PageStatistics
+    from saverestore.stream.tally import PageDigests, PageStatistics
 
 EPILOG = """\
 exit codes:
@@ -27,7 +26,7 @@ exit codes:
   5    reading failed
   130  interrupted by Ctrl-C or another signal
 
-IMAGE may be '-', for standard input: zstd -dc IMAGE.zst | pyimage verify -
+IMAGE may be '-', for standard input, and compressed with zstd, gzip or lz4.
 """
 
 KIND_NAMES = {"X86_PV": "x86 PV", "X86_HVM": "x86 HVM or PVH"}
@@ -92,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_info(arguments: argparse.Namespace) -> int:
     """Print everything that the image tells, whole or not."""
-    found = _survey(arguments.image)
+    from saverestore.engine.digests import page_digests
+
+    found = _survey(arguments.image, page_digests)
     print(as_json(found) if arguments.json else as_text(found))
     return _exit_code(found)
 
@@ -108,19 +109,19 @@ def _exit_code(found: Survey) -> int:
     return ExitCode.DONE if found.error is None else found.error.exit_code
 
 
-def _survey(image: str) -> Survey:
+def _survey(image: str, page_digests: PageDigests | None = None) -> Survey:
     """Read the whole image, with a progress bar where someone sees it."""
     from saverestore.stream.survey import note_trailing_bytes, survey
-    from saverestore.transport.fd import FdSource
+    from saverestore.transport.opening import open_image
 
-    with FdSource.open(image) as source:
-        size = os.fstat(source.fileno())
-        is_file = stat.S_ISREG(size.st_mode)
-        with _Bar(size.st_size if is_file else None) as bar:
-            found = survey(source, bar.update_to)
-            # A block device goes on behind any image. Behind a damaged one nothing is worth reading.
-            if found.is_whole and not stat.S_ISBLK(size.st_mode):
+    with open_image(image) as source, _Bar(source.total_bytes) as bar:
+        found = survey(source, bar.update_to, page_digests)
+        # Behind a damaged image nothing is worth reading.
+        if found.is_whole and not source.may_go_on:
+            try:
                 note_trailing_bytes(found, source.skip_to_end())
+            except ImageError as error:  # of the compressed file, behind all that the image consists of
+                found.error = error
     return found
 
 
@@ -177,7 +178,8 @@ def as_verdict(found: Survey) -> str:
     kind = KIND_NAMES[found.domain.type.name] if found.domain else "?"
     name = f" {found.config.name}" if found.config and found.config.name else ""
     records = sum(entry.count for entry in found.records.values())
-    notes = "; its digest was not compared" if found.digest else ""
+    digest = found.checked_digest
+    notes = "; it has no digest" if digest is None else f"; its {digest.title} digest holds"
     return _plain(
         f"{found.name}: whole: {kind} domain{name}, {records} records, {found.pages.nr_data} pages of data, "
         f"{size_text(found.total_bytes)}{notes}"
@@ -209,6 +211,8 @@ def as_dict(found: Survey) -> dict[str, Any]:
             "nr_entries": pages.nr_entries,
             "nr_data": pages.nr_data,
             "nr_zero": pages.nr_zero,
+            "nr_duplicate": pages.nr_duplicate,
+            "duplicate_is_exact": pages.duplicate_is_exact,
             "nr_distinct": pages.nr_distinct,
             "distinct_is_exact": pages.distinct_is_exact,
             "nr_sent_again": pages.nr_sent_again,
@@ -236,7 +240,11 @@ def size_text(length_bytes: int) -> str:
 def _digest_dict(found: Survey) -> dict[str, Any] | None:
     if found.digest is None:
         return None
-    return {"algorithm": found.digest.algorithm, "hex": found.digest.digest.hex(), "compared": False}
+    return {
+        "algorithm": found.digest.algorithm,
+        "hex": found.digest.digest.hex(),
+        "compared": found.checked_digest is not None,
+    }
 
 
 def _line(label: str, value: object) -> str:
@@ -267,7 +275,8 @@ def _heading(found: Survey) -> Iterator[str]:
         yield _line(f"  {_plain(key)} ", value)
     if found.digest:
         name = DIGEST_NAMES.get(found.digest.algorithm, f"algorithm {found.digest.algorithm}")
-        yield _line("digest", f"{name} {found.digest.digest.hex()} (not compared)")
+        verdict = "does not hold" if found.checked_digest is None else "holds"
+        yield _line("digest", f"{name} {found.digest.digest.hex()} ({verdict})")
 
 
 def _domain(found: Survey) -> Iterator[str]:
@@ -314,6 +323,11 @@ def _pages(pages: PageStatistics) -> Iterator[str]:
     )
     yield _line("sent again", pages.nr_sent_again)
     yield _line("all zero", pages.nr_zero)
+    if pages.nr_duplicate is not None:
+        least = "" if pages.duplicate_is_exact else "at least "
+        yield _line(
+            "duplicates", f"{least}{pages.nr_duplicate} more pages with the content of an earlier one"
+        )
     if pages.nr_verify_entries:
         yield _line("for comparison", f" {pages.nr_verify_entries} entries after VERIFY, not counted above")
     for kind, count in sorted(pages.by_type.items()):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import stat
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 
 from saverestore.cli import common
+from saverestore.errors import SaveRestoreError
 
 DESCRIPTION = """\
 Restore a domain from an image that pysave or 'xl save' wrote, into a fresh domain that goes on where the saved
@@ -19,7 +18,7 @@ one stopped. Prints the new domain's number. On any error, and on Ctrl-C, no dom
 EPILOG = """\
 examples:
   pyrestore web1.img
-  zstd -dc web1.img.zst | pyrestore -
+  ssh backup cat web1.img | pyrestore -
   pyrestore --paused --name web1-copy web1.img
 
 Devices come back by libxl; the bare toolstack brings none besides the console. No 'xl' process watches the domain
@@ -37,6 +36,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="restore also what this host lacks something for: with the bare toolstack, its devices, which the guest "
         "then loses; disks and bridges that are not there; features of the CPU, without which it may crash",
+    )
+    parser.add_argument(
+        "--require-digest",
+        action="store_true",
+        help="refuse an image without a digest: one that has it is compared with it in any case",
     )
     common.add_toolstack(parser)
     common.add_dry_run(parser, "restore")
@@ -61,6 +65,7 @@ def _restore(arguments: argparse.Namespace) -> int | None:
         paused=arguments.paused,
         name=arguments.name,
         force=arguments.force,
+        require_digest=arguments.require_digest,
         toolstack=arguments.toolstack,
     )
     if arguments.dry_run:
@@ -81,14 +86,17 @@ def _restore(arguments: argparse.Namespace) -> int | None:
 
 
 def _size_of(image: str) -> int | None:
-    """The image's length in bytes, where it is a regular file."""
-    if image == "-":
-        return None
+    """The image's length in bytes, decompressed, where that is known before it is read."""
+    from saverestore.transport.random_access import open_random_access
+
     try:
-        found = Path(image).stat()
-    except OSError:
+        found = open_random_access(image)
+    except SaveRestoreError:
+        return None  # told when it is opened for good
+    if found is None:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    with found:
+        return found.size
 
 
 if __name__ == "__main__":

@@ -17,10 +17,9 @@ from saverestore.helper.messages import MessageType, Missing
 from saverestore.helper.settings import Settings
 from saverestore.helper.telling import ChannelProgress
 from saverestore.stream.layout import DomainType
-from saverestore.stream.libxl import HEADER, RECORD_HEADER
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Record
-from saverestore.toolstack.helper_report import CHECK_CPU_VARIABLE, IMAGE_VARIABLE, OFFSET_VARIABLE
+from saverestore.toolstack.helper_link import Task
 from saverestore.transport.fd import FdSource
 
 
@@ -62,20 +61,19 @@ class LibxlRestoreGuest:
         self._guest.close()
 
 
-def _source(fd: int) -> FdSource:
+def _source(fd: int, task: Task | None) -> FdSource:
     """What libxl reads from, called and counted as whoever asked libxl does, so that errors name place and file."""
-    source = FdSource(fd, os.environ.get(IMAGE_VARIABLE, "the image"), close_fd=False)
-    begins_at = os.environ.get(OFFSET_VARIABLE, "")
-    if begins_at.isdecimal():
-        source.offset = int(begins_at) + HEADER.size + RECORD_HEADER.size
+    source = FdSource(fd, "the image" if task is None else task.image, close_fd=False)
+    if task is not None:
+        source.offset = task.offset
     return source
 
 
-def _unless(settings: Settings) -> str | None:
+def _unless(settings: Settings, task: Task | None) -> str | None:
     """How the check of the CPU is passed over, in the words of whoever runs this; None when it is."""
-    if not settings.check_cpu:
-        return None
-    return FORCE if IMAGE_VARIABLE in os.environ else f"{CHECK_CPU_VARIABLE}=no"
+    if task is not None:
+        return FORCE if task.check_cpu else None
+    return "PYXC_CHECK_CPU=no" if settings.check_cpu else None
 
 
 def restore(
@@ -89,9 +87,14 @@ def restore(
         raise DomainError(
             "checkpointed streams (Remus, COLO) cannot be restored by this helper; use libxl's own"
         )
-    source = _source(arguments.io_fd)
-    unless = _unless(settings)
-    reader = LibxcReader(source)
+    task = Task.of(os.environ)
+    source = _source(arguments.io_fd, task)
+    unless = _unless(settings, task)
+    reader = LibxcReader(
+        source,
+        before=None if task is None else task.before,
+        require_digest=task is not None and task.require_digest,
+    )
     with open_handles() as handles:
         info = handles.xen.domain(arguments.domid)
         guest: HvmRestore | PvRestore

@@ -16,6 +16,7 @@ from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
 from saverestore.guest.x86.suspend import Suspender, Suspending
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
+from saverestore.stream.digest import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
 from saverestore.toolstack import choice, domains, host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
@@ -40,7 +41,10 @@ class Afterwards(Enum):
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """What `pysave` was asked for."""
+    """What `pysave` was asked for.
+
+    `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
+    """
 
     domain: str
     image: str
@@ -48,6 +52,8 @@ class SaveRequest:
     live: bool = False
     dirty: str = "auto"
     plain: bool = False
+    digest: str = "xxh3"
+    compress: int | None = None
     suspend_timeout_s: float | None = None
     overwrite: bool = False
     force: bool = False
@@ -63,6 +69,7 @@ class Prepared:
     config: GuestConfig
     device_model: DeviceModel | None
     guest: SaveGuest
+    digest: DigestAlgorithm | None
 
 
 def prepare(handles: Handles, request: SaveRequest, findings: Findings, stack: ExitStack) -> Prepared:
@@ -70,6 +77,9 @@ def prepare(handles: Handles, request: SaveRequest, findings: Findings, stack: E
 
     The guest of the result is the caller's to close.
     """
+    digest = None
+    with findings.check():
+        digest = algorithm_for_writing(NO_DIGEST if request.plain else request.digest)
     domain = domains.find(handles, request.domain)
     with findings.check():
         domains.check_can_be_saved(domain)
@@ -85,7 +95,7 @@ def prepare(handles: Handles, request: SaveRequest, findings: Findings, stack: E
     with findings.check():
         _check_passed_through(domain, config, request)
     guest = _guest_of(handles, domain, device_model, request.suspend_timeout_s)
-    return Prepared(domain, toolstack, config, device_model, guest)
+    return Prepared(domain, toolstack, config, device_model, guest, digest)
 
 
 def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -> None:
@@ -155,6 +165,7 @@ def check_room(file: NewFile | StandardOutput, guest: SaveGuest, domain: Domain)
     free = file.free_bytes()
     if free is None:
         return
+    # Pages that are all zero, or that compress well, take less. Which ones do is not known before they are read.
     needed = _size_bytes(guest)
     if needed > free:
         raise TransportError(

@@ -5,26 +5,23 @@ from __future__ import annotations
 import logging
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import DomainError, ImageError
+from saverestore.errors import DomainError
 from saverestore.guest.x86.common import FORCE, Handles, check_cpu_policy, open_handles
 from saverestore.operations import restore_bare
+from saverestore.operations.image import opened
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.stream.layout import DomainType, RecordType
-from saverestore.stream.libxl import LibxlReader
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import X86CpuidPolicy, X86MsrPolicy
-from saverestore.stream.xl import XlHeader
-from saverestore.toolstack import bare, choice, config, domains, host_fit
+from saverestore.toolstack import bare, choice, domains, host_fit
 from saverestore.toolstack.config import GuestConfig
-from saverestore.transport.base import ByteSource
-from saverestore.transport.fd import FdSource
+from saverestore.transport.opening import ImageSource
 
 if TYPE_CHECKING:
     from saverestore.toolstack.libxl import LibxlToolstack
@@ -37,13 +34,14 @@ SAMPLE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """What `pyrestore` was asked for."""
+    """What `pyrestore` was asked for. `require_digest`: an image without a digest is refused."""
 
     image: str
     paused: bool = False
     name: str | None = None
     force: bool = False
     toolstack: str = choice.AUTO
+    require_digest: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,28 +63,30 @@ class _Prepared:
 
 def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
     """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none."""
-    with _open_image(request.image) as source, ExitStack() as stack:
-        guest_config = _read_config(source, request)
+    with opened(request.image, request.name) as image, ExitStack() as stack:
         handles = stack.enter_context(open_handles())
-        ready = _prepare(handles, guest_config, request, Findings(), stack)
+        ready = _prepare(handles, image.config, request, Findings(), stack)
+        options = {
+            "paused": request.paused,
+            "force": request.force,
+            "require_digest": request.require_digest,
+        }
         if ready.libxl is None:
-            domid, report = restore_bare.restore(
-                handles, source, guest_config, progress, paused=request.paused, force=request.force
-            )
+            domid, report = restore_bare.restore(handles, image, image.config, progress, **options)
         else:
             from saverestore.operations import restore_libxl
 
-            domid, report = restore_libxl.restore(
-                ready.libxl, source, guest_config, progress, paused=request.paused, force=request.force
-            )
-    return Restored(domid, guest_config.name, report)
+            domid, report = restore_libxl.restore(ready.libxl, image, image.config, progress, **options)
+        if report.digest is None:
+            LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)
+        return Restored(domid, image.config.name, report)
 
 
 def dry_run(request: RestoreRequest) -> Findings:
     """What a restore would do and what stands in its way. Of standard input, the head is read."""
     findings = Findings(dry=True)
-    with findings.check(), _open_image(request.image) as source, ExitStack() as stack:
-        guest_config = _read_config(source, request)
+    with findings.check(), opened(request.image, request.name) as image, ExitStack() as stack:
+        guest_config, source = image.config, image.source
         state = "paused" if request.paused else "running"
         findings.tell(
             f"{guest_config.name}: {guest_config.kind.upper()}, {vcpus(guest_config.max_vcpus)}, "
@@ -125,25 +125,6 @@ def _prepare(
     return _Prepared(guest_config, libxl)
 
 
-@contextmanager
-def _open_image(image: str) -> Iterator[FdSource]:
-    with FdSource.open(image) as source:
-        try:
-            yield source
-        except ImageError as error:
-            if source.name not in " ".join([str(error), *getattr(error, "__notes__", [])]):
-                error.add_note(f"the image is {source.name}")
-            raise
-
-
-def _read_config(source: ByteSource, request: RestoreRequest) -> GuestConfig:
-    header = XlHeader.read(source)
-    if header.config is None:
-        raise ImageError(f"{source.name} has no domain configuration: it cannot be restored without one")
-    guest_config = config.parse(header.config)
-    return guest_config if request.name is None else guest_config.replaced(name=request.name)
-
-
 def _check_left_out(guest_config: GuestConfig, why_bare: str, *, force: bool) -> None:
     """What the bare toolstack cannot bring back."""
     if guest_config.devices and not force:
@@ -175,10 +156,8 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
     """By a second look into the file. What comes through a pipe is looked at when the domain is there already."""
     if request.image == STDIN or not stat.S_ISREG(Path(request.image).stat().st_mode):
         return
-    with _open_image(request.image) as source:
-        XlHeader.read(source)
-        LibxlReader(source).next()
-        reader = LibxcReader(source)
+    with opened(request.image) as image:
+        reader = LibxcReader(image.source)
         leaves = msrs = b""
         while not reader.static_data_ended:
             record = reader.next()
@@ -192,8 +171,8 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
         check_cpu_policy(handles.xen, is_hvm, leaves, msrs, unless=None if request.force else FORCE)
 
 
-def _tell_time(source: FdSource, findings: Findings) -> None:
-    size = source.size()
+def _tell_time(source: ImageSource, findings: Findings) -> None:
+    size = source.total_bytes
     if size is None:
         return
     started, begun_at = time.monotonic(), source.offset

@@ -14,8 +14,8 @@ from saverestore.guest.x86.common import FORCE, Handles
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.interrupts import shield
+from saverestore.operations.image import OpenedImage
 from saverestore.stream.layout import DomainType
-from saverestore.stream.libxl import LibxlReader, LibxlRecordType
 from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack import bare
 from saverestore.toolstack.bare import FreshDomain
@@ -25,24 +25,23 @@ from saverestore.transport.base import ByteSource
 
 def restore(
     handles: Handles,
-    source: ByteSource,
+    image: OpenedImage,
     guest_config: GuestConfig,
     progress: Progress,
     *,
     paused: bool,
     force: bool,
+    require_digest: bool,
 ) -> tuple[int, RestoreReport]:
-    """Create a domain from what follows in `source`, libxl's stream: its domid. On any error there is none."""
+    """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none."""
     # The image first: what is wrong with it can be told before anything is done.
-    stream = LibxlReader(source)
-    _expect(stream, source, LibxlRecordType.LIBXC_CONTEXT)
-    reader = LibxcReader(source)
+    reader = LibxcReader(image.source, before=image.before, require_digest=require_digest)
     _check_kind(guest_config, reader)
     bare.check_host(handles)
     progress.phase(f"creating {guest_config.name}")
     with _FreshDomain(handles, guest_config) as fresh:
-        report = _fill(handles, fresh.create(), guest_config, reader, source, progress, force=force)
-        _expect(stream, source, LibxlRecordType.END)
+        report = _fill(handles, fresh.create(), guest_config, reader, image.source, progress, force=force)
+        image.expect_end()
         with shield():
             if not paused:
                 handles.xen.unpause(fresh.domid)
@@ -123,12 +122,3 @@ def _fill(
         guest.close()
     bare.introduce(handles, fresh, guest_config, pages)
     return report
-
-
-def _expect(stream: LibxlReader, source: ByteSource, wanted: LibxlRecordType) -> None:
-    record = stream.next()
-    if record.type != wanted:
-        raise ImageError(
-            f"{source.name}: a libxl record {record.type.name} where {wanted.name} belongs",
-            offset=record.offset,
-        )

@@ -2,52 +2,106 @@
 
 from __future__ import annotations
 
+import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from saverestore import interrupts
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import XenRefused
 from saverestore.guest.x86.common import XenError
 from saverestore.interrupts import shield
+from saverestore.operations.image import OpenedImage
+from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.libxl import CONTEXT_HEAD
 from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.helper_link import Task
 from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.transport.fd import FdSource
+from saverestore.transport.relay import Relay
 
 
 def restore(
     toolstack: LibxlToolstack,
-    source: FdSource,
+    image: OpenedImage,
     guest_config: GuestConfig,
     progress: Progress,
     *,
     paused: bool,
     force: bool,
+    require_digest: bool,
 ) -> tuple[int, RestoreReport]:
-    """Create a domain from what follows in `source`, libxl's stream: its domid. On any error there is none."""
+    """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none."""
     started = time.monotonic()
     progress.phase(f"creating {guest_config.name}")
-    told_at = source.position()
+    source = image.source
+    task = Task(source.name, source.offset, image.before, require_digest, check_cpu=not force)
+    with _readable(image) as way:
+        told_at = way.position()
 
-    def tick() -> None:
-        nonlocal told_at
-        if (now := source.position()) != told_at:  # else libxl is at work on devices
-            told_at = now
-            progress.pages(0, now)
+        def tick() -> None:
+            nonlocal told_at
+            if (now := way.position()) != told_at:  # else libxl is at work on devices
+                told_at = now
+                progress.pages(0, now)
 
-    domid, told = toolstack.restore(guest_config, source, tick, force=force)
-    try:
-        with shield():
-            if not paused:
-                toolstack.unpause(domid)
-            interrupts.too_late()
-    except BaseException as error:
-        with suppress(XenError):
-            toolstack.destroy_restored(domid)
-            error.add_note("no domain was left behind")
-        if isinstance(error, XenError):
-            raise XenRefused(
-                f"{guest_config.name} was restored, but could not be started: {error}"
-            ) from error
-        raise
-    return domid, RestoreReport(time.monotonic() - started, told.stream_bytes, told.pages, told.records)
+        try:
+            domid, told = toolstack.restore(guest_config, way.fileno(), task, tick)
+        except Exception as error:
+            if (reason := way.error) is not None:
+                reason.add_note("no domain was left behind")
+                raise reason from error
+            raise
+        try:
+            way.finish()
+            with shield():
+                if not paused:
+                    toolstack.unpause(domid)
+                interrupts.too_late()
+        except BaseException as error:
+            with suppress(XenError):
+                toolstack.destroy_restored(domid)
+                error.add_note("no domain was left behind")
+            if isinstance(error, XenError):
+                raise XenRefused(
+                    f"{guest_config.name} was restored, but could not be started: {error}"
+                ) from error
+            raise
+    digest = None if told.digest is None else DigestAlgorithm(told.digest)
+    total_s = time.monotonic() - started
+    return domid, RestoreReport(total_s, told.stream_bytes, told.pages, told.records, digest)
+
+
+@contextmanager
+def _readable(image: OpenedImage) -> Iterator[_File | Relay]:
+    """A descriptor that stands at libxl's header, for libxl: of the file itself, or a pipe that brings the rest."""
+    source = image.source
+    if isinstance(source, FdSource) and source.total_bytes is not None:
+        yield _File(image, source)
+        return
+    with Relay(source, head=CONTEXT_HEAD) as relay:
+        yield relay
+
+
+class _File:
+    """A regular file that is not compressed: libxl and its helper read it themselves. As Relay."""
+
+    error = None
+
+    def __init__(self, image: OpenedImage, source: FdSource) -> None:
+        self._image = image
+        self._source = source
+        os.lseek(source.fileno(), -len(CONTEXT_HEAD), os.SEEK_CUR)
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._source.fileno()
+
+    def position(self) -> int:
+        """How far it has been read."""
+        return self._source.position()
+
+    def finish(self) -> None:
+        """Nothing follows the image."""
+        self._image.check_end()

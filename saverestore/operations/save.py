@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import saverestore
 from saverestore import interrupts
@@ -26,12 +27,17 @@ from saverestore.operations.prepare_save import (
     destination,
     prepare,
 )
+from saverestore.stream.digest import BeforeSink
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack.domains import Domain
 from saverestore.transport.base import ByteSink
+from saverestore.transport.fd import FdSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
+
+if TYPE_CHECKING:
+    from saverestore.transport.zstd_sink import ZstdSink
 
 __all__ = ["Afterwards", "SaveRequest", "save_domain"]
 
@@ -47,13 +53,15 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
         try:
             with destination(request) as file:
                 check_room(file, guest, domain)
-                with _resumed_on_error(guest, domain, file):
-                    report = _write_image(ready, file.sink, request, progress)
+                with _resumed_on_error(guest, domain, file), _sink_for(request, file) as sink:
+                    report = _write_image(ready, sink, request, progress)
                     if request.afterwards is Afterwards.RUN:
                         # It need not wait for the disk. When this fails, the image is kept, and it is tried again.
                         with shield(), contextlib.suppress(XenError, DomainError):
                             guest.resume()
                         report.downtime_s = time.monotonic() - report.suspended_at
+                    sink.finish()
+                    report.stored_bytes = file.sink.stored_bytes
                     file.sync()
                     with shield():
                         file.publish()
@@ -81,16 +89,31 @@ def _resumed_on_error(guest: SaveGuest, domain: Domain, file: NewFile | Standard
         raise
 
 
+@contextmanager
+def _sink_for(request: SaveRequest, file: NewFile | StandardOutput) -> Iterator[FdSink | ZstdSink]:
+    """What the image is written to: the file, or what compresses into it."""
+    if request.compress is None:
+        yield file.sink
+        return
+    from saverestore.transport.zstd_sink import ZstdSink
+
+    with ZstdSink(file.sink, level=request.compress) as sink:
+        yield sink
+
+
 def _write_image(ready: Prepared, sink: ByteSink, request: SaveRequest, progress: Progress) -> SaveReport:
     """xl's header, libxl's stream around libxc's. The guest is suspended afterwards."""
+    outside = BeforeSink(sink)
+    XlHeader.write(outside, ready.config.to_json())
+    stream = LibxlWriter(outside)
+    stream.libxc_context()
     settings = engine.SaveSettings(
         live=request.live,
         dirty=request.dirty,
         provenance=None if request.plain else _provenance(request, ready.domain),
+        digest=ready.digest,
+        before=outside.before(),
     )
-    XlHeader.write(sink, ready.config.to_json())
-    stream = LibxlWriter(sink)
-    stream.libxc_context()
     report = engine.save(ready.guest, sink, settings, progress)
     for type, body in ready.device_model.records() if ready.device_model else ():
         stream.record(type, body)
@@ -109,6 +132,7 @@ def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
             "live": request.live,
             "dirty": request.dirty,
             "afterwards": request.afterwards.value,
+            "compress": None if request.compress is None else f"zstd:{request.compress}",
         },
     }
 

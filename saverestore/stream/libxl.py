@@ -81,6 +81,9 @@ BODY_MAX: dict[LibxlRecordType, int] = {
     T.CHECKPOINT_STATE: 8,  # u32; one that was padded into the body is tolerated
 }
 
+CONTEXT_HEAD = HEADER.pack(IDENT, VERSION, 0) + RECORD_HEADER.pack(T.LIBXC_CONTEXT, 0)
+"""Header and first record as every writer makes them: what stands directly before the libxc stream."""
+
 EMULATOR_TYPES = (T.EMULATOR_XENSTORE_DATA, T.EMULATOR_CONTEXT)
 
 

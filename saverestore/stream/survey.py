@@ -14,12 +14,13 @@ import numpy as np
 
 from saverestore.errors import ImageError
 from saverestore.stream import libxl
+from saverestore.stream.digest import BeforeSource, DigestAlgorithm
 from saverestore.stream.errors import BadHeader, OutOfOrder
 from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import RecordType, record_name
 from saverestore.stream.reader import AnyRecord, LibxcReader, PageData
 from saverestore.stream.records import Checkpoint, End, ImageDigest, Provenance, UnknownOptional
-from saverestore.stream.tally import PAGE_WORDS, PageStatistics, WordPages
+from saverestore.stream.tally import PAGE_WORDS, PageDigests, PageStatistics, WordPages
 from saverestore.stream.xl import MAGIC, XlHeader
 from saverestore.transport.base import ByteSource
 
@@ -89,7 +90,8 @@ class Survey:
 
     `layers`: of "xl", "libxl", "libxc", outermost first. `records`: by name, in the order of their first
     occurrence; libxl's begin with "libxl ". `checkpoints`: CHECKPOINT records. `total_bytes`: read in
-    all. `trailing_bytes`: behind the end of the image. `digest`: carried, not compared.
+    all. `trailing_bytes`: behind the end of the image. `digest`: the image's own; `checked_digest`: its algorithm
+    once it was found to hold (one that does not is the `error`).
     """
 
     name: str
@@ -99,6 +101,7 @@ class Survey:
     config: ConfigSummary | None = None
     provenance: dict[str, Any] | None = None
     digest: ImageDigest | None = None
+    checked_digest: DigestAlgorithm | None = None
     records: dict[str, RecordCount] = field(default_factory=dict)
     pages: PageStatistics = field(default_factory=PageStatistics)
     checkpoints: int = 0
@@ -112,13 +115,16 @@ class Survey:
         return self.error is None
 
 
-def survey(source: ByteSource, on_progress: Progress | None = None) -> Survey:
+def survey(
+    source: ByteSource, on_progress: Progress | None = None, page_digests: PageDigests | None = None
+) -> Survey:
     """Read `source` to the end of the image in it, whichever layer that begins with.
 
-    `on_progress(offset)` is called after every batch of pages. Errors of the image are returned in
+    `on_progress(offset)` is called after every batch of pages. With `page_digests`, pages of the same content are
+    counted. Errors of the image are returned in
     `Survey.error`; `TransportError` is raised. What follows the image is not looked at.
     """
-    found = Survey(source.name)
+    found = Survey(source.name, pages=PageStatistics(page_digests))
     try:
         _Walk(source, found, on_progress or _no_progress).walk()
     except ImageError as error:
@@ -142,15 +148,16 @@ class _Walk:
 
     def __init__(self, source: ByteSource, found: Survey, on_progress: Progress) -> None:
         self._source = source
+        self._outside = BeforeSource(source)  # what is outside libxc's stream is read through it
         self._found = found
         self._on_progress = on_progress
         self._buffer: WordPages | None = None
 
     def walk(self) -> None:
-        prefix = self._source.read(PREFIX_BYTES, "the first header")
+        prefix = self._outside.read(PREFIX_BYTES, "the first header")
         if prefix == MAGIC[:PREFIX_BYTES]:
             self._found.layers.append("xl")
-            self._take_config(XlHeader.read(self._source, prefix).config)
+            self._take_config(XlHeader.read(self._outside, prefix).config)
             self._libxl(b"")
         elif prefix == LIBXL_PREFIX:
             self._libxl(prefix)
@@ -184,7 +191,7 @@ class _Walk:
         self._found.config = ConfigSummary.of(fields)
 
     def _libxl(self, prefix: bytes) -> None:
-        reader = libxl.LibxlReader(self._source, prefix)
+        reader = libxl.LibxlReader(self._outside, prefix)
         self._found.layers.append("libxl")
         while (record := self._libxl_record(reader)).type is not T.END:
             if record.type is T.LIBXC_CONTEXT:
@@ -207,7 +214,7 @@ class _Walk:
         raise OutOfOrder(f"libxl {record.type.name} record {where}", offset=record.offset, type=record.type)
 
     def _libxc(self, prefix: bytes, outer: libxl.LibxlReader | None) -> None:
-        reader = LibxcReader(self._source, prefix)
+        reader = LibxcReader(self._source, prefix, before=None if outer is None else self._outside.before())
         self._found.layers.append("libxc")
         self._found.image, self._found.domain = reader.image, reader.domain
         while True:
@@ -217,6 +224,7 @@ class _Walk:
                 self._pages(reader, record)
             self._count(_name_of(record), offset, self._source.offset)
             self._note(record)
+            self._found.checked_digest = reader.checked_digest
             if isinstance(record, Checkpoint) and outer is not None:
                 self._libxl_checkpoint(outer)
             elif isinstance(record, End):

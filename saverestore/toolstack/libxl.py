@@ -23,14 +23,7 @@ from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain, kind_of, userdata_path
-from saverestore.toolstack.helper_report import (
-    CHECK_CPU_VARIABLE,
-    IMAGE_VARIABLE,
-    OFFSET_VARIABLE,
-    REPORT_VARIABLE,
-    HelperReport,
-)
-from saverestore.transport.fd import FdSource
+from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
 
 HELPER = "pyxc-save-helper"
 HELPER_VARIABLE = "LIBXL_SAVE_HELPER"
@@ -84,19 +77,19 @@ class LibxlToolstack:
     # ---- restoring ---------------------------------------------------------------------------------
 
     def restore(
-        self, guest_config: GuestConfig, source: FdSource, tick: Callable[[], None], *, force: bool
+        self, guest_config: GuestConfig, fd: int, task: Task, tick: Callable[[], None]
     ) -> tuple[int, HelperReport]:
-        """Create the domain and fill it from `source`, which stands at libxl's header: its domid, and what was read.
+        """Create the domain and fill it from `fd`, which stands at libxl's header: its domid, and what was read.
 
-        It is complete and paused. `force`: also when its guest was promised another CPU than this. `tick` is called
-        a few times a second meanwhile. On any error there is no domain: an error of the helper's is raised as it
-        would have been here, with its exit code; any other as XenRefused.
+        It is complete and paused. `task` is what our helper, which does the filling, is to know. `tick` is called a
+        few times a second meanwhile. On any error there is no domain: an error of the helper's is raised as it would
+        have been here, with its exit code; any other as XenRefused.
         """
-        with HelperReport.awaited() as awaited, _our_helper(awaited.path, source, force=force):
+        with linked(task) as link, _our_helper(link.task):
             try:
-                domid = self._libxl.restore(guest_config.to_json().decode(), source.fileno(), tick)
+                domid = self._libxl.restore(guest_config.to_json().decode(), fd, tick)
             except XenError as error:
-                if (told := awaited.error()) is not None:
+                if (told := link.report().as_error()) is not None:
                     told.add_note("no domain was left behind")
                     raise told from error
                 if error.call == CONFIG_CALL:
@@ -108,7 +101,7 @@ class LibxlToolstack:
                     f"libxl could not restore {guest_config.name}: {error}; no domain was left behind "
                     "(the logs in /var/log/xen may say more)"
                 ) from error
-            return domid, awaited.report()
+            return domid, link.report()
 
     def unpause(self, domid: int) -> None:
         """Let a restored domain run."""
@@ -121,16 +114,9 @@ class LibxlToolstack:
 
 
 @contextmanager
-def _our_helper(report: str, source: FdSource, *, force: bool) -> Iterator[None]:
-    """Inside this block, libxl runs our helper, which leaves its report there."""
-    ours = {
-        HELPER_VARIABLE: str(helper_path()),
-        REPORT_VARIABLE: report,
-        IMAGE_VARIABLE: source.name,
-        OFFSET_VARIABLE: str(source.offset),
-    }
-    if force:
-        ours[CHECK_CPU_VARIABLE] = "no"
+def _our_helper(task: Task) -> Iterator[None]:
+    """Inside this block, libxl runs our helper, with this task."""
+    ours = {HELPER_VARIABLE: str(helper_path()), TASK_VARIABLE: task.pack()}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:

@@ -12,7 +12,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -162,8 +162,15 @@ class FdSource(_Fd):
         """Take `fd` as it is; nothing is read."""
         super().__init__(fd, name, close_fd=close_fd)
         self._dropped: bytearray | None = None
+        self._held = b""
+        found = os.fstat(fd)
         # Only a regular file tells its size, without which a seek past the end would go unnoticed.
-        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._is_file = stat.S_ISREG(found.st_mode)
+        self.total_bytes = found.st_size if self._is_file else None
+        """Length of a regular file, when it was opened; None for anything else."""
+        self.may_go_on = not (self._is_file or stat.S_ISFIFO(found.st_mode))
+        """Whether anything may follow an image: a device is longer than what was written to it, a socket may be
+        kept open by who waits for an answer."""
 
     def size(self) -> int | None:
         """Length of a regular file in bytes; None of anything else."""
@@ -182,6 +189,30 @@ class FdSource(_Fd):
         missing = _move_all(self._readv, views)
         if missing:
             raise EndOfStream(self.name, offset=self.offset, missing_bytes=missing, what=what)
+
+    def peek(self, n: int) -> bytes:
+        """Look at the next `n` bytes, fewer at the end, which are then read as if nobody had looked.
+
+        Those of a pipe are taken from it: somebody else who reads the descriptor will not get them.
+        """
+        if self._is_file:
+            fd = self.fileno()
+            try:
+                return os.pread(fd, n, os.lseek(fd, 0, os.SEEK_CUR))
+            except OSError as error:
+                raise self._failure(error) from error
+        while len(self._held) < n:
+            more = self._read_kernel([part := bytearray(n - len(self._held))])
+            if more == 0:
+                break
+            self._held += part[:more]
+        return self._held[:n]
+
+    def read_some(self, n: int) -> bytes:
+        """Return the next bytes, as many as come at once and at most `n`; none at the end only."""
+        part = bytearray(n)
+        got = self._readv([part])
+        return bytes(memoryview(part)[:got])
 
     def read(self, n: int, what: str = "data") -> bytes:
         """Return exactly `n` bytes."""
@@ -209,6 +240,25 @@ class FdSource(_Fd):
             if moved == 0:
                 raise EndOfStream(self.name, offset=self.offset, missing_bytes=n, what=what)
             n -= moved
+
+    def read_again(self, begin: int, length: int) -> Iterator[bytes] | None:
+        """What was read from `begin` on (in terms of `offset`), in parts; None for what cannot be read twice."""
+        if not self._is_file:
+            return None
+        return self._read_again(begin, length)
+
+    def _read_again(self, begin: int, length: int) -> Iterator[bytes]:
+        at = os.lseek(self.fileno(), 0, os.SEEK_CUR) - self.offset + begin
+        while length:
+            try:
+                part = os.pread(self.fileno(), min(length, SKIP_BUFFER_BYTES), at)
+            except OSError as error:
+                raise self._failure(error) from error
+            if not part:
+                raise TransportError(f"{self.name} has become shorter while it was read")
+            yield part
+            at += len(part)
+            length -= len(part)
 
     def skip_to_end(self) -> int:
         """Pass over everything that is left, and return how many bytes that was."""
@@ -245,17 +295,26 @@ class FdSource(_Fd):
         self.offset += n
 
     def _readv(self, views: list[Any]) -> int:
+        """One readv, of bytes that `peek` took first; 0 at the end."""
+        if self._held:
+            view = memoryview(views[0]).cast("B")
+            moved = min(len(view), len(self._held))
+            view[:moved] = self._held[:moved]
+            self._held = self._held[moved:]
+        else:
+            moved = self._read_kernel(views)
+        self.offset += moved
+        return moved
+
+    def _read_kernel(self, views: list[Any]) -> int:
         """One readv, waited for when the descriptor is non-blocking; 0 at the end."""
         while True:
             try:
-                moved = os.readv(self.fileno(), views)
+                return os.readv(self.fileno(), views)
             except BlockingIOError:
                 self._wait(select.POLLIN)
             except OSError as error:
                 raise self._failure(error) from error
-            else:
-                self.offset += moved
-                return moved
 
     def _failure(self, error: OSError) -> TransportError:
         place = f"at byte {self.offset:#x} = {self.offset}"
@@ -266,6 +325,14 @@ class FdSource(_Fd):
 
 class FdSink(_Fd):
     """A `ByteSink` over a descriptor. Every byte is with the kernel when a call returns."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes had to be written."""
+        return self.offset
+
+    def finish(self) -> None:
+        """Everything has been given. Nothing is held back here that would still have to be written."""
 
     def write(self, data: ReadableBuffer) -> None:
         """Write all of `data`."""

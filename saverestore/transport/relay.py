@@ -46,6 +46,10 @@ class Relay:
         """The descriptor to be read from."""
         return self._read_end
 
+    def position(self) -> int:
+        """How much of the image has been passed on."""
+        return self._source.offset
+
     @property
     def error(self) -> SaveRestoreError | None:
         """What was wrong with the source so far."""

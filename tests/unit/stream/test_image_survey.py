@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from stream_samples import MemorySink, PipeLikeSource, StingySource, golden, small_hvm_image, source_of
 
+from saverestore.engine.digests import page_digests
 from saverestore.stream import DomainType, LibxcWriter, LibxlRecordType, LibxlWriter, PageType, XlHeader
+from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import entries_of
 from saverestore.stream.records import Checkpoint, HvmContext, Provenance, StaticDataEnd, Verify
 from saverestore.stream.survey import OTHER_RECORDS, RECORD_NAMES_MAX, Survey, note_trailing_bytes, survey
@@ -75,7 +77,8 @@ def test_pages_are_counted_by_type_and_content():
 def test_provenance_and_digest_are_kept():
     found = survey_of(golden("hvm-v3"))
     assert found.provenance == {"a": 1}
-    assert found.digest.digest == b"\x77" * 16
+    assert found.digest.digest == bytes.fromhex("55693677411aa9b38889e6054e922162")
+    assert found.checked_digest is DigestAlgorithm.XXH3
 
 
 def test_pages_sent_again_and_pages_to_compare_are_told_apart():
@@ -220,7 +223,7 @@ def test_progress_is_told_in_rising_offsets():
 
 
 def test_any_number_of_kinds_of_optional_records_is_listed_in_bounded_space():
-    data = golden("hvm-v3")
+    data = golden("pv-v3")
     records = b"".join(struct.pack("<II", 0x9000_0000 + i, 0) for i in range(300))
     found = survey_of(data[:40] + records + data[40:])
     assert found.is_whole
@@ -253,3 +256,16 @@ def test_statistics_of_nothing_are_empty():
     assert pages.nr_distinct == 0
     assert pages.distinct_is_exact
     assert pages.lowest_pfn is None
+
+
+def test_pages_with_the_content_of_an_earlier_one_are_counted(monkeypatch):
+    pages = np.zeros((60, 512), dtype=np.uint64)
+    pages[:30, 5] = np.arange(30) // 3 + 1  # ten contents, thrice each; the rest is zero
+    for most, exact in ((1 << 21, True), (4, False)):
+        monkeypatch.setattr("saverestore.stream.tally.DIGESTS_MAX", most)
+        counted = PageStatistics(page_digests)
+        for start in range(0, 60, 20):
+            counted.add_pages(pages[start : start + 20])
+        assert (counted.nr_zero, counted.duplicate_is_exact) == (30, exact)
+        assert counted.nr_duplicate == 20 if exact else counted.nr_duplicate <= 20
+    assert PageStatistics().nr_duplicate is None

@@ -1,0 +1,72 @@
+"""An image opened for a restore: what stands before the libxc stream has been read, and is looked at here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from saverestore.errors import ImageError
+from saverestore.stream.digest import Before, BeforeSource
+from saverestore.stream.libxl import LibxlReader, LibxlRecordType
+from saverestore.stream.xl import XlHeader
+from saverestore.toolstack import config
+from saverestore.toolstack.config import GuestConfig
+from saverestore.transport.opening import ImageSource, open_image
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """`source` stands at the libxc stream; `stream` goes on behind that; `before`: what came before it."""
+
+    source: ImageSource
+    config: GuestConfig
+    stream: LibxlReader
+    before: Before
+
+    def expect_end(self) -> None:
+        """The libxc stream has been read: libxl's END comes, and nothing follows."""
+        expect(self.stream, self.source, LibxlRecordType.END)
+        self.check_end()
+
+    def check_end(self) -> None:
+        """Nothing follows the image; of a compressed one this also checks what ends the file."""
+        offset = self.source.offset
+        if not self.source.may_go_on and not self.source.at_end():
+            raise ImageError(f"{self.source.name}: something follows the end of the image", offset=offset)
+
+
+@contextmanager
+def opened(image: str, name: str | None = None) -> Iterator[OpenedImage]:
+    """Open an image and read its headers. `name`: what the domain is to be called instead.
+
+    ImageErrors inside the block are told with the image's name.
+    """
+    with open_image(image) as source:
+        try:
+            outside = BeforeSource(source)
+            header = XlHeader.read(outside)
+            if header.config is None:
+                raise ImageError(
+                    f"{source.name} has no domain configuration: it cannot be restored without one"
+                )
+            guest_config = config.parse(header.config)
+            stream = LibxlReader(outside)
+            expect(stream, source, LibxlRecordType.LIBXC_CONTEXT)
+            if name is not None:
+                guest_config = guest_config.replaced(name=name)
+            yield OpenedImage(source, guest_config, stream, outside.before())
+        except ImageError as error:
+            if source.name not in " ".join([str(error), *getattr(error, "__notes__", [])]):
+                error.add_note(f"the image is {source.name}")
+            raise
+
+
+def expect(stream: LibxlReader, source: ImageSource, wanted: LibxlRecordType) -> None:
+    """The next record of libxl's is of this type."""
+    record = stream.next()
+    if record.type != wanted:
+        raise ImageError(
+            f"{source.name}: a libxl record {record.type.name} where {wanted.name} belongs",
+            offset=record.offset,
+        )

@@ -1,0 +1,108 @@
+"""Between `pyrestore` and the save helper that libxl starts for it: what is to be known, and what came of it.
+
+libxl stands between the two, and passes on only that the helper failed. So $PYXC_TASK holds one JSON object, what
+the helper is to know beyond what libxl tells it (`Task`), and the helper writes another one (`HelperReport`) into a
+file in memory that the task names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from saverestore.errors import (
+    DomainError,
+    ExitCode,
+    ImageError,
+    SaveRestoreError,
+    TransportError,
+    UsageError,
+    XenRefused,
+)
+from saverestore.stream.digest import Before
+
+TASK_VARIABLE = "PYXC_TASK"
+
+ERRORS: dict[int, type[SaveRestoreError]] = {
+    error.exit_code: error for error in (UsageError, DomainError, ImageError, TransportError, XenRefused)
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the helper is to know.
+
+    `image`: what it is called, in errors. `offset`: where the libxc stream begins in it. `before`: what came before
+    that, to be held against the image's own word. `check_cpu`: refuse an image for another CPU. `report`: a path.
+    """
+
+    image: str
+    offset: int
+    before: Before | None
+    require_digest: bool = False
+    check_cpu: bool = True
+    report: str = ""
+
+    def pack(self) -> str:
+        """The variable's value."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Task | None:
+        """The task in these variables; None when it is `xl` that asked."""
+        text = environment.get(TASK_VARIABLE)
+        if not text:
+            return None
+        fields = json.loads(text)
+        before = fields.pop("before")
+        return cls(before=None if before is None else Before(**before), **fields)
+
+
+@dataclass(frozen=True)
+class HelperReport:
+    """One helper's work. `error` is None when it succeeded; the numbers are those of a RestoreReport."""
+
+    error: str | None = None
+    exit_code: int = ExitCode.DONE
+    pages: int = 0
+    records: int = 0
+    stream_bytes: int = 0
+    total_s: float = 0.0
+    digest: int | None = None
+
+    def leave(self, path: str) -> None:
+        """Write it where the one who asked will look."""
+        Path(path).write_text(json.dumps(asdict(self)))
+
+    def as_error(self) -> SaveRestoreError | None:
+        """The helper's failure as the exception that it was; None when it did not fail, or told nothing."""
+        return None if self.error is None else ERRORS.get(self.exit_code, XenRefused)(self.error)
+
+
+class Link:
+    """A helper that is about to be run: the task it is given, and a place for its report."""
+
+    def __init__(self, task: Task, fd: int) -> None:
+        self._fd = fd
+        self.task = replace(task, report=f"/proc/{os.getpid()}/fd/{fd}")
+
+    def report(self) -> HelperReport:
+        """What the helper left; an empty one when it left none, or was killed while it wrote."""
+        try:
+            return HelperReport(**json.loads(os.pread(self._fd, 1 << 20, 0) or b"{}"))
+        except (ValueError, TypeError):
+            return HelperReport()
+
+
+@contextmanager
+def linked(task: Task) -> Iterator[Link]:
+    """Inside this block, a helper may be run, and its report be read."""
+    fd = os.memfd_create("helper-report")
+    try:
+        yield Link(task, fd)
+    finally:
+        os.close(fd)
