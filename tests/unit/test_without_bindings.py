@@ -62,7 +62,7 @@ def python(installed: Path, code: str, *arguments: str) -> subprocess.CompletedP
 
 def test_it_installs_without_compiled_modules(installed: Path):
     assert list(installed.rglob("*.so")) == []
-    assert (installed / "saverestore" / "cli" / "pyimage.py").is_file()
+    assert (installed / "saverestore" / "cli" / "pyimage" / "command.py").is_file()
     assert (installed / "pyxc" / "py.typed").is_file()
 
 
