@@ -1,11 +1,13 @@
 """The arrows of docs/design.md, read out of the imports of every module.
 
-    cli ─► helper ─► operations ─► toolstack ─► engine ─► guest ─► stream ─► transport ─► interrupts ─► errors
+    cli ─► helper ─► operations ─► toolstack ─► engine ─► guest ─► image ─► stream ─► transport ─► interrupts
+        ─► errors
 
 A module imports from its own layer and from layers to its right, and:
 
   - `pyxc` imports nothing of `saverestore`; it is imported by `guest/x86` and `toolstack` only.
   - `engine` sees a guest through `guest.ports` and nothing else of `guest`; `toolstack` does not use `engine`.
+  - `image` is of use to `cli` only: what works on domains does not need it.
   - `stream` knows of transports what `transport.base` says.
   - `guest.ports`, the in-memory guest and the modules of `guest/x86` that it uses are pure: no `pyxc`.
 
@@ -32,6 +34,7 @@ LAYERS = [
     "toolstack",
     "engine",
     "guest",
+    "image",
     "stream",
     "transport",
     "interrupts",
@@ -148,6 +151,11 @@ def test_the_toolstack_does_not_use_the_engine():
     assert arrows == []
 
 
+def test_only_commands_use_what_works_on_images():
+    users = {layer_of(module) for module, target in ARROWS if target.startswith("saverestore.image")}
+    assert users == {"cli", "image"}
+
+
 def test_the_stream_knows_of_transports_what_their_base_says():
     seen = {
         target
@@ -175,7 +183,7 @@ def test_a_pure_module_imports_only_pure_ones(module):
 WITHOUT_XEN = [
     module
     for module in MODULES
-    if layer_of(module) in ("stream", "transport", "engine", "interrupts", "errors")
+    if layer_of(module) in ("image", "stream", "transport", "engine", "interrupts", "errors")
     and not module.endswith("_build")
 ] + ["saverestore.cli.pyimage", "saverestore.cli.pysave", "saverestore.cli.pyrestore", *PURE]
 

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saverestore.errors import UsageError
+
 if TYPE_CHECKING:
+    from saverestore.image.access import RandomAccess
+    from saverestore.image.index import ImageIndex
     from saverestore.transport.newfile import NewFile
 
 EXIT_CODES = """\
@@ -109,10 +113,34 @@ class Bar:
 
 @contextmanager
 def new_file(arguments: argparse.Namespace) -> Iterator[NewFile]:
-    """The file of -o: on the disk and under its name at the end of the block, not there if that fails."""
+    """The file of -o: on the disk and under its name at the end of the block, not there if that fails.
+
+    UsageError when it exists and may not be replaced; the image itself never may.
+    """
     from saverestore.transport.newfile import NewFile
 
-    with NewFile(Path(arguments.output), overwrite=arguments.overwrite) as file:
+    output = Path(arguments.output)
+    if output.exists() and Path(arguments.image).exists() and output.samefile(arguments.image):
+        raise UsageError(f"{output} is the image itself; give another name")
+    with NewFile(output, overwrite=arguments.overwrite) as file:
         yield file
         file.sync()
         file.publish()
+
+
+@contextmanager
+def opened(image: str) -> Iterator[tuple[RandomAccess, ImageIndex]]:
+    """An image for reading at any place, and its index; with a bar while that is made."""
+    from saverestore.image.access import open_image
+    from saverestore.image.index import index_image
+
+    with open_image(image) as access:
+        with Bar(access.size, "looking for pages") as bar:
+            index = index_image(access, bar.update_to)
+        yield access, index
+
+
+def tell(text: str) -> None:
+    """One line on standard error."""
+    if sys.stderr is not None:
+        print(f"pyimage: {plain(text)}", file=sys.stderr)
