@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from saverestore.errors import ImageError
-from saverestore.image.access import RandomAccess
 from saverestore.image.index import ImageIndex, Progress
 from saverestore.image.pages import batches_of, pfns_with_data
 from saverestore.image.sparse import SparseFile
 from saverestore.stream.layout import PAGE_SHIFT, PAGE_SIZE
+from saverestore.transport.random_access import RandomAccess
 
 OFFSET_MAX = (1 << 63) - 1
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from saverestore.errors import ImageError
-from saverestore.image.access import AccessSource, RandomAccess
+from saverestore.image.access import AccessSource
 from saverestore.image.pagemap import PageMap
 from saverestore.stream.errors import BadHeader
 from saverestore.stream.headers import DomainHeader, ImageHeader
@@ -35,6 +35,7 @@ from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import Record, UnknownOptional
 from saverestore.stream.walk import walk
 from saverestore.stream.xl import XlHeader
+from saverestore.transport.random_access import RandomAccess
 
 STATE_MAX_BYTES = 256 << 20
 """Most bytes of records other than pages that are kept; real domains have some 100 KiB."""

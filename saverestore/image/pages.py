@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saverestore.errors import UsageError
-from saverestore.image.access import RandomAccess
 from saverestore.image.index import ImageIndex, Progress, offsets_of_places, types_of_places, with_data
 from saverestore.image.pagemap import PageMap
 from saverestore.stream.layout import PAGE_SIZE, BoolArray, PageType, U64Array
+from saverestore.transport.random_access import RandomAccess
 
 BATCH_PAGES = 1024
 """Pages that are in memory at a time: 4 MiB, as many as a PAGE_DATA record of Xen has."""

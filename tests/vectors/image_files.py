@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from saverestore.image.registers import HVM_CPU, HVM_DESCRIPTOR
 from saverestore.stream import DomainType, LibxcReader, LibxcWriter, LibxlWriter, PageData, XlHeader
 from saverestore.stream.layout import entries_of, has_data
 from saverestore.stream.records import End, HvmContext, HvmParams, Provenance, Record, StaticDataEnd
@@ -81,3 +82,15 @@ def read_naively(path: Path) -> dict[int, tuple[int, bytes | None]]:
             ):
                 found[pfn] = (type, source.read(4096) if there else None)
     return found
+
+
+def hvm_context(*vcpus: dict[str, int], cut: int = 0) -> bytes:
+    """An HVM context with these vCPUs' registers; `cut`: bytes that each record of a vCPU lacks."""
+    parts = [HVM_DESCRIPTOR.pack(1, 0, 24), bytes(24)]
+    for number, values in enumerate(vcpus):
+        cpu = np.zeros(1, dtype=HVM_CPU)
+        for name, value in values.items():
+            cpu[name] = value
+        body = cpu.tobytes()[: HVM_CPU.itemsize - cut]
+        parts += [HVM_DESCRIPTOR.pack(2, number, len(body)), body]
+    return b"".join([*parts, HVM_DESCRIPTOR.pack(0, 0, 0)])

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
-    from saverestore.image.access import RandomAccess
     from saverestore.image.index import ImageIndex
     from saverestore.transport.newfile import NewFile
+    from saverestore.transport.random_access import RandomAccess
 
 EXIT_CODES = """\
 exit codes:

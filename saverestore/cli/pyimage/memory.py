@@ -20,8 +20,8 @@ from saverestore.cli.pyimage.common import (
 from saverestore.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from saverestore.image.access import RandomAccess
     from saverestore.image.index import ImageIndex
+    from saverestore.transport.random_access import RandomAccess
 
 PFNS = re.compile(r"(0x[0-9a-f]+|[0-9]+)(?:-(0x[0-9a-f]+|[0-9]+))?", re.IGNORECASE | re.ASCII)
 PFN_BITS = 52

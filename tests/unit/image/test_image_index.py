@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,13 @@ from stream_samples import NAMES, golden
 from saverestore.engine.save import SaveSettings
 from saverestore.errors import ImageError, UsageError
 from saverestore.image import index as index_module
-from saverestore.image.access import AccessSource, PlainFile, open_image
+from saverestore.image.access import AccessSource, open_image
 from saverestore.image.index import index_image, types_of_places, with_data
 from saverestore.image.pagemap import PageMap
 from saverestore.image.pages import batches_of
 from saverestore.stream.layout import RecordType
-from saverestore.transport import EndOfStream
+from saverestore.transport import EndOfStream, FdSource
+from saverestore.transport.random_access import PlainFile
 
 
 class CountingFile(PlainFile):
@@ -33,7 +33,7 @@ class CountingFile(PlainFile):
 
 
 def counting(path: Path) -> CountingFile:
-    return CountingFile(os.open(path, os.O_RDONLY), str(path))
+    return CountingFile(FdSource.open(str(path)))
 
 
 def test_pages_are_passed_over_and_one_page_costs_one_page(tmp_path):
