@@ -28,6 +28,9 @@ exit codes:
 IMAGE may be '-', for standard input, with info and verify: zstd -dc IMAGE.zst | pyimage verify -
 """
 
+DIFFERENT = 1
+"""What diff exits with when the images differ, as diff(1) does. No failure, so no `ExitCode`."""
+
 LABEL_WIDTH = 16
 
 Run = Callable[[argparse.Namespace], int]
