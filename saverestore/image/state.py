@@ -34,7 +34,7 @@ from saverestore.stream.records import (
     X86TscInfo,
 )
 
-# Entries of policies and of VCPU_MSRS: xen_cpuid_leaf_t, xen_msr_entry_t (public/arch-x86/xen.h), xen_domctl_vcpu_msr.
+# Entries of policies (xen_cpuid_leaf_t, xen_msr_entry_t: arch-x86/xen.h) and of VCPU_MSRS (xen_domctl_vcpu_msr).
 CPUID_LEAF = struct.Struct("<IIIIII")
 MSR_ENTRY = struct.Struct("<IIQ")
 NO_SUBLEAF = 0xFFFF_FFFF
