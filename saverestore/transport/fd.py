@@ -162,8 +162,14 @@ class FdSource(_Fd):
         """Take `fd` as it is; nothing is read."""
         super().__init__(fd, name, close_fd=close_fd)
         self._dropped: bytearray | None = None
+        self._held = b""
+        found = os.fstat(fd)
         # Only a regular file tells its size, without which a seek past the end would go unnoticed.
-        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._is_file = stat.S_ISREG(found.st_mode)
+        self.total_bytes = found.st_size if self._is_file else None
+        """Length of a regular file, when it was opened; None for anything else."""
+        self.may_go_on = stat.S_ISBLK(found.st_mode)
+        """Whether anything may follow an image: a block device is longer than what was written to it."""
 
     def readinto(self, view: WriteableBuffer, what: str = "data") -> None:
         """Fill `view` completely."""
@@ -174,6 +180,30 @@ class FdSource(_Fd):
         missing = _move_all(self._readv, views)
         if missing:
             raise EndOfStream(self.name, offset=self.offset, missing_bytes=missing, what=what)
+
+    def peek(self, n: int) -> bytes:
+        """Look at the next `n` bytes, fewer at the end, which are then read as if nobody had looked.
+
+        Those of a pipe are taken from it: somebody else who reads the descriptor will not get them.
+        """
+        if self._is_file:
+            fd = self.fileno()
+            try:
+                return os.pread(fd, n, os.lseek(fd, 0, os.SEEK_CUR))
+            except OSError as error:
+                raise self._failure(error) from error
+        while len(self._held) < n:
+            more = self._read_kernel([part := bytearray(n - len(self._held))])
+            if more == 0:
+                break
+            self._held += part[:more]
+        return self._held[:n]
+
+    def read_some(self, n: int) -> bytes:
+        """Return the next bytes, as many as come at once and at most `n`; none at the end only."""
+        part = bytearray(n)
+        got = self._readv([part])
+        return bytes(memoryview(part)[:got])
 
     def read(self, n: int, what: str = "data") -> bytes:
         """Return exactly `n` bytes."""
@@ -237,17 +267,26 @@ class FdSource(_Fd):
         self.offset += n
 
     def _readv(self, views: list[Any]) -> int:
+        """One readv, of bytes that `peek` took first; 0 at the end."""
+        if self._held:
+            view = memoryview(views[0]).cast("B")
+            moved = min(len(view), len(self._held))
+            view[:moved] = self._held[:moved]
+            self._held = self._held[moved:]
+        else:
+            moved = self._read_kernel(views)
+        self.offset += moved
+        return moved
+
+    def _read_kernel(self, views: list[Any]) -> int:
         """One readv, waited for when the descriptor is non-blocking; 0 at the end."""
         while True:
             try:
-                moved = os.readv(self.fileno(), views)
+                return os.readv(self.fileno(), views)
             except BlockingIOError:
                 self._wait(select.POLLIN)
             except OSError as error:
                 raise self._failure(error) from error
-            else:
-                self.offset += moved
-                return moved
 
     def _failure(self, error: OSError) -> TransportError:
         place = f"at byte {self.offset:#x} = {self.offset}"

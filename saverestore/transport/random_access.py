@@ -20,6 +20,7 @@ import numpy as np
 from saverestore.errors import ImageError, TransportError
 from saverestore.transport import zstd_frames
 from saverestore.transport.base import EndOfStream
+from saverestore.transport.compression import FIRST_BYTES, Compression, compression_of
 from saverestore.transport.fd import FdSource
 from saverestore.transport.zstd_codec import FRAME_CONTENT_MAX, compressed_max, decompress_frame
 from saverestore.transport.zstd_seekable import (
@@ -115,7 +116,7 @@ class SeekableZstdFile(_File):
     """
 
     def __init__(self, source: FdSource, table: SeekTable) -> None:
-        """Use `open` or `open_random_access`, which read the table."""
+        """Use `open_random_access`, which reads the table."""
         super().__init__(source)
         self._table = table
         self._begins = np.concatenate(([0], np.cumsum(table.compressed, dtype=np.int64)))
@@ -249,22 +250,16 @@ def open_random_access(image: str) -> PlainFile | SeekableZstdFile | None:
             source.close()
             return None
         plain = PlainFile(source)
-        first = plain.pread(0, min(4, plain.file_size), "the image")
-        if first.startswith(zstd_frames.MAGIC):
+        first = plain.pread(0, min(FIRST_BYTES, plain.file_size), "the image")
+        compression = compression_of(first)
+        if compression is Compression.ZSTD:
             table = read_seek_table(plain.pread, plain.file_size, plain.name)
             if table is not None:
                 return SeekableZstdFile(source, table)
-        elif not is_compressed(first):
+        elif compression is Compression.NONE:
             return plain
         source.close()
         return None
     except BaseException:
         source.close()
         raise
-
-
-def is_compressed(first: bytes) -> bool:
-    """Whether a file that begins like this is gzip, zstd or lz4."""
-    return first.startswith((b"\x1f\x8b", zstd_frames.MAGIC, b"\x04\x22\x4d\x18")) or (
-        len(first) == zstd_frames.MAGIC_BYTES and zstd_frames.is_skippable(first)
-    )

@@ -23,6 +23,15 @@ of the file covers the compressed bytes, also those whose change would expand to
     | "pysavezd"            | XXH3-128 of every byte of the file before this frame  |
     +-----------------------+-------------------------------------------------------+
 
+and behind the file's first frame one that announces it, so that a file cut between its frames is not taken for one
+that somebody else compressed, without all this:
+
+    +-----------------------+-----------------------+
+    | 0x184D2A57            | 8                     |
+    +-----------------------+-----------------------+
+    | "pysavezd"                                    |
+    +-----------------------------------------------+
+
 Skippable frames have entries in the table, too, with content size 0.
 """
 
@@ -30,6 +39,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from enum import Enum
 from typing import Self
 
 import numpy as np
@@ -49,6 +59,7 @@ TABLE_MAX = 32 << 20
 DIGEST_MAGIC = 0x184D2A57
 DIGEST_MARK = b"pysavezd"
 DIGEST_BYTES = 16
+OURS_MAX = len(DIGEST_MARK) + DIGEST_BYTES
 
 PLAIN_ENTRY = np.dtype([("compressed", "<u4"), ("content", "<u4")])
 CHECKED_ENTRY = np.dtype([("compressed", "<u4"), ("content", "<u4"), ("checksum", "<u4")])
@@ -140,19 +151,33 @@ def table_bytes(tail: bytes) -> int | None:
     return SKIPPABLE_HEADER.size + int(count) * entry.itemsize + FOOTER.size
 
 
+class Mark(Enum):
+    """What a skippable frame of ours says without a digest."""
+
+    ANNOUNCED = "digest and seek table follow at the end of the file"
+
+
+ANNOUNCEMENT = SKIPPABLE_HEADER.pack(DIGEST_MAGIC, len(DIGEST_MARK)) + DIGEST_MARK
+"""The skippable frame that announces the digest and the seek table."""
+
+
 def pack_digest(digest: bytes) -> bytes:
     """The skippable frame with the digest of all before it."""
     return SKIPPABLE_HEADER.pack(DIGEST_MAGIC, len(DIGEST_MARK) + DIGEST_BYTES) + DIGEST_MARK + digest
 
 
-def unpack_digest(magic: int, length: int, body: bytes, *, name: str, offset: int) -> bytes | None:
-    """The digest in a skippable frame; None if that is none of ours. `body` may be cut after our length.
+def unpack_ours(magic: int, length: int, begin: bytes, *, name: str, offset: int) -> bytes | Mark | None:
+    """The digest, or the announcement of one, in a skippable frame; None if it is none of ours.
 
-    ImageError for one that is ours by its number or by its mark, but not by both.
+    `begin`: the frame's content, of which only the first `OURS_MAX` bytes need be there. ImageError for one that is
+    ours by its number or by its mark, but is not both, or not of such a length.
     """
-    marked = body.startswith(DIGEST_MARK)
+    marked = begin.startswith(DIGEST_MARK)
     if magic != DIGEST_MAGIC and not marked:
         return None
-    if magic != DIGEST_MAGIC or not marked or length != len(DIGEST_MARK) + DIGEST_BYTES:
-        raise ImageError(f"{name}: the digest of the compressed file is damaged", offset=offset)
-    return body[len(DIGEST_MARK) :]
+    if magic == DIGEST_MAGIC and marked:
+        if length == len(DIGEST_MARK):
+            return Mark.ANNOUNCED
+        if length == OURS_MAX:
+            return begin[len(DIGEST_MARK) :]
+    raise ImageError(f"{name}: a frame with the digest of the compressed file is damaged", offset=offset)

@@ -1,0 +1,193 @@
+"""Writing an image as seekable zstd: frames of at most 4 MiB, compressed on all cores, written in order.
+
+    writev ─► copy into a frame ─► worker: one compressor a thread, kept ─┐
+                 next frame     ─► worker                                 ├─► this thread writes, in order
+                      at most workers + 2 of them begun and not written  ─┘
+
+What is given in one large `writev` is a batch of pages: it begins a frame, and its frames are cut counted from its
+end, so that no page lies in two frames. Small writes before, after and between are gathered in frames of their own;
+the very first has one to itself, and behind it our announcement of what ends the file.
+
+Source of the format: `zstd_seekable`. The file is whole only after `finish`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import xxhash
+import zstandard
+
+from saverestore.interrupts import shield
+from saverestore.transport.base import ByteSink
+from saverestore.transport.fd import nbytes_of
+from saverestore.transport.zstd_seekable import (
+    ANNOUNCEMENT,
+    EMPTY_CHECKSUM,
+    SeekTable,
+    pack_digest,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+FRAME_BYTES = 4 << 20
+"""Most content of a frame."""
+
+BATCH_BYTES = 256 << 10
+"""A `writev` of this much or more is a batch of pages, with frames of its own."""
+
+AHEAD = 2
+"""Frames begun beyond one for each worker."""
+
+TABLE_LOG_MAX = 20
+"""Bounds the compressor's tables to 4 MiB each: higher levels would take 50 MiB for each worker."""
+
+DEFAULT_LEVEL = 1
+LEVELS = range(1, 20)
+
+
+def default_workers() -> int:
+    """One for each core that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class ZstdSink:
+    """A `ByteSink` that compresses into another one. `offset` counts what was given to it, uncompressed.
+
+    What was given has been copied when a call returns; it reaches the other sink later, by `finish` at the last.
+    After an error it is of no use. Leaving the block ends all its threads, whatever happened, and neither finishes
+    the file nor closes the other sink.
+    """
+
+    def __init__(self, sink: ByteSink, *, level: int = DEFAULT_LEVEL, workers: int | None = None) -> None:
+        self._sink = sink
+        self.name = sink.name
+        self.offset = 0
+        self._workers = workers or default_workers()
+        self._parameters = _parameters(level)
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="zstd")
+        self._of_thread = threading.local()
+        self._frame = np.empty(FRAME_BYTES, dtype=np.uint8)
+        self._filled = 0
+        self._spare: list[np.ndarray[tuple[int], np.dtype[np.uint8]]] = []
+        self._begun: deque[tuple[np.ndarray[tuple[int], np.dtype[np.uint8]], int, Future[bytes]]] = deque()
+        self._table = (array("I"), array("I"), array("I"))
+        self._is_first_call = True
+        self._digest = xxhash.xxh3_128()
+
+    def write(self, data: ReadableBuffer) -> None:
+        """Take one buffer."""
+        self.writev((data,))
+
+    def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
+        """Take several buffers, in their order. A large call is a batch of pages, see above."""
+        total = sum(nbytes_of(buffer) for buffer in buffers)
+        is_batch = total >= BATCH_BYTES
+        if is_batch:
+            self._end_frame()
+        # Where the first frame of a batch ends; all others are full.
+        room = total % FRAME_BYTES or FRAME_BYTES if is_batch else FRAME_BYTES
+        for buffer in buffers:
+            with memoryview(buffer) as view:
+                room = self._take(np.frombuffer(view, dtype=np.uint8), room)
+        if is_batch or self._is_first_call:
+            # The announcement follows the first frame: so that cannot be all there is.
+            self._end_frame()
+            self._is_first_call = False
+
+    def _take(self, data: np.ndarray[tuple[int], np.dtype[np.uint8]], room: int) -> int:
+        """Copy `data` into frames that end after `room` bytes, all after the first after FRAME_BYTES."""
+        done = 0
+        while done < len(data):
+            some = min(room - self._filled, len(data) - done)
+            self._frame[self._filled : self._filled + some] = data[done : done + some]
+            self._filled += some
+            done += some
+            self.offset += some
+            if self._filled == room:
+                self._end_frame()
+                room = FRAME_BYTES
+        return room
+
+    def _end_frame(self) -> None:
+        """Have the frame compressed, if there is anything in it, and write those that are done."""
+        if not self._filled:
+            return
+        with shield():  # a frame that was begun must also be in the queue
+            future = self._pool.submit(self._compress, self._frame[: self._filled])
+            self._begun.append((self._frame, self._filled, future))
+            self._filled = 0
+        while len(self._begun) >= self._workers + AHEAD or (self._begun and self._begun[0][2].done()):
+            self._write_first()
+        self._frame = self._spare.pop() if self._spare else np.empty(FRAME_BYTES, dtype=np.uint8)
+
+    def _compress(self, content: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> bytes:
+        compressor = getattr(self._of_thread, "compressor", None)
+        if compressor is None:
+            compressor = zstandard.ZstdCompressor(compression_params=self._parameters)
+            self._of_thread.compressor = compressor
+        frame: bytes = compressor.compress(content.data)
+        return frame
+
+    def _write_first(self) -> None:
+        """Wait for the frame that was begun first, and write it."""
+        buffer, content_size, future = self._begun[0]
+        frame = future.result()
+        self._begun.popleft()
+        self._spare.append(buffer)
+        is_first = not self._table[0]
+        self._put(frame, content_size, int.from_bytes(frame[-4:], "little"))
+        if is_first:
+            self._put(ANNOUNCEMENT, 0, EMPTY_CHECKSUM)
+
+    def _put(self, frame: bytes, content_size: int, checksum: int) -> None:
+        self._sink.write(frame)
+        self._digest.update(frame)
+        for column, value in zip(self._table, (len(frame), content_size, checksum), strict=True):
+            column.append(value)
+
+    def finish(self) -> None:
+        """Everything has been given: write what is left, the digest of the file and the seek table."""
+        self._end_frame()
+        while self._begun:
+            self._write_first()
+        self._put(pack_digest(self._digest.digest()), 0, EMPTY_CHECKSUM)
+        self._sink.write(SeekTable(*(np.array(column, dtype=np.uint32) for column in self._table)).pack())
+
+    def close(self) -> None:
+        """End the threads; what has not been written by `finish` is lost. A second time does nothing."""
+        with shield():
+            for _, _, future in self._begun:
+                future.cancel()
+            self._pool.shutdown(wait=True)
+            self._begun.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
+    """Those of the level for frames of our size, with bounded tables, content size and checksum."""
+    usual = zstandard.ZstdCompressionParameters.from_level(level, source_size=FRAME_BYTES)
+    return zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=FRAME_BYTES,
+        hash_log=min(usual.hash_log, TABLE_LOG_MAX),
+        chain_log=min(usual.chain_log, TABLE_LOG_MAX),
+        write_content_size=True,
+        write_checksum=True,
+    )
