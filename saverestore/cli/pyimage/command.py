@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 
 from saverestore import __version__, interrupts
-from saverestore.cli.pyimage import core, diff, info, map, memory
+from saverestore.cli.pyimage import convert, core, diff, info, map, memory
 from saverestore.cli.pyimage.common import EXIT_CODES
 from saverestore.errors import ExitCode, SaveRestoreError
 
-SUBCOMMANDS = (info, memory, diff, core, map)
+SUBCOMMANDS = (info, diff, memory, core, map, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

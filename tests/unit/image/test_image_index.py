@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,35 @@ def test_the_last_version_of_a_page_wins_and_one_that_went_is_gone(tmp_path):
         assert types_of_places(places).tolist() == [0, 15, 0]
         (batch,) = batches_of(access, index.pages)
         assert batch.pages.tobytes() == page(3)
+
+
+def sparse_image(path: Path, nr_records: int, a_record: int) -> None:
+    """An image whose pages are holes of the file: large, and made at once."""
+    writer_bytes = hvm_image(path, [], config=None, head=[]).read_bytes()
+    begin, end = writer_bytes[:48], writer_bytes[48:]
+    length = 8 + a_record * (8 + 4096)
+    with path.open("wb") as file:
+        file.write(begin)
+        for number in range(nr_records):
+            file.write(struct.pack("<IIII", RecordType.PAGE_DATA, length, a_record, 0))
+            file.write(np.arange(number * a_record, (number + 1) * a_record, dtype=np.uint64).tobytes())
+            file.seek(a_record * 4096, 1)
+        file.write(end)
+
+
+def test_the_index_of_8_gib_takes_less_than_64_mib(tmp_path):
+    path = tmp_path / "a.img"
+    sparse_image(path, 1024, 2048)
+    assert path.stat().st_size > 8 << 30
+    with open_image(str(path)) as access:
+        tracemalloc.start()
+        try:
+            index = index_image(access)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(index.pages) == 1 << 21
+    assert most < 64 << 20
 
 
 @pytest.mark.parametrize("name", NAMES)

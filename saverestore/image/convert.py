@@ -1,0 +1,168 @@
+"""An image as it comes, written in another form: the same domain, in one pass, a batch of pages in memory.
+
+    source ─► walk ─► events ─► what changes ─► writers of the wanted dialect ─► sink, compressing or not
+
+What changes: version 2 becomes 3 (STATIC_DATA_END is put in where version 2 implies it), our own optional records
+stay or go, a digest of the stream is not carried over: it is of other bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from saverestore.errors import ImageError
+from saverestore.image.index import Progress
+from saverestore.stream.layout import PAGE_SIZE, DomainType, has_data
+from saverestore.stream.libxl import LibxlReader, LibxlRecord, LibxlRecordType, LibxlWriter
+from saverestore.stream.reader import LibxcReader, PageData
+from saverestore.stream.records import End, ImageDigest, Provenance, Record, StaticDataEnd, UnknownOptional
+from saverestore.stream.walk import walk
+from saverestore.stream.writer import LibxcWriter
+from saverestore.stream.xl import XlHeader
+from saverestore.transport.base import ByteSink, ByteSource
+
+BATCH_PAGES = 2048
+"""Most pages of a PAGE_DATA record that is written: 8 MiB. Records with fewer stay as they are."""
+
+MakeWriter = Callable[[ByteSink, DomainType, tuple[int, int]], LibxcWriter]
+
+DIALECTS: Mapping[str, MakeWriter] = {"xen": LibxcWriter}
+"""The dialects of the libxc stream that can be written, by name."""
+
+
+@dataclass
+class Conversion:
+    """What a conversion did. `left_out`: records that could not go into the result, in words, each kind once."""
+
+    nr_pages: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+    def leave_out(self, name: str) -> None:
+        """Note that a record was left out."""
+        if name not in self.left_out:
+            self.left_out.append(name)
+
+
+def convert(
+    source: ByteSource,
+    sink: ByteSink,
+    *,
+    dialect: str = "xen",
+    plain: bool = False,
+    on_progress: Progress | None = None,
+) -> Conversion:
+    """Write the image in `source`, which must end with it, into `sink`. `plain`: without records of our own.
+
+    `on_progress(offset)`: of the source. On an error what was written is no whole image.
+    """
+    work = _Work(source, sink, DIALECTS[dialect], plain=plain, on_progress=on_progress)
+    for event in walk(source):
+        work.take(event)
+        if on_progress is not None:
+            on_progress(source.offset)
+    if not source.at_end():
+        raise ImageError(f"{source.name}: bytes follow the end of the image", offset=source.offset)
+    return work.done
+
+
+class _Work:
+    """One conversion: events in, bytes out."""
+
+    def __init__(
+        self,
+        source: ByteSource,
+        sink: ByteSink,
+        make_writer: MakeWriter,
+        *,
+        plain: bool,
+        on_progress: Progress | None,
+    ) -> None:
+        self.done = Conversion()
+        self._source = source
+        self._sink = sink
+        self._make_writer = make_writer
+        self._plain = plain
+        self._on_progress = on_progress
+        self._outer: LibxlWriter | None = None
+        self._reader: LibxcReader | None = None
+        self._writer: LibxcWriter | None = None
+        self._needs_static_end = False
+        self._buffer = np.empty(BATCH_PAGES * PAGE_SIZE, dtype=np.uint8)
+
+    def take(self, event: object) -> None:
+        """Write what comes of one event."""
+        if isinstance(event, XlHeader):
+            if event.config is None:
+                raise ImageError(
+                    f"{self._source.name}: xl's header has no configuration to go on with", offset=0
+                )
+            XlHeader.write(self._sink, event.config)
+        elif isinstance(event, LibxlReader):
+            self._outer = LibxlWriter(self._sink, legacy=event.legacy)
+        elif isinstance(event, LibxlRecord):
+            self._libxl_record(event)
+        elif isinstance(event, LibxcReader):
+            self._reader = event
+            xen = (event.domain.xen_major, event.domain.xen_minor)
+            self._writer = self._make_writer(self._sink, event.domain.type, xen)
+            self._needs_static_end = event.image.version == 2
+        else:
+            self._libxc_record(event)
+
+    def _libxl_record(self, record: LibxlRecord) -> None:
+        assert self._outer is not None  # its header comes first
+        if record.type is LibxlRecordType.LIBXC_CONTEXT:
+            self._outer.libxc_context()
+        else:
+            self._outer.record(record.type, record.body)
+
+    def _libxc_record(self, record: object) -> None:
+        assert self._reader is not None  # its headers come before any record
+        assert self._writer is not None
+        if self._needs_static_end and self._reader.static_data_ended:
+            self._writer.record(StaticDataEnd())
+            self._needs_static_end = False
+        if isinstance(record, PageData):
+            self._pages(record, self._reader, self._writer)
+        elif isinstance(record, UnknownOptional):
+            self.done.leave_out(f"an optional record of the unknown type {record.type:#x}")
+        elif isinstance(record, (ImageDigest, Provenance)) and self._plain:
+            pass
+        elif isinstance(record, ImageDigest):
+            self.done.leave_out("IMAGE_DIGEST, which is of the image as it was")
+        elif isinstance(record, End):
+            self._writer.end()
+        else:
+            self._writer.record(_as_record(record))
+
+    def _pages(self, record: PageData, reader: LibxcReader, writer: LibxcWriter) -> None:
+        there = has_data(record.types)
+        for begin, end in _cuts(there):
+            nr_pages = int(np.count_nonzero(there[begin:end]))
+            pages = self._buffer[: nr_pages * PAGE_SIZE]
+            if nr_pages:
+                reader.read_some_pages([pages.data])
+            writer.page_data(record.entries[begin:end], [pages.data] if nr_pages else [])
+            self.done.nr_pages += nr_pages
+            if self._on_progress is not None:
+                self._on_progress(self._source.offset)
+
+
+def _cuts(there: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[tuple[int, int]]:
+    """Cut entries into parts of which none has more than BATCH_PAGES with data, or eight times that many at all."""
+    counted = np.cumsum(there)
+    begin = 0
+    while begin < len(there):
+        before = int(counted[begin - 1]) if begin else 0
+        end = int(np.searchsorted(counted, before + BATCH_PAGES, side="right"))
+        end = min(end, begin + 8 * BATCH_PAGES, len(there))
+        yield begin, end
+        begin = end
+
+
+def _as_record(record: object) -> Record:
+    assert isinstance(record, Record)  # all other events have been dealt with
+    return record
