@@ -51,18 +51,12 @@ def prstatus_of(vcpu: Vcpu) -> bytes:
     return elf.prstatus(vcpu.number + 1, vcpu.values | {"gs_base": vcpu.gs_base})
 
 
-def find_vmcoreinfo(
-    access: RandomAccess, index: ImageIndex, on_progress: Progress | None = None
-) -> bytes | None:
-    """Linux's own description of itself, as text, or None: no Linux, or one without it.
-
-    All of memory is looked through for the note that Linux keeps of it; the first that is one counts.
-    """
-    for batch in batches_of(access, index.pages, on_progress):
-        for at in _candidates(batch):
-            text = _vmcoreinfo_at(access, index, int(batch.pfns[at]), batch.pages[at].tobytes())
-            if text is not None:
-                return text
+def find_vmcoreinfo(access: RandomAccess, index: ImageIndex, batch: Batch) -> bytes | None:
+    """Linux's own description of itself, as text, if it begins in one of these pages."""
+    for at in _candidates(batch):
+        text = _vmcoreinfo_at(access, index, int(batch.pfns[at]), batch.pages[at].tobytes())
+        if text is not None:
+            return text
     return None
 
 
@@ -93,24 +87,27 @@ def segments_of(pfns: U64Array) -> U64Array:
 
 
 def write_core(
-    access: RandomAccess,
-    index: ImageIndex,
-    fd: int,
-    name: str,
-    vmcoreinfo: bytes | None,
-    on_progress: Progress | None = None,
+    access: RandomAccess, index: ImageIndex, fd: int, name: str, on_progress: Progress | None = None
 ) -> CoreReport:
-    """Write the core into `fd`, a new file. Pages of zeroes become holes of the file, not of the memory."""
+    """Write the core into `fd`, a new file. Pages of zeroes become holes of the file, not of the memory.
+
+    While all memory goes by, the note that Linux keeps of itself in it is looked for; the first that is one counts.
+    """
     vcpus, unknown = vcpus_of(index)
+    vmcoreinfo: bytes | None = None
+    pfns = pfns_with_data(index.pages)
+    segments = segments_of(pfns)
+    begin = elf.front_bytes(len(segments))
+    end = begin + len(pfns) * PAGE_SIZE
+    file = SparseFile(fd, name, end)
+    for batch in batches_of(access, index.pages, on_progress):
+        if vmcoreinfo is None:
+            vmcoreinfo = find_vmcoreinfo(access, index, batch)
+        ranks = np.searchsorted(pfns, batch.pfns).astype(np.uint64)
+        file.write_pages(np.uint64(begin) + (ranks << np.uint64(PAGE_SHIFT)), batch.pages)
     notes = b"".join(prstatus_of(vcpu) for vcpu in vcpus)
     if vmcoreinfo is not None:
         notes += elf.note(VMCOREINFO, 0, vmcoreinfo)
-    pfns = pfns_with_data(index.pages)
-    segments = segments_of(pfns)
-    front = elf.front(segments, notes)
-    file = SparseFile(fd, name, len(front) + len(pfns) * PAGE_SIZE)
-    file.write_at(0, [front])
-    for batch in batches_of(access, index.pages, on_progress):
-        ranks = np.searchsorted(pfns, batch.pfns).astype(np.uint64)
-        file.write_pages(np.uint64(len(front)) + (ranks << np.uint64(PAGE_SHIFT)), batch.pages)
+    file.write_at(end, notes)
+    file.write_at(0, elf.front(segments, len(notes)))
     return CoreReport(len(pfns), len(segments), len(vcpus), vmcoreinfo, unknown)

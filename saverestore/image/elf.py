@@ -1,7 +1,9 @@
 """ELF64 core files: headers and notes, as bytes. Nothing here knows of images.
 
-    0      64        64 + 56 n     + 64, if there are 65535 segments or more
-    │ ELF  │ segments │ section 0  │ notes │ …zeroes │ pages of the first segment │ of the second │ …
+    0      64                    64 + 56 n
+    │ ELF  │ notes and segments  │ section 0 │ …zeroes │ pages of the first segment │ of the second │ … │ notes │
+
+The notes come last, as what is in them may be found in the pages.
 
 More segments than e_phnum can count are counted in section 0 (PN_XNUM, System V gABI).
 """
@@ -68,28 +70,34 @@ def prstatus(pid: int, registers: Mapping[str, int]) -> bytes:
     return note("CORE", NT_PRSTATUS, bytes(body))
 
 
-def front(segments: U64Array, notes: bytes) -> bytes:
+def front_bytes(nr_segments: int) -> int:
+    """Length of all that comes before the pages: a multiple of the page size."""
+    length = EHDR.size + (1 + nr_segments) * PHDR.itemsize + SHDR.size
+    return -(-length // PAGE_SIZE) * PAGE_SIZE
+
+
+def front(segments: U64Array, notes_bytes: int) -> bytes:
     """All that comes before the pages.
 
-    `segments`: shape (n, 3): address, length in memory and in the file, offset from the end of what is returned
-    here, which is a multiple of the page size long.
+    `segments`: shape (n, 3): address, length in memory and in the file, offset behind what is returned here. The
+    notes, so many bytes, follow the last of them.
     """
+    length = front_bytes(len(segments))
+    pages_bytes = int(segments[:, 1].sum())
     nr_headers = 1 + len(segments)
     counts_elsewhere = nr_headers >= PN_XNUM
     section_at = EHDR.size + nr_headers * PHDR.itemsize
-    notes_at = section_at + (SHDR.size if counts_elsewhere else 0)
-    length = -(-(notes_at + len(notes)) // PAGE_SIZE) * PAGE_SIZE
     header = EHDR.pack(
         *(IDENT, ET_CORE, EM_X86_64, EV_CURRENT, 0, EHDR.size, section_at if counts_elsewhere else 0, 0),
         *(EHDR.size, PHDR.itemsize, PN_XNUM if counts_elsewhere else nr_headers),
         *((SHDR.size, 1, 0) if counts_elsewhere else (0, 0, 0)),
     )
     table = np.zeros(nr_headers, dtype=PHDR)
-    table[0] = (PT_NOTE, 0, notes_at, 0, 0, len(notes), 0, NOTE_ALIGN)
+    table[0] = (PT_NOTE, 0, length + pages_bytes, 0, 0, notes_bytes, 0, NOTE_ALIGN)
     loads = table[1:]
     loads["type"], loads["flags"], loads["align"] = PT_LOAD, FLAGS_RWX, PAGE_SIZE
     loads["vaddr"] = loads["paddr"] = segments[:, 0]
     loads["filesz"] = loads["memsz"] = segments[:, 1]
     loads["offset"] = segments[:, 2] + np.uint64(length)
     section = SHDR.pack(0, 0, 0, 0, 0, 0, 0, nr_headers, 0, 0) if counts_elsewhere else b""
-    return (header + table.tobytes() + section + notes).ljust(length, b"\0")
+    return (header + table.tobytes() + section).ljust(length, b"\0")

@@ -32,14 +32,20 @@ class Batch:
 
 
 def read_pages(access: RandomAccess, offsets: U64Array) -> Pages:
-    """The pages at these offsets (not 0), in their order: shape (n, 4096). The caller bounds n."""
+    """The pages at these offsets (not 0), in their order: shape (n, 4096), perhaps read-only. The caller bounds n."""
     order = np.argsort(offsets, kind="stable")
     ranked = offsets[order]
+    spans = spans_of(ranked, PAGE_SIZE)
+    if len(spans) == 1 and (offsets[1:] > offsets[:-1]).all():  # the usual case: nothing to be moved
+        return _as_pages(access.read_at(int(offsets[0]), len(offsets) * PAGE_SIZE))
     pages: Pages = np.empty((len(offsets), PAGE_SIZE), dtype=np.uint8)
-    for begin, end in spans_of(ranked, PAGE_SIZE):
-        data = access.read_at(int(ranked[begin]), (end - begin) * PAGE_SIZE)
-        pages[order[begin:end]] = np.frombuffer(data, dtype=np.uint8).reshape(-1, PAGE_SIZE)
+    for begin, end in spans:
+        pages[order[begin:end]] = _as_pages(access.read_at(int(ranked[begin]), (end - begin) * PAGE_SIZE))
     return pages
+
+
+def _as_pages(data: bytes) -> Pages:
+    return np.frombuffer(data, dtype=np.uint8).reshape(-1, PAGE_SIZE)
 
 
 def batches_of(access: RandomAccess, pages: PageMap, on_progress: Progress | None = None) -> Iterator[Batch]:

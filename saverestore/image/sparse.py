@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,12 +13,9 @@ from saverestore.image.pages import Pages, spans_of
 from saverestore.stream.layout import PAGE_SIZE, U64Array
 from saverestore.transport.fd import SPACE_ERRORS
 
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
 
 class SparseFile:
-    """A new regular file of known size, all of it a hole at first.
+    """A new regular file of this size, all of it a hole at first.
 
     `name` is for messages. The descriptor stays the caller's. `TransportError` when writing fails.
     """
@@ -36,10 +31,9 @@ class SparseFile:
         except (OSError, OverflowError) as error:
             raise self._failure(error) from error
 
-    def write_at(self, offset: int, buffers: Sequence[ReadableBuffer]) -> None:
-        """Write all of `buffers` from `offset` on."""
-        data = b"".join(bytes(memoryview(buffer)) for buffer in buffers)
-        view = memoryview(data)
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` from `offset` on; the file grows where it has to."""
+        view = memoryview(data).cast("B")
         while view:
             try:
                 moved = os.pwrite(self._fd, view, offset)
@@ -57,7 +51,7 @@ class SparseFile:
             run = order[begin:end]
             together = run[-1] - run[0] == len(run) - 1 and (np.diff(run) == 1).all()
             data = pages[run[0] : run[-1] + 1] if together else pages[run]
-            self.write_at(int(ranked[begin]), [data.data])
+            self.write_at(int(ranked[begin]), data.data)
 
     def _failure(self, error: Exception) -> TransportError:
         number = getattr(error, "errno", errno.EFBIG)

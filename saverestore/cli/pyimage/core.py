@@ -35,17 +35,13 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the core."""
     with opened(arguments.image) as (access, index):
-        from saverestore.image.core import find_vmcoreinfo, write_core
+        from saverestore.image.core import write_core
         from saverestore.image.pages import count_with_data
 
         nr_bytes = count_with_data(index.pages) * 4096
-        with new_file(arguments) as file:
-            with Bar(nr_bytes, "looking for vmcoreinfo") as bar:
-                vmcoreinfo = find_vmcoreinfo(access, index, bar.update_to)
-            with Bar(nr_bytes, "writing") as bar:
-                report = write_core(
-                    access, index, file.sink.fileno(), arguments.output, vmcoreinfo, bar.update_to
-                )
+        with new_file(arguments) as file, Bar(nr_bytes, "writing") as bar:
+            report = write_core(access, index, file.sink.fileno(), arguments.output, bar.update_to)
+    vmcoreinfo = report.vmcoreinfo
     for text in report.without_registers:
         tell(f"without these registers: {text}")
     release = "no vmcoreinfo found" if vmcoreinfo is None else f"vmcoreinfo of Linux {_release(vmcoreinfo)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import struct
@@ -139,10 +138,14 @@ def test_more_segments_than_the_header_can_count_are_counted_by_section_0(tmp_pa
     pfns = np.arange(0, 140000, 2, dtype=np.uint64)
     core = tmp_path / "core"
     segments = segments_of(pfns)
-    front = elf.front(segments, elf.prstatus(1, {"rip": 5}))
+    notes = elf.prstatus(1, {"rip": 5})
+    front = elf.front(segments, len(notes))
+    assert len(front) == elf.front_bytes(len(segments))
     assert len(front) % 4096 == 0
-    core.write_bytes(front)
-    os.truncate(core, len(front) + len(pfns) * 4096)
+    with core.open("wb") as file:
+        file.write(front)
+        file.seek(len(pfns) * 4096, 1)
+        file.write(notes)
     text = readelf("-lhnW", core)
     assert re.search(r"Number of program headers: +65535 \(70001\)", text)
     assert text.count(" LOAD ") == 70000
