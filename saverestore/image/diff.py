@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,14 @@ from saverestore.image.state import Parts, parts_of
 from saverestore.stream.layout import NR_PAGE_TYPES, PAGE_SIZE, BoolArray, PageType, U64Array
 from saverestore.transport.random_access import RandomAccess
 
-ABSENT = "absent"
-"""In `Change`: there is nothing in this image."""
+
+class Absent(Enum):
+    """In `Change`: there is nothing in this image. No value of JSON is the same as this."""
+
+    ABSENT = "absent"
+
+
+ABSENT = Absent.ABSENT
 
 
 @dataclass(frozen=True)
@@ -216,13 +223,14 @@ def json_changes(a: Any, b: Any, path: str = "") -> list[Change]:
 
 
 def as_dict(found: Difference) -> dict[str, Any]:
-    """The difference as plain values, for JSON."""
+    """The difference as plain values, for JSON. A change has no "a" (or "b") where there is nothing."""
 
     def pages(one: PageSet) -> dict[str, Any]:
         return {"nr_pages": one.nr_pages, "by_type": one.by_type, "pfns": one.runs.tolist()}
 
     def changes(some: list[Change]) -> list[dict[str, Any]]:
-        return [{"path": change.path, "a": change.a, "b": change.b} for change in some]
+        sides = [{"path": change.path, "a": change.a, "b": change.b} for change in some]
+        return [{name: value for name, value in side.items() if value is not ABSENT} for side in sides]
 
     return {
         "same": found.same_domain,

@@ -2,9 +2,8 @@
 
     PAGE_DATA │ header │ entries: read │ pages: passed over │ PAGE_DATA …
 
-Only headers, entries and the records around them are read: of an image of 8 GiB about 16 MiB, and less than 1 ms for
-each batch of pages. A pfn that comes again replaces what came before, as it does in a restore; one that comes again
-as "not there" is gone.
+Only headers, entries and the records around them are read: of an image of 8 GiB about 16 MiB. A pfn that comes again
+replaces what came before, as it does in a restore; one that comes again as "not there" is gone.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from saverestore.stream.layout import (
     PAGE_SIZE,
     TYPE_SHIFT,
     BoolArray,
-    PageType,
     RecordType,
     U64Array,
     has_data,
@@ -151,8 +149,3 @@ def _put_pages(pages: PageMap, record: PageData, data_offset: int) -> None:
         data_offset
     )
     pages.put(record.pfns, types << np.uint64(TYPE_SHIFT) | offsets)
-
-
-def type_name(type: int) -> str:
-    """Name of a page type."""
-    return PageType(type).name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli.pyimage.common import (
@@ -102,6 +103,8 @@ def _changes(title: str, changes: list[Change]) -> Iterator[str]:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, Enum):  # Absent
+        return str(value.value)
     if isinstance(value, bool) or not isinstance(value, int):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         return plain(text)

@@ -106,7 +106,7 @@ def test_registers_are_named_and_other_state_is_taken_apart_as_far_as_it_is_know
     b = hvm_image(tmp_path / "b.img", [Sent(PAGES)], tail=[*changed])
     found = as_json(capsys, a, b)
     assert found["registers"]["vcpu 0"] == [{"path": "rip", "a": 0x1000, "b": 0x2000}]
-    assert {"path": "rip", "a": "absent", "b": 0x2001} in found["registers"]["vcpu 1"]
+    assert {"path": "rip", "b": 0x2001} in found["registers"]["vcpu 1"]
     assert found["records"] == [
         {"path": "X86_TSC_INFO nsec", "a": 5, "b": 6},
         {"path": "HVM_PARAMS 1", "a": 7, "b": 8},
@@ -124,12 +124,21 @@ def test_configuration_is_compared_by_path(a, tmp_path, capsys):
     b = hvm_image(tmp_path / "b.img", [Sent(PAGES)], config=config, tail=tail())
     assert as_json(capsys, a, b)["configuration"] == [
         {"path": "c_info.name", "a": "web1", "b": "web2\x1b[31m"},
-        {"path": "b_info.max_memkb", "a": 131072, "b": "absent"},
-        {"path": "b_info.cpuid", "a": "absent", "b": [1, {"x": True}]},
+        {"path": "b_info.max_memkb", "a": 131072},
+        {"path": "b_info.cpuid", "b": [1, {"x": True}]},
     ]
     out = diff(capsys, a, b)[1].out
+    assert "b_info.max_memkb  0x20000 → absent" in out
     assert r"web1 → web2\x1b[31m" in out
     assert "\x1b" not in out
+
+
+def test_a_value_that_is_called_absent_is_not_the_same_as_none(a, tmp_path, capsys):
+    config = copy.deepcopy(CONFIG)
+    config["b_info"]["kernel"] = "absent"
+    b = hvm_image(tmp_path / "b.img", [Sent(PAGES)], config=config, tail=tail())
+    assert as_json(capsys, a, b)["configuration"] == [{"path": "b_info.kernel", "b": "absent"}]
+    assert as_json(capsys, b, a)["configuration"] == [{"path": "b_info.kernel", "a": "absent"}]
 
 
 def test_what_is_only_said_about_an_image_is_shown_and_does_not_count(a, tmp_path, capsys):
