@@ -36,6 +36,7 @@ settings, in /etc/xen/pysave.toml (or the file that $PYXC_CONFIG names), or as v
   few_pages = 50       PYXC_FEW_PAGES   suspend the domain when fewer pages than this are left
   workers = 2          PYXC_WORKERS     threads that read ahead
   plain = false        PYXC_PLAIN       none of our optional records in the image
+  digest = "xxh3"      PYXC_DIGEST      the digest of the image: xxh3, sha256, blake3 or none; plain leaves it out
   log_level = "info"   PYXC_LOG_LEVEL   debug, info or warning: what xl is told
 
 The environment does not cross ssh: for 'xl migrate', the other host needs its own setting.

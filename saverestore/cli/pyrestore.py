@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import stat
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 
 from saverestore.cli import common
+from saverestore.errors import SaveRestoreError
 
 DESCRIPTION = """\
 Restore a domain from an image that pysave or 'xl save' wrote, into a fresh domain that goes on where the saved
@@ -19,7 +18,7 @@ one stopped. Prints the new domain's number. On any error, and on Ctrl-C, no dom
 EPILOG = """\
 examples:
   pyrestore web1.img
-  zstd -dc web1.img.zst | pyrestore -
+  ssh backup cat web1.img | pyrestore -
   pyrestore --paused --name web1-copy web1.img
 
 The bare toolstack of this version brings no devices back besides the console, and no 'xl' process watches the
@@ -36,6 +35,11 @@ def _parser() -> argparse.ArgumentParser:
         "--force",
         action="store_true",
         help="restore without the devices the image speaks of: the guest loses them",
+    )
+    parser.add_argument(
+        "--require-digest",
+        action="store_true",
+        help="refuse an image without a digest: one that has it is compared with it in any case",
     )
     return parser
 
@@ -54,7 +58,11 @@ def _restore(arguments: argparse.Namespace) -> None:
     from saverestore.operations.restore import RestoreRequest, restore_domain
 
     request = RestoreRequest(
-        image=arguments.image, paused=arguments.paused, name=arguments.name, force=arguments.force
+        image=arguments.image,
+        paused=arguments.paused,
+        name=arguments.name,
+        force=arguments.force,
+        require_digest=arguments.require_digest,
     )
     with closing(
         progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
@@ -71,14 +79,17 @@ def _restore(arguments: argparse.Namespace) -> None:
 
 
 def _size_of(image: str) -> int | None:
-    """The image's length in bytes, where it is a regular file."""
-    if image == "-":
-        return None
+    """The image's length in bytes, decompressed, where that is known before it is read."""
+    from saverestore.transport.random_access import open_random_access
+
     try:
-        found = Path(image).stat()
-    except OSError:
+        found = open_random_access(image)
+    except SaveRestoreError:
+        return None  # told when it is opened for good
+    if found is None:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    with found:
+        return found.size
 
 
 if __name__ == "__main__":

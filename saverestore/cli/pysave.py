@@ -23,7 +23,8 @@ EPILOG = """\
 examples:
   pysave web1 web1.img                  save and destroy, as 'xl save' does
   pysave --live -c web1 web1.img        keep it running: a short pause only
-  pysave web1 - | zstd > web1.img.zst   to a pipe
+  pysave --compress zstd web1 web1.img  compressed, on all cores; pyrestore takes it as it is
+  pysave web1 - | ssh host 'cat > img'  to a pipe
   pysave --recover web1                 after 'kill -9' of a save: let web1 go on
 
 The bare toolstack of this version carries no devices besides the console: a domain that has disks, network
@@ -51,7 +52,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plain",
         action="store_true",
-        help="leave out the note of host, time and domain (an optional record, which xl passes over)",
+        help="leave out the note of host, time and domain, and the digest (optional records, which xl passes over)",
+    )
+    parser.add_argument(
+        "--digest",
+        choices=("xxh3", "sha256", "blake3", "none"),
+        help="the digest of the whole image, which 'pyimage verify' and pyrestore compare; default xxh3",
+    )
+    parser.add_argument(
+        "--compress",
+        metavar="zstd[:LEVEL]",
+        type=_zstd_level,
+        help="write seekable zstd, LEVEL 1 (default) to 19; 'zstd -dc IMAGE | xl restore /dev/stdin' takes it, too",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
     parser.add_argument(
@@ -86,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the following arguments are required: IMAGE")
     if arguments.dirty != "auto" and not arguments.live:
         parser.error("--dirty only means something with --live")
+    if arguments.plain and arguments.digest not in (None, "none"):
+        parser.error("--plain leaves the digest out; --digest asks for one")
     if arguments.image == "-" and (sys.stdout is None or sys.stdout.isatty()):
         what = "a closed standard output" if sys.stdout is None else "a terminal"
         parser.error(f"an image does not go to {what}; redirect standard output")
@@ -101,6 +115,16 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above zero")
     return seconds
+
+
+def _zstd_level(text: str) -> int:
+    """The level in "zstd" or "zstd:LEVEL"."""
+    kind, _, level = text.partition(":")
+    if kind != "zstd" or (":" in text and not level.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not zstd or zstd:LEVEL")
+    if level and not 1 <= int(level) <= 19:
+        raise argparse.ArgumentTypeError(f"level {level} is not one of 1 to 19")
+    return int(level or 1)
 
 
 def _recover(arguments: argparse.Namespace) -> None:
@@ -127,6 +151,8 @@ def _save(arguments: argparse.Namespace) -> None:
         live=arguments.live,
         dirty=arguments.dirty,
         plain=arguments.plain,
+        digest=arguments.digest or "xxh3",
+        compress=arguments.compress,
         suspend_timeout_s=arguments.suspend_timeout,
         overwrite=arguments.overwrite,
         force=arguments.force,
@@ -140,13 +166,20 @@ def _save(arguments: argparse.Namespace) -> None:
 def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:
     where = "standard output" if image == "-" else image
     text = (
-        f"{domain} saved to {where}: {report.stream_bytes >> 20} MiB, {report.pages_sent} pages, "
-        f"{report.total_s:.1f} s"
+        f"{domain} saved to {where}: {report.stream_bytes >> 20} MiB{_stored(report)}, "
+        f"{report.pages_sent} pages, {report.zero_pages} of them zero, {report.total_s:.1f} s"
     )
     if report.dirty_source != "none":
         how = {"log": "log-dirty", "digest": "content digests"}[report.dirty_source]
         text += f"; {len(report.rounds)} rounds by {how}, downtime {report.downtime_s:.2f} s"
     return f"{text}; the domain is {state}"
+
+
+def _stored(report: SaveReport) -> str:
+    """Where zero pages or compression made it less than the image's length: what was written."""
+    if report.stored_bytes is None or report.stored_bytes >> 20 >= report.stream_bytes >> 20:
+        return ""
+    return f" in {report.stored_bytes >> 20} MiB"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 from saverestore.engine.digests import page_digests
 from saverestore.guest.ports import U8, U64, Bool, LogDirty, PageBatch, SaveGuest
 from saverestore.stream.layout import PAGE_SIZE
+from saverestore.stream.tally import PAGE_WORDS, count_zero_pages
 
 # No page has it: marks a pfn of which nothing was sent yet.
 NEVER_SENT = 0xFF
@@ -103,11 +104,27 @@ class LogDirtySource:
 
 
 class CopiedBatch(PageBatch):
-    """Pages in private memory."""
+    """Pages in private memory: nobody else changes them."""
 
     def __init__(self, pfns: U64, types: U8, pages: U8, deferred: U64) -> None:
         buffers = [pages.reshape(-1).data] if len(pages) else []
         super().__init__(pfns, types, buffers, deferred)
+
+
+def copied(batch: PageBatch) -> CopiedBatch:
+    """The same pages in private memory; the batch itself is closed."""
+    if isinstance(batch, CopiedBatch):
+        return batch
+    with batch:
+        pages = batch.copy_data(np.empty((batch.nr_data, PAGE_SIZE), dtype=np.uint8))
+    return CopiedBatch(batch.pfns, batch.types, pages, batch.deferred)
+
+
+def zero_pages_in(batch: PageBatch) -> int:
+    """How many pages of a batch are all zero. Of memory that changes meanwhile: at some moment."""
+    return sum(
+        count_zero_pages(np.frombuffer(run, dtype=np.uint64).reshape(-1, PAGE_WORDS)) for run in batch.pages
+    )
 
 
 class DigestSource:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from saverestore.engine.policy import RoundStats
+from saverestore.stream.digest import DigestAlgorithm
 
 
 class Progress(Protocol):
@@ -50,6 +51,8 @@ class Silence:
 class SaveReport:
     """What a save did. Times in seconds; `downtime_s` from the suspend request to the end of the stream.
 
+    `zero_pages`: of `pages_sent`, those that were all zero. `stored_bytes`: what the image takes on the disk, or in
+    the pipe, where that is known.
     Where the guest goes on, the operation sets it anew once it does. `suspended_at`: time.monotonic() of the request.
     """
 
@@ -61,13 +64,16 @@ class SaveReport:
     downtime_s: float = 0.0
     stream_bytes: int = 0
     pages_sent: int = 0
+    zero_pages: int = 0
+    stored_bytes: int | None = None
 
 
 @dataclass
 class RestoreReport:
-    """What a restore did."""
+    """What a restore did. `digest`: the algorithm of the image's digest, which holds; None when it has none."""
 
     total_s: float = 0.0
     stream_bytes: int = 0
     pages: int = 0
     records: int = 0
+    digest: DigestAlgorithm | None = None

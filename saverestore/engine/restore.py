@@ -27,8 +27,8 @@ def restore(
 ) -> tuple[RestoredPages, RestoreReport]:
     """Read a stream, whose headers `reader` has, to its END, into `guest`: where the domain has its rings.
 
-    When it returns, the domain is complete and paused, and `source` stands right behind END. When it raises,
-    the domain is of no use and is the caller's to destroy.
+    When it returns, the domain is complete and paused, the image's digest (if it has one) holds, and `source` stands
+    right behind END. When it raises, the domain is of no use and is the caller's to destroy.
     """
     progress = progress or Silence()
     report = RestoreReport()
@@ -54,6 +54,7 @@ def restore(
             raise ImageError("the image is a stream of checkpoints (Remus), which cannot be restored yet")
         elif record.type not in (RecordType.END, RecordType.VERIFY):
             guest.take(record)
+    report.digest = reader.checked_digest
     progress.phase("completing the domain")
     pages = guest.complete(channels)
     report.total_s = time.monotonic() - started

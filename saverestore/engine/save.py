@@ -6,17 +6,26 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from saverestore.engine.dirty import DigestSource, DirtySource, EverythingOnce, LogDirtySource
+from saverestore.engine.dirty import (
+    DigestSource,
+    DirtySource,
+    EverythingOnce,
+    LogDirtySource,
+    copied,
+    zero_pages_in,
+)
 from saverestore.engine.pipeline import ahead
 from saverestore.engine.policy import Decision, Limits, RoundStats, decide
 from saverestore.engine.progress import Progress, SaveReport, Silence
 from saverestore.guest.ports import U64, LogDirtyUnavailable, PageBatch, SaveGuest
 from saverestore.interrupts import shield
+from saverestore.stream.digest import Before, DigestAlgorithm, WrittenDigest, integrity_fields
 from saverestore.stream.layout import PageType, entries_of
 from saverestore.stream.records import Provenance, StaticDataEnd
 from saverestore.stream.writer import LibxcWriter
@@ -35,12 +44,18 @@ AHEAD = 3
 
 @dataclass(frozen=True)
 class SaveSettings:
-    """How to save. `dirty`: "auto", "log" or "digest", where pages written meanwhile are known from (live)."""
+    """How to save. `dirty`: "auto", "log" or "digest", where pages written meanwhile are known from (live).
+
+    `digest`: the algorithm of the image's digest, or None for an image without. `before`: what of the file comes
+    before the stream, for PROVENANCE to tell next to the digest.
+    """
 
     live: bool = False
     dirty: str = "auto"
     limits: Limits = field(default_factory=Limits)
     provenance: dict[str, Any] | None = None
+    digest: DigestAlgorithm | None = None
+    before: Before | None = None
     workers: int = WORKERS
 
 
@@ -62,10 +77,12 @@ def save(
         report.dirty_source = source.name
         if how:
             progress.phase(how)
-        with ThreadPoolExecutor(settings.workers, thread_name_prefix="pages") as pool:
-            writer = LibxcWriter(sink, guest.domain_type, guest.xen_version)
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(settings.workers, thread_name_prefix="pages"))
+            digest = None if settings.digest is None else stack.enter_context(WrittenDigest(settings.digest))
+            writer = LibxcWriter(sink, guest.domain_type, guest.xen_version, digest=digest)
             _write_head(writer, guest, settings)
-            sender = _PageSender(guest, writer, sink, source, pool, progress, settings.workers)
+            sender = _PageSender(guest, writer, sink, source, pool, progress, settings)
             if settings.live:
                 _send_live(sender, source, settings.limits, report, progress)
             progress.phase("suspending the domain")
@@ -82,6 +99,7 @@ def save(
         report.total_s = time.monotonic() - started
         report.stream_bytes = sink.offset - begun_at
         report.pages_sent = sum(one.sent_pages for one in report.rounds)
+        report.zero_pages = sender.zero_pages
         return report
     except BaseException:
         with shield():
@@ -109,8 +127,11 @@ def _dirty_source(guest: SaveGuest, settings: SaveSettings) -> tuple[DirtySource
 
 
 def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -> None:
-    if settings.provenance is not None:
-        writer.record(Provenance(settings.provenance))
+    fields = dict(settings.provenance or {})
+    if settings.digest is not None:
+        fields["integrity"] = integrity_fields(settings.digest, settings.before)
+    if fields or settings.provenance is not None:
+        writer.record(Provenance(fields))
     for record in guest.static_records():
         writer.record(record)
     writer.record(StaticDataEnd())
@@ -142,7 +163,7 @@ class _PageSender:
         source: DirtySource,
         pool: ThreadPoolExecutor,
         progress: Progress,
-        workers: int,
+        settings: SaveSettings,
     ) -> None:
         self._guest = guest
         self._writer = writer
@@ -150,7 +171,11 @@ class _PageSender:
         self._source = source
         self._pool = pool
         self._progress = progress
-        self._depth = workers + AHEAD - 1
+        self._depth = settings.workers + AHEAD - 1
+        # What is digested must be what is written: the domain's own memory may change in between, even while the
+        # domain is suspended (a backend completes what it had begun, the console's writes into its ring).
+        self._is_digested = settings.digest is not None
+        self.zero_pages = 0
         self._was_sent = np.zeros(guest.nr_pfns, dtype=bool)
         self._deferred: list[U64] = []
         self._asked: deque[int] = deque()  # pfns of each batch begun and not yet written
@@ -169,12 +194,14 @@ class _PageSender:
         sent = 0
 
         def read(some: U64) -> PageBatch:
-            return self._source.select(self._guest.read_pages(some, final=final))
+            batch = self._source.select(self._guest.read_pages(some, final=final))
+            return self._counted(copied(batch) if self._is_digested else batch)
 
         with ahead(self._pool, read, self._batches(pfns), depth=self._depth) as batches:
             for batch in batches:
                 with batch:
                     sent += self._write(batch)
+                    self.zero_pages += batch.nr_zero
                 if len(batch.deferred):
                     self._deferred.append(batch.deferred)
                 done = min(self._asked.popleft(), left)
@@ -183,6 +210,15 @@ class _PageSender:
         self._progress.pages(left, self._sink.offset)
         self._guest.check_layout()
         return RoundStats(number, sent, 0 if final else None, time.monotonic() - started)
+
+    @staticmethod
+    def _counted(batch: PageBatch) -> PageBatch:
+        try:
+            batch.nr_zero = zero_pages_in(batch)
+        except BaseException:
+            batch.close()
+            raise
+        return batch
 
     def _write(self, batch: PageBatch) -> int:
         """Write one batch as one PAGE_DATA record: how many pages of data it had.

@@ -24,6 +24,7 @@ from saverestore.helper.messages import MessageType
 from saverestore.helper.settings import Settings
 from saverestore.helper.telling import ChannelProgress
 from saverestore.interrupts import shield
+from saverestore.stream.digest import NO_DIGEST, algorithm_for_writing
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
 from saverestore.transport.fd import FdSink
@@ -133,6 +134,7 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
     if not channel.takes(MessageType.SUSPEND):
         raise DomainError("libxl has no callback to suspend the domain, so it cannot be saved")
     live = bool(arguments.flags & SaveFlag.LIVE)
+    digest = algorithm_for_writing(NO_DIGEST if settings.plain else settings.digest)
     if arguments.flags & SaveFlag.DEBUG:
         LOG.warning("the debug option (send everything twice and compare) is not supported and passed over")
     with open_handles() as handles, locked(_domain(handles, arguments.domid)):
@@ -144,6 +146,7 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
                 dirty=settings.dirty,
                 limits=Limits(max_rounds=settings.max_rounds, few_pages=settings.few_pages),
                 provenance=None if settings.plain else _provenance(handles, arguments, settings),
+                digest=digest,
                 workers=settings.workers,
             )
             sink = FdSink(arguments.io_fd, "the image", close_fd=False)

@@ -6,6 +6,7 @@
     few_pages = 50                       PYXC_FEW_PAGES      suspend when fewer than this are left
     workers = 2                          PYXC_WORKERS        threads that read ahead
     plain = false                        PYXC_PLAIN          none of our optional records
+    digest = "xxh3"                      PYXC_DIGEST         xxh3, sha256, blake3 or none; plain leaves it out
     log_level = "info"                   PYXC_LOG_LEVEL      debug, info or warning: what is told to `xl`
 
 A variable goes before the file. PYXC_CONFIG names another file; that one must exist, the usual one need not.
@@ -25,7 +26,11 @@ CONFIG = Path("/etc/xen/pysave.toml")
 VARIABLE_PREFIX = "PYXC_"
 CONFIG_VARIABLE = f"{VARIABLE_PREFIX}CONFIG"
 
-CHOICES = {"dirty": ("auto", "log", "digest"), "log_level": ("debug", "info", "warning")}
+CHOICES = {
+    "dirty": ("auto", "log", "digest"),
+    "digest": ("xxh3", "sha256", "blake3", "none"),
+    "log_level": ("debug", "info", "warning"),
+}
 LEAST = {"max_rounds": 1, "few_pages": 0, "workers": 1}
 MOST = {"max_rounds": 1000, "few_pages": 1 << 32, "workers": 64}
 TRUTH = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
@@ -40,6 +45,7 @@ class Settings:
     few_pages: int = 50
     workers: int = 2
     plain: bool = False
+    digest: str = "xxh3"
     log_level: str = "info"
 
 

@@ -18,6 +18,7 @@ from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.interrupts import shield
+from saverestore.stream.digest import BeforeSource
 from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import LibxlReader, LibxlRecordType
 from saverestore.stream.reader import LibxcReader
@@ -26,19 +27,20 @@ from saverestore.toolstack import bare, config, domains
 from saverestore.toolstack.bare import FreshDomain
 from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.base import ByteSource
-from saverestore.transport.fd import FdSource
+from saverestore.transport.opening import ImageSource, open_image
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """What `pyrestore` was asked for."""
+    """What `pyrestore` was asked for. `require_digest`: an image without a digest is refused."""
 
     image: str
     paused: bool = False
     name: str | None = None
     force: bool = False
+    require_digest: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,11 @@ def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
     """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none."""
     with _open_image(request.image) as source:
         # The image first: what is wrong with it can be told on any machine.
-        guest_config = _read_config(source, request)
-        stream = LibxlReader(source)
+        outside = BeforeSource(source)
+        guest_config = _read_config(outside, request)
+        stream = LibxlReader(outside)
         _expect(stream, source, LibxlRecordType.LIBXC_CONTEXT)
-        reader = LibxcReader(source)
+        reader = LibxcReader(source, before=outside.before(), require_digest=request.require_digest)
         _check_kind(guest_config, reader)
         with open_handles() as handles:
             domains.check_free(handles, guest_config.name, guest_config.uuid)
@@ -73,6 +76,9 @@ def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
             with _FreshDomain(handles, guest_config) as fresh:
                 report = _fill(handles, fresh.create(), guest_config, reader, source, progress)
                 _expect(stream, source, LibxlRecordType.END)
+                _check_end(source)
+                if report.digest is None:
+                    LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", source.name)
                 with shield():
                     if not request.paused:
                         handles.xen.unpause(fresh.domid)
@@ -116,8 +122,8 @@ class _FreshDomain:
 
 
 @contextmanager
-def _open_image(image: str) -> Iterator[ByteSource]:
-    with FdSource.open(image) as source:
+def _open_image(image: str) -> Iterator[ImageSource]:
+    with open_image(image) as source:
         try:
             yield source
         except ImageError as error:
@@ -184,3 +190,10 @@ def _expect(stream: LibxlReader, source: ByteSource, wanted: LibxlRecordType) ->
             f"{source.name}: a libxl record {record.type.name} where {wanted.name} belongs",
             offset=record.offset,
         )
+
+
+def _check_end(source: ImageSource) -> None:
+    """Nothing follows the image; of a compressed one this also checks what ends the file."""
+    offset = source.offset
+    if not source.may_go_on and not source.at_end():
+        raise ImageError(f"{source.name}: something follows the end of the image", offset=offset)

@@ -24,6 +24,7 @@ from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
 from saverestore.guest.x86.suspend import Suspender
 from saverestore.interrupts import shield
+from saverestore.stream.digest import NO_DIGEST, BeforeSink, DigestAlgorithm, algorithm_for_writing
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import bare, domains
@@ -31,8 +32,10 @@ from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.lock import locked
 from saverestore.transport.base import ByteSink
+from saverestore.transport.fd import FdSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
+from saverestore.transport.zstd_sink import ZstdSink
 
 LOG = logging.getLogger(__name__)
 
@@ -49,7 +52,10 @@ class Afterwards(Enum):
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """What `pysave` was asked for."""
+    """What `pysave` was asked for.
+
+    `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
+    """
 
     domain: str
     image: str
@@ -57,6 +63,8 @@ class SaveRequest:
     live: bool = False
     dirty: str = "auto"
     plain: bool = False
+    digest: str = "xxh3"
+    compress: int | None = None
     suspend_timeout_s: float | None = None
     overwrite: bool = False
     force: bool = False
@@ -67,6 +75,7 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
 
     On any error the image does not exist, and the domain runs as before.
     """
+    digest = algorithm_for_writing(NO_DIGEST if request.plain else request.digest)
     with open_handles() as handles, ExitStack() as locks:
         domain = domains.find(handles, request.domain)
         domains.check_can_be_saved(domain)
@@ -77,13 +86,16 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
         try:
             with _destination(request) as file:
                 _check_room(file, guest, domain)
-                with _resumed_on_error(guest, domain, file):
-                    report = _write_image(guest, file.sink, config, request, domain, progress)
+                with _resumed_on_error(guest, domain, file), _sink_for(request, file) as sink:
+                    report = _write_image(guest, sink, config, request, digest, domain, progress)
                     if request.afterwards is Afterwards.RUN:
                         # It need not wait for the disk. When this fails, the image is kept, and it is tried again.
                         with shield(), contextlib.suppress(XenError):
                             guest.resume()
                         report.downtime_s = time.monotonic() - report.suspended_at
+                    if isinstance(sink, ZstdSink):
+                        sink.finish()
+                    report.stored_bytes = file.sink.stored_bytes
                     file.sync()
                     with shield():
                         file.publish()
@@ -152,11 +164,22 @@ def _destination(request: SaveRequest) -> Iterator[NewFile | StandardOutput]:
         yield file
 
 
+@contextmanager
+def _sink_for(request: SaveRequest, file: NewFile | StandardOutput) -> Iterator[FdSink | ZstdSink]:
+    """What the image is written to: the file, or what compresses into it."""
+    if request.compress is None:
+        yield file.sink
+        return
+    with ZstdSink(file.sink, level=request.compress) as sink:
+        yield sink
+
+
 def _check_room(file: NewFile | StandardOutput, guest: SaveGuest, domain: Domain) -> None:
     """Before the guest is touched: is there room for it?"""
     free = file.free_bytes()
     if free is None:
         return
+    # Pages that are all zero, or that compress well, take less. Which ones do is not known before they are read.
     needed = guest.populated_pages * (4096 + 8) + (1 << 20)
     if needed > free:
         raise TransportError(
@@ -170,18 +193,22 @@ def _write_image(
     sink: ByteSink,
     config: GuestConfig,
     request: SaveRequest,
+    digest: DigestAlgorithm | None,
     domain: Domain,
     progress: Progress,
 ) -> SaveReport:
     """xl's header, libxl's stream around libxc's. The guest is suspended afterwards."""
+    outside = BeforeSink(sink)
+    XlHeader.write(outside, config.to_json())
+    stream = LibxlWriter(outside)
+    stream.libxc_context()
     settings = engine.SaveSettings(
         live=request.live,
         dirty=request.dirty,
         provenance=None if request.plain else _provenance(request, domain),
+        digest=digest,
+        before=outside.before(),
     )
-    XlHeader.write(sink, config.to_json())
-    stream = LibxlWriter(sink)
-    stream.libxc_context()
     report = engine.save(guest, sink, settings, progress)
     stream.end()
     return report
@@ -198,6 +225,7 @@ def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
             "live": request.live,
             "dirty": request.dirty,
             "afterwards": request.afterwards.value,
+            "compress": None if request.compress is None else f"zstd:{request.compress}",
         },
     }
 

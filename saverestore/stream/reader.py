@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from saverestore.stream.digest import Before, DigestAlgorithm, DigestCheck, NoDigestCheck
 from saverestore.stream.errors import BadRecord, UnknownRecord
 from saverestore.stream.grammar import Grammar
 from saverestore.stream.headers import DomainHeader, ImageHeader
@@ -106,14 +107,33 @@ class LibxcReader:
 
     `image` and `domain` are its headers. `max_pfn` bounds the pfns of PAGE_DATA where it is not None:
     X86_PV_P2M_FRAMES sets it, the consumer may. `verifying` is true once VERIFY has come.
+    An IMAGE_DIGEST that does not hold, or that was announced and did not come, is a `BadRecord`.
     Errors are `ImageError` with the offset in the source; the reader is of no use after one.
     """
 
-    def __init__(self, source: ByteSource, prefix: bytes = b"") -> None:
-        """Read both headers; `prefix`: bytes of the stream that have been taken from `source` before."""
-        self._source = source
-        self.image = ImageHeader.read(source, prefix)
-        self.domain = DomainHeader.read(source)
+    def __init__(
+        self,
+        source: ByteSource,
+        prefix: bytes = b"",
+        *,
+        before: Before | None = None,
+        require_digest: bool = False,
+        check_digest: bool = True,
+    ) -> None:
+        """Read both headers; `prefix`: bytes of the stream that have been taken from `source` before.
+
+        `before`: what came before the stream, to be held against what the image says of it. `require_digest`: an
+        image without a digest is a `BadRecord` at its END. `check_digest`: without it a digest is carried, not
+        compared, and pages that nobody reads are passed over as the source does it best.
+        """
+        self._digest: DigestCheck | NoDigestCheck = (
+            DigestCheck(source, prefix, before, required=require_digest)
+            if check_digest
+            else NoDigestCheck(source)
+        )
+        self._source = self._digest.source
+        self.image = ImageHeader.read(self._source, prefix)
+        self.domain = DomainHeader.read(self._source)
         self._grammar = Grammar(self.domain.type, self.image.version)
         self._pv_info: X86PvInfo | None = None
         self._pages_end: int | None = None
@@ -135,6 +155,11 @@ class LibxcReader:
         return self._grammar.ended
 
     @property
+    def checked_digest(self) -> DigestAlgorithm | None:
+        """The algorithm of the image's digest once it has been found to hold; None at END: there is no digest."""
+        return self._digest.checked
+
+    @property
     def nr_pages_left(self) -> int:
         """Pages of the last PAGE_DATA record that are still in the stream."""
         if self._pages_end is None:
@@ -150,9 +175,11 @@ class LibxcReader:
             raise RuntimeError(f"{self._source.name}: the libxc stream has been read to its end")
         self.skip_pages()
         offset = self._source.offset
-        type, length = RECORD_HEADER.unpack(self._source.read(RECORD_HEADER.size, "a libxc record header"))
+        header = self._digest.read_header(RECORD_HEADER.size, "a libxc record header")
+        type, length = RECORD_HEADER.unpack(header)
         self._check_header(type, length, offset)
         self._grammar.advance(type, offset)
+        self._digest.begin(type, header)
         if type == RecordType.PAGE_DATA:
             return self._read_page_data(length, offset)
         if type & OPTIONAL_BIT and type not in RECORD_CLASSES:
@@ -215,6 +242,9 @@ class LibxcReader:
         body = self._source.read(length, f"the {type.name} record")
         self._read_padding(length, type, offset)
         record = RECORD_CLASSES[type].unpack(body, offset)
+        self._digest.take(record, offset)
+        if self.ended:
+            self._digest.end(offset)
         if isinstance(record, X86PvInfo):
             self._pv_info = record
         elif isinstance(record, X86PvP2mFrames):

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from saverestore.errors import ImageError
+from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.errors import BadHeader
 from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import RecordType, record_name
@@ -75,7 +76,8 @@ class Survey:
 
     `layers`: of "xl", "libxl", "libxc", outermost first. `records`: by name, in the order of their first
     occurrence; libxl's begin with "libxl ". `checkpoints`: CHECKPOINT records. `total_bytes`: read in
-    all. `trailing_bytes`: behind the end of the image. `digest`: carried, not compared.
+    all. `trailing_bytes`: behind the end of the image. `digest`: the image's own; `checked_digest`: its algorithm
+    once it was found to hold (one that does not is the `error`).
     """
 
     name: str
@@ -85,6 +87,7 @@ class Survey:
     config: ConfigSummary | None = None
     provenance: dict[str, Any] | None = None
     digest: ImageDigest | None = None
+    checked_digest: DigestAlgorithm | None = None
     records: dict[str, RecordCount] = field(default_factory=dict)
     pages: PageStatistics = field(default_factory=PageStatistics)
     checkpoints: int = 0
@@ -148,6 +151,7 @@ class _Walk:
             else:
                 self._note(event)
                 self._count(_name_of(event), begin, self._source.offset)
+                self._found.checked_digest = self._reader.checked_digest if self._reader else None
             begin = self._source.offset
 
     def _take_config(self, config: bytes | None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn, TypeAlias
 
+from saverestore.stream.digest import BeforeSource
 from saverestore.stream.errors import BadHeader, OutOfOrder
 from saverestore.stream.libxl import IDENT, LibxlReader, LibxlRecord, LibxlRecordType
 from saverestore.stream.reader import AnyRecord, LibxcReader
@@ -38,20 +39,24 @@ OTHER_FORMATS = {
 T = LibxlRecordType
 
 
-def walk(source: ByteSource) -> Iterator[Event]:
+def walk(source: ByteSource, *, check_digest: bool = True) -> Iterator[Event]:
     """Read `source`, which stands at the front of an image, to the end of that image.
+
+    `check_digest`: as in `LibxcReader`. Without it pages can be passed over unread.
 
     Pages of a `PageData` event are read, if they are wanted, from the `LibxcReader` that came before it and before
     the next event is asked for; else they are passed over. Raises what the readers raise.
     """
-    prefix = source.read(PREFIX_BYTES, "the first header")
+    outside = BeforeSource(source)  # what is outside libxc's stream is read through it
+    prefix = outside.read(PREFIX_BYTES, "the first header")
     if prefix == MAGIC[:PREFIX_BYTES]:
-        yield XlHeader.read(source, prefix)
-        yield from _walk_libxl(source, b"")
+        yield XlHeader.read(outside, prefix)
+        yield from _walk_libxl(source, outside, b"", check_digest)
     elif prefix == LIBXL_PREFIX:
-        yield from _walk_libxl(source, prefix)
+        yield from _walk_libxl(source, outside, prefix, check_digest)
     elif prefix == LIBXC_PREFIX:
-        yield from _walk_libxc(source, prefix, None)
+        reader = LibxcReader(source, prefix, check_digest=check_digest)
+        yield from _walk_libxc(reader, None)
     else:
         _refuse_prefix(source.name, prefix)
 
@@ -63,8 +68,10 @@ def _refuse_prefix(name: str, prefix: bytes) -> NoReturn:
     raise BadHeader(f"{name}: no image of a Xen domain: it begins with {prefix.hex()}", offset=0)
 
 
-def _walk_libxl(source: ByteSource, prefix: bytes) -> Iterator[Event]:
-    reader = LibxlReader(source, prefix)
+def _walk_libxl(
+    source: ByteSource, outside: BeforeSource, prefix: bytes, check_digest: bool
+) -> Iterator[Event]:
+    reader = LibxlReader(outside, prefix)
     yield reader
     while not reader.ended:
         record = reader.next()
@@ -72,11 +79,11 @@ def _walk_libxl(source: ByteSource, prefix: bytes) -> Iterator[Event]:
             _refuse(record, "outside a checkpoint")
         yield record
         if record.type is T.LIBXC_CONTEXT:
-            yield from _walk_libxc(source, b"", reader)
+            inner = LibxcReader(source, before=outside.before(), check_digest=check_digest)
+            yield from _walk_libxc(inner, reader)
 
 
-def _walk_libxc(source: ByteSource, prefix: bytes, outer: LibxlReader | None) -> Iterator[Event]:
-    reader = LibxcReader(source, prefix)
+def _walk_libxc(reader: LibxcReader, outer: LibxlReader | None) -> Iterator[Event]:
     yield reader
     while not reader.ended:
         record = reader.next()

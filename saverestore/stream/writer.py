@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from saverestore.stream.digest import DigestingSink, WrittenDigest
 from saverestore.stream.errors import BadRecord
 from saverestore.stream.grammar import Grammar
 from saverestore.stream.headers import DomainHeader, ImageHeader
@@ -37,16 +38,27 @@ class LibxcWriter:
     """
 
     def __init__(
-        self, sink: ByteSink, domain_type: DomainType, xen_version: tuple[int, int], version: int = 3
+        self,
+        sink: ByteSink,
+        domain_type: DomainType,
+        xen_version: tuple[int, int],
+        version: int = 3,
+        *,
+        digest: WrittenDigest | None = None,
     ) -> None:
-        """Write both headers. `xen_version`: (major, minor) of the running Xen; `version`: 3 or 2."""
-        self._sink = sink
+        """Write both headers. `xen_version`: (major, minor) of the running Xen; `version`: 3 or 2.
+
+        `digest`: takes all that is written, and `end` writes it down. Pages must then not change while they are
+        written.
+        """
+        self._digest = digest
+        self._sink: ByteSink = sink if digest is None else DigestingSink(sink, digest)
         self.image = ImageHeader(version)
         self.domain = DomainHeader(DomainType(domain_type), PAGE_SHIFT, *xen_version)
         self._grammar = Grammar(self.domain.type, version)
         self._pv_info: X86PvInfo | None = None
         self.max_pfn: int | None = None
-        sink.writev([self.image.pack(), self.domain.pack()])
+        self._sink.writev([self.image.pack(), self.domain.pack()])
 
     @property
     def verifying(self) -> bool:
@@ -108,5 +120,7 @@ class LibxcWriter:
         self._sink.writev([header, entries.data, *pages])
 
     def end(self) -> None:
-        """Write END: the image is complete, and takes no more records."""
+        """Write the digest, if there is one, and END: the image is complete, and takes no more records."""
+        if self._digest is not None:
+            self.record(self._digest.record())
         self.record(End())

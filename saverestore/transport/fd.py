@@ -12,7 +12,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -168,8 +168,9 @@ class FdSource(_Fd):
         self._is_file = stat.S_ISREG(found.st_mode)
         self.total_bytes = found.st_size if self._is_file else None
         """Length of a regular file, when it was opened; None for anything else."""
-        self.may_go_on = stat.S_ISBLK(found.st_mode)
-        """Whether anything may follow an image: a block device is longer than what was written to it."""
+        self.may_go_on = not (self._is_file or stat.S_ISFIFO(found.st_mode))
+        """Whether anything may follow an image: a device is longer than what was written to it, a socket may be
+        kept open by who waits for an answer."""
 
     def readinto(self, view: WriteableBuffer, what: str = "data") -> None:
         """Fill `view` completely."""
@@ -231,6 +232,25 @@ class FdSource(_Fd):
             if moved == 0:
                 raise EndOfStream(self.name, offset=self.offset, missing_bytes=n, what=what)
             n -= moved
+
+    def read_again(self, begin: int, length: int) -> Iterator[bytes] | None:
+        """What was read from `begin` on (in terms of `offset`), in parts; None for what cannot be read twice."""
+        if not self._is_file:
+            return None
+        return self._read_again(begin, length)
+
+    def _read_again(self, begin: int, length: int) -> Iterator[bytes]:
+        at = os.lseek(self.fileno(), 0, os.SEEK_CUR) - self.offset + begin
+        while length:
+            try:
+                part = os.pread(self.fileno(), min(length, SKIP_BUFFER_BYTES), at)
+            except OSError as error:
+                raise self._failure(error) from error
+            if not part:
+                raise TransportError(f"{self.name} has become shorter while it was read")
+            yield part
+            at += len(part)
+            length -= len(part)
 
     def skip_to_end(self) -> int:
         """Pass over everything that is left, and return how many bytes that was."""
@@ -297,6 +317,11 @@ class FdSource(_Fd):
 
 class FdSink(_Fd):
     """A `ByteSink` over a descriptor. Every byte is with the kernel when a call returns."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes had to be written."""
+        return self.offset
 
     def write(self, data: ReadableBuffer) -> None:
         """Write all of `data`."""

@@ -14,6 +14,7 @@ from stream_samples import NAMES, MemorySink, PipeLikeSource, StingySource, gold
 
 from saverestore.errors import ImageError
 from saverestore.stream import DomainType, LibxcReader, LibxcWriter, PageData, PageType
+from saverestore.stream.digest import DigestAlgorithm, WrittenDigest
 from saverestore.stream.layout import entries_of, has_data
 from saverestore.stream.limits import BODY_MAX
 from saverestore.stream.records import (
@@ -166,18 +167,20 @@ def streams(draw: Any) -> tuple[DomainType, int, list]:
         records += draw(st.permutations(tail))
         if checkpoint:
             records.append(Checkpoint())
-    records += draw(st.lists(RECORDS[ImageDigest], max_size=1))
     return domain, version, [*records, End()]
 
 
-def written(domain: DomainType, version: int, records: list) -> bytes:
+def written(domain: DomainType, version: int, records: list, *, with_digest: bool = False) -> bytes:
     sink = MemorySink()
-    writer = LibxcWriter(sink, domain, (4, 17), version)
-    for record in records:
-        if isinstance(record, tuple):
-            writer.page_data(record[0], [record[1]])
-        else:
-            writer.record(record)
+    with WrittenDigest(DigestAlgorithm.XXH3) as digest:
+        writer = LibxcWriter(sink, domain, (4, 17), version, digest=digest if with_digest else None)
+        for record in records:
+            if isinstance(record, tuple):
+                writer.page_data(record[0], [record[1]])
+            elif isinstance(record, End):
+                writer.end()
+            else:
+                writer.record(record)
     return bytes(sink.data)
 
 
@@ -190,12 +193,16 @@ SOURCES: list[Callable[[bytes, int], StingySource]] = [StingySource, PipeLikeSou
 )
 def test_what_is_written_is_read_back_through_any_source(stream, most, kind, data):
     domain, version, records = stream
-    image = written(*stream)
+    with_digest = data.draw(st.booleans())
+    image = written(*stream, with_digest=with_digest)
     with kind(image + b"next", most if len(image) < 20_000 else 1 << 20) as source:
         reader = LibxcReader(source)
         assert (reader.domain.type, reader.image.version) == (domain, version)
         for wanted in records:
             record = reader.next()
+            if isinstance(record, ImageDigest):
+                assert with_digest
+                record = reader.next()
             if not isinstance(record, PageData):
                 assert record == wanted
                 continue
@@ -206,6 +213,7 @@ def test_what_is_written_is_read_back_through_any_source(stream, most, kind, dat
                 reader.read_pages([pages])
                 assert pages == wanted[1]
         assert reader.ended
+        assert (reader.checked_digest is not None) == with_digest
         assert source.offset == len(image)
         assert source.read(4) == b"next"
 

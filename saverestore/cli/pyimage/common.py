@@ -25,7 +25,8 @@ exit codes:
   5    reading or writing failed
   130  interrupted by Ctrl-C or another signal
 
-IMAGE may be '-', for standard input, with info and verify: zstd -dc IMAGE.zst | pyimage verify -
+IMAGE may be compressed with zstd, gzip or lz4, and '-', for standard input, with info, verify and convert. The
+others read here and there, and need a file, plain or in seekable zstd as we write it.
 """
 
 DIFFERENT = 1

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli.pyimage.common import Bar, Subparsers, add_command, line, plain, size_text
-from saverestore.errors import ExitCode
+from saverestore.errors import ExitCode, ImageError
 
 if TYPE_CHECKING:
     from saverestore.stream.survey import Survey
@@ -53,16 +51,16 @@ def _exit_code(found: Survey) -> int:
 def _survey(image: str) -> Survey:
     """Read the whole image, with a progress bar where someone sees it."""
     from saverestore.stream.survey import note_trailing_bytes, survey
-    from saverestore.transport.fd import FdSource
+    from saverestore.transport.opening import open_image
 
-    with FdSource.open(image) as source:
-        size = os.fstat(source.fileno())
-        is_file = stat.S_ISREG(size.st_mode)
-        with Bar(size.st_size if is_file else None) as bar:
-            found = survey(source, bar.update_to)
-            # A block device goes on behind any image. Behind a damaged one nothing is worth reading.
-            if found.is_whole and not stat.S_ISBLK(size.st_mode):
+    with open_image(image) as source, Bar(source.total_bytes) as bar:
+        found = survey(source, bar.update_to)
+        # Behind a damaged image nothing is worth reading.
+        if found.is_whole and not source.may_go_on:
+            try:
                 note_trailing_bytes(found, source.skip_to_end())
+            except ImageError as error:  # of the compressed file, behind all that the image consists of
+                found.error = error
     return found
 
 
@@ -83,7 +81,8 @@ def as_verdict(found: Survey) -> str:
     kind = KIND_NAMES[found.domain.type.name] if found.domain else "?"
     name = f" {found.config.name}" if found.config and found.config.name else ""
     records = sum(entry.count for entry in found.records.values())
-    notes = "; its digest was not compared" if found.digest else ""
+    digest = found.checked_digest
+    notes = "; it has no digest" if digest is None else f"; its {digest.title} digest holds"
     return plain(
         f"{found.name}: whole: {kind} domain{name}, {records} records, {found.pages.nr_data} pages of data, "
         f"{size_text(found.total_bytes)}{notes}"
@@ -132,7 +131,11 @@ def as_dict(found: Survey) -> dict[str, Any]:
 def _digest_dict(found: Survey) -> dict[str, Any] | None:
     if found.digest is None:
         return None
-    return {"algorithm": found.digest.algorithm, "hex": found.digest.digest.hex(), "compared": False}
+    return {
+        "algorithm": found.digest.algorithm,
+        "hex": found.digest.digest.hex(),
+        "compared": found.checked_digest is not None,
+    }
 
 
 def _heading(found: Survey) -> Iterator[str]:
@@ -154,7 +157,8 @@ def _heading(found: Survey) -> Iterator[str]:
         yield line(f"  {plain(key)} ", value)
     if found.digest:
         name = DIGEST_NAMES.get(found.digest.algorithm, f"algorithm {found.digest.algorithm}")
-        yield line("digest", f"{name} {found.digest.digest.hex()} (not compared)")
+        verdict = "does not hold" if found.checked_digest is None else "holds"
+        yield line("digest", f"{name} {found.digest.digest.hex()} ({verdict})")
 
 
 def _domain(found: Survey) -> Iterator[str]:

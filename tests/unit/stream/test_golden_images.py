@@ -66,7 +66,7 @@ HVM_RECORDS = [
     X86TscInfo(0, 0, 0, 0),
     HvmParams(((1, 0xFEFFC), (0x11, 0xFEFFD))),
     HvmContext(b"123456789"),
-    ImageDigest(1, b"\x77" * 16),
+    ImageDigest(1, bytes.fromhex("55693677411aa9b38889e6054e922162")),
     End(),
 ]
 
