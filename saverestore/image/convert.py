@@ -2,19 +2,29 @@
 
     source ─► walk ─► events ─► what changes ─► writers of the wanted dialect ─► sink, compressing or not
 
-What changes: version 2 becomes 3 (STATIC_DATA_END is put in where version 2 implies it), our own optional records
-stay or go, a digest of the stream is not carried over: it is of other bytes.
+What changes: version 2 becomes 3 (STATIC_DATA_END is put in where version 2 implies it); our own optional records
+stay or go. The image's digest is checked on the way, and a new one of the same kind is made of what is written; which
+kind that is must be known before the first byte, so the image's PROVENANCE must come first and announce it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 from saverestore.errors import ImageError
 from saverestore.image.index import Progress
+from saverestore.stream.digest import (
+    BeforeSink,
+    DigestAlgorithm,
+    WrittenDigest,
+    algorithm_for_writing,
+    integrity_fields,
+)
 from saverestore.stream.layout import PAGE_SIZE, DomainType, has_data
 from saverestore.stream.libxl import LibxlReader, LibxlRecord, LibxlRecordType, LibxlWriter
 from saverestore.stream.reader import LibxcReader, PageData
@@ -27,7 +37,23 @@ from saverestore.transport.base import ByteSink, ByteSource
 BATCH_PAGES = 2048
 """Most pages of a PAGE_DATA record that is written: 8 MiB. Records with fewer stay as they are."""
 
-MakeWriter = Callable[[ByteSink, DomainType, tuple[int, int]], LibxcWriter]
+KEEP = "keep"
+"""Of the digest: the kind that the image has."""
+
+
+class MakeWriter(Protocol):
+    """Makes the writer of a dialect; the stream begins there."""
+
+    def __call__(
+        self,
+        sink: ByteSink,
+        domain_type: DomainType,
+        xen_version: tuple[int, int],
+        *,
+        digest: WrittenDigest | None,
+    ) -> LibxcWriter:
+        """See `LibxcWriter`."""
+
 
 DIALECTS: Mapping[str, MakeWriter] = {"xen": LibxcWriter}
 """The dialects of the libxc stream that can be written, by name."""
@@ -52,18 +78,23 @@ def convert(
     *,
     dialect: str = "xen",
     plain: bool = False,
+    digest: str = KEEP,
+    may_go_on: bool = False,
     on_progress: Progress | None = None,
 ) -> Conversion:
-    """Write the image in `source`, which must end with it, into `sink`. `plain`: without records of our own.
+    """Write the image in `source` into `sink`.
 
-    `on_progress(offset)`: of the source. On an error what was written is no whole image.
+    `may_go_on`: whether anything may follow the image, as on a block device. `plain`: without records of our own. `digest`: an algorithm's option, "none" or "keep". `on_progress(offset)`: of
+    the source. On an error what was written is no whole image. UsageError for a digest that cannot be made here.
     """
-    work = _Work(source, sink, DIALECTS[dialect], plain=plain, on_progress=on_progress)
-    for event in walk(source):
-        work.take(event)
-        if on_progress is not None:
-            on_progress(source.offset)
-    if not source.at_end():
+    wanted = None if plain else KEEP if digest == KEEP else algorithm_for_writing(digest)
+    with ExitStack() as stack:
+        work = _Work(source, sink, DIALECTS[dialect], wanted, stack, plain=plain, on_progress=on_progress)
+        for event in walk(source):
+            work.take(event)
+            if on_progress is not None:
+                on_progress(source.offset)
+    if not may_go_on and not source.at_end():
         raise ImageError(f"{source.name}: bytes follow the end of the image", offset=source.offset)
     return work.done
 
@@ -76,6 +107,8 @@ class _Work:
         source: ByteSource,
         sink: ByteSink,
         make_writer: MakeWriter,
+        wanted: DigestAlgorithm | str | None,
+        stack: ExitStack,
         *,
         plain: bool,
         on_progress: Progress | None,
@@ -84,11 +117,16 @@ class _Work:
         self._source = source
         self._sink = sink
         self._make_writer = make_writer
+        self._wanted = wanted
+        self._stack = stack
+        self._before = BeforeSink(sink)
         self._plain = plain
         self._on_progress = on_progress
         self._outer: LibxlWriter | None = None
         self._reader: LibxcReader | None = None
         self._writer: LibxcWriter | None = None
+        self._algorithm: DigestAlgorithm | None = None
+        self._integrity: dict[str, Any] | None = None
         self._needs_static_end = False
         self._buffer = np.empty(BATCH_PAGES * PAGE_SIZE, dtype=np.uint8)
 
@@ -99,15 +137,13 @@ class _Work:
                 raise ImageError(
                     f"{self._source.name}: xl's header has no configuration to go on with", offset=0
                 )
-            XlHeader.write(self._sink, event.config)
+            XlHeader.write(self._before, event.config)
         elif isinstance(event, LibxlReader):
-            self._outer = LibxlWriter(self._sink, legacy=event.legacy)
+            self._outer = LibxlWriter(self._before, legacy=event.legacy)
         elif isinstance(event, LibxlRecord):
             self._libxl_record(event)
         elif isinstance(event, LibxcReader):
             self._reader = event
-            xen = (event.domain.xen_major, event.domain.xen_minor)
-            self._writer = self._make_writer(self._sink, event.domain.type, xen)
             self._needs_static_end = event.image.version == 2
         else:
             self._libxc_record(event)
@@ -121,22 +157,60 @@ class _Work:
 
     def _libxc_record(self, record: object) -> None:
         assert self._reader is not None  # its headers come before any record
-        assert self._writer is not None
+        if self._writer is None:
+            self._begin(self._reader, record)
+        writer = self._writer
+        assert writer is not None  # begun just now, or before
         if self._needs_static_end and self._reader.static_data_ended:
-            self._writer.record(StaticDataEnd())
+            writer.record(StaticDataEnd())
             self._needs_static_end = False
         if isinstance(record, PageData):
-            self._pages(record, self._reader, self._writer)
+            self._pages(record, self._reader, writer)
         elif isinstance(record, UnknownOptional):
             self.done.leave_out(f"an optional record of the unknown type {record.type:#x}")
-        elif isinstance(record, (ImageDigest, Provenance)) and self._plain:
-            pass
         elif isinstance(record, ImageDigest):
-            self.done.leave_out("IMAGE_DIGEST, which is of the image as it was")
+            if self._algorithm is None and self._wanted == KEEP:
+                self.done.leave_out(
+                    "the digest, which the image does not announce at its begin; see --digest"
+                )
+        elif isinstance(record, Provenance):
+            self._provenance(record, writer)
         elif isinstance(record, End):
-            self._writer.end()
+            writer.end()
         else:
-            self._writer.record(_as_record(record))
+            writer.record(_as_record(record))
+
+    def _begin(self, reader: LibxcReader, first: object) -> None:
+        """Write the headers, now that the first record tells of which kind the digest is to be."""
+        announced = first.fields.get("integrity") if isinstance(first, Provenance) else None
+        if isinstance(self._wanted, DigestAlgorithm):
+            self._algorithm = self._wanted
+        elif self._wanted == KEEP and isinstance(announced, dict) and reader.announced_digest is not None:
+            self._algorithm = reader.announced_digest
+        before = None if self._outer is None else self._before.before()
+        if self._wanted == KEEP and isinstance(announced, dict) and "before" not in announced:
+            before = (
+                None  # whoever wrote it did not know what lies around it, and somebody may take it off again
+            )
+        digest = None
+        if self._algorithm is not None:
+            digest = self._stack.enter_context(WrittenDigest(self._algorithm))
+            self._integrity = integrity_fields(self._algorithm, before)
+        xen = (reader.domain.xen_major, reader.domain.xen_minor)
+        self._writer = self._make_writer(self._sink, reader.domain.type, xen, digest=digest)
+        if self._integrity is not None and not isinstance(first, Provenance):
+            self._writer.record(Provenance({"integrity": self._integrity}))
+            self._integrity = None
+
+    def _provenance(self, record: Provenance, writer: LibxcWriter) -> None:
+        """Write it, with what is now true of the digest: only the first tells of one."""
+        if self._plain:
+            return
+        fields = {name: value for name, value in record.fields.items() if name != "integrity"}
+        if self._integrity is not None:
+            fields["integrity"], self._integrity = self._integrity, None
+        if fields or not record.fields:
+            writer.record(Provenance(fields))
 
     def _pages(self, record: PageData, reader: LibxcReader, writer: LibxcWriter) -> None:
         there = has_data(record.types)

@@ -338,6 +338,11 @@ class DigestCheck:
             self._kept += memoryview(data)
         self._hasher.update(data)
 
+    @property
+    def announced(self) -> DigestAlgorithm | None:
+        """The algorithm that PROVENANCE told of, if it did."""
+        return self._algorithm if self._announced else None
+
     def read_header(self, size: int, what: str) -> bytes:
         """The next record's header: digested only by `begin`, as that of IMAGE_DIGEST is not."""
         return self._inner.read(size, what)
@@ -447,6 +452,7 @@ class NoDigestCheck:
     """In the place of `DigestCheck` where a stream is not read whole: takes no notice of anything."""
 
     checked: DigestAlgorithm | None = None
+    announced: DigestAlgorithm | None = None
 
     def __init__(self, source: ByteSource) -> None:
         self.source = source

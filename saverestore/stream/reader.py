@@ -160,6 +160,11 @@ class LibxcReader:
         return self._digest.checked
 
     @property
+    def announced_digest(self) -> DigestAlgorithm | None:
+        """The algorithm of the digest that the image says it ends with, once PROVENANCE has come."""
+        return self._digest.announced
+
+    @property
     def nr_pages_left(self) -> int:
         """Pages of the last PAGE_DATA record that are still in the stream."""
         if self._pages_end is None:

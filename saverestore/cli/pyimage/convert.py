@@ -55,7 +55,15 @@ def add_to(commands: Subparsers) -> None:
         "none (the default)",
     )
     command.add_argument(
-        "--plain", action="store_true", help="leave out our own note of host, time and domain"
+        "--digest",
+        choices=("keep", "xxh3", "sha256", "blake3", "none"),
+        default="keep",
+        help="the digest of the whole image: one of the kind that IMAGE has (keep, the default), or this one",
+    )
+    command.add_argument(
+        "--plain",
+        action="store_true",
+        help="leave out our own records: the note of host, time and domain, and the digest",
     )
 
 
@@ -72,6 +80,8 @@ def compression_from(text: str) -> int | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert the image."""
+    if arguments.plain and arguments.digest not in ("keep", "none"):
+        raise UsageError("--plain leaves the digest out; --digest asks for one")
     from saverestore.image.convert import convert
     from saverestore.transport.opening import open_image
 
@@ -81,7 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
             Bar(source.total_bytes, "converting") as bar,
         ):
             done = convert(
-                source, sink, dialect=arguments.to, plain=arguments.plain, on_progress=bar.update_to
+                source,
+                sink,
+                dialect=arguments.to,
+                plain=arguments.plain,
+                digest=arguments.digest,
+                may_go_on=source.may_go_on,
+                on_progress=bar.update_to,
             )
         length = file.sink.offset
     for name in done.left_out:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from image_files import Sent, hvm_image, page
 from memory_guests import MAKERS, image_of, opened
 from stream_samples import NAMES, golden
 
 from saverestore.cli import pyimage
+from saverestore.cli.pyimage import convert as convert_command
 from saverestore.engine.save import SaveSettings
-from saverestore.image.convert import BATCH_PAGES, _cuts
+from saverestore.image.convert import BATCH_PAGES, DIALECTS, _cuts
 from saverestore.stream.records import ImageDigest
 from saverestore.transport.random_access import SeekableZstdFile, open_random_access
 
@@ -96,6 +98,10 @@ def test_every_golden_image_becomes_version_3_of_the_same_domain(tmp_path, capsy
     assert (out.read_bytes() == image.read_bytes()) is (before["version"] == 3 and before["digest"] is None)
 
 
+def test_the_help_names_all_there_is():
+    assert list(convert_command.DIALECTS) == list(DIALECTS)
+
+
 def test_plain_leaves_our_own_records_out(image, tmp_path, capsys):
     assert convert(image, "-o", tmp_path / "b.img", "--plain") == 0
     assert "left out" not in capsys.readouterr().err
@@ -103,18 +109,73 @@ def test_plain_leaves_our_own_records_out(image, tmp_path, capsys):
     assert info(capsys, image)["provenance"] is not None
 
 
+def with_records_before_end(image, *records: tuple[int, bytes]):
+    """Put records into a bare libxc stream, directly before END."""
+    data = image.read_bytes()
+    parts = [struct.pack("<II", type, len(body)) + body + bytes(-len(body) % 8) for type, body in records]
+    image.write_bytes(data[:-8] + b"".join(parts) + data[-8:])
+
+
 def test_what_cannot_be_carried_over_is_told(tmp_path, capsys):
     image = hvm_image(tmp_path / "a.img", [Sent([(1, 0, page(1))])], config=None)
     data = image.read_bytes()
-    unknown = struct.pack("<II", 0x8000_1234, 8) + b"whatever"
-    digest = ImageDigest(1, bytes(16)).pack()
-    digest = struct.pack("<II", 0x8000_5001, len(digest)) + digest
-    image.write_bytes(data[:40] + unknown + data[40:-8] + digest + data[-8:])
+    with_records_before_end(image, (0x8000_1234, b"whatever"))
+    with_digest = image.read_bytes()
+    digest = ImageDigest(1, xxhash.xxh3_128_digest(with_digest[:-8])).pack()
+    with_records_before_end(image, (0x8000_5001, digest))
     assert convert(image, "-o", tmp_path / "b.img") == 0
     err = capsys.readouterr().err
     assert "left out: an optional record of the unknown type 0x80001234" in err
-    assert "left out: IMAGE_DIGEST" in err
+    assert "left out: the digest, which the image does not announce" in err
     assert (tmp_path / "b.img").read_bytes() == data
+
+
+@pytest.mark.parametrize("digest", ["xxh3", "sha256"])
+def test_a_digest_is_made_of_what_is_written_and_kept_there_and_back(image, tmp_path, capsys, digest):
+    first, packed, back = tmp_path / "first.img", tmp_path / "a.zst", tmp_path / "back.img"
+    assert convert(image, "-o", first, "--digest", digest) == 0
+    assert convert(first, "-o", packed, "--compress", "zstd") == 0
+    assert convert(packed, "-o", back) == 0
+    assert back.read_bytes() == first.read_bytes()
+    for path in (first, packed):
+        capsys.readouterr()
+        found = info(capsys, path)
+        assert found["whole"]
+        assert found["digest"]["compared"]
+        assert found["provenance"]["integrity"]["digest"] == digest
+        assert found["provenance"]["integrity"]["before"]["bytes"] > 0
+    assert convert(back, "-o", tmp_path / "none.img", "--digest", "none") == 0
+    assert convert(image, "-o", tmp_path / "as-it-was.img") == 0
+    assert (tmp_path / "none.img").read_bytes() == (tmp_path / "as-it-was.img").read_bytes()
+    assert convert(back, "-o", tmp_path / "plain.img", "--plain") == 0
+    capsys.readouterr()
+    assert info(capsys, tmp_path / "plain.img")["provenance"] is None
+
+
+def test_an_image_without_a_note_gets_one_with_its_digest(tmp_path, capsys):
+    image = hvm_image(tmp_path / "a.img", [Sent([(1, 0, page(1))])], head=[], config=None)
+    assert convert(image, "-o", tmp_path / "b.img", "--digest", "xxh3") == 0
+    capsys.readouterr()
+    found = info(capsys, tmp_path / "b.img")
+    assert found["provenance"] == {"integrity": {"digest": "xxh3"}}
+    assert found["digest"]["compared"]
+    assert convert(tmp_path / "b.img", "-o", tmp_path / "c.img", "--digest", "none") == 0
+    assert (tmp_path / "c.img").read_bytes() == image.read_bytes()
+
+
+def test_an_image_whose_digest_does_not_hold_is_not_converted(image, tmp_path, capsys):
+    assert convert(image, "-o", tmp_path / "b.img", "--digest", "xxh3") == 0
+    data = bytearray((tmp_path / "b.img").read_bytes())
+    data[data.index(page(77)) + 9] ^= 1
+    (tmp_path / "b.img").write_bytes(data)
+    assert convert(tmp_path / "b.img", "-o", tmp_path / "c.img") == 4
+    assert "is damaged: its XXH3-128 digest" in capsys.readouterr().err
+    assert not (tmp_path / "c.img").exists()
+
+
+def test_plain_and_a_digest_exclude_each_other(image, tmp_path, capsys):
+    assert convert(image, "-o", tmp_path / "b.img", "--plain", "--digest", "xxh3") == 2
+    assert "--plain" in capsys.readouterr().err
 
 
 def test_large_records_are_cut_so_that_memory_is_bounded(image, tmp_path, capsys):
