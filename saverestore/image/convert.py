@@ -84,8 +84,9 @@ def convert(
 ) -> Conversion:
     """Write the image in `source` into `sink`.
 
-    `may_go_on`: whether anything may follow the image, as on a block device. `plain`: without records of our own. `digest`: an algorithm's option, "none" or "keep". `on_progress(offset)`: of
-    the source. On an error what was written is no whole image. UsageError for a digest that cannot be made here.
+    `may_go_on`: whether anything may follow the image, as on a block device. `plain`: without records of our own.
+    `digest`: an algorithm's option, "none" or "keep". `on_progress(offset)`: of the source. On an error what was
+    written is no whole image. UsageError for a digest that cannot be made here.
     """
     wanted = None if plain else KEEP if digest == KEEP else algorithm_for_writing(digest)
     with ExitStack() as stack:
