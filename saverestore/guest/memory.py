@@ -379,6 +379,8 @@ class MemoryRestore:
     def _take_params(self, record: HvmParams) -> None:
         for index, value in record.params:
             if index in (layout.HVM_PARAM_STORE_PFN, layout.HVM_PARAM_CONSOLE_PFN):
+                if value >= self.domain.nr_pfns:
+                    raise ImageError(f"HVM parameter {index} names pfn {value:#x}, beyond the domain's last")
                 self.domain.write([value], 0)
             self.domain.state.hvm_params[index] = value
 
