@@ -6,19 +6,26 @@ import contextlib
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import Sent, hvm_image, page, read_naively
+from stream_samples import MemorySink, source_of
 
 from saverestore.errors import ImageError
 from saverestore.image.access import open_image
+from saverestore.image.convert import convert
 from saverestore.image.dump import dump
 from saverestore.image.index import index_image, types_of_places
 from saverestore.image.pagemap import PageMap, chunks_of_both
 from saverestore.image.pages import batches_of, pages_from, runs_of
 from saverestore.stream.layout import PageType
+from saverestore.stream.records import Provenance
+from saverestore.stream.survey import survey
+from saverestore.transport.opening import decompressed
+from saverestore.transport.zstd_sink import ZstdSink
 
 PFN = st.integers(0, 40) | st.integers(32760, 32775) | st.integers(0xFEFF0, 0xFEFFF)
 TYPES = [int(kind) for kind in PageType]
@@ -75,6 +82,50 @@ def test_a_dump_has_each_page_at_its_place_and_zeroes_elsewhere(sent):
                     assert out.read(4096) == wanted.get(pfn, bytes(4096))
 
 
+def converted(data: bytes, **options: Any) -> bytes:
+    sink = MemorySink()
+    with source_of(data) as source:
+        convert(source, sink, **options)
+    return bytes(sink.data)
+
+
+@given(
+    st.lists(records(), max_size=4),
+    st.booleans(),
+    st.sampled_from(["xxh3", "sha256"]),
+    st.sampled_from([[], [Provenance({"tool": "x"})]]),
+)
+@settings(max_examples=40, deadline=None)
+def test_converting_there_and_back_gives_the_same_bytes(sent, bare, digest, head):
+    with tempfile.TemporaryDirectory() as folder:
+        path = hvm_image(Path(folder, "a.img"), sent, config=None if bare else {"c_info": {}}, head=head)
+        data = path.read_bytes()
+    assert converted(data) == data
+    with_digest = converted(data, digest=digest)
+    with source_of(with_digest) as source:
+        assert survey(source).checked_digest is not None
+    assert converted(with_digest) == with_digest
+    packed = MemorySink()
+    with ZstdSink(packed, workers=1) as compressing, source_of(with_digest) as source:
+        convert(source, compressing)
+        compressing.finish()
+    with decompressed(source_of(bytes(packed.data)), workers=1) as source:
+        back = MemorySink()
+        convert(source, back, digest="none")
+    assert bytes(back.data) == data
+
+
+@given(st.lists(records(), max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_version_2_becomes_version_3_with_the_same_pages(sent):
+    with tempfile.TemporaryDirectory() as folder:
+        old = hvm_image(Path(folder, "a.img"), sent, config=None, version=2)
+        new = Path(folder, "b.img")
+        new.write_bytes(converted(old.read_bytes()))
+        assert read_naively(new) == read_naively(old)
+        assert new.read_bytes() == hvm_image(Path(folder, "c.img"), sent, config=None).read_bytes()
+
+
 @given(st.lists(st.lists(st.integers(0, 200000), min_size=1, max_size=30, unique=True), max_size=4))
 def test_a_page_map_keeps_the_last_value_of_each_pfn(puts):
     pages, plain = PageMap(), {}
@@ -113,3 +164,5 @@ def test_a_damaged_image_is_an_image_error_or_an_index(data):
         path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
         with open_image(str(path)) as access, contextlib.suppress(ImageError):
             index_image(access)
+        with contextlib.suppress(ImageError), source_of(path.read_bytes()) as source:
+            convert(source, MemorySink())

@@ -110,6 +110,16 @@ def test_a_damaged_image_leaves_no_dump(image, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [image]
 
 
+@pytest.mark.parametrize(("command", "name"), [("dump", "memory"), ("core", "core"), ("map", "map.svg")])
+def test_an_interrupt_while_pages_are_read_leaves_nothing(
+    image, tmp_path, monkeypatch, capsys, command, name
+):
+    monkeypatch.setattr("saverestore.image.pages.read_pages", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert pyimage.main([command, str(image), "-o", str(tmp_path / name)]) == 130
+    assert list(tmp_path.iterdir()) == [image]
+    assert capsys.readouterr().err == "pyimage: interrupted by SIGTERM\n"
+
+
 def test_an_interrupted_or_failed_dump_leaves_nothing(image, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(SparseFile, "write_pages", lambda *_: signal.raise_signal(signal.SIGINT))
     assert pyimage.main(["dump", str(image), "-o", str(tmp_path / "memory")]) == 130
