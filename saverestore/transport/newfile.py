@@ -15,6 +15,7 @@ from typing import Self
 
 from saverestore.errors import TransportError, UsageError
 from saverestore.transport.fd import FdSink
+from saverestore.transport.sparse import SparseFileSink
 
 LOG = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class NewFile:
     device, which has content to lose, only with `overwrite`.
 
     The temporary file is locked, so that one whose writer was killed can be told from one being written: it is
-    removed when a file of the same name is next written.
+    removed when a file of the same name is next written. Blocks that are all zero become holes in it.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
@@ -67,14 +68,14 @@ class NewFile:
             raise UsageError(f"{path} is a block device; --overwrite writes over what is on it")
         self._has_disk = mode is None or stat.S_ISREG(mode) or stat.S_ISBLK(mode)
         if mode is not None and not stat.S_ISREG(mode):
-            self.sink = FdSink(self._open(path, os.O_WRONLY), str(path))
+            self.sink: FdSink = FdSink(self._open(path, os.O_WRONLY), str(path))
             return
         if mode is not None and not overwrite:
             raise UsageError(f"{path} exists already; --overwrite replaces it")
         self._final = Path(os.path.realpath(path))
         self._remove_abandoned()
         self._temporary, descriptor = self._new_temporary()
-        self.sink = FdSink(descriptor, str(path))
+        self.sink = SparseFileSink(descriptor, str(path))
 
     def _remove_abandoned(self) -> None:
         """Temporary files for this name that nobody writes any more: `kill -9`, or the power failed."""

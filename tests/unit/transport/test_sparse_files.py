@@ -1,0 +1,124 @@
+"""Zero pages as holes: the bytes read back are the same, the disk is spared."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saverestore.errors import TransportError
+from saverestore.transport.newfile import NewFile
+from saverestore.transport.sparse import SMALLEST_HOLE, SparseFileSink
+
+PAGE = 4096
+DATA = np.random.default_rng(2).integers(1, 256, (256, PAGE), dtype=np.uint8)
+
+
+@pytest.fixture
+def sink(tmp_path):
+    with SparseFileSink(os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT), "image") as made:
+        yield made
+
+
+def content_of(sink):
+    size = os.fstat(sink.fileno()).st_size
+    return os.pread(sink.fileno(), size, 0) if size else b""
+
+
+def disk_bytes(sink):
+    os.fsync(sink.fileno())
+    return os.fstat(sink.fileno()).st_blocks * 512
+
+
+@pytest.mark.parametrize("header", [0, 8, 77, 4096, 4099])
+def test_a_long_run_of_zero_pages_becomes_a_hole_wherever_it_begins(sink, header):
+    pages = DATA.copy()
+    pages[50:200] = 0
+    sink.writev([b"h" * header, pages.data])
+    assert content_of(sink) == b"h" * header + pages.tobytes()
+    assert sink.offset == header + 256 * PAGE
+    assert 106 * PAGE <= sink.stored_bytes <= 109 * PAGE
+    assert disk_bytes(sink) <= 112 * PAGE
+
+
+def test_a_run_goes_on_from_one_buffer_to_the_next(sink):
+    zero = bytes(3 * PAGE)
+    sink.writev([b"head", DATA[:1].data, *[zero] * 10, DATA[1:2].data])
+    assert content_of(sink) == b"head" + DATA[0].tobytes() + bytes(30 * PAGE) + DATA[1].tobytes()
+    assert sink.stored_bytes <= 4 * PAGE + 4
+
+
+def test_a_file_that_ends_in_a_hole_has_its_length(sink):
+    sink.writev([b"head", bytes(100 * PAGE)])
+    assert content_of(sink) == b"head" + bytes(100 * PAGE)
+    sink.write(b"tail")
+    assert content_of(sink) == b"head" + bytes(100 * PAGE) + b"tail"
+
+
+def test_pages_that_are_zero_but_for_one_byte_are_written(sink):
+    pages = np.zeros((64, PAGE), dtype=np.uint8)
+    pages[np.arange(64), np.arange(64) * 64 + 63] = 1
+    sink.writev([pages.data])
+    assert content_of(sink) == pages.tobytes()
+    assert sink.stored_bytes == 64 * PAGE
+
+
+def test_short_runs_are_written_as_they_are(sink):
+    pages = DATA.copy()
+    pages[::2] = 0
+    pages[100 : 100 + SMALLEST_HOLE // PAGE - 1] = 0
+    sink.writev([pages.data])
+    assert sink.stored_bytes == 256 * PAGE
+
+
+@given(
+    calls=st.lists(
+        st.lists(
+            st.tuples(st.sampled_from([0, 1, 8, 100, PAGE, 9 * PAGE, 40 * PAGE]), st.booleans()), max_size=6
+        ),
+        max_size=6,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_written_is_read_back(calls):
+    with SparseFileSink(os.memfd_create("image"), "image") as sink:
+        wanted = b""
+        for call in calls:
+            buffers = [bytes(size) if is_zero else DATA.tobytes()[:size] for size, is_zero in call]
+            sink.writev(buffers)
+            wanted += b"".join(buffers)
+            assert (sink.offset, content_of(sink)) == (len(wanted), wanted)
+
+
+def test_a_new_file_is_sparse_and_what_exists_is_not(tmp_path):
+    with NewFile(tmp_path / "image") as file:
+        file.sink.writev([b"head", bytes(1000 * PAGE), b"tail"])
+        assert file.sink.stored_bytes < 10 * PAGE
+        file.sync()
+        file.publish()
+    assert (tmp_path / "image").read_bytes() == b"head" + bytes(1000 * PAGE) + b"tail"
+    os.mkfifo(tmp_path / "pipe")
+    keep = os.open(tmp_path / "pipe", os.O_RDWR)
+    with NewFile(tmp_path / "pipe") as file:
+        file.sink.writev([bytes(PAGE)])
+        assert file.sink.stored_bytes == PAGE
+    os.close(keep)
+
+
+def test_after_a_failing_write_nobody_holds_the_buffers(sink, monkeypatch):
+    memory = bytearray(DATA.tobytes())
+    memory[PAGE : 20 * PAGE] = bytes(19 * PAGE)
+
+    def fail(fd, buffers):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", fail)
+    view = memoryview(memory)
+    with pytest.raises(TransportError, match="No space left") as caught:
+        sink.writev([view])
+    view.release()  # a BufferError if anybody still had a part of it, in the traceback, say
+    assert caught.value.__traceback__ is not None
