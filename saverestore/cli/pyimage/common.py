@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ DIFFERENT = 1
 """What diff exits with when the images differ, as diff(1) does. No failure, so no `ExitCode`."""
 
 LABEL_WIDTH = 16
+HELP_WIDTH = 100
 
 Run = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse's own class for them is private
@@ -45,7 +47,7 @@ def add_command(
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
-        description=f"{text[0].upper()}{text[1:]}.{more}",
+        description=textwrap.fill(f"{text[0].upper()}{text[1:]}. {more}", HELP_WIDTH),
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -38,8 +38,9 @@ def add_to(commands: Subparsers) -> None:
         "convert",
         run,
         "write an image in another form",
-        " Whatever comes in, zstd, gzip and lz4\nincluded, becomes the dialect and compression that are asked for;"
-        " images of Xen 4.6 to 4.13\n(version 2) become version 3. IMAGE and FILE may be '-'.",
+        "Whatever comes in, zstd, gzip and lz4 included, becomes the dialect and compression that are asked for; "
+        "images of Xen 4.6 to 4.13 (version 2) become version 3. The domain's state stays what it is. IMAGE and "
+        "FILE may be '-'.",
     )
     command.add_argument("image", metavar="IMAGE", help="file with the image, or '-' for standard input")
     add_output(command, "the image to be made, mode 0600; '-' is standard output")

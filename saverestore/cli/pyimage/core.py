@@ -24,9 +24,9 @@ def add_to(commands: Subparsers) -> None:
         "core",
         run,
         "make an ELF core file, for gdb, drgn and crash",
-        " Each vCPU is a thread. Addresses are the\nguest's physical ones (pfn << 12), virtual and physical alike."
-        " With a Linux guest that keeps a\nvmcoreinfo note in its memory, the core has it, and drgn and crash find"
-        " the kernel by it.",
+        "Each vCPU is a thread. Addresses are the guest's physical ones (pfn << 12), virtual and physical alike. "
+        "With a Linux guest that keeps a vmcoreinfo note in its memory, the core has it, and drgn and crash find the "
+        "kernel by it.",
     )
     command.add_argument("image", metavar="IMAGE", help="file with the image")
     add_output(command, "the core file to be made, mode 0600")

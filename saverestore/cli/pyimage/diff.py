@@ -35,9 +35,9 @@ def add_to(commands: Subparsers) -> None:
         "diff",
         run,
         "tell what differs between two images",
-        " Memory, registers, other records and\nconfiguration. Exits with 0 if both hold the same domain in the same"
-        " state, with 1 if not. What is\nonly said about an image (format, host, time, digest) is shown and does not"
-        " count. Both must be\nfiles, plain or in seekable zstd.",
+        "Memory, registers, other records and configuration. Exits with 0 if both hold the same domain in the same "
+        "state, with 1 if not. What is only said about an image (format, host, time, digest) is shown and does not "
+        "count; nor do pages without content, as to be allocated only.",
     )
     command.add_argument("image_a", metavar="A", help="file with an image")
     command.add_argument("image_b", metavar="B", help="file with another one")

@@ -33,8 +33,8 @@ def add_to(commands: Subparsers) -> None:
         "map",
         run,
         "draw a picture of the domain's memory",
-        " It shows what each page is (page table\nof which level, zero, duplicate, not there …) and how well it"
-        " compresses, as PNG (which needs\nPillow: python3-pil) or SVG.",
+        "It shows what each page is (page table of which level, zero, duplicate, not there …) and how well it "
+        "compresses, as PNG (which needs Pillow: python3-pil) or SVG.",
     )
     command.add_argument("image", metavar="IMAGE", help="file with the image")
     add_output(command, "the picture to be made; its name ends in .png or .svg")

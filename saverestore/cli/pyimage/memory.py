@@ -34,8 +34,8 @@ def add_to(commands: Subparsers) -> None:
         "cat",
         run_cat,
         "write the contents of some pages to standard output",
-        " Only these pages\nare read, and the lists that say where they are. Of a page that was sent several"
-        " times it\nis the last. Page tables of PV guests hold pfns, as in the image.",
+        "Only these pages are read, and the lists that say where they are. Of a page that was sent several times it "
+        "is the last. Page tables of PV guests hold pfns, as in the image.",
     )
     cat.add_argument("image", metavar="IMAGE", help="file with the image")
     cat.add_argument(
@@ -51,7 +51,7 @@ def add_to(commands: Subparsers) -> None:
         "dump",
         run_dump,
         "write all memory into a file, the page of pfn n at offset n * 4096",
-        " The file\nis sparse: where no page is, and where pages are zero, it has holes.",
+        "The file is sparse: where no page is, and where pages are zero, it has holes.",
     )
     dump.add_argument("image", metavar="IMAGE", help="file with the image")
     add_output(dump, "the file to be made, mode 0600")
