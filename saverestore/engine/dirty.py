@@ -103,7 +103,7 @@ class LogDirtySource:
 
 
 class CopiedBatch(PageBatch):
-    """Pages in private memory."""
+    """Pages in private memory, which nobody changes."""
 
     def __init__(self, pfns: U64, types: U8, pages: U8, deferred: U64) -> None:
         buffers = [pages.reshape(-1).data] if len(pages) else []

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from saverestore.engine.dirty import DigestSource, DirtySource, EverythingOnce, LogDirtySource
+from saverestore.engine.dirty import CopiedBatch, DigestSource, DirtySource, EverythingOnce, LogDirtySource
 from saverestore.engine.pipeline import ahead
 from saverestore.engine.policy import Decision, Limits, RoundStats, decide
 from saverestore.engine.progress import Progress, SaveReport, Silence
 from saverestore.guest.ports import U64, LogDirtyUnavailable, PageBatch, SaveGuest
 from saverestore.interrupts import shield
-from saverestore.stream.layout import PageType, entries_of
+from saverestore.stream.codecs import Codec, Coding
+from saverestore.stream.layout import DRAFT_B_VERSION, MIB, PAGE_SIZE, PageType, entries_of
 from saverestore.stream.records import Provenance, StaticDataEnd
-from saverestore.stream.writer import LibxcWriter
+from saverestore.stream.versions import VersionCache
+from saverestore.stream.writer import LibxcWriter, PreparedPages
 from saverestore.transport.base import ByteSink
 
 BATCH_PFNS = 2048
@@ -32,16 +34,24 @@ WORKERS = 2
 AHEAD = 3
 """Batches begun before the one being written is done. Bounds memory, whatever the domain's size."""
 
+XOR_CACHE_BYTES = 64 * MIB
+
 
 @dataclass(frozen=True)
 class SaveSettings:
-    """How to save. `dirty`: "auto", "log" or "digest", where pages written meanwhile are known from (live)."""
+    """How to save. `dirty`: "auto", "log" or "digest", where pages written meanwhile are known from (live).
+
+    `coding`: how pages are coded in an image of the dialect `draft-b`; None for Xen's own format. `xor_cache_bytes`:
+    how much memory is spent on last versions of pages, for `Codec.XOR` and a live save.
+    """
 
     live: bool = False
     dirty: str = "auto"
     limits: Limits = field(default_factory=Limits)
     provenance: dict[str, Any] | None = None
     workers: int = WORKERS
+    coding: Coding | None = None
+    xor_cache_bytes: int = XOR_CACHE_BYTES
 
 
 def save(
@@ -63,7 +73,7 @@ def save(
         if how:
             progress.phase(how)
         with ThreadPoolExecutor(settings.workers, thread_name_prefix="pages") as pool:
-            writer = LibxcWriter(sink, guest.domain_type, guest.xen_version)
+            writer = _writer(sink, guest, settings)
             _write_head(writer, guest, settings)
             sender = _PageSender(guest, writer, sink, source, pool, progress, settings.workers)
             if settings.live:
@@ -108,6 +118,21 @@ def _dirty_source(guest: SaveGuest, settings: SaveSettings) -> tuple[DirtySource
     return DigestSource(guest.nr_pfns), f"pages written meanwhile are found by content digests{why}"
 
 
+def _writer(sink: ByteSink, guest: SaveGuest, settings: SaveSettings) -> LibxcWriter:
+    if settings.coding is None:
+        return LibxcWriter(sink, guest.domain_type, guest.xen_version)
+    # In a single round no page has a version before.
+    needs_versions = settings.live and settings.coding.codec is Codec.XOR
+    return LibxcWriter(
+        sink,
+        guest.domain_type,
+        guest.xen_version,
+        DRAFT_B_VERSION,
+        coding=settings.coding,
+        versions=VersionCache(settings.xor_cache_bytes) if needs_versions else None,
+    )
+
+
 def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -> None:
     if settings.provenance is not None:
         writer.record(Provenance(settings.provenance))
@@ -129,6 +154,17 @@ def _send_live(
         progress.round_done(stats)
         if decide(report.rounds, limits) is Decision.STOP:
             return
+
+
+@dataclass
+class _Ready:
+    """A batch on its way: read, and its record prepared (None where there is nothing to tell)."""
+
+    batch: PageBatch
+    prepared: PreparedPages | None
+
+    def close(self) -> None:
+        self.batch.close()
 
 
 class _PageSender:
@@ -168,13 +204,14 @@ class _PageSender:
         self._progress.round(number, left, final=final)
         sent = 0
 
-        def read(some: U64) -> PageBatch:
-            return self._source.select(self._guest.read_pages(some, final=final))
+        def read(some: U64) -> _Ready:
+            return self._prepare(self._source.select(self._guest.read_pages(some, final=final)))
 
         with ahead(self._pool, read, self._batches(pfns), depth=self._depth) as batches:
-            for batch in batches:
+            for ready in batches:
+                batch = ready.batch
                 with batch:
-                    sent += self._write(batch)
+                    sent += self._write(ready)
                 if len(batch.deferred):
                     self._deferred.append(batch.deferred)
                 done = min(self._asked.popleft(), left)
@@ -184,16 +221,35 @@ class _PageSender:
         self._guest.check_layout()
         return RoundStats(number, sent, 0 if final else None, time.monotonic() - started)
 
-    def _write(self, batch: PageBatch) -> int:
-        """Write one batch as one PAGE_DATA record: how many pages of data it had.
+    def _prepare(self, batch: PageBatch) -> _Ready:
+        """One batch as one PAGE_DATA record. Any thread: within a round, no two batches have a pfn in common.
 
         A pfn without memory is only told when it had some before: holes cost nothing.
         """
-        told = (batch.types != PageType.XTAB) | self._was_sent[batch.pfns]
-        pfns = batch.pfns[told]
-        if not len(pfns):
+        try:
+            if self._writer.needs_still_pages and not isinstance(batch, CopiedBatch):
+                # The guest may write these pages at any moment, and what is summed up must be what is written.
+                with batch:
+                    pages = batch.copy_data(np.empty((batch.nr_data, PAGE_SIZE), dtype=np.uint8))
+                batch = CopiedBatch(batch.pfns, batch.types, pages, batch.deferred)
+            told = (batch.types != PageType.XTAB) | self._was_sent[batch.pfns]
+            pfns = batch.pfns[told]
+            if not len(pfns):
+                return _Ready(batch, None)
+            prepared = self._writer.prepare_pages(entries_of(pfns, batch.types[told]), batch.pages)
+            if self._writer.needs_still_pages:
+                batch.pages = ()  # what of them is needed, the record has
+            return _Ready(batch, prepared)
+        except BaseException:
+            batch.close()
+            raise
+
+    def _write(self, ready: _Ready) -> int:
+        """Write a record that has been prepared: how many pages of data it had."""
+        if ready.prepared is None:
             return 0
-        self._writer.page_data(entries_of(pfns, batch.types[told]), batch.pages)
+        self._writer.write_prepared(ready.prepared)
+        batch = ready.batch
         self._was_sent[batch.pfns[batch.with_data]] = True
         return batch.nr_data
 

@@ -24,6 +24,7 @@ from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
 from saverestore.guest.x86.suspend import Suspender
 from saverestore.interrupts import shield
+from saverestore.stream.codecs import Coding
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import bare, domains
@@ -49,7 +50,7 @@ class Afterwards(Enum):
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """What `pysave` was asked for."""
+    """What `pysave` was asked for. `coding`: of an image in the dialect `draft-b`; None for Xen's own format."""
 
     domain: str
     image: str
@@ -60,6 +61,7 @@ class SaveRequest:
     suspend_timeout_s: float | None = None
     overwrite: bool = False
     force: bool = False
+    coding: Coding | None = None
 
 
 def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
@@ -178,6 +180,7 @@ def _write_image(
         live=request.live,
         dirty=request.dirty,
         provenance=None if request.plain else _provenance(request, domain),
+        coding=request.coding,
     )
     XlHeader.write(sink, config.to_json())
     stream = LibxlWriter(sink)
@@ -198,6 +201,7 @@ def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
             "live": request.live,
             "dirty": request.dirty,
             "afterwards": request.afterwards.value,
+            "format": "xen" if request.coding is None else f"draft-b, {request.coding}",
         },
     }
 
