@@ -1,7 +1,7 @@
 """Builds the two compiled modules where their headers are, and installs without them where they are not.
 
 `pyxc._xen` needs libxen-dev: only a Xen host can use it. `saverestore._kernels` needs libxxhash-dev: it
-only makes per-page digests faster. Everything else is plain Python, so `pyimage` works on any machine.
+only makes digests and deltas of pages faster. Everything else is plain Python, so `pyimage` works on any machine.
 `PYSAVE_REQUIRE=xen,kernels` turns a missing header into an error, for packagers and tests.
 """
 
@@ -18,7 +18,7 @@ from setuptools import setup
 
 MODULES = {
     "xen": ("xenctrl.h", "pyxc/_build.py:ffibuilder", "libxen-dev"),
-    "kernels": ("xxhash.h", "saverestore/engine/_kernels_build.py:ffibuilder", "libxxhash-dev"),
+    "kernels": ("xxhash.h", "saverestore/kernels/build.py:ffibuilder", "libxxhash-dev"),
 }
 
 

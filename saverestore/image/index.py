@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from saverestore.errors import ImageError
+from saverestore.errors import ImageError, UsageError
 from saverestore.image.access import AccessSource
 from saverestore.image.pagemap import PageMap
+from saverestore.stream.codecs import Codec
 from saverestore.stream.errors import BadHeader
 from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import (
@@ -108,6 +109,7 @@ def index_image(access: RandomAccess, on_progress: Progress | None = None) -> Im
         elif isinstance(event, PageData):
             # Pages behind VERIFY are there once more, to be compared.
             if reader is not None and not reader.verifying:
+                _check_plain(event, access.name)
                 _put_pages(index.pages, event, source.offset)
         elif isinstance(event, LibxlRecord):
             state_bytes += source.offset - begin
@@ -139,6 +141,15 @@ def _config_of(header: XlHeader, name: str) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise BadHeader(f"{name}: the domain's configuration is no object of JSON", offset=0)
     return config
+
+
+def _check_plain(record: PageData, name: str) -> None:
+    """UsageError for pages that cannot be found by their offset, as they are coded together."""
+    if record.codec is not Codec.NONE or record.nr_told_zero:
+        raise UsageError(
+            f"{name}: its pages are coded and cannot be read here and there; first bring it into Xen's own form: "
+            "`pyimage convert IMAGE -o FILE`, with --compress zstd if it is to be small"
+        )
 
 
 def _put_pages(pages: PageMap, record: PageData, data_offset: int) -> None:

@@ -24,6 +24,7 @@ from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
 from saverestore.guest.x86.suspend import Suspender
 from saverestore.interrupts import shield
+from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import NO_DIGEST, BeforeSink, DigestAlgorithm, algorithm_for_writing
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
@@ -55,6 +56,7 @@ class SaveRequest:
     """What `pysave` was asked for.
 
     `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
+    `coding`: of an image in the dialect `draft-b`; None for Xen's own format.
     """
 
     domain: str
@@ -68,6 +70,7 @@ class SaveRequest:
     suspend_timeout_s: float | None = None
     overwrite: bool = False
     force: bool = False
+    coding: Coding | None = None
 
 
 def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
@@ -208,6 +211,7 @@ def _write_image(
         provenance=None if request.plain else _provenance(request, domain),
         digest=digest,
         before=outside.before(),
+        coding=request.coding,
     )
     report = engine.save(guest, sink, settings, progress)
     stream.end()
@@ -226,6 +230,7 @@ def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
             "dirty": request.dirty,
             "afterwards": request.afterwards.value,
             "compress": None if request.compress is None else f"zstd:{request.compress}",
+            "format": "xen" if request.coding is None else f"draft-b, {request.coding}",
         },
     }
 

@@ -331,6 +331,9 @@ class DigestCheck:
         self._made = b""
         self.checked: DigestAlgorithm | None = None
         self.source = DigestingSource(source, self._take)
+        # A record's header is digested only by `begin`, as that of IMAGE_DIGEST is not.
+        self.header_source = DigestingSource(source, self._hold)
+        self._header = b""
         self._take(prefix)
 
     def _take(self, data: ReadableBuffer) -> None:
@@ -343,17 +346,16 @@ class DigestCheck:
         """The algorithm that PROVENANCE told of, if it did."""
         return self._algorithm if self._announced else None
 
-    def read_header(self, size: int, what: str) -> bytes:
-        """The next record's header: digested only by `begin`, as that of IMAGE_DIGEST is not."""
-        return self._inner.read(size, what)
+    def _hold(self, data: ReadableBuffer) -> None:
+        self._header = bytes(data)
 
-    def begin(self, type: int, header: bytes) -> None:
-        """A record of this type begins."""
+    def begin(self, type: int) -> None:
+        """A record of this type begins, whose header has been read from `header_source`."""
         if type == RecordType.IMAGE_DIGEST:
             self._made = self._hasher.digest()
         if type != RecordType.PROVENANCE:
             self._kept = None
-        self._take(header)
+        self._take(self._header)
 
     def take(self, record: object, offset: int) -> None:
         """A record that began at `offset` has been read. BadRecord when it says what does not hold."""
@@ -455,13 +457,9 @@ class NoDigestCheck:
     announced: DigestAlgorithm | None = None
 
     def __init__(self, source: ByteSource) -> None:
-        self.source = source
+        self.source = self.header_source = source
 
-    def read_header(self, size: int, what: str) -> bytes:
-        """The next record's header."""
-        return self.source.read(size, what)
-
-    def begin(self, type: int, header: bytes) -> None:
+    def begin(self, type: int) -> None:
         """Nothing."""
 
     def take(self, record: object, offset: int) -> None:

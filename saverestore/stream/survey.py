@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from saverestore.errors import ImageError
+from saverestore.stream.codecs import Codec
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.errors import BadHeader
 from saverestore.stream.headers import DomainHeader, ImageHeader
@@ -20,9 +21,10 @@ from saverestore.stream.layout import RecordType, record_name
 from saverestore.stream.libxl import LibxlReader, LibxlRecord
 from saverestore.stream.reader import AnyRecord, LibxcReader, PageData
 from saverestore.stream.records import Checkpoint, ImageDigest, Provenance, UnknownOptional
-from saverestore.stream.tally import PAGE_WORDS, PageStatistics, WordPages
+from saverestore.stream.tally import PageStatistics, WordPages
 from saverestore.stream.walk import walk
 from saverestore.stream.xl import XlHeader
+from saverestore.stream.zero_pages import PAGE_WORDS
 from saverestore.transport.base import ByteSource
 
 V = TypeVar("V")
@@ -193,9 +195,13 @@ class _Walk:
             self._buffer = np.empty((BATCH_PAGES, PAGE_WORDS), dtype=np.uint64)
         while nr_left := reader.nr_pages_left:
             batch = self._buffer[: min(nr_left, BATCH_PAGES)]
+            # Of deltas, only that they are well-formed is found: what they are against is not here.
             reader.read_some_pages([batch.data])
-            pages.add_pages(batch)
+            if record.codec is not Codec.XOR:
+                pages.add_pages(batch)
             self._on_progress(self._source.offset)
+        if record.codec is Codec.XOR:
+            pages.add_deltas(record.nr_data, record.nr_told_zero)
 
     def _count(self, name: str, begin: int, end: int) -> None:
         records = self._found.records

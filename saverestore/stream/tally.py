@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from saverestore.stream.layout import NR_PAGE_TYPES, PAGE_SIZE, PageType, U32Array, U64Array
+from saverestore.stream.layout import NR_PAGE_TYPES, PageType, U32Array, U64Array
+from saverestore.stream.zero_pages import zero_pages
 
 CHUNK_SHIFT = 15
 CHUNK_PFNS = 1 << CHUNK_SHIFT
@@ -15,8 +16,6 @@ CHUNK_BYTES = CHUNK_PFNS // 8
 
 CHUNKS_MAX = 16384
 """Bounds the memory of `PfnSet` to 64 MiB: enough for 2 TiB of guest memory."""
-
-PAGE_WORDS = PAGE_SIZE // 8
 
 WordPages = NDArray[np.uint64]
 
@@ -104,12 +103,9 @@ class PageStatistics:
     def add_pages(self, pages: WordPages) -> None:
         """Count pages that have come, an array of u64 of shape (n, 512)."""
         self.nr_data += len(pages)
-        self.nr_zero += count_zero_pages(pages)
+        self.nr_zero += int(np.count_nonzero(zero_pages(pages)))
 
-
-def count_zero_pages(pages: WordPages) -> int:
-    """Number of pages that are all zero, of an array of u64 of shape (n, 512)."""
-    # Most pages that are not zero show it in a few places; only the others are read to the end.
-    probes = pages[:, 0] | pages[:, PAGE_WORDS // 2] | pages[:, PAGE_WORDS - 1]
-    candidates = pages if not probes.any() else pages[probes == 0]
-    return len(candidates) - int(np.count_nonzero(candidates.any(axis=1)))
+    def add_deltas(self, nr_pages: int, nr_zero: int) -> None:
+        """Count pages that came as deltas, whose content cannot be told here, and those told to be zero."""
+        self.nr_data += nr_pages
+        self.nr_zero += nr_zero

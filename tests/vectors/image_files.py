@@ -80,7 +80,10 @@ def read_naively(path: Path) -> dict[int, tuple[int, bytes | None]]:
             for pfn, type, there in zip(
                 record.pfns.tolist(), record.types.tolist(), has_data(record.types).tolist(), strict=True
             ):
-                found[pfn] = (type, source.read(4096) if there else None)
+                content = bytearray(4096 if there else 0)
+                if there:
+                    reader.read_some_pages([content])
+                found[pfn] = (type, bytes(content) if there else None)
     return found
 
 

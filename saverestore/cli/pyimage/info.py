@@ -139,12 +139,16 @@ def _digest_dict(found: Survey) -> dict[str, Any] | None:
 
 
 def _heading(found: Survey) -> Iterator[str]:
+    from saverestore.stream.layout import DRAFT_B_VERSION
+
     yield line("image", found.name)
     yield line("size", f"{size_text(found.total_bytes)} read ({found.total_bytes} bytes)")
     if found.trailing_bytes:
         yield line("behind it", f"{found.trailing_bytes} bytes that do not belong to the image")
     if found.layers:
         version = f", version {found.image.version}" if found.image else ""
+        if found.image and found.image.version == DRAFT_B_VERSION:
+            version += f" (draft-b, {found.image.order.name.lower()}-endian)"
         yield line("format", " > ".join(found.layers) + version)
     if found.domain:
         written_by = f"Xen {found.domain.xen_major}.{found.domain.xen_minor}"
