@@ -9,15 +9,16 @@ kind that is must be known before the first byte, so the image's PROVENANCE must
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from saverestore.errors import ImageError
+from saverestore.errors import ImageError, UsageError
 from saverestore.image.index import Progress
+from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import (
     BeforeSink,
     DigestAlgorithm,
@@ -25,7 +26,8 @@ from saverestore.stream.digest import (
     algorithm_for_writing,
     integrity_fields,
 )
-from saverestore.stream.layout import PAGE_SIZE, DomainType, has_data
+from saverestore.stream.grammar import WITHOUT_STATIC_DATA_END
+from saverestore.stream.layout import DRAFT_B_VERSION, PAGE_SIZE, XEN_VERSIONS, has_data
 from saverestore.stream.libxl import LibxlReader, LibxlRecord, LibxlRecordType, LibxlWriter
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import End, ImageDigest, Provenance, Record, StaticDataEnd, UnknownOptional
@@ -37,26 +39,10 @@ from saverestore.transport.base import ByteSink, ByteSource
 BATCH_PAGES = 2048
 """Most pages of a PAGE_DATA record that is written: 8 MiB. Records with fewer stay as they are."""
 
+XEN_VERSION = max(XEN_VERSIONS)
+
 KEEP = "keep"
 """Of the digest: the kind that the image has."""
-
-
-class MakeWriter(Protocol):
-    """Makes the writer of a dialect; the stream begins there."""
-
-    def __call__(
-        self,
-        sink: ByteSink,
-        domain_type: DomainType,
-        xen_version: tuple[int, int],
-        *,
-        digest: WrittenDigest | None,
-    ) -> LibxcWriter:
-        """See `LibxcWriter`."""
-
-
-DIALECTS: Mapping[str, MakeWriter] = {"xen": LibxcWriter}
-"""The dialects of the libxc stream that can be written, by name."""
 
 
 @dataclass
@@ -76,7 +62,7 @@ def convert(
     source: ByteSource,
     sink: ByteSink,
     *,
-    dialect: str = "xen",
+    coding: Coding | None = None,
     plain: bool = False,
     digest: str = KEEP,
     may_go_on: bool = False,
@@ -84,13 +70,14 @@ def convert(
 ) -> Conversion:
     """Write the image in `source` into `sink`.
 
-    `may_go_on`: whether anything may follow the image, as on a block device. `plain`: without records of our own.
-    `digest`: an algorithm's option, "none" or "keep". `on_progress(offset)`: of the source. On an error what was
-    written is no whole image. UsageError for a digest that cannot be made here.
+    `coding`: how pages are coded in the dialect `draft-b`; None for Xen's own. `may_go_on`: whether anything may
+    follow the image, as on a block device. `plain`: without records of our own. `digest`: an algorithm's option,
+    "none" or "keep". `on_progress(offset)`: of the source. On an error what was written is no whole image. UsageError
+    for a digest that cannot be made here, and for pages that are coded by what was sent before (xor).
     """
     wanted = None if plain else KEEP if digest == KEEP else algorithm_for_writing(digest)
     with ExitStack() as stack:
-        work = _Work(source, sink, DIALECTS[dialect], wanted, stack, plain=plain, on_progress=on_progress)
+        work = _Work(source, sink, coding, wanted, stack, plain=plain, on_progress=on_progress)
         for event in walk(source):
             work.take(event)
             if on_progress is not None:
@@ -107,7 +94,7 @@ class _Work:
         self,
         source: ByteSource,
         sink: ByteSink,
-        make_writer: MakeWriter,
+        coding: Coding | None,
         wanted: DigestAlgorithm | str | None,
         stack: ExitStack,
         *,
@@ -117,7 +104,7 @@ class _Work:
         self.done = Conversion()
         self._source = source
         self._sink = sink
-        self._make_writer = make_writer
+        self._coding = coding
         self._wanted = wanted
         self._stack = stack
         self._before = BeforeSink(sink)
@@ -145,7 +132,7 @@ class _Work:
             self._libxl_record(event)
         elif isinstance(event, LibxcReader):
             self._reader = event
-            self._needs_static_end = event.image.version == 2
+            self._needs_static_end = event.image.version == WITHOUT_STATIC_DATA_END
         else:
             self._libxc_record(event)
 
@@ -198,7 +185,10 @@ class _Work:
             digest = self._stack.enter_context(WrittenDigest(self._algorithm))
             self._integrity = integrity_fields(self._algorithm, before)
         xen = (reader.domain.xen_major, reader.domain.xen_minor)
-        self._writer = self._make_writer(self._sink, reader.domain.type, xen, digest=digest)
+        version = XEN_VERSION if self._coding is None else DRAFT_B_VERSION
+        self._writer = LibxcWriter(
+            self._sink, reader.domain.type, xen, version, coding=self._coding, digest=digest
+        )
         if self._integrity is not None and not isinstance(first, Provenance):
             self._writer.record(Provenance({"integrity": self._integrity}))
             self._integrity = None
@@ -214,6 +204,11 @@ class _Work:
             writer.record(Provenance(fields))
 
     def _pages(self, record: PageData, reader: LibxcReader, writer: LibxcWriter) -> None:
+        if record.codec is Codec.XOR:
+            raise UsageError(
+                f"{self._source.name}: its pages are coded by xor, as what changed since they were sent before; such "
+                "an image can be restored, but not converted: whoever wants to keep it saves with another codec"
+            )
         there = has_data(record.types)
         for begin, end in _cuts(there):
             nr_pages = int(np.count_nonzero(there[begin:end]))

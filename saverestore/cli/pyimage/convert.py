@@ -21,11 +21,13 @@ from saverestore.cli.pyimage.common import (
 from saverestore.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from saverestore.stream.codecs import Coding
     from saverestore.transport.base import ByteSink
     from saverestore.transport.newfile import NewFile
     from saverestore.transport.stdout import StandardOutput
 
-DIALECTS = ("xen",)
+DIALECTS = ("xen", "draft-b")
+CODEC = "zstd"
 LEVELS = range(1, 20)
 ZSTD = re.compile(r"zstd(?::([0-9]{1,2}))?", re.ASCII)
 STDOUT = "-"
@@ -45,7 +47,16 @@ def add_to(commands: Subparsers) -> None:
     command.add_argument("image", metavar="IMAGE", help="file with the image, or '-' for standard input")
     add_output(command, "the image to be made, mode 0600; '-' is standard output")
     command.add_argument(
-        "--to", choices=DIALECTS, default=DIALECTS[0], help="xen: what stock Xen reads (the default)"
+        "--to",
+        choices=DIALECTS,
+        default=DIALECTS[0],
+        help="xen: what stock Xen reads (the default). draft-b: with a checksum for each record and coded pages, for "
+        "pyrestore and pyimage alone",
+    )
+    command.add_argument(
+        "--codec",
+        metavar="CODEC[:LEVEL]",
+        help="how pages are coded with --to draft-b: zstd (the default), lz4, deflate or none",
     )
     command.add_argument(
         "--compress",
@@ -83,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert the image."""
     if arguments.plain and arguments.digest not in ("keep", "none"):
         raise UsageError("--plain leaves the digest out; --digest asks for one")
+    coding = _coding(arguments)
     from saverestore.image.convert import convert
     from saverestore.transport.opening import open_image
 
@@ -94,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
             done = convert(
                 source,
                 sink,
-                dialect=arguments.to,
+                coding=coding,
                 plain=arguments.plain,
                 digest=arguments.digest,
                 may_go_on=source.may_go_on,
@@ -105,6 +117,22 @@ def run(arguments: argparse.Namespace) -> int:
         tell(f"left out: {name}")
     tell(f"{file.sink.name}: {done.nr_pages} pages, {size_text(length)} (was {size_text(source.offset)})")
     return ExitCode.DONE
+
+
+def _coding(arguments: argparse.Namespace) -> Coding | None:
+    """How pages are to be coded; None for Xen's own dialect. UsageError for what cannot be."""
+    if arguments.to == DIALECTS[0]:
+        if arguments.codec is not None:
+            raise UsageError(
+                "--codec codes pages of --to draft-b; to compress an image of Xen's own, use --compress"
+            )
+        return None
+    from saverestore.stream.codecs import Codec, Coding
+
+    coding = Coding.parse(arguments.codec or CODEC)
+    if coding.codec is Codec.XOR:
+        raise UsageError("xor codes what changes during a live save; for a conversion choose another codec")
+    return coding
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from memory_guests import MAKERS, image_of, opened
 from stream_samples import NAMES, golden
 
 from saverestore.cli import pyimage
-from saverestore.cli.pyimage import convert as convert_command
 from saverestore.engine.save import SaveSettings
-from saverestore.image.convert import BATCH_PAGES, DIALECTS, _cuts
+from saverestore.image.convert import BATCH_PAGES, _cuts
+from saverestore.stream.codecs import Coding
+from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.records import ImageDigest
 from saverestore.transport.random_access import SeekableZstdFile, open_random_access
 
@@ -98,8 +99,47 @@ def test_every_golden_image_becomes_version_3_of_the_same_domain(tmp_path, capsy
     assert (out.read_bytes() == image.read_bytes()) is (before["version"] == 3 and before["digest"] is None)
 
 
-def test_the_help_names_all_there_is():
-    assert list(convert_command.DIALECTS) == list(DIALECTS)
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("codec", ["zstd", "deflate:1", "none"])
+def test_to_draft_b_and_back_is_the_same_bytes(tmp_path, capsys, kind, codec):
+    first, coded, back = (tmp_path / name for name in ("first.img", "coded.img", "back.img"))
+    domain = MAKERS[kind]()
+    with opened(domain) as guest:
+        guest.moments.on("log_dirty.take", 0, lambda: domain.write(domain.data_pfns()[::3], 0x51))
+        settings = SaveSettings(live=True, digest=DigestAlgorithm.XXH3)
+        first.write_bytes(image_of(guest, settings))
+    assert convert(first, "-o", coded, "--to", "draft-b", "--codec", codec) == 0
+    capsys.readouterr()
+    found = info(capsys, coded)
+    assert (found["version"], found["whole"], found["digest"]["compared"]) == (1, True, True)
+    assert (coded.stat().st_size < first.stat().st_size) is (codec != "none")
+    assert convert(coded, "-o", back) == 0
+    assert back.read_bytes() == first.read_bytes()
+
+
+def test_coded_pages_are_not_read_here_and_there_and_what_to_do_is_told(image, tmp_path, capsys):
+    assert convert(image, "-o", tmp_path / "b.img", "--to", "draft-b") == 0
+    capsys.readouterr()
+    assert pyimage.main(["cat", "--pfn", "3", str(tmp_path / "b.img")]) == 2
+    assert "pyimage convert" in capsys.readouterr().err
+
+
+def test_pages_coded_by_xor_are_not_converted(tmp_path, capsys):
+    domain = MAKERS["pvh"]()
+    with opened(domain) as guest:
+        guest.moments.on("log_dirty.take", 0, lambda: domain.write_entry(100, 3, 77))
+        (tmp_path / "a.img").write_bytes(image_of(guest, SaveSettings(live=True, coding=Coding.parse("xor"))))
+    assert convert(tmp_path / "a.img", "-o", tmp_path / "b.img") == 2
+    assert "coded by xor" in capsys.readouterr().err
+    assert not (tmp_path / "b.img").exists()
+
+
+def test_codecs_belong_to_draft_b_and_xor_to_live_saves(image, tmp_path, capsys):
+    out = tmp_path / "b.img"
+    assert convert(image, "-o", out, "--codec", "zstd") == 2
+    assert convert(image, "-o", out, "--to", "draft-b", "--codec", "xor") == 2
+    assert convert(image, "-o", out, "--to", "draft-b", "--codec", "nonsense") == 2
+    assert not out.exists()
 
 
 def test_plain_leaves_our_own_records_out(image, tmp_path, capsys):
