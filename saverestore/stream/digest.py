@@ -313,12 +313,20 @@ class DigestCheck:
     """Follows a stream that is being read, and holds it against what it says of itself.
 
     `source` digests all that is read through it. `checked`: the algorithm of an IMAGE_DIGEST that was found to hold.
+    One that is not `enabled` does nothing: `source` is the one that was given, so that skipping costs no reading.
     """
 
     def __init__(
-        self, source: ByteSource, prefix: bytes, before: Before | None, *, required: bool = False
+        self,
+        source: ByteSource,
+        prefix: bytes,
+        before: Before | None,
+        *,
+        required: bool = False,
+        enabled: bool = True,
     ) -> None:
         """`prefix`: bytes of the stream that have been taken before. `before`: None where that is not known."""
+        self._enabled = enabled
         self._inner = source
         self._begin = source.offset - len(prefix)
         self._before = before
@@ -330,7 +338,7 @@ class DigestCheck:
         self._announced = False
         self._made = b""
         self.checked: DigestAlgorithm | None = None
-        self.source = DigestingSource(source, self._take)
+        self.source: ByteSource = DigestingSource(source, self._take) if enabled else source
         self._take(prefix)
 
     def _take(self, data: ReadableBuffer) -> None:
@@ -344,6 +352,8 @@ class DigestCheck:
 
     def begin(self, type: int, header: bytes) -> None:
         """A record of this type begins."""
+        if not self._enabled:
+            return
         if type == RecordType.IMAGE_DIGEST:
             self._made = self._hasher.digest()
         if type != RecordType.PROVENANCE:
@@ -352,6 +362,8 @@ class DigestCheck:
 
     def take(self, record: object, offset: int) -> None:
         """A record that began at `offset` has been read. BadRecord when it says what does not hold."""
+        if not self._enabled:
+            return
         if isinstance(record, Provenance):
             self._announce(record.fields.get("integrity"), offset)
             self._kept = None
@@ -360,7 +372,7 @@ class DigestCheck:
 
     def end(self, offset: int) -> None:
         """END has been read: a digest that was announced, or is required, must have come."""
-        if self.checked is not None:
+        if self.checked is not None or not self._enabled:
             return
         name = self._inner.name
         if self._announced:
@@ -379,8 +391,10 @@ class DigestCheck:
             raise _bad(
                 f"the image has a digest called {option!r}: it needs a newer version of this program", offset
             )
-        self._algorithm = DigestAlgorithm[option.upper()]
-        self._announced = True
+        algorithm = DigestAlgorithm[option.upper()]
+        if self._announced and algorithm is not self._algorithm:
+            raise _bad("the image announces two digests of different algorithms", offset)
+        self._announced, self._algorithm = True, algorithm
         if self._algorithm is not DigestAlgorithm.XXH3:
             if self._kept is None:
                 raise _bad("the image tells too late of which algorithm its digest is", offset)

@@ -117,14 +117,16 @@ class LibxcReader:
         prefix: bytes = b"",
         *,
         before: Before | None = None,
+        check_digest: bool = True,
         require_digest: bool = False,
     ) -> None:
         """Read both headers; `prefix`: bytes of the stream that have been taken from `source` before.
 
-        `before`: what came before the stream, to be held against what the image says of it. `require_digest`: an
-        image without a digest is a `BadRecord` at its END.
+        `before`: what came before the stream, to be held against what the image says of it. `check_digest`: false
+        where pages are only passed over, as these must be read to be digested. `require_digest`: an image without
+        a digest is a `BadRecord` at its END.
         """
-        self._digest = DigestCheck(source, prefix, before, required=require_digest)
+        self._digest = DigestCheck(source, prefix, before, required=require_digest, enabled=check_digest)
         self._source = self._digest.source
         self.image = ImageHeader.read(self._source, prefix)
         self.domain = DomainHeader.read(self._source)
