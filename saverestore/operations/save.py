@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import saverestore
 from saverestore import interrupts
@@ -36,7 +37,9 @@ from saverestore.transport.base import ByteSink
 from saverestore.transport.fd import FdSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
-from saverestore.transport.zstd_sink import ZstdSink
+
+if TYPE_CHECKING:
+    from saverestore.transport.zstd_sink import ZstdSink
 
 LOG = logging.getLogger(__name__)
 
@@ -96,8 +99,7 @@ def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
                         with shield(), contextlib.suppress(XenError):
                             guest.resume()
                         report.downtime_s = time.monotonic() - report.suspended_at
-                    if isinstance(sink, ZstdSink):
-                        sink.finish()
+                    sink.finish()
                     report.stored_bytes = file.sink.stored_bytes
                     file.sync()
                     with shield():
@@ -173,6 +175,8 @@ def _sink_for(request: SaveRequest, file: NewFile | StandardOutput) -> Iterator[
     if request.compress is None:
         yield file.sink
         return
+    from saverestore.transport.zstd_sink import ZstdSink
+
     with ZstdSink(file.sink, level=request.compress) as sink:
         yield sink
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from saverestore.stream.codecs import Codec
-from saverestore.stream.digest import Before, DigestAlgorithm, DigestCheck, NoDigestCheck
+from saverestore.stream.digest import Before, DigestAlgorithm, DigestCheck
 from saverestore.stream.errors import BadRecord, UnknownRecord
 from saverestore.stream.framing import FOR_PAGES, RecordBody, RecordHeader, framing_of, length_of
 from saverestore.stream.grammar import Grammar
@@ -147,20 +147,16 @@ class LibxcReader:
         prefix: bytes = b"",
         *,
         before: Before | None = None,
-        require_digest: bool = False,
         check_digest: bool = True,
+        require_digest: bool = False,
     ) -> None:
         """Read both headers; `prefix`: bytes of the stream that have been taken from `source` before.
 
-        `before`: what came before the stream, to be held against what the image says of it. `require_digest`: an
-        image without a digest is a `BadRecord` at its END. `check_digest`: without it a digest is carried, not
-        compared, and pages that nobody reads are passed over as the source does it best.
+        `before`: what came before the stream, to be held against what the image says of it. `check_digest`: false
+        where pages are only passed over, as these must be read to be digested. `require_digest`: an image without
+        a digest is a `BadRecord` at its END.
         """
-        self._digest: DigestCheck | NoDigestCheck = (
-            DigestCheck(source, prefix, before, required=require_digest)
-            if check_digest
-            else NoDigestCheck(source)
-        )
+        self._digest = DigestCheck(source, prefix, before, required=require_digest, enabled=check_digest)
         self._source = self._digest.source
         self.image = ImageHeader.read(self._source, prefix)
         self.domain = DomainHeader.read(self._source, self.image.order)

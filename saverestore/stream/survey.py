@@ -21,7 +21,7 @@ from saverestore.stream.layout import RecordType, record_name
 from saverestore.stream.libxl import LibxlReader, LibxlRecord
 from saverestore.stream.reader import AnyRecord, LibxcReader, PageData
 from saverestore.stream.records import Checkpoint, ImageDigest, Provenance, UnknownOptional
-from saverestore.stream.tally import PageStatistics, WordPages
+from saverestore.stream.tally import PageDigests, PageStatistics, WordPages
 from saverestore.stream.walk import walk
 from saverestore.stream.xl import XlHeader
 from saverestore.stream.zero_pages import PAGE_WORDS
@@ -103,13 +103,16 @@ class Survey:
         return self.error is None
 
 
-def survey(source: ByteSource, on_progress: Progress | None = None) -> Survey:
+def survey(
+    source: ByteSource, on_progress: Progress | None = None, page_digests: PageDigests | None = None
+) -> Survey:
     """Read `source` to the end of the image in it, whichever layer that begins with.
 
-    `on_progress(offset)` is called after every batch of pages. Errors of the image are returned in
+    `on_progress(offset)` is called after every batch of pages. With `page_digests`, pages of the same content are
+    counted. Errors of the image are returned in
     `Survey.error`; `TransportError` is raised. What follows the image is not looked at.
     """
-    found = Survey(source.name)
+    found = Survey(source.name, pages=PageStatistics(page_digests))
     try:
         _Walk(source, found, on_progress or _no_progress).walk()
     except ImageError as error:

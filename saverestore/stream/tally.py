@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,6 +60,51 @@ class PfnSet:
         return present
 
 
+DIGESTS_MAX = 1 << 21
+"""Bounds the memory of `SameContent` to some 32 MiB: enough for 8 GiB of pages that all differ."""
+
+PageDigests = Callable[[NDArray[np.uint8]], U64Array]
+"""A digest for each page: of shape (n, 4096), shape (n, 2)."""
+
+
+class SameContent:
+    """Counts pages whose content an earlier page had, by 64 bits of their digests.
+
+    When more than `DIGESTS_MAX` contents differ, later pages are not looked at, and `exact` becomes false.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._distinct: U64Array = np.empty(0, dtype=np.uint64)
+        self._waiting: list[U64Array] = []
+        self._nr_waiting = 0
+        self._nr_same = 0
+        self.exact = True
+
+    def add(self, digests: U64Array) -> None:
+        """Add pages by their digests, shape (n, 2)."""
+        if not self.exact:
+            return
+        self._waiting.append(digests[:, 0].copy())
+        self._nr_waiting += len(digests)
+        # Seldom, so that it is sorted a few times in all, not with each batch.
+        if self._nr_waiting > max(DIGESTS_MAX // 8, len(self._distinct) // 2):
+            self._merge()
+            self.exact = len(self._distinct) <= DIGESTS_MAX
+
+    @property
+    def nr_same(self) -> int:
+        """How many pages repeat an earlier one."""
+        self._merge()
+        return self._nr_same
+
+    def _merge(self) -> None:
+        together = np.concatenate([self._distinct, *self._waiting])
+        self._distinct = np.unique(together)
+        self._nr_same += len(together) - len(self._distinct)
+        self._waiting, self._nr_waiting = [], 0
+
+
 @dataclass
 class PageStatistics:
     """What PAGE_DATA records hold. Pages sent after VERIFY count in `nr_verify_entries` only.
@@ -66,7 +112,10 @@ class PageStatistics:
     `by_type`: entries by page type. `nr_data`, `nr_zero`: pages with bytes in the image, and those of
     them that are all zero. `nr_sent_again`: entries whose pfn an earlier record had.
     `distinct_is_exact`: false when the pfns are so scattered that not all could be told apart.
+    `page_digests`: where given, `nr_duplicate` counts pages, not all zero, whose content an earlier one had.
     """
+
+    page_digests: PageDigests | None = field(default=None, repr=False)
 
     nr_entries: int = 0
     nr_data: int = 0
@@ -77,6 +126,7 @@ class PageStatistics:
     highest_pfn: int | None = None
     by_type: dict[PageType, int] = field(default_factory=dict)
     _seen: PfnSet = field(default_factory=PfnSet, repr=False)
+    _contents: SameContent = field(default_factory=SameContent, repr=False)
 
     @property
     def nr_distinct(self) -> int:
@@ -87,6 +137,16 @@ class PageStatistics:
     def distinct_is_exact(self) -> bool:
         """Whether all pfns could be told apart."""
         return self._seen.exact
+
+    @property
+    def nr_duplicate(self) -> int | None:
+        """Pages with the content of an earlier one, zero pages not counted; None where nobody looked."""
+        return None if self.page_digests is None else self._contents.nr_same
+
+    @property
+    def duplicate_is_exact(self) -> bool:
+        """Whether all pages could be compared."""
+        return self._contents.exact
 
     def add_entries(self, pfns: U64Array, types: U32Array) -> None:
         """Count the entries of one record: at least one, and no pfn twice."""
@@ -103,7 +163,11 @@ class PageStatistics:
     def add_pages(self, pages: WordPages) -> None:
         """Count pages that have come, an array of u64 of shape (n, 512)."""
         self.nr_data += len(pages)
-        self.nr_zero += int(np.count_nonzero(zero_pages(pages)))
+        zero = zero_pages(pages)
+        self.nr_zero += int(np.count_nonzero(zero))
+        if self.page_digests is not None and self._contents.exact and not zero.all():
+            others = pages if not zero.any() else pages[~zero]
+            self._contents.add(self.page_digests(others.view(np.uint8)))
 
     def add_deltas(self, nr_pages: int, nr_zero: int) -> None:
         """Count pages that came as deltas, whose content cannot be told here, and those told to be zero."""

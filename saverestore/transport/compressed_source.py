@@ -22,8 +22,8 @@ import numpy as np
 
 from saverestore.interrupts import shield
 from saverestore.transport.base import EndOfStream
+from saverestore.transport.cores import usable_cores
 from saverestore.transport.fd import FdSource, nbytes_of
-from saverestore.transport.zstd_sink import default_workers
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -68,7 +68,7 @@ class DecompressedSource:
         self._raw = raw
         self._jobs = jobs
         self._has_more_jobs = True
-        workers = workers or default_workers()
+        workers = workers or usable_cores()
         self._depth = workers + AHEAD
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="unpack")
         self._in_turn = ThreadPoolExecutor(1, thread_name_prefix="unpack-in-turn")

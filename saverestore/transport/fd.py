@@ -323,6 +323,9 @@ class FdSink(_Fd):
         """How many bytes had to be written."""
         return self.offset
 
+    def finish(self) -> None:
+        """Everything has been given. Nothing is held back here that would still have to be written."""
+
     def write(self, data: ReadableBuffer) -> None:
         """Write all of `data`."""
         self.writev((data,))

@@ -9,9 +9,6 @@ from typing import TypeAlias
 from saverestore.transport.compressed_source import DecompressedSource, Job
 from saverestore.transport.compression import FIRST_BYTES, Compression, compression_of
 from saverestore.transport.fd import FdSource
-from saverestore.transport.gzip_lz4 import gzip_jobs, lz4_jobs
-from saverestore.transport.random_access import PlainFile, read_seek_table
-from saverestore.transport.zstd_source import ZstdJobs
 
 ImageSource: TypeAlias = FdSource | DecompressedSource
 """A `ByteSource` that also has `total_bytes`, `may_go_on` and `skip_to_end`."""
@@ -39,12 +36,14 @@ def decompressed(raw: FdSource, *, workers: int | None = None) -> ImageSource:
     total_bytes = None
     jobs: Iterator[Job]
     if compression is Compression.ZSTD:
+        from saverestore.transport.zstd_source import ZstdJobs
+
         total_bytes = _content_bytes(raw)
         jobs = iter(ZstdJobs(raw))
-    elif compression is Compression.GZIP:
-        jobs = gzip_jobs(raw)
     else:
-        jobs = lz4_jobs(raw)
+        from saverestore.transport.gzip_lz4 import gzip_jobs, lz4_jobs
+
+        jobs = gzip_jobs(raw) if compression is Compression.GZIP else lz4_jobs(raw)
     return DecompressedSource(raw, jobs, total_bytes=total_bytes, workers=workers)
 
 
@@ -52,6 +51,8 @@ def _content_bytes(raw: FdSource) -> int | None:
     """The image's length, where a seek table tells it before the rest is read."""
     if raw.total_bytes is None or os.lseek(raw.fileno(), 0, os.SEEK_CUR) != 0:
         return None
+    from saverestore.transport.random_access import PlainFile, read_seek_table
+
     file = PlainFile(raw)
     table = read_seek_table(file.pread, file.file_size, file.name)
     return None if table is None else table.content_bytes

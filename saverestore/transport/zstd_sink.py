@@ -13,7 +13,6 @@ Source of the format: `zstd_seekable`. The file is whole only after `finish`.
 
 from __future__ import annotations
 
-import os
 import threading
 from array import array
 from collections import deque
@@ -28,6 +27,7 @@ import zstandard
 
 from saverestore.interrupts import shield
 from saverestore.transport.base import ByteSink
+from saverestore.transport.cores import usable_cores
 from saverestore.transport.fd import nbytes_of
 from saverestore.transport.zstd_seekable import (
     ANNOUNCEMENT,
@@ -52,12 +52,6 @@ TABLE_LOG_MAX = 20
 """Bounds the compressor's tables to 4 MiB each: higher levels would take 50 MiB for each worker."""
 
 DEFAULT_LEVEL = 1
-LEVELS = range(1, 20)
-
-
-def default_workers() -> int:
-    """One for each core that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class ZstdSink:
@@ -72,7 +66,7 @@ class ZstdSink:
         self._sink = sink
         self.name = sink.name
         self.offset = 0
-        self._workers = workers or default_workers()
+        self._workers = workers or usable_cores()
         self._parameters = _parameters(level)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="zstd")
         self._of_thread = threading.local()
@@ -97,26 +91,26 @@ class ZstdSink:
         # Where the first frame of a batch ends; all others are full.
         room = total % FRAME_BYTES or FRAME_BYTES if is_batch else FRAME_BYTES
         for buffer in buffers:
-            with memoryview(buffer) as view:
-                room = self._take(np.frombuffer(view, dtype=np.uint8), room)
+            length, at = nbytes_of(buffer), 0
+            while at < length:
+                at += self._copy(buffer, at, room - self._filled)
+                if self._filled == room:
+                    self._end_frame()
+                    room = FRAME_BYTES
         if is_batch or self._is_first_call:
             # The announcement follows the first frame: so that cannot be all there is.
             self._end_frame()
             self._is_first_call = False
 
-    def _take(self, data: np.ndarray[tuple[int], np.dtype[np.uint8]], room: int) -> int:
-        """Copy `data` into frames that end after `room` bytes, all after the first after FRAME_BYTES."""
-        done = 0
-        while done < len(data):
-            some = min(room - self._filled, len(data) - done)
-            self._frame[self._filled : self._filled + some] = data[done : done + some]
-            self._filled += some
-            done += some
-            self.offset += some
-            if self._filled == room:
-                self._end_frame()
-                room = FRAME_BYTES
-        return room
+    def _copy(self, buffer: ReadableBuffer, at: int, most: int) -> int:
+        """Put some of a buffer, from `at` on, into the frame: how many bytes. Holds nothing of it afterwards."""
+        with memoryview(buffer) as whole, whole.cast("B") as flat:
+            some = min(most, len(flat) - at)
+            # numpy lets other threads work while it copies.
+            self._frame[self._filled : self._filled + some] = np.frombuffer(flat, np.uint8, some, at)
+        self._filled += some
+        self.offset += some
+        return some
 
     def _end_frame(self) -> None:
         """Have the frame compressed, if there is anything in it, and write those that are done."""

@@ -13,7 +13,7 @@ from saverestore.errors import ExitCode, ImageError
 
 if TYPE_CHECKING:
     from saverestore.stream.survey import Survey
-    from saverestore.stream.tally import PageStatistics
+    from saverestore.stream.tally import PageDigests, PageStatistics
 
 KIND_NAMES = {"X86_PV": "x86 PV", "X86_HVM": "x86 HVM or PVH"}
 DIGEST_NAMES = {1: "XXH3-128", 2: "SHA-256", 3: "BLAKE3"}
@@ -32,7 +32,9 @@ def add_to(commands: Subparsers) -> None:
 
 def run_info(arguments: argparse.Namespace) -> int:
     """Print everything that the image tells, whole or not."""
-    found = _survey(arguments.image)
+    from saverestore.engine.digests import page_digests
+
+    found = _survey(arguments.image, page_digests)
     print(as_json(found) if arguments.json else as_text(found))
     return _exit_code(found)
 
@@ -48,13 +50,13 @@ def _exit_code(found: Survey) -> int:
     return ExitCode.DONE if found.error is None else found.error.exit_code
 
 
-def _survey(image: str) -> Survey:
+def _survey(image: str, page_digests: PageDigests | None = None) -> Survey:
     """Read the whole image, with a progress bar where someone sees it."""
     from saverestore.stream.survey import note_trailing_bytes, survey
     from saverestore.transport.opening import open_image
 
     with open_image(image) as source, Bar(source.total_bytes) as bar:
-        found = survey(source, bar.update_to)
+        found = survey(source, bar.update_to, page_digests)
         # Behind a damaged image nothing is worth reading.
         if found.is_whole and not source.may_go_on:
             try:
@@ -114,6 +116,8 @@ def as_dict(found: Survey) -> dict[str, Any]:
             "nr_entries": pages.nr_entries,
             "nr_data": pages.nr_data,
             "nr_zero": pages.nr_zero,
+            "nr_duplicate": pages.nr_duplicate,
+            "duplicate_is_exact": pages.duplicate_is_exact,
             "nr_distinct": pages.nr_distinct,
             "distinct_is_exact": pages.distinct_is_exact,
             "nr_sent_again": pages.nr_sent_again,
@@ -209,6 +213,9 @@ def _pages(pages: PageStatistics) -> Iterator[str]:
     )
     yield line("sent again", pages.nr_sent_again)
     yield line("all zero", pages.nr_zero)
+    if pages.nr_duplicate is not None:
+        least = "" if pages.duplicate_is_exact else "at least "
+        yield line("duplicates", f"{least}{pages.nr_duplicate} more pages with the content of an earlier one")
     if pages.nr_verify_entries:
         yield line("for comparison", f" {pages.nr_verify_entries} entries after VERIFY, not counted above")
     for kind, count in sorted(pages.by_type.items()):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from saverestore.cli import pyimage
 from saverestore.errors import TransportError
@@ -19,6 +20,7 @@ from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.stream.layout import entries_of
 from saverestore.stream.records import HvmContext, Provenance, StaticDataEnd
 from saverestore.transport import FdSink
+from saverestore.transport.zstd_seekable import Frame, SeekTable
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {
@@ -85,6 +87,33 @@ def test_verify_finds_bytes_behind_the_image(image, capsys):
     image.write_bytes(image.read_bytes() + b"junk")
     assert pyimage.main(["verify", str(image)]) == 4
     assert "4 bytes follow the end of the image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["verify", "info"])
+def test_a_compressed_image_is_read_as_it_is(image, capsys, command):
+    plain = image.read_bytes()
+    image.write_bytes(zstandard.compress(plain[:5000]) + zstandard.compress(plain[5000:]))
+    assert pyimage.main([command, str(image)]) == 0
+    assert "whole" in capsys.readouterr().out
+    with image.open("ab") as file:
+        file.write(b"junk")
+    assert pyimage.main([command, str(image)]) == 4
+    assert "6a756e6b where a zstd frame should begin" in capsys.readouterr().out
+
+
+def test_a_seek_table_that_lies_is_an_error_of_the_image(image, capsys):
+    frame = zstandard.compress(image.read_bytes())
+    table = SeekTable.of([Frame(len(frame) + 1, image.stat().st_size, 0)]).pack()
+    image.write_bytes(frame + table)
+    assert pyimage.main(["verify", str(image)]) == 4
+    assert "the seek table lies" in capsys.readouterr().err
+
+
+def test_duplicates_are_counted_for_info(image, capsys):
+    assert pyimage.main(["info", "--json", str(image)]) == 0
+    assert json.loads(capsys.readouterr().out)["pages"]["nr_duplicate"] == 0
+    assert pyimage.main(["info", str(image)]) == 0
+    assert "duplicates      0 more pages" in capsys.readouterr().out
 
 
 def test_info_shows_headers_domain_records_and_pages(image, capsys):

@@ -26,6 +26,13 @@ def test_a_variable_goes_before_the_file(usual_file):
     assert found == Settings(dirty="digest", max_rounds=7, plain=False)
 
 
+def test_a_digest_is_made_unless_a_setting_says_otherwise(usual_file):
+    assert read_settings({}).digest == "xxh3"
+    assert read_settings({"PYXC_DIGEST": "none"}).digest == "none"
+    usual_file.write_text('digest = "sha256"')
+    assert read_settings({}).digest == "sha256"
+
+
 def test_the_file_that_a_variable_names_must_be_there(tmp_path):
     other = tmp_path / "other.toml"
     with pytest.raises(UsageError, match=r"other.toml: no such file .*PYXC_CONFIG"):
@@ -41,6 +48,7 @@ def test_the_file_that_a_variable_names_must_be_there(tmp_path):
         ("workers = 0", "workers is 0, but must be a number from 1"),
         ("workers = true", "workers is True"),
         ("workers = '2'", "workers is '2'"),
+        ("digest = 'md5'", "digest is 'md5', but must be xxh3 or sha256 or blake3 or none"),
         ("plain = 1", "plain is 1, but must be true or false"),
         ("dirt = 'auto'", "no setting dirt; there are dirty,"),
         ("dirty =", "pysave.toml: "),

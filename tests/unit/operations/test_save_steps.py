@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -10,11 +12,13 @@ import pytest
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.engine.progress import Silence
-from saverestore.errors import DomainError, TransportError
+from saverestore.errors import DomainError, TransportError, UsageError
 from saverestore.guest.memory import MemorySave
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.operations import save
 from saverestore.operations.save import Afterwards, SaveRequest
+from saverestore.stream.survey import survey
+from saverestore.transport.opening import open_image
 
 
 @contextmanager
@@ -78,3 +82,67 @@ def test_devices_are_refused_and_with_force_only_destroying_is(tmp_path, monkeyp
     request = SaveRequest("web1", str(tmp_path / "out.img"), afterwards=Afterwards.RUN, force=True)
     save.save_domain(request, Silence())
     assert (tmp_path / "out.img").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "digest", "first"),
+    [
+        ({}, "XXH3-128", b"Xen "),
+        ({"digest": "sha256"}, "SHA-256", b"Xen "),
+        ({"digest": "none"}, None, b"Xen "),
+        ({"plain": True}, None, b"Xen "),
+        ({"compress": 1}, "XXH3-128", b"\x28\xb5\x2f\xfd"),
+        ({"compress": 19, "plain": True}, None, b"\x28\xb5\x2f\xfd"),
+    ],
+    ids=str,
+)
+def test_the_image_is_as_it_was_asked_for_and_whole(tmp_path, guest, more, digest, first):
+    path = tmp_path / "out.img"
+    report = save.save_domain(SaveRequest("web1", str(path), afterwards=Afterwards.RUN, **more), Silence())
+    assert path.read_bytes().startswith(first)
+    with open_image(str(path)) as source:
+        found = survey(source)
+        assert (found.error, source.at_end()) == (None, True)
+    assert (found.checked_digest and found.checked_digest.title) == digest
+    assert (found.provenance is None) == more.get("plain", False)
+    if found.provenance is not None and digest:
+        assert found.provenance["integrity"]["before"]["bytes"] > 48
+    # Frames that compress are fewer bytes than pages, pages that are not zero are all written.
+    assert report.stored_bytes == path.stat().st_size
+    assert report.pages_sent == found.pages.nr_data
+
+
+def test_a_digest_that_cannot_be_made_is_refused_before_anything_is_done(tmp_path, guest, monkeypatch):
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    with pytest.raises(UsageError, match="python3-blake3"):
+        save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), digest="blake3"), Silence())
+    assert guest.moments.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("compress", [None, 1])
+def test_an_interrupt_at_any_call_leaves_no_image_no_thread_and_a_running_domain(
+    tmp_path, guest, monkeypatch, compress
+):
+    class Stop(Exception):
+        pass
+
+    def stop(name, total):
+        if total == number:
+            raise Stop
+
+    number = -1
+    guest.moments.on_every(stop)
+    request = SaveRequest(
+        "web1", str(tmp_path / "out.img"), afterwards=Afterwards.RUN, compress=compress, overwrite=True
+    )
+    save.save_domain(request, Silence())
+    last = guest.moments.calls.index("end_records")
+    (tmp_path / "out.img").unlink()
+    for call in range(last + 1):
+        number = call + len(guest.moments.calls)
+        with pytest.raises(Stop):
+            save.save_domain(request, Silence())
+        assert list(tmp_path.iterdir()) == []
+        names = [thread.name for thread in threading.enumerate()]
+        assert not [name for name in names if name.startswith(("zstd", "digest", "pages"))]

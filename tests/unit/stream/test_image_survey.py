@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from stream_samples import MemorySink, PipeLikeSource, StingySource, golden, small_hvm_image, source_of
 
+from saverestore.engine.digests import page_digests
 from saverestore.stream import DomainType, LibxcWriter, LibxlRecordType, LibxlWriter, PageType, XlHeader
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import entries_of
@@ -256,3 +257,16 @@ def test_statistics_of_nothing_are_empty():
     assert pages.nr_distinct == 0
     assert pages.distinct_is_exact
     assert pages.lowest_pfn is None
+
+
+def test_pages_with_the_content_of_an_earlier_one_are_counted(monkeypatch):
+    pages = np.zeros((60, 512), dtype=np.uint64)
+    pages[:30, 5] = np.arange(30) // 3 + 1  # ten contents, thrice each; the rest is zero
+    for most, exact in ((1 << 21, True), (4, False)):
+        monkeypatch.setattr("saverestore.stream.tally.DIGESTS_MAX", most)
+        counted = PageStatistics(page_digests)
+        for start in range(0, 60, 20):
+            counted.add_pages(pages[start : start + 20])
+        assert (counted.nr_zero, counted.duplicate_is_exact) == (30, exact)
+        assert counted.nr_duplicate == 20 if exact else counted.nr_duplicate <= 20
+    assert PageStatistics().nr_duplicate is None
