@@ -1,8 +1,8 @@
 """Builds the compiled modules where their headers are, and installs without them where they are not.
 
 `pyxc._xen` and `pyxc._libxl` need libxen-dev: only a Xen host can use them. `saverestore._kernels` needs
-libxxhash-dev: it only makes per-page digests faster. Everything else is plain Python, so `pyimage` works on any
-machine. `PYSAVE_REQUIRE=xen,libxl,kernels` turns a missing header into an error, for packagers and tests.
+libxxhash-dev: it only makes digests and deltas of pages faster. Everything else is plain Python, so `pyimage` works
+on any machine. `PYSAVE_REQUIRE=xen,libxl,kernels` turns a missing header into an error, for packagers and tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from setuptools import setup
 MODULES = {
     "xen": ("xenctrl.h", "pyxc/_xen_build.py:ffibuilder", "libxen-dev"),
     "libxl": ("libxl.h", "pyxc/_libxl_build.py:ffibuilder", "libxen-dev"),
-    "kernels": ("xxhash.h", "saverestore/engine/_kernels_build.py:ffibuilder", "libxxhash-dev"),
+    "kernels": ("xxhash.h", "saverestore/kernels/build.py:ffibuilder", "libxxhash-dev"),
 }
 
 

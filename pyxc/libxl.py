@@ -130,21 +130,25 @@ class Libxl(Handle):
         """
         result: list[int] = []
 
-        def run() -> None:
-            rc = lib.pyxc_restore_start(self.ptr, restore, fd)
-            result.append(rc or lib.pyxc_restore_wait(self.ptr, restore))
+        over = threading.Event()
 
+        def run() -> None:
+            try:
+                rc = lib.pyxc_restore_start(self.ptr, restore, fd)
+                result.append(rc or lib.pyxc_restore_wait(self.ptr, restore))
+            finally:
+                over.set()
+
+        # Not join(): Python 3.11 takes a thread for ended when a signal's exception comes in there (bpo-45274).
         thread = threading.Thread(target=run, name="libxl")
         try:
             thread.start()
-            while thread.is_alive():
-                thread.join(TICK_S)
+            while not over.wait(TICK_S):
                 tick()
         except BaseException:
-            while thread.is_alive():
-                # "Not found" is fine: it has not begun, or is over already.
+            # "Not found" is fine: it has not begun, or is over already.
+            while thread.ident is not None and not over.wait(TICK_S):
                 lib.pyxc_restore_abort(self.ptr, restore)
-                thread.join(TICK_S)
             # libxl destroys what it could not restore, but need not when it was told to stop, or was done.
             if restore.domid != INVALID_DOMID and result and result[0] in (0, lib.ERROR_ABORTED):
                 with suppress(LibxlError):

@@ -1,4 +1,4 @@
-"""Stub of the compiled loops over pages; see engine/_kernels_build.py."""
+"""Stub of the compiled loops over pages; see kernels/build.py."""
 
 from typing import Any
 

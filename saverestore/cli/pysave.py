@@ -9,9 +9,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from saverestore.cli import common
+from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
+    from saverestore.stream.codecs import Coding
 
 DESCRIPTION = """\
 Save a running domain. The image is complete and on the disk before the domain is destroyed; on any error,
@@ -25,6 +27,7 @@ examples:
   pysave --live -c web1 web1.img        keep it running: a short pause only
   pysave --compress zstd web1 web1.img  compressed, on all cores; pyrestore takes it as it is
   pysave web1 - | ssh host 'cat > img'  to a pipe
+  pysave --format draft-b web1 web1.img with a checksum for each record, and zstd
   pysave --recover web1                 after 'kill -9' of a save: let web1 go on
 
 Domains that 'xl create' made are saved with all their devices: disks, network cards, a device model. The bare
@@ -32,7 +35,7 @@ toolstack carries none besides the console; with it, a domain that has others is
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> common.Parser:
     parser = common.parser("pysave", DESCRIPTION, EPILOG)
     parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
     parser.add_argument("image", metavar="IMAGE", nargs="?", help="file to write, or '-' for standard output")
@@ -64,6 +67,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="zstd[:LEVEL]",
         type=_zstd_level,
         help="write seekable zstd, LEVEL 1 (default) to 19; 'zstd -dc IMAGE | xl restore /dev/stdin' takes it, too",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("xen", "draft-b"),
+        default="xen",
+        help="'xen', the default: what xl reads. 'draft-b': with checksums and coded pages, for pyrestore and "
+        "pyimage alone",
+    )
+    parser.add_argument(
+        "--codec",
+        metavar="CODEC[:LEVEL]",
+        help="how pages are coded with --format draft-b: 'zstd' (1 to 19, default zstd:1), the best for most; 'lz4' "
+        "(0 to 16), faster and longer; 'deflate' (1 to 9), slower, needs no library; 'xor', with --live: only "
+        "what changed in pages that are sent again, little work; 'none': checksums alone. Pages that are all zero "
+        "take no room with any, and what gets no shorter is left as it is",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
     parser.add_argument(
@@ -106,7 +124,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.image == "-" and not arguments.dry_run and (sys.stdout is None or sys.stdout.isatty()):
         what = "a closed standard output" if sys.stdout is None else "a terminal"
         parser.error(f"an image does not go to {what}; redirect standard output")
-    return common.run("pysave", arguments, lambda: _save(arguments))
+    coding = _coding(parser, arguments)
+    return common.run("pysave", arguments, lambda: _save(arguments, coding))
+
+
+def _coding(parser: common.Parser, arguments: argparse.Namespace) -> Coding | None:
+    """What --format and --codec ask for; None for Xen's own format."""
+    if arguments.format == "xen":
+        if arguments.codec is not None:
+            parser.error("--codec only means something with --format draft-b")
+        return None
+    from saverestore.stream.codecs import Codec, Coding
+
+    try:
+        coding = Coding.parse(arguments.codec or "zstd")
+    except UsageError as error:
+        parser.error(f"--codec: {error}")
+    if coding.codec is Codec.XOR and not arguments.live:
+        parser.error("--codec xor only means something with --live: without it no page is sent twice")
+    return coding
 
 
 def _seconds(text: str) -> float:
@@ -138,7 +174,7 @@ def _recover(arguments: argparse.Namespace) -> None:
         common.tell(f"pysave: {arguments.domain}: {'; '.join(done) or 'nothing was wrong with it'}")
 
 
-def _save(arguments: argparse.Namespace) -> int | None:
+def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.operations.prepare_save import Afterwards, SaveRequest, dry_run
     from saverestore.operations.save import save_domain
@@ -161,6 +197,7 @@ def _save(arguments: argparse.Namespace) -> int | None:
         overwrite=arguments.overwrite,
         force=arguments.force,
         toolstack=arguments.toolstack,
+        coding=coding,
     )
     if arguments.dry_run:
         return common.tell_findings(dry_run(request))

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from saverestore.kernels import compiled as _kernels
+
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
-
-try:
-    from saverestore import _kernels as _compiled
-
-    _kernels: ModuleType | None = _compiled
-except ImportError:
-    _kernels = None
 
 
 def page_digests_in_python(pages: U8) -> U64:

@@ -18,7 +18,7 @@ import numpy as np
 from saverestore.engine.digests import page_digests
 from saverestore.guest.ports import U8, U64, Bool, LogDirty, PageBatch, SaveGuest
 from saverestore.stream.layout import PAGE_SIZE
-from saverestore.stream.tally import PAGE_WORDS, count_zero_pages
+from saverestore.stream.zero_pages import PAGE_WORDS, zero_pages
 
 # No page has it: marks a pfn of which nothing was sent yet.
 NEVER_SENT = 0xFF
@@ -123,7 +123,8 @@ def copied(batch: PageBatch) -> CopiedBatch:
 def zero_pages_in(batch: PageBatch) -> int:
     """How many pages of a batch are all zero. Of memory that changes meanwhile: at some moment."""
     return sum(
-        count_zero_pages(np.frombuffer(run, dtype=np.uint64).reshape(-1, PAGE_WORDS)) for run in batch.pages
+        int(np.count_nonzero(zero_pages(np.frombuffer(run, dtype=np.uint64).reshape(-1, PAGE_WORDS))))
+        for run in batch.pages
     )
 
 

@@ -63,7 +63,7 @@ def restore(
 
 
 def _restore_pages(reader: LibxcReader, record: PageData, guest: RestoreGuest) -> None:
-    """Pages go from the source straight into the domain's memory."""
+    """Pages go from the source straight into the domain's memory, or are brought up to date there (XOR)."""
     types: U8 = record.types.astype(np.uint8)
     window = guest.write_pages(record.pfns, types)
     try:

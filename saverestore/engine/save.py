@@ -25,10 +25,12 @@ from saverestore.engine.policy import Decision, Limits, RoundStats, decide
 from saverestore.engine.progress import Progress, SaveReport, Silence
 from saverestore.guest.ports import U64, LogDirtyUnavailable, PageBatch, SaveGuest
 from saverestore.interrupts import shield
+from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import Before, DigestAlgorithm, WrittenDigest, integrity_fields
-from saverestore.stream.layout import PageType, entries_of
+from saverestore.stream.layout import DRAFT_B_VERSION, MIB, PageType, entries_of
 from saverestore.stream.records import Provenance, StaticDataEnd
-from saverestore.stream.writer import LibxcWriter
+from saverestore.stream.versions import VersionCache
+from saverestore.stream.writer import LibxcWriter, PreparedPages
 from saverestore.transport.base import ByteSink
 
 BATCH_PFNS = 2048
@@ -41,6 +43,8 @@ WORKERS = 2
 AHEAD = 3
 """Batches begun before the one being written is done. Bounds memory, whatever the domain's size."""
 
+XOR_CACHE_BYTES = 64 * MIB
+
 
 @dataclass(frozen=True)
 class SaveSettings:
@@ -48,6 +52,8 @@ class SaveSettings:
 
     `digest`: the algorithm of the image's digest, or None for an image without. `before`: what of the file comes
     before the stream, for PROVENANCE to tell next to the digest.
+    `coding`: how pages are coded in an image of the dialect `draft-b`; None for Xen's own format. `xor_cache_bytes`:
+    how much memory is spent on last versions of pages, for `Codec.XOR` and a live save.
     """
 
     live: bool = False
@@ -57,6 +63,8 @@ class SaveSettings:
     digest: DigestAlgorithm | None = None
     before: Before | None = None
     workers: int = WORKERS
+    coding: Coding | None = None
+    xor_cache_bytes: int = XOR_CACHE_BYTES
 
 
 def save(
@@ -80,7 +88,7 @@ def save(
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(settings.workers, thread_name_prefix="pages"))
             digest = None if settings.digest is None else stack.enter_context(WrittenDigest(settings.digest))
-            writer = LibxcWriter(sink, guest.domain_type, guest.xen_version, digest=digest)
+            writer = _writer(sink, guest, settings, digest)
             _write_head(writer, guest, settings)
             sender = _PageSender(guest, writer, sink, source, pool, progress, settings)
             if settings.live:
@@ -126,6 +134,24 @@ def _dirty_source(guest: SaveGuest, settings: SaveSettings) -> tuple[DirtySource
     return DigestSource(guest.nr_pfns), f"pages written meanwhile are found by content digests{why}"
 
 
+def _writer(
+    sink: ByteSink, guest: SaveGuest, settings: SaveSettings, digest: WrittenDigest | None
+) -> LibxcWriter:
+    if settings.coding is None:
+        return LibxcWriter(sink, guest.domain_type, guest.xen_version, digest=digest)
+    # In a single round no page has a version before.
+    needs_versions = settings.live and settings.coding.codec is Codec.XOR
+    return LibxcWriter(
+        sink,
+        guest.domain_type,
+        guest.xen_version,
+        DRAFT_B_VERSION,
+        coding=settings.coding,
+        versions=VersionCache(settings.xor_cache_bytes) if needs_versions else None,
+        digest=digest,
+    )
+
+
 def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -> None:
     fields = dict(settings.provenance or {})
     if settings.digest is not None:
@@ -152,6 +178,17 @@ def _send_live(
             return
 
 
+@dataclass
+class _Ready:
+    """A batch on its way: read, and its record prepared (None where there is nothing to tell)."""
+
+    batch: PageBatch
+    prepared: PreparedPages | None
+
+    def close(self) -> None:
+        self.batch.close()
+
+
 class _PageSender:
     """Sends rounds of pages: read, select and encode on workers, write in order on this thread."""
 
@@ -172,9 +209,9 @@ class _PageSender:
         self._pool = pool
         self._progress = progress
         self._depth = settings.workers + AHEAD - 1
-        # What is digested must be what is written: the domain's own memory may change in between, even while the
-        # domain is suspended (a backend completes what it had begun, the console's writes into its ring).
-        self._is_digested = settings.digest is not None
+        # What is digested or summed up must be what is written: the domain's own memory may change in between, even
+        # while it is suspended (a backend completes what it had begun, the console's writes into its ring).
+        self._needs_copy = settings.digest is not None or writer.needs_still_pages
         self.zero_pages = 0
         self._was_sent = np.zeros(guest.nr_pfns, dtype=bool)
         self._deferred: list[U64] = []
@@ -193,14 +230,15 @@ class _PageSender:
         self._progress.round(number, left, final=final)
         sent = 0
 
-        def read(some: U64) -> PageBatch:
+        def read(some: U64) -> _Ready:
             batch = self._source.select(self._guest.read_pages(some, final=final))
-            return self._counted(copied(batch) if self._is_digested else batch)
+            return self._prepare(copied(batch) if self._needs_copy else batch)
 
         with ahead(self._pool, read, self._batches(pfns), depth=self._depth) as batches:
-            for batch in batches:
+            for ready in batches:
+                batch = ready.batch
                 with batch:
-                    sent += self._write(batch)
+                    sent += self._write(ready)
                     self.zero_pages += batch.nr_zero
                 if len(batch.deferred):
                     self._deferred.append(batch.deferred)
@@ -211,25 +249,31 @@ class _PageSender:
         self._guest.check_layout()
         return RoundStats(number, sent, 0 if final else None, time.monotonic() - started)
 
-    @staticmethod
-    def _counted(batch: PageBatch) -> PageBatch:
-        try:
-            batch.nr_zero = zero_pages_in(batch)
-        except BaseException:
-            batch.close()
-            raise
-        return batch
-
-    def _write(self, batch: PageBatch) -> int:
-        """Write one batch as one PAGE_DATA record: how many pages of data it had.
+    def _prepare(self, batch: PageBatch) -> _Ready:
+        """One batch as one PAGE_DATA record. Any thread: within a round, no two batches have a pfn in common.
 
         A pfn without memory is only told when it had some before: holes cost nothing.
         """
-        told = (batch.types != PageType.XTAB) | self._was_sent[batch.pfns]
-        pfns = batch.pfns[told]
-        if not len(pfns):
+        try:
+            batch.nr_zero = zero_pages_in(batch)
+            told = (batch.types != PageType.XTAB) | self._was_sent[batch.pfns]
+            pfns = batch.pfns[told]
+            if not len(pfns):
+                return _Ready(batch, None)
+            prepared = self._writer.prepare_pages(entries_of(pfns, batch.types[told]), batch.pages)
+            if self._writer.needs_still_pages:
+                batch.pages = ()  # what of them is needed, the record has
+            return _Ready(batch, prepared)
+        except BaseException:
+            batch.close()
+            raise
+
+    def _write(self, ready: _Ready) -> int:
+        """Write a record that has been prepared: how many pages of data it had."""
+        if ready.prepared is None:
             return 0
-        self._writer.page_data(entries_of(pfns, batch.types[told]), batch.pages)
+        self._writer.write_prepared(ready.prepared)
+        batch = ready.batch
         self._was_sent[batch.pfns[batch.with_data]] = True
         return batch.nr_data
 

@@ -16,6 +16,7 @@ from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
 from saverestore.guest.x86.suspend import Suspender, Suspending
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
+from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
 from saverestore.toolstack import choice, domains, host_fit
 from saverestore.toolstack.config import GuestConfig
@@ -44,6 +45,7 @@ class SaveRequest:
     """What `pysave` was asked for.
 
     `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
+    `coding`: of an image in the dialect `draft-b`; None for Xen's own format.
     """
 
     domain: str
@@ -58,6 +60,7 @@ class SaveRequest:
     overwrite: bool = False
     force: bool = False
     toolstack: str = choice.AUTO
+    coding: Coding | None = None
 
 
 @dataclass(frozen=True)

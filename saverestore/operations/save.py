@@ -113,6 +113,7 @@ def _write_image(ready: Prepared, sink: ByteSink, request: SaveRequest, progress
         provenance=None if request.plain else _provenance(request, ready.domain),
         digest=ready.digest,
         before=outside.before(),
+        coding=request.coding,
     )
     report = engine.save(ready.guest, sink, settings, progress)
     for type, body in ready.device_model.records() if ready.device_model else ():
@@ -133,6 +134,7 @@ def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
             "dirty": request.dirty,
             "afterwards": request.afterwards.value,
             "compress": None if request.compress is None else f"zstd:{request.compress}",
+            "format": "xen" if request.coding is None else f"draft-b, {request.coding}",
         },
     }
 

@@ -313,12 +313,20 @@ class DigestCheck:
     """Follows a stream that is being read, and holds it against what it says of itself.
 
     `source` digests all that is read through it. `checked`: the algorithm of an IMAGE_DIGEST that was found to hold.
+    One that is not `enabled` does nothing: `source` is the one that was given, so that skipping costs no reading.
     """
 
     def __init__(
-        self, source: ByteSource, prefix: bytes, before: Before | None, *, required: bool = False
+        self,
+        source: ByteSource,
+        prefix: bytes,
+        before: Before | None,
+        *,
+        required: bool = False,
+        enabled: bool = True,
     ) -> None:
         """`prefix`: bytes of the stream that have been taken before. `before`: None where that is not known."""
+        self._enabled = enabled
         self._inner = source
         self._begin = source.offset - len(prefix)
         self._before = before
@@ -330,7 +338,10 @@ class DigestCheck:
         self._announced = False
         self._made = b""
         self.checked: DigestAlgorithm | None = None
-        self.source = DigestingSource(source, self._take)
+        self.source: ByteSource = DigestingSource(source, self._take) if enabled else source
+        # A record's header is digested only by `begin`, as that of IMAGE_DIGEST is not.
+        self.header_source: ByteSource = DigestingSource(source, self._hold) if enabled else source
+        self._header = b""
         self._take(prefix)
 
     def _take(self, data: ReadableBuffer) -> None:
@@ -338,20 +349,28 @@ class DigestCheck:
             self._kept += memoryview(data)
         self._hasher.update(data)
 
-    def read_header(self, size: int, what: str) -> bytes:
-        """The next record's header: digested only by `begin`, as that of IMAGE_DIGEST is not."""
-        return self._inner.read(size, what)
+    @property
+    def announced(self) -> DigestAlgorithm | None:
+        """The algorithm that PROVENANCE told of, if it did."""
+        return self._algorithm if self._announced else None
 
-    def begin(self, type: int, header: bytes) -> None:
-        """A record of this type begins."""
+    def _hold(self, data: ReadableBuffer) -> None:
+        self._header = bytes(data)
+
+    def begin(self, type: int) -> None:
+        """A record of this type begins, whose header has been read from `header_source`."""
+        if not self._enabled:
+            return
         if type == RecordType.IMAGE_DIGEST:
             self._made = self._hasher.digest()
         if type != RecordType.PROVENANCE:
             self._kept = None
-        self._take(header)
+        self._take(self._header)
 
     def take(self, record: object, offset: int) -> None:
         """A record that began at `offset` has been read. BadRecord when it says what does not hold."""
+        if not self._enabled:
+            return
         if isinstance(record, Provenance):
             self._announce(record.fields.get("integrity"), offset)
             self._kept = None
@@ -360,7 +379,7 @@ class DigestCheck:
 
     def end(self, offset: int) -> None:
         """END has been read: a digest that was announced, or is required, must have come."""
-        if self.checked is not None:
+        if self.checked is not None or not self._enabled:
             return
         name = self._inner.name
         if self._announced:
@@ -379,8 +398,10 @@ class DigestCheck:
             raise _bad(
                 f"the image has a digest called {option!r}: it needs a newer version of this program", offset
             )
-        self._algorithm = DigestAlgorithm[option.upper()]
-        self._announced = True
+        algorithm = DigestAlgorithm[option.upper()]
+        if self._announced and algorithm is not self._algorithm:
+            raise _bad("the image announces two digests of different algorithms", offset)
+        self._announced, self._algorithm = True, algorithm
         if self._algorithm is not DigestAlgorithm.XXH3:
             if self._kept is None:
                 raise _bad("the image tells too late of which algorithm its digest is", offset)

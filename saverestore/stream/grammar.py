@@ -18,6 +18,8 @@ x86 HVM (version 3):
 
     tail       HVM_CONTEXT (needed) and HVM_PARAMS, in any order
 
+`draft-b` (version 1) has the order of version 3.
+
 Version 2 has no policies and no STATIC_DATA_END; the first P2M_FRAMES (PV) or PAGE_DATA (HVM)
 stands for it. TSC_INFO may come anywhere, as legacy images that were converted have it among the
 pages. So may PROVENANCE and unknown optional records. IMAGE_DIGEST comes directly before END.
@@ -52,6 +54,9 @@ class State(Enum):
     DIGESTED = "after the image's digest"
     ENDED = "after the end"
 
+
+WITHOUT_STATIC_DATA_END = 2
+"""The image version that has neither STATIC_DATA_END nor policies: Xen 4.6 to 4.13."""
 
 Transitions = Mapping[State, Mapping[RecordType, State]]
 
@@ -93,7 +98,7 @@ def _set_of(tail: Iterable[RecordType]) -> dict[State, dict[RecordType, State]]:
 
 def _transitions(domain: DomainType, version: int) -> Transitions:
     rest = _set_of(TAIL_TYPES[domain])
-    has_static_end = version >= 3
+    has_static_end = version != WITHOUT_STATIC_DATA_END
     policies = POLICY_TYPES if has_static_end else ()
     if domain is DomainType.X86_HVM:
         if not has_static_end:
@@ -117,7 +122,7 @@ class Grammar:
     """
 
     def __init__(self, domain: DomainType, version: int) -> None:
-        """Start behind the domain header of an image of this version (2 or 3)."""
+        """Start behind the domain header of an image of this version (1, 2 or 3)."""
         self._domain = domain
         self._version = version
         self._transitions = _transitions(domain, version)

@@ -8,12 +8,14 @@ from typing import Self
 from saverestore.stream.errors import BadHeader
 from saverestore.stream.layout import (
     DOMAIN_HEADER,
+    DRAFT_B_VERSION,
     IMAGE_HEADER,
     IMAGE_ID,
     IMAGE_MARKER,
     IMAGE_OPTION_BIG_ENDIAN,
     IMAGE_VERSIONS,
     PAGE_SHIFT,
+    ByteOrder,
     DomainType,
 )
 from saverestore.transport.base import ByteSource
@@ -24,13 +26,18 @@ ARM_DOMAIN_TYPE = 3
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """First header: format version 2 or 3. All other fields have one value that can be read here."""
+    """First header: format version 2 or 3 (Xen's own), or 1 (`draft-b`), and the byte order of all that follows.
+
+    Xen's own versions are little-endian: no host that runs Xen writes anything else.
+    """
 
     version: int
+    order: ByteOrder = ByteOrder.LITTLE
 
     def pack(self) -> bytes:
-        """Return the 24-byte header of a little-endian image."""
-        return IMAGE_HEADER.pack(IMAGE_MARKER, IMAGE_ID, self.version, 0, 0, 0)
+        """Return the 24-byte header."""
+        options = IMAGE_OPTION_BIG_ENDIAN if self.order is ByteOrder.BIG else 0
+        return IMAGE_HEADER.pack(IMAGE_MARKER, IMAGE_ID, self.version, options, 0, 0)
 
     @classmethod
     def read(cls, source: ByteSource, prefix: bytes = b"") -> Self:
@@ -46,17 +53,20 @@ class ImageHeader:
             )
         if version not in IMAGE_VERSIONS:
             raise BadHeader(
-                f"{source.name}: libxc image of version {version}: {_about_version(version)}", offset=offset
+                f"{source.name}: libxc image of version {version}: versions 1 (draft-b), 2 and 3 can be read; "
+                "a higher one needs a newer version of this program",
+                offset=offset,
             )
-        if options & IMAGE_OPTION_BIG_ENDIAN:
+        order = ByteOrder.BIG if options & IMAGE_OPTION_BIG_ENDIAN else ByteOrder.LITTLE
+        if order is ByteOrder.BIG and version != DRAFT_B_VERSION:
             raise BadHeader(
                 f"{source.name}: big-endian image, which no host that runs Xen writes", offset=offset
             )
-        if options or reserved or more_reserved:
+        if options & ~IMAGE_OPTION_BIG_ENDIAN or reserved or more_reserved:
             raise BadHeader(
                 f"{source.name}: reserved bits are set in the image header {data.hex()}", offset=offset
             )
-        return cls(version)
+        return cls(version, order)
 
 
 @dataclass(frozen=True)
@@ -72,16 +82,16 @@ class DomainHeader:
     xen_major: int
     xen_minor: int
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the 16-byte header."""
-        return DOMAIN_HEADER.pack(self.type, self.page_shift, 0, self.xen_major, self.xen_minor)
+        return DOMAIN_HEADER.pack(self.type, self.page_shift, 0, self.xen_major, self.xen_minor, order=order)
 
     @classmethod
-    def read(cls, source: ByteSource) -> Self:
+    def read(cls, source: ByteSource, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Read the header."""
         offset = source.offset
         data = source.read(DOMAIN_HEADER.size, "the domain header")
-        type, page_shift, reserved, xen_major, xen_minor = DOMAIN_HEADER.unpack(data)
+        type, page_shift, reserved, xen_major, xen_minor = DOMAIN_HEADER.unpack(data, order)
         if type == ARM_DOMAIN_TYPE:
             raise BadHeader(
                 f"{source.name}: image of an ARM domain (type 3), not supported yet", offset=offset
@@ -103,9 +113,3 @@ class DomainHeader:
                 f"{source.name}: reserved bits are set in the domain header {data.hex()}", offset=offset
             )
         return cls(domain_type, page_shift, xen_major, xen_minor)
-
-
-def _about_version(version: int) -> str:
-    if version == 1:
-        return "the proposal of 2014 (draft B), not supported yet"
-    return "versions 2 and 3 can be read; a higher one needs a newer version of this program"

@@ -1,13 +1,16 @@
 """Numbers, masks and byte layouts of the libxc stream, each declared once.
 
-Source: Xen's docs/specs/libxc-migration-stream.pandoc, revision 3. Everything behind the image header
-is little-endian here: the option bit that says otherwise is refused when the header is read.
+Source: Xen's docs/specs/libxc-migration-stream.pandoc, revision 3, and docs/stream-format.md for the dialect
+`draft-b` (image version 1). Everything behind the image header is in the image's byte order, which is
+little-endian in Xen's own versions.
 """
 
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
+import sys
+from collections.abc import Iterator
+from enum import Enum, IntEnum
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +24,43 @@ PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 
 MIB = 1 << 20
+
+
+class ByteOrder(Enum):
+    """Of the numbers behind an image header, as `struct` and numpy write it."""
+
+    LITTLE = "<"
+    BIG = ">"
+
+    @property
+    def entry_dtype(self) -> np.dtype[np.uint64]:
+        """A pfn entry, or anything else of 64 bits, as it is in the image."""
+        return np.dtype(np.uint64).newbyteorder(self.value)
+
+
+MACHINE_ORDER = ByteOrder.LITTLE if sys.byteorder == "little" else ByteOrder.BIG
+
+
+class Fields:
+    """A `struct` layout in both byte orders; `size` in bytes is the same in either."""
+
+    def __init__(self, fields: str) -> None:
+        """`fields`: format characters, without the byte order before them."""
+        self._by_order = {order: struct.Struct(order.value + fields) for order in ByteOrder}
+        self.size = self._by_order[ByteOrder.LITTLE].size
+
+    def pack(self, *values: int, order: ByteOrder) -> bytes:
+        """Return the bytes."""
+        return self._by_order[order].pack(*values)
+
+    def unpack(self, data: bytes | memoryview, order: ByteOrder) -> tuple[Any, ...]:
+        """Return the values at the front of `data`, which may go on behind them."""
+        return self._by_order[order].unpack_from(data)
+
+    def iter_unpack(self, data: bytes | memoryview, order: ByteOrder) -> Iterator[tuple[Any, ...]]:
+        """Return the values of one after the other; `data` holds whole ones."""
+        return self._by_order[order].iter_unpack(data)
+
 
 # Image header, big-endian whatever its options say:
 #
@@ -36,7 +76,12 @@ IMAGE_HEADER = struct.Struct(">QIIHHI")
 IMAGE_MARKER = 0xFFFF_FFFF_FFFF_FFFF
 IMAGE_ID = 0x58454E46
 IMAGE_OPTION_BIG_ENDIAN = 1
-IMAGE_VERSIONS = (2, 3)
+
+DRAFT_B_VERSION = 1
+"""Image version of the dialect with checksums and coded pages; its number in the proposal of 2014."""
+
+XEN_VERSIONS = (2, 3)
+IMAGE_VERSIONS = (DRAFT_B_VERSION, *XEN_VERSIONS)
 
 # Domain header:
 #
@@ -45,14 +90,15 @@ IMAGE_VERSIONS = (2, 3)
 #    +-----------------------+-----------+-----------+
 #    | Xen major             | Xen minor             |
 #    +-----------------------+-----------------------+
-DOMAIN_HEADER = struct.Struct("<IHHII")
+DOMAIN_HEADER = Fields("IHHII")
 
-# Record header; the body follows, then zeroes up to a multiple of RECORD_ALIGN:
+# Record header of Xen's own versions (`framing` has the other); the body follows, then zeroes up to a multiple
+# of RECORD_ALIGN:
 #
 #    +-----------------------+-----------------------+
 #    | type                  | body length           |
 #    +-----------------------+-----------------------+
-RECORD_HEADER = struct.Struct("<II")
+RECORD_HEADER = Fields("II")
 RECORD_ALIGN = 8
 RECORD_BODY_MAX = 128 * MIB
 """Longest body of any record: Xen's own limit, REC_LENGTH_MAX in xg_sr_stream_format.h."""
@@ -60,14 +106,14 @@ RECORD_BODY_MAX = 128 * MIB
 OPTIONAL_BIT = 1 << 31
 """Set in the type of a record that a reader may skip."""
 
-# PAGE_DATA's body: this, C entries of ENTRY_DTYPE, then a page for every entry that has data.
+# PAGE_DATA's body: this, C entries of 64 bits, then a page for every entry that has data.
 #
 #    +-----------------------+-----------------------+
 #    | count C > 0           | reserved              |
 #    +-----------------------+-----------------------+
 #    | entry[0..C-1]   63-60: type, 59-52: 0, 51-0: pfn
-PAGE_DATA_HEADER = struct.Struct("<II")
-ENTRY_DTYPE = np.dtype("<u8")
+PAGE_DATA_HEADER = Fields("II")
+ENTRY_BYTES = 8
 TYPE_SHIFT = 60
 PFN_MASK = (1 << 52) - 1
 RESERVED_MASK = ((1 << TYPE_SHIFT) - 1) & ~PFN_MASK
@@ -148,20 +194,20 @@ def record_name(type: int) -> str:
 
 
 def entries_of(pfns: NDArray[Any], types: NDArray[Any]) -> U64Array:
-    """Join pfns and page types (`PageType`, any integer dtypes, equal shapes) into wire entries."""
-    shifted = types.astype(ENTRY_DTYPE) << np.uint64(TYPE_SHIFT)
-    entries: U64Array = pfns.astype(ENTRY_DTYPE) | shifted
+    """Join pfns and page types (`PageType`, any integer dtypes, equal shapes) into entries, native u64."""
+    shifted = types.astype(np.uint64) << np.uint64(TYPE_SHIFT)
+    entries: U64Array = pfns.astype(np.uint64) | shifted
     return entries
 
 
 def pfns_of(entries: U64Array) -> U64Array:
-    """Frame numbers of wire entries, as u64."""
+    """Frame numbers of entries, as u64."""
     pfns: U64Array = entries & np.uint64(PFN_MASK)
     return pfns
 
 
 def types_of(entries: U64Array) -> U32Array:
-    """Page types (`PageType`) of wire entries, as u32: `<< 28` makes them XEN_DOMCTL_PFINFO_*."""
+    """Page types (`PageType`) of entries, as u32: `<< 28` makes them XEN_DOMCTL_PFINFO_*."""
     return (entries >> np.uint64(TYPE_SHIFT)).astype(np.uint32)
 
 

@@ -213,11 +213,11 @@ class LibxlReader:
 class LibxlWriter:
     """Writes the libxl records of one stream; the counterpart of `LibxlReader`."""
 
-    def __init__(self, sink: ByteSink) -> None:
-        """Write the header."""
+    def __init__(self, sink: ByteSink, *, legacy: bool = False) -> None:
+        """Write the header. `legacy`: what follows was converted from an image of Xen 4.5 or before."""
         self._sink = sink
         self._order = _Order()
-        sink.write(HEADER.pack(IDENT, VERSION, 0))
+        sink.write(HEADER.pack(IDENT, VERSION, Option.LEGACY if legacy else 0))
 
     @property
     def ended(self) -> bool:

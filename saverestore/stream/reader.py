@@ -1,7 +1,8 @@
 """Reading a libxc stream: headers at once, then one record per call.
 
-Page data are never held here. `next()` returns the entries of a PAGE_DATA record and leaves the pages
-in the source, so that the consumer can have them put where they belong (`read_pages`) or passed over.
+`next()` returns the entries of a PAGE_DATA record and leaves the pages in the source, so that the consumer can
+have them put where they belong (`read_pages`) or passed over. Pages that are as they are are never held here;
+coded ones are, a record of them at a time.
 Exactly the bytes of the image are consumed: after END the source stands at the byte behind it.
 """
 
@@ -13,28 +14,29 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from saverestore.stream.codecs import Codec
 from saverestore.stream.digest import Before, DigestAlgorithm, DigestCheck
 from saverestore.stream.errors import BadRecord, UnknownRecord
+from saverestore.stream.framing import FOR_PAGES, RecordBody, RecordHeader, framing_of, length_of
 from saverestore.stream.grammar import Grammar
 from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import (
-    ENTRY_DTYPE,
+    ENTRY_BYTES,
     KNOWN_PAGE_TYPES,
     OPTIONAL_BIT,
     PAGE_DATA_HEADER,
     PAGE_SIZE,
-    RECORD_HEADER,
     RESERVED_MASK,
     RecordType,
     U32Array,
     U64Array,
     has_data,
-    padding_of,
     pfns_of,
     record_name,
     types_of,
 )
 from saverestore.stream.limits import body_max_of
+from saverestore.stream.page_coding import CodedPages, read_coding
 from saverestore.stream.records import RECORD_CLASSES, Record, UnknownOptional, X86PvInfo, X86PvP2mFrames
 from saverestore.transport.base import ByteSource
 
@@ -48,7 +50,9 @@ class PageData:
 
     `offset` is where the record begins. `entries` (u64) are as on the wire, `pfns` (u64) and `types`
     (u32, `PageType`) their parts; every pfn occurs once. `nr_data` entries have a page each, in
-    the order of the entries: those for which `has_data(types)` holds.
+    the order of the entries: those for which `has_data(types)` holds. `codec`: how these are coded; with
+    `Codec.XOR` they can only be read over the last versions of the pages. `nr_told_zero` of them take no
+    room in the image, being all zero.
     """
 
     type = RecordType.PAGE_DATA
@@ -57,6 +61,8 @@ class PageData:
     pfns: U64Array
     types: U32Array
     nr_data: int
+    codec: Codec = Codec.NONE
+    nr_told_zero: int = 0
 
 
 AnyRecord: TypeAlias = "Record | PageData | UnknownOptional"
@@ -102,8 +108,32 @@ def check_entries(
     return pfns, types, int(np.count_nonzero(has_data(types)))
 
 
+class _PagesAsTheyAre:
+    """The pages of one record that come from the source straight into where they belong."""
+
+    def __init__(self, body: RecordBody, nr_pages: int) -> None:
+        self._body = body
+        self.nr_left = nr_pages
+        if not nr_pages:
+            body.finish()
+
+    def read(self, views: Sequence[WriteableBuffer], nr_pages: int) -> None:
+        """Fill `views` with the next pages."""
+        self._body.readv(views, "the pages of a PAGE_DATA record")
+        self.nr_left -= nr_pages
+        if nr_pages and not self.nr_left:
+            self._body.finish()
+
+    def skip(self) -> None:
+        """Pass over what has not been read."""
+        if self.nr_left:
+            self._body.skip(self.nr_left * PAGE_SIZE, "the pages of a PAGE_DATA record")
+            self._body.finish()
+        self.nr_left = 0
+
+
 class LibxcReader:
-    """Reads one libxc stream of version 2 or 3 from a source that stands at its image header.
+    """Reads one libxc stream, of either dialect, from a source that stands at its image header.
 
     `image` and `domain` are its headers. `max_pfn` bounds the pfns of PAGE_DATA where it is not None:
     X86_PV_P2M_FRAMES sets it, the consumer may. `verifying` is true once VERIFY has come.
@@ -117,20 +147,23 @@ class LibxcReader:
         prefix: bytes = b"",
         *,
         before: Before | None = None,
+        check_digest: bool = True,
         require_digest: bool = False,
     ) -> None:
         """Read both headers; `prefix`: bytes of the stream that have been taken from `source` before.
 
-        `before`: what came before the stream, to be held against what the image says of it. `require_digest`: an
-        image without a digest is a `BadRecord` at its END.
+        `before`: what came before the stream, to be held against what the image says of it. `check_digest`: false
+        where pages are only passed over, as these must be read to be digested. `require_digest`: an image without
+        a digest is a `BadRecord` at its END.
         """
-        self._digest = DigestCheck(source, prefix, before, required=require_digest)
+        self._digest = DigestCheck(source, prefix, before, required=require_digest, enabled=check_digest)
         self._source = self._digest.source
         self.image = ImageHeader.read(self._source, prefix)
-        self.domain = DomainHeader.read(self._source)
+        self.domain = DomainHeader.read(self._source, self.image.order)
+        self._framing = framing_of(self.image)
         self._grammar = Grammar(self.domain.type, self.image.version)
         self._pv_info: X86PvInfo | None = None
-        self._pages_end: int | None = None
+        self._pages: _PagesAsTheyAre | CodedPages | None = None
         self.max_pfn: int | None = None
 
     @property
@@ -154,11 +187,14 @@ class LibxcReader:
         return self._digest.checked
 
     @property
+    def announced_digest(self) -> DigestAlgorithm | None:
+        """The algorithm of the digest that the image says it ends with, once PROVENANCE has come."""
+        return self._digest.announced
+
+    @property
     def nr_pages_left(self) -> int:
         """Pages of the last PAGE_DATA record that are still in the stream."""
-        if self._pages_end is None:
-            return 0
-        return (self._pages_end - self._source.offset) // PAGE_SIZE
+        return 0 if self._pages is None else self._pages.nr_left
 
     def next(self) -> AnyRecord:
         """Read the next record; pages of the one before that nobody read are passed over.
@@ -168,24 +204,24 @@ class LibxcReader:
         if self.ended:
             raise RuntimeError(f"{self._source.name}: the libxc stream has been read to its end")
         self.skip_pages()
-        offset = self._source.offset
-        header = self._digest.read_header(RECORD_HEADER.size, "a libxc record header")
-        type, length = RECORD_HEADER.unpack(header)
-        self._check_header(type, length, offset)
-        self._grammar.advance(type, offset)
-        self._digest.begin(type, header)
-        if type == RecordType.PAGE_DATA:
-            return self._read_page_data(length, offset)
-        if type & OPTIONAL_BIT and type not in RECORD_CLASSES:
-            self._source.skip(length, f"the {record_name(type)}")
-            self._read_padding(length, type, offset)
-            return UnknownOptional(type, length)
-        return self._read_record(RecordType(type), length, offset)
+        header = self._framing.read_header(self._digest.header_source)
+        self._check_header(header)
+        self._grammar.advance(header.type, header.offset)
+        self._digest.begin(header.type)
+        body = self._framing.body_of(self._source, header)
+        if header.type == RecordType.PAGE_DATA:
+            return self._read_page_data(body)
+        if header.type & OPTIONAL_BIT and header.type not in RECORD_CLASSES:
+            body.skip(header.length, f"the {record_name(header.type)}")
+            body.finish()
+            return UnknownOptional(header.type, header.length)
+        return self._read_record(RecordType(header.type), body)
 
     def read_pages(self, views: Sequence[WriteableBuffer]) -> None:
         """Read all pages of the last PAGE_DATA record into `views`, which hold exactly that much.
 
-        Order: of the entries that have data. Nothing is copied: the kernel fills the views.
+        Order: of the entries that have data. Pages that are not coded are not copied: the kernel fills the views.
+        Of a record that has `Codec.XOR`, the views hold the last versions of these pages.
         """
         self._read_pages(views, self.nr_pages_left * PAGE_SIZE)
 
@@ -195,47 +231,43 @@ class LibxcReader:
 
     def skip_pages(self) -> None:
         """Pass over the pages of the last PAGE_DATA record that have not been read, if any."""
-        if self._pages_end is not None:
-            self._source.skip(self._pages_end - self._source.offset, "the pages of a PAGE_DATA record")
-            self._pages_end = None
+        if self._pages is not None:
+            self._pages.skip()
+            self._pages = None
 
     def _read_pages(self, views: Sequence[WriteableBuffer], wanted: int | None) -> None:
-        given = sum(memoryview(view).nbytes for view in views)
+        given = length_of(views)
         left = self.nr_pages_left * PAGE_SIZE
         if wanted is None and given <= left and given % PAGE_SIZE == 0:
             wanted = given
         if given != wanted:
             raise ValueError(f"buffers of {given} bytes for pages of {left} bytes")
-        self._source.readv(views, "the pages of a PAGE_DATA record")
+        if self._pages is not None:
+            self._pages.read(views, given // PAGE_SIZE)
 
-    def _check_header(self, type: int, length: int, offset: int) -> None:
-        if (
-            not type & OPTIONAL_BIT
-            and type not in RECORD_CLASSES
-            and type
-            not in (
-                RecordType.PAGE_DATA,
-                RecordType.TOOLSTACK,
-            )
-        ):
+    def _check_header(self, header: RecordHeader) -> None:
+        type, length = header.type, header.length
+        known = type in RECORD_CLASSES or type in (RecordType.PAGE_DATA, RecordType.TOOLSTACK)
+        if not type & OPTIONAL_BIT and not known:
             raise UnknownRecord(
                 f"{record_name(type)}, {length} bytes: this image needs a newer version of this program, "
                 "or is damaged",
-                offset=offset,
+                offset=header.offset,
                 type=type,
             )
         limit = body_max_of(type)
         if length > limit and type != RecordType.TOOLSTACK:
             raise BadRecord(
                 f"{record_name(type)} record of {length} bytes, longer than the {limit} bytes it may have",
-                offset=offset,
+                offset=header.offset,
                 type=type,
             )
 
-    def _read_record(self, type: RecordType, length: int, offset: int) -> Record:
-        body = self._source.read(length, f"the {type.name} record")
-        self._read_padding(length, type, offset)
-        record = RECORD_CLASSES[type].unpack(body, offset)
+    def _read_record(self, type: RecordType, body: RecordBody) -> Record:
+        offset = body.header.offset
+        content = body.read(body.header.length, f"the {type.name} record")
+        body.finish()
+        record = RECORD_CLASSES[type].unpack(content, offset, self.image.order)
         self._digest.take(record, offset)
         if self.ended:
             self._digest.end(offset)
@@ -248,33 +280,33 @@ class LibxcReader:
             self.max_pfn = record.last_pfn
         return record
 
-    def _read_padding(self, length: int, type: int, offset: int) -> None:
-        padding = self._source.read(padding_of(length), f"the padding of the {record_name(type)} record")
-        if any(padding):
-            raise BadRecord(
-                f"{record_name(type)} record: nonzero padding {padding.hex()}", offset=offset, type=type
-            )
-
-    def _read_page_data(self, length: int, offset: int) -> PageData:
+    def _read_page_data(self, body: RecordBody) -> PageData:
+        order, header = self.image.order, body.header
+        offset, length = header.offset, header.length
         if length < PAGE_DATA_HEADER.size:
             raise BadRecord(f"PAGE_DATA: body of {length} bytes", offset=offset, type=RecordType.PAGE_DATA)
-        header = self._source.read(PAGE_DATA_HEADER.size, "the PAGE_DATA record")
-        count, reserved = PAGE_DATA_HEADER.unpack(header)
-        pages_bytes = length - PAGE_DATA_HEADER.size - count * ENTRY_DTYPE.itemsize
-        if reserved or count == 0 or pages_bytes < 0:
+        count, reserved = PAGE_DATA_HEADER.unpack(
+            body.read(PAGE_DATA_HEADER.size, "the PAGE_DATA record"), order
+        )
+        if reserved or count == 0 or count * ENTRY_BYTES > body.left:
             problem = (
                 "reserved bytes are not zero" if reserved else f"{count} entries in a body of {length} bytes"
             )
             raise BadRecord(f"PAGE_DATA: {problem}", offset=offset, type=RecordType.PAGE_DATA)
-        entries: U64Array = np.empty(count, dtype=ENTRY_DTYPE)
-        self._source.readinto(entries.data, "the entries of a PAGE_DATA record")
+        on_wire = np.empty(count, dtype=order.entry_dtype)
+        body.readv([on_wire.view(np.uint8).data], "the entries of a PAGE_DATA record")
+        entries: U64Array = on_wire.astype(np.uint64, copy=False)
         pfns, types, nr_data = check_entries(entries, offset, self.max_pfn)
-        if pages_bytes != nr_data * PAGE_SIZE:
-            raise BadRecord(
-                f"PAGE_DATA: {pages_bytes} bytes for the pages of {nr_data} entries with data, "
-                f"which are {nr_data * PAGE_SIZE}",
-                offset=offset,
-                type=RecordType.PAGE_DATA,
-            )
-        self._pages_end = self._source.offset + pages_bytes
-        return PageData(offset, entries, pfns, types, nr_data)
+        if not header.options & FOR_PAGES:
+            if body.left != nr_data * PAGE_SIZE:
+                raise BadRecord(
+                    f"PAGE_DATA: {body.left} bytes for the pages of {nr_data} entries with data, "
+                    f"which are {nr_data * PAGE_SIZE}",
+                    offset=offset,
+                    type=RecordType.PAGE_DATA,
+                )
+            self._pages = _PagesAsTheyAre(body, nr_data)
+            return PageData(offset, entries, pfns, types, nr_data)
+        coming = read_coding(body, nr_data, order)
+        self._pages = CodedPages(body, coming, types[has_data(types)], order)
+        return PageData(offset, entries, pfns, types, nr_data, coming.codec, nr_data - coming.nr_carried)

@@ -1,7 +1,8 @@
 """The bodies of all records but PAGE_DATA: one frozen class each, `pack` and `unpack` in pairs.
 
-`pack()` returns the body, without record header and padding. `unpack(body, offset)` takes exactly the
-body; `offset` is where its record begins and appears in the `BadRecord` that wrong content raises.
+`pack(order)` returns the body, without record header and padding. `unpack(body, offset, order)` takes exactly
+the body; `offset` is where its record begins and appears in the `BadRecord` that wrong content raises. `order`
+is that of the image's numbers; what is opaque here (contexts, policies) is the same in either.
 Both sides check the same things, so that what is written can be read.
 Those of x86 PV guests are in `records_pv`.
 """
@@ -9,14 +10,13 @@ Those of x86 PV guests are in `records_pv`.
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self, TypeAlias
 
 import numpy as np
 
 from saverestore.stream.errors import BadRecord
-from saverestore.stream.layout import ENTRY_DTYPE, RecordType, U64Array
+from saverestore.stream.layout import ENTRY_BYTES, ByteOrder, Fields, RecordType, U64Array
 from saverestore.stream.record_base import (
     Body,
     CheckedRecord,
@@ -62,12 +62,12 @@ __all__ = [
 ]
 
 # X86_TSC_INFO:       | mode u32 | kHz u32 | ns u64 | incarnation u32 | reserved u32 |
-TSC_INFO = struct.Struct("<IIQII")
+TSC_INFO = Fields("IIQII")
 # HVM_PARAMS:         | count u32 | reserved u32 | { index u64 | value u64 } …
-HVM_PARAMS_HEADER = struct.Struct("<II")
-HVM_PARAM = struct.Struct("<QQ")
+HVM_PARAMS_HEADER = Fields("II")
+HVM_PARAM = Fields("QQ")
 # IMAGE_DIGEST:       | algorithm u16 | reserved u16 | reserved u32 | digest …
-DIGEST_HEADER = struct.Struct("<HHI")
+DIGEST_HEADER = Fields("HHI")
 
 CPUID_LEAF_BYTES = 24  # xen_cpuid_leaf_t, public/arch-x86/xen.h
 MSR_ENTRY_BYTES = 16  # xen_msr_entry_t, same place
@@ -80,12 +80,12 @@ DIGEST_BYTES = {1: 16, 2: 32, 3: 32}
 class _Empty(CheckedRecord):
     """A record whose presence is all it says."""
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the empty body."""
         return b""
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Check that the body is empty."""
         if len(body):
             refuse(cls.type, offset, f"{len(body)} bytes of body where there are none")
@@ -126,15 +126,15 @@ class X86TscInfo(CheckedRecord):
     nsec: int
     incarnation: int
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the 24-byte body."""
-        return TSC_INFO.pack(self.mode, self.khz, self.nsec, self.incarnation, 0)
+        return TSC_INFO.pack(self.mode, self.khz, self.nsec, self.incarnation, 0, order=order)
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Read the 24-byte body."""
         check_length(cls.type, body, TSC_INFO.size, offset)
-        mode, khz, nsec, incarnation, reserved = TSC_INFO.unpack(body)
+        mode, khz, nsec, incarnation, reserved = TSC_INFO.unpack(body, order)
         check_zero(cls.type, reserved, offset)
         return cls(mode, khz, nsec, incarnation)
 
@@ -146,13 +146,13 @@ class HvmContext(CheckedRecord):
     type = RecordType.HVM_CONTEXT
     context: bytes
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the context."""
         check_at_least(self.type, self.context, 1, None)
         return self.context
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Take the context."""
         check_at_least(cls.type, body, 1, offset)
         return cls(bytes(body))
@@ -168,21 +168,21 @@ class HvmParams(CheckedRecord):
     type = RecordType.HVM_PARAMS
     params: tuple[tuple[int, int], ...]
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the body."""
-        header = HVM_PARAMS_HEADER.pack(len(self.params), 0)
-        return header + b"".join(HVM_PARAM.pack(index, value) for index, value in self.params)
+        header = HVM_PARAMS_HEADER.pack(len(self.params), 0, order=order)
+        return header + b"".join(HVM_PARAM.pack(index, value, order=order) for index, value in self.params)
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Read the body."""
         check_at_least(cls.type, body, HVM_PARAMS_HEADER.size, offset)
-        count, reserved = HVM_PARAMS_HEADER.unpack_from(body)
+        count, reserved = HVM_PARAMS_HEADER.unpack(body, order)
         check_zero(cls.type, reserved, offset)
         wanted = HVM_PARAMS_HEADER.size + count * HVM_PARAM.size
         if len(body) != wanted:
             refuse(cls.type, offset, f"body of {len(body)} bytes; {count} parameters take {wanted}")
-        return cls(tuple(HVM_PARAM.iter_unpack(body[HVM_PARAMS_HEADER.size :])))
+        return cls(tuple(HVM_PARAM.iter_unpack(body[HVM_PARAMS_HEADER.size :], order)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,16 +192,17 @@ class CheckpointDirtyPfnList(CheckedRecord):
     type = RecordType.CHECKPOINT_DIRTY_PFN_LIST
     pfns: U64Array
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the body."""
-        return self.pfns.astype(ENTRY_DTYPE, copy=False).tobytes()
+        return self.pfns.astype(order.entry_dtype, copy=False).tobytes()
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
-        """Read the body; `pfns` shares its memory."""
-        if len(body) % ENTRY_DTYPE.itemsize:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
+        """Read the body; `pfns` shares its memory where that is in the machine's order."""
+        if len(body) % ENTRY_BYTES:
             refuse(cls.type, offset, f"body of {len(body)} bytes is no whole number of pfns")
-        return cls(np.frombuffer(body, dtype=ENTRY_DTYPE))
+        pfns = np.frombuffer(body, dtype=order.entry_dtype)
+        return cls(pfns.astype(np.uint64, copy=False))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CheckpointDirtyPfnList):
@@ -218,13 +219,13 @@ class X86CpuidPolicy(CheckedRecord):
     type = RecordType.X86_CPUID_POLICY
     leaves: bytes
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the leaves."""
         check_multiple(self.type, self.leaves, CPUID_LEAF_BYTES, None)
         return self.leaves
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Take the leaves."""
         check_multiple(cls.type, body, CPUID_LEAF_BYTES, offset)
         return cls(bytes(body))
@@ -237,13 +238,13 @@ class X86MsrPolicy(CheckedRecord):
     type = RecordType.X86_MSR_POLICY
     entries: bytes
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the entries."""
         check_multiple(self.type, self.entries, MSR_ENTRY_BYTES, None)
         return self.entries
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Take the entries."""
         check_multiple(cls.type, body, MSR_ENTRY_BYTES, offset)
         return cls(bytes(body))
@@ -256,7 +257,7 @@ class Provenance(CheckedRecord):
     type = RecordType.PROVENANCE
     fields: dict[str, Any]
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the object as UTF-8 JSON."""
         try:
             text = json.dumps(self.fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -267,7 +268,7 @@ class Provenance(CheckedRecord):
             ) from error
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Read the object."""
         try:
             fields = json.loads(bytes(body).decode(), parse_constant=_no_constant)
@@ -289,16 +290,16 @@ class ImageDigest(CheckedRecord):
     algorithm: int
     digest: bytes
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the body."""
         self._check(None)
-        return DIGEST_HEADER.pack(self.algorithm, 0, 0) + self.digest
+        return DIGEST_HEADER.pack(self.algorithm, 0, 0, order=order) + self.digest
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Read the body; the digest is not compared with anything here."""
         check_at_least(cls.type, body, DIGEST_HEADER.size, offset)
-        algorithm, reserved, more_reserved = DIGEST_HEADER.unpack_from(body)
+        algorithm, reserved, more_reserved = DIGEST_HEADER.unpack(body, order)
         check_zero(cls.type, reserved | more_reserved, offset)
         record = cls(algorithm, bytes(body[DIGEST_HEADER.size :]))
         record._check(offset)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
 import numpy as np
 
-from saverestore.stream.layout import ENTRY_DTYPE, PAGE_SIZE, RecordType, U64Array
+from saverestore.stream.layout import ENTRY_BYTES, PAGE_SIZE, ByteOrder, Fields, RecordType, U64Array
 from saverestore.stream.record_base import (
     Body,
     CheckedRecord,
@@ -19,11 +18,11 @@ from saverestore.stream.record_base import (
 )
 
 # X86_PV_INFO:        | guest width u8 | page-table levels u8 | reserved, 6 bytes |
-PV_INFO = struct.Struct("<BBHI")
+PV_INFO = Fields("BBHI")
 # X86_PV_P2M_FRAMES:  | first pfn u32 | last pfn u32 | pfn of each frame of the table, u64 …
-P2M_FRAMES_HEADER = struct.Struct("<II")
+P2M_FRAMES_HEADER = Fields("II")
 # X86_PV_VCPU_*:      | vcpu u32 | reserved u32 | context …
-VCPU_HEADER = struct.Struct("<II")
+VCPU_HEADER = Fields("II")
 
 PAGE_TABLE_LEVELS = {4: 3, 8: 4}
 """Levels of the page tables by guest width in bytes; no other pairs exist."""
@@ -37,16 +36,16 @@ class X86PvInfo(CheckedRecord):
     guest_width: int
     pt_levels: int
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the 8-byte body."""
         self._check(None)
-        return PV_INFO.pack(self.guest_width, self.pt_levels, 0, 0)
+        return PV_INFO.pack(self.guest_width, self.pt_levels, 0, 0, order=order)
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Read the 8-byte body."""
         check_length(cls.type, body, PV_INFO.size, offset)
-        guest_width, pt_levels, reserved, more_reserved = PV_INFO.unpack(body)
+        guest_width, pt_levels, reserved, more_reserved = PV_INFO.unpack(body, order)
         check_zero(cls.type, reserved | more_reserved, offset)
         record = cls(guest_width, pt_levels)
         record._check(offset)
@@ -75,21 +74,21 @@ class X86PvP2mFrames(CheckedRecord):
     last_pfn: int
     frames: U64Array
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the body."""
         self._check(None)
-        header = P2M_FRAMES_HEADER.pack(self.first_pfn, self.last_pfn)
-        return header + self.frames.astype(ENTRY_DTYPE, copy=False).tobytes()
+        header = P2M_FRAMES_HEADER.pack(self.first_pfn, self.last_pfn, order=order)
+        return header + self.frames.astype(order.entry_dtype, copy=False).tobytes()
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
-        """Read the body; `frames` shares its memory."""
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
+        """Read the body; `frames` shares its memory where that is in the machine's order."""
         check_at_least(cls.type, body, P2M_FRAMES_HEADER.size, offset)
-        if (len(body) - P2M_FRAMES_HEADER.size) % ENTRY_DTYPE.itemsize:
+        if (len(body) - P2M_FRAMES_HEADER.size) % ENTRY_BYTES:
             refuse(cls.type, offset, f"body of {len(body)} bytes is no whole number of frames")
-        first_pfn, last_pfn = P2M_FRAMES_HEADER.unpack_from(body)
-        frames = np.frombuffer(body, dtype=ENTRY_DTYPE, offset=P2M_FRAMES_HEADER.size)
-        record = cls(first_pfn, last_pfn, frames)
+        first_pfn, last_pfn = P2M_FRAMES_HEADER.unpack(body, order)
+        frames = np.frombuffer(body, dtype=order.entry_dtype, offset=P2M_FRAMES_HEADER.size)
+        record = cls(first_pfn, last_pfn, frames.astype(np.uint64, copy=False))
         record._check(offset)
         return record
 
@@ -146,15 +145,15 @@ class _VcpuBlob(CheckedRecord):
     vcpu: int
     context: bytes
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the body."""
-        return VCPU_HEADER.pack(self.vcpu, 0) + self.context
+        return VCPU_HEADER.pack(self.vcpu, 0, order=order) + self.context
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Read the body; the context is copied out of it."""
         check_at_least(cls.type, body, VCPU_HEADER.size, offset)
-        vcpu, reserved = VCPU_HEADER.unpack_from(body)
+        vcpu, reserved = VCPU_HEADER.unpack(body, order)
         check_zero(cls.type, reserved, offset)
         return cls(vcpu, bytes(body[VCPU_HEADER.size :]))
 
@@ -190,13 +189,13 @@ class SharedInfo(CheckedRecord):
     type = RecordType.SHARED_INFO
     page: bytes
 
-    def pack(self) -> bytes:
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the page."""
         check_length(self.type, self.page, PAGE_SIZE, None)
         return self.page
 
     @classmethod
-    def unpack(cls, body: Body, offset: int) -> Self:
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Take the page."""
         check_length(cls.type, body, PAGE_SIZE, offset)
         return cls(bytes(body))

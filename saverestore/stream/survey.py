@@ -13,25 +13,21 @@ from typing import Any, TypeVar
 import numpy as np
 
 from saverestore.errors import ImageError
-from saverestore.stream import libxl
-from saverestore.stream.digest import BeforeSource, DigestAlgorithm
-from saverestore.stream.errors import BadHeader, OutOfOrder
+from saverestore.stream.codecs import Codec
+from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.errors import BadHeader
 from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import RecordType, record_name
+from saverestore.stream.libxl import LibxlReader, LibxlRecord
 from saverestore.stream.reader import AnyRecord, LibxcReader, PageData
-from saverestore.stream.records import Checkpoint, End, ImageDigest, Provenance, UnknownOptional
-from saverestore.stream.tally import PAGE_WORDS, PageDigests, PageStatistics, WordPages
-from saverestore.stream.xl import MAGIC, XlHeader
+from saverestore.stream.records import Checkpoint, ImageDigest, Provenance, UnknownOptional
+from saverestore.stream.tally import PageDigests, PageStatistics, WordPages
+from saverestore.stream.walk import walk
+from saverestore.stream.xl import XlHeader
+from saverestore.stream.zero_pages import PAGE_WORDS
 from saverestore.transport.base import ByteSource
 
-T = libxl.LibxlRecordType
 V = TypeVar("V")
-
-PREFIX_BYTES = 8
-"""So many first bytes tell the three layers apart; no header is shorter."""
-
-LIBXC_PREFIX = b"\xff" * PREFIX_BYTES
-LIBXL_PREFIX = libxl.IDENT.to_bytes(PREFIX_BYTES, "big")
 
 BATCH_PAGES = 1024
 
@@ -39,14 +35,6 @@ RECORD_NAMES_MAX = 100
 """Kinds of records told apart; a damaged image may have any number of optional ones."""
 
 OTHER_RECORDS = "further optional records"
-
-OTHER_FORMATS = {
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; give it through a pipe: zstd -dc IMAGE | pyimage … -",
-    b"\x1f\x8b": "compressed with gzip; give it through a pipe: gzip -dc IMAGE | pyimage … -",
-    b"\xfd7zXZ\0": "compressed with xz; give it through a pipe: xz -dc IMAGE | pyimage … -",
-    b"LinuxGue": "an image of xend (Xen 4.4 or before), which cannot be read here",
-    b"\x7fELF": "an ELF file; images of Xen are none",
-}
 
 Progress = Callable[[int], None]
 
@@ -148,31 +136,28 @@ class _Walk:
 
     def __init__(self, source: ByteSource, found: Survey, on_progress: Progress) -> None:
         self._source = source
-        self._outside = BeforeSource(source)  # what is outside libxc's stream is read through it
         self._found = found
         self._on_progress = on_progress
         self._buffer: WordPages | None = None
+        self._reader: LibxcReader | None = None
 
     def walk(self) -> None:
-        prefix = self._outside.read(PREFIX_BYTES, "the first header")
-        if prefix == MAGIC[:PREFIX_BYTES]:
-            self._found.layers.append("xl")
-            self._take_config(XlHeader.read(self._outside, prefix).config)
-            self._libxl(b"")
-        elif prefix == LIBXL_PREFIX:
-            self._libxl(prefix)
-        elif prefix == LIBXC_PREFIX:
-            self._libxc(prefix, None)
-        else:
-            self._refuse(prefix)
-
-    def _refuse(self, prefix: bytes) -> None:
-        for magic, what in OTHER_FORMATS.items():
-            if prefix.startswith(magic):
-                raise BadHeader(f"{self._source.name}: no image as it is, but {what}", offset=0)
-        raise BadHeader(
-            f"{self._source.name}: no image of a Xen domain: it begins with {prefix.hex()}", offset=0
-        )
+        begin = 0
+        for event in walk(self._source):
+            if isinstance(event, LibxcReader):
+                self._reader = event
+                self._found.layers.append("libxc")
+                self._found.image, self._found.domain = event.image, event.domain
+            elif isinstance(event, LibxlReader):
+                self._found.layers.append("libxl")
+            elif isinstance(event, XlHeader):
+                self._found.layers.append("xl")
+                self._take_config(event.config)
+            else:
+                self._note(event)
+                self._count(_name_of(event), begin, self._source.offset)
+                self._found.checked_digest = self._reader.checked_digest if self._reader else None
+            begin = self._source.offset
 
     def _take_config(self, config: bytes | None) -> None:
         if config is None:
@@ -190,56 +175,19 @@ class _Walk:
             return
         self._found.config = ConfigSummary.of(fields)
 
-    def _libxl(self, prefix: bytes) -> None:
-        reader = libxl.LibxlReader(self._outside, prefix)
-        self._found.layers.append("libxl")
-        while (record := self._libxl_record(reader)).type is not T.END:
-            if record.type is T.LIBXC_CONTEXT:
-                self._libxc(b"", reader)
-            elif record.type in (T.CHECKPOINT_END, T.CHECKPOINT_STATE):
-                self._refuse_libxl(record, "outside a checkpoint")
-
-    def _libxl_checkpoint(self, reader: libxl.LibxlReader) -> None:
-        """Read libxl's part of a checkpoint, between CHECKPOINT and the next record of libxc."""
-        while (record := self._libxl_record(reader)).type is not T.CHECKPOINT_END:
-            if record.type is T.END:
-                self._refuse_libxl(record, "inside a checkpoint")
-
-    def _libxl_record(self, reader: libxl.LibxlReader) -> libxl.LibxlRecord:
-        record = reader.next()
-        self._count(f"libxl {record.type.name}", record.offset, self._source.offset)
-        return record
-
-    def _refuse_libxl(self, record: libxl.LibxlRecord, where: str) -> None:
-        raise OutOfOrder(f"libxl {record.type.name} record {where}", offset=record.offset, type=record.type)
-
-    def _libxc(self, prefix: bytes, outer: libxl.LibxlReader | None) -> None:
-        reader = LibxcReader(self._source, prefix, before=None if outer is None else self._outside.before())
-        self._found.layers.append("libxc")
-        self._found.image, self._found.domain = reader.image, reader.domain
-        while True:
-            offset = self._source.offset
-            record = reader.next()
-            if isinstance(record, PageData):
-                self._pages(reader, record)
-            self._count(_name_of(record), offset, self._source.offset)
-            self._note(record)
-            self._found.checked_digest = reader.checked_digest
-            if isinstance(record, Checkpoint) and outer is not None:
-                self._libxl_checkpoint(outer)
-            elif isinstance(record, End):
-                return
-
-    def _note(self, record: AnyRecord) -> None:
-        if isinstance(record, Provenance):
+    def _note(self, record: AnyRecord | LibxlRecord) -> None:
+        if isinstance(record, PageData):
+            self._pages(record)
+        elif isinstance(record, Provenance):
             self._found.provenance = record.fields
         elif isinstance(record, ImageDigest):
             self._found.digest = record
         elif isinstance(record, Checkpoint):
             self._found.checkpoints += 1
 
-    def _pages(self, reader: LibxcReader, record: PageData) -> None:
-        pages = self._found.pages
+    def _pages(self, record: PageData) -> None:
+        pages, reader = self._found.pages, self._reader
+        assert reader is not None  # its headers come before any record
         if reader.verifying:
             pages.nr_verify_entries += len(record.entries)
             reader.skip_pages()
@@ -250,9 +198,13 @@ class _Walk:
             self._buffer = np.empty((BATCH_PAGES, PAGE_WORDS), dtype=np.uint64)
         while nr_left := reader.nr_pages_left:
             batch = self._buffer[: min(nr_left, BATCH_PAGES)]
+            # Of deltas, only that they are well-formed is found: what they are against is not here.
             reader.read_some_pages([batch.data])
-            pages.add_pages(batch)
+            if record.codec is not Codec.XOR:
+                pages.add_pages(batch)
             self._on_progress(self._source.offset)
+        if record.codec is Codec.XOR:
+            pages.add_deltas(record.nr_data, record.nr_told_zero)
 
     def _count(self, name: str, begin: int, end: int) -> None:
         records = self._found.records
@@ -263,7 +215,9 @@ class _Walk:
         entry.length_bytes += end - begin
 
 
-def _name_of(record: AnyRecord) -> str:
+def _name_of(record: AnyRecord | LibxlRecord) -> str:
+    if isinstance(record, LibxlRecord):
+        return f"libxl {record.type.name}"
     if isinstance(record, UnknownOptional):
         return record_name(record.type).removeprefix("unknown ")
     return RecordType(record.type).name

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from saverestore.stream.layout import NR_PAGE_TYPES, PAGE_SIZE, BoolArray, PageType, U32Array, U64Array
+from saverestore.stream.layout import NR_PAGE_TYPES, PageType, U32Array, U64Array
+from saverestore.stream.zero_pages import zero_pages
 
 CHUNK_SHIFT = 15
 CHUNK_PFNS = 1 << CHUNK_SHIFT
@@ -16,8 +17,6 @@ CHUNK_BYTES = CHUNK_PFNS // 8
 
 CHUNKS_MAX = 16384
 """Bounds the memory of `PfnSet` to 64 MiB: enough for 2 TiB of guest memory."""
-
-PAGE_WORDS = PAGE_SIZE // 8
 
 WordPages = NDArray[np.uint64]
 
@@ -170,20 +169,7 @@ class PageStatistics:
             others = pages if not zero.any() else pages[~zero]
             self._contents.add(self.page_digests(others.view(np.uint8)))
 
-
-def zero_pages(pages: WordPages) -> BoolArray:
-    """Which pages are all zero, of an array of u64 of shape (n, 512)."""
-    # Most pages that are not zero show it in a few places; only the others are read to the end.
-    probes = pages[:, 0] | pages[:, PAGE_WORDS // 2] | pages[:, PAGE_WORDS - 1]
-    zero: BoolArray = probes == 0
-    if zero.all():
-        zero = np.bitwise_or.reduce(pages, axis=1) == 0
-    elif zero.any():
-        some = np.flatnonzero(zero)
-        zero[some] = np.bitwise_or.reduce(pages[some], axis=1) == 0
-    return zero
-
-
-def count_zero_pages(pages: WordPages) -> int:
-    """Number of pages that are all zero, of an array of u64 of shape (n, 512)."""
-    return int(np.count_nonzero(zero_pages(pages)))
+    def add_deltas(self, nr_pages: int, nr_zero: int) -> None:
+        """Count pages that came as deltas, whose content cannot be told here, and those told to be zero."""
+        self.nr_data += nr_pages
+        self.nr_zero += nr_zero

@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import DigestingSink, WrittenDigest
 from saverestore.stream.errors import BadRecord
+from saverestore.stream.framing import framing_of, length_of
 from saverestore.stream.grammar import Grammar
 from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import (
-    ENTRY_DTYPE,
+    DRAFT_B_VERSION,
+    MACHINE_ORDER,
     PAGE_DATA_HEADER,
     PAGE_SHIFT,
     PAGE_SIZE,
     RECORD_BODY_MAX,
-    RECORD_HEADER,
+    ByteOrder,
     DomainType,
     RecordType,
     U64Array,
-    padding_of,
 )
 from saverestore.stream.limits import body_max_of
+from saverestore.stream.page_coding import PageEncoder
 from saverestore.stream.reader import check_entries
 from saverestore.stream.records import End, Record, X86PvInfo, X86PvP2mFrames
+from saverestore.stream.versions import VersionCache
+from saverestore.stream.xor_rle import U8Array
 from saverestore.transport.base import ByteSink
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+@dataclass(frozen=True)
+class PreparedPages:
+    """A PAGE_DATA record as it will be written. Its buffers may be those that it was prepared of."""
+
+    buffers: Sequence[ReadableBuffer]
 
 
 class LibxcWriter:
@@ -44,21 +59,33 @@ class LibxcWriter:
         xen_version: tuple[int, int],
         version: int = 3,
         *,
+        order: ByteOrder | None = None,
+        coding: Coding | None = None,
+        versions: VersionCache | None = None,
         digest: WrittenDigest | None = None,
     ) -> None:
-        """Write both headers. `xen_version`: (major, minor) of the running Xen; `version`: 3 or 2.
+        """Write both headers. `xen_version`: (major, minor) of the running Xen; `version`: 3 or 2, 1 is `draft-b`.
 
-        `digest`: takes all that is written, and `end` writes it down. Pages must then not change while they are
-        written.
+        That dialect alone has `order` (default: the machine's), `coding` of pages (default: none) and, for
+        `Codec.XOR`, `versions` to code against. `digest`: takes all that is written, and `end` writes it down; pages
+        must then not change while they are written.
         """
         self._digest = digest
         self._sink: ByteSink = sink if digest is None else DigestingSink(sink, digest)
-        self.image = ImageHeader(version)
+        is_draft_b = version == DRAFT_B_VERSION
+        self.image = ImageHeader(version, (order or MACHINE_ORDER) if is_draft_b else ByteOrder.LITTLE)
         self.domain = DomainHeader(DomainType(domain_type), PAGE_SHIFT, *xen_version)
+        self._framing = framing_of(self.image)
+        self._encoder = PageEncoder(coding or Coding(), self.image.order, versions) if is_draft_b else None
         self._grammar = Grammar(self.domain.type, version)
         self._pv_info: X86PvInfo | None = None
         self.max_pfn: int | None = None
-        self._sink.writev([self.image.pack(), self.domain.pack()])
+        self._sink.writev([self.image.pack(), self.domain.pack(self.image.order)])
+
+    @property
+    def needs_still_pages(self) -> bool:
+        """Whether pages must not change between `prepare_pages` and the write: they are summed up and coded."""
+        return self._encoder is not None
 
     @property
     def verifying(self) -> bool:
@@ -73,7 +100,7 @@ class LibxcWriter:
     def record(self, record: Record) -> None:
         """Write any record but PAGE_DATA."""
         offset = self._sink.offset
-        body = record.pack()
+        body = record.pack(self.image.order)
         if len(body) > body_max_of(record.type):
             raise BadRecord(
                 f"{record.type.name} record of {len(body)} bytes, longer than the "
@@ -88,19 +115,26 @@ class LibxcWriter:
             self._pv_info = record
         elif isinstance(record, X86PvP2mFrames):
             self.max_pfn = record.last_pfn
-        header = RECORD_HEADER.pack(record.type, len(body))
-        self._sink.writev([header, body, bytes(padding_of(len(body)))])
+        self._sink.writev(self._framing.frame(record.type, [body]))
 
     def page_data(self, entries: U64Array, pages: Sequence[ReadableBuffer]) -> None:
-        """Write one PAGE_DATA record in one go; the pages are given to the sink as they are.
+        """Write one PAGE_DATA record in one go.
 
         `entries`: u64, see `layout.entries_of`. `pages`: buffers of any sizes that together hold one
         page for each entry that has data, in the order of the entries.
         """
-        offset = self._sink.offset
-        entries = entries.astype(ENTRY_DTYPE, copy=False)
-        _, _, nr_data = check_entries(entries, offset, self.max_pfn)
-        pages_bytes = sum(memoryview(page).nbytes for page in pages)
+        self.write_prepared(self.prepare_pages(entries, pages, offset=self._sink.offset))
+
+    def prepare_pages(
+        self, entries: U64Array, pages: Sequence[ReadableBuffer], *, offset: int | None = None
+    ) -> PreparedPages:
+        """Check, code and sum up one PAGE_DATA record, as for `page_data`: from any thread.
+
+        It must be written, and before another record has any of its pfns: XOR takes its pages for sent.
+        In the `xen` dialect the pages are given to the sink as they are. `offset`: for the text of errors.
+        """
+        pfns, types, nr_data = check_entries(entries, offset, self.max_pfn)
+        pages_bytes = length_of(pages)
         if pages_bytes != nr_data * PAGE_SIZE:
             raise BadRecord(
                 f"PAGE_DATA: {pages_bytes} bytes for the pages of {nr_data} entries with data, "
@@ -108,6 +142,7 @@ class LibxcWriter:
                 offset=offset,
                 type=RecordType.PAGE_DATA,
             )
+        order = self.image.order
         length = PAGE_DATA_HEADER.size + entries.nbytes + pages_bytes
         if length > RECORD_BODY_MAX:
             raise BadRecord(
@@ -115,12 +150,29 @@ class LibxcWriter:
                 offset=offset,
                 type=RecordType.PAGE_DATA,
             )
-        self._grammar.advance(RecordType.PAGE_DATA, offset)
-        header = RECORD_HEADER.pack(RecordType.PAGE_DATA, length) + PAGE_DATA_HEADER.pack(len(entries), 0)
-        self._sink.writev([header, entries.data, *pages])
+        options, parts = 0, pages
+        if self._encoder is not None:
+            options, parts = self._encoder.encode(pfns, types, _as_one(pages))
+        told = entries.astype(order.entry_dtype, copy=False).view(np.uint8).data
+        head = PAGE_DATA_HEADER.pack(len(entries), 0, order=order)
+        return PreparedPages(self._framing.frame(RecordType.PAGE_DATA, [head, told, *parts], options))
+
+    def write_prepared(self, prepared: PreparedPages) -> None:
+        """Write a record that has been prepared, in one go."""
+        self._grammar.advance(RecordType.PAGE_DATA, self._sink.offset)
+        self._sink.writev(prepared.buffers)
 
     def end(self) -> None:
         """Write the digest, if there is one, and END: the image is complete, and takes no more records."""
         if self._digest is not None:
             self.record(self._digest.record())
         self.record(End())
+
+
+def _as_one(pages: Sequence[ReadableBuffer]) -> U8Array:
+    """The pages as one array of shape (n, 4096); copied together where they are several buffers."""
+    parts = [np.frombuffer(memoryview(page), dtype=np.uint8) for page in pages if memoryview(page).nbytes]
+    if not parts:
+        return np.empty((0, PAGE_SIZE), dtype=np.uint8)
+    flat: U8Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return flat.reshape(-1, PAGE_SIZE)

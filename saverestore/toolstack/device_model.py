@@ -42,6 +42,12 @@ class Qmp:
             self._socket.connect(str(path))
             self._receive()  # the greeting
             self.command("qmp_capabilities")
+        except TimeoutError as error:
+            self.close()
+            raise QmpError(
+                f"the device model of domain {domid} did not answer within {timeout_s:.0f} s; it is busy, stopped "
+                "or in somebody else's hands"
+            ) from error
         except OSError as error:
             self.close()
             raise QmpError(
@@ -179,7 +185,9 @@ class DeviceModel:
     def recover(self) -> bool:
         """After a save that was killed: log-dirty off, and let it run. Whether it had stopped."""
         with self._qmp() as qmp:
-            qmp.command("xen-set-global-dirty-log", enable=False)
+            # QEMU aborts when it is to turn off what is not on; turning it on twice is nothing to it.
+            for enable in (True, False):
+                qmp.command("xen-set-global-dirty-log", enable=enable)
             stopped = not qmp.command("query-status")["running"]
             if stopped:
                 qmp.command("cont")

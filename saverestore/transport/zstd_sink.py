@@ -52,7 +52,6 @@ TABLE_LOG_MAX = 20
 """Bounds the compressor's tables to 4 MiB each: higher levels would take 50 MiB for each worker."""
 
 DEFAULT_LEVEL = 1
-LEVELS = range(1, 20)
 
 
 class ZstdSink:
@@ -92,26 +91,26 @@ class ZstdSink:
         # Where the first frame of a batch ends; all others are full.
         room = total % FRAME_BYTES or FRAME_BYTES if is_batch else FRAME_BYTES
         for buffer in buffers:
-            with memoryview(buffer) as view:
-                room = self._take(np.frombuffer(view, dtype=np.uint8), room)
+            length, at = nbytes_of(buffer), 0
+            while at < length:
+                at += self._copy(buffer, at, room - self._filled)
+                if self._filled == room:
+                    self._end_frame()
+                    room = FRAME_BYTES
         if is_batch or self._is_first_call:
             # The announcement follows the first frame: so that cannot be all there is.
             self._end_frame()
             self._is_first_call = False
 
-    def _take(self, data: np.ndarray[tuple[int], np.dtype[np.uint8]], room: int) -> int:
-        """Copy `data` into frames that end after `room` bytes, all after the first after FRAME_BYTES."""
-        done = 0
-        while done < len(data):
-            some = min(room - self._filled, len(data) - done)
-            self._frame[self._filled : self._filled + some] = data[done : done + some]
-            self._filled += some
-            done += some
-            self.offset += some
-            if self._filled == room:
-                self._end_frame()
-                room = FRAME_BYTES
-        return room
+    def _copy(self, buffer: ReadableBuffer, at: int, most: int) -> int:
+        """Put some of a buffer, from `at` on, into the frame: how many bytes. Holds nothing of it afterwards."""
+        with memoryview(buffer) as whole, whole.cast("B") as flat:
+            some = min(most, len(flat) - at)
+            # numpy lets other threads work while it copies.
+            self._frame[self._filled : self._filled + some] = np.frombuffer(flat, np.uint8, some, at)
+        self._filled += some
+        self.offset += some
+        return some
 
     def _end_frame(self) -> None:
         """Have the frame compressed, if there is anything in it, and write those that are done."""

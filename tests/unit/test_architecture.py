@@ -1,11 +1,13 @@
 """The arrows of docs/design.md, read out of the imports of every module.
 
-    cli ─► helper ─► operations ─► toolstack ─► engine ─► guest ─► stream ─► transport ─► interrupts ─► errors
+    cli ─► helper ─► operations ─► toolstack ─► engine ─► guest ─► image ─► stream ─► transport ─► interrupts
+    ─► kernels ─► errors
 
 A module imports from its own layer and from layers to its right, and:
 
   - `pyxc` imports nothing of `saverestore`; it is imported by `guest/x86` and `toolstack` only.
   - `engine` sees a guest through `guest.ports` and nothing else of `guest`; `toolstack` does not use `engine`.
+  - `image` is of use to `cli` only: what works on domains does not need it.
   - `stream` knows of transports what `transport.base` says.
   - `guest.ports`, the in-memory guest and the modules of `guest/x86` that it uses are pure: no `pyxc`.
 
@@ -32,9 +34,11 @@ LAYERS = [
     "toolstack",
     "engine",
     "guest",
+    "image",
     "stream",
     "transport",
     "interrupts",
+    "kernels",
     "errors",
 ]
 
@@ -79,7 +83,7 @@ def imports_of(path: Path) -> Iterator[str]:
 
 
 def layer_of(module: str) -> str | None:
-    """Which layer a module of saverestore belongs to; None for the package itself and its kernels."""
+    """Which layer a module of saverestore belongs to; None for the package itself and the compiled kernels."""
     parts = module.split(".")
     return parts[1] if parts[0] == "saverestore" and len(parts) > 1 and parts[1] in LAYERS else None
 
@@ -148,6 +152,11 @@ def test_the_toolstack_does_not_use_the_engine():
     assert arrows == []
 
 
+def test_only_commands_use_what_works_on_images():
+    users = {layer_of(module) for module, target in ARROWS if target.startswith("saverestore.image")}
+    assert users == {"cli", "image"}
+
+
 def test_the_stream_knows_of_transports_what_their_base_says():
     seen = {
         target
@@ -167,7 +176,7 @@ def test_a_pure_module_imports_only_pure_ones(module):
             waiting += imports_of(MODULES[name])
     assert [name for name in seen if name.startswith("pyxc")] == []
     allowed = PURE + tuple(
-        f"saverestore.{layer}" for layer in ("stream", "transport", "interrupts", "errors")
+        f"saverestore.{layer}" for layer in ("stream", "transport", "interrupts", "kernels", "errors")
     )
     assert [name for name in seen if not name.startswith(allowed)] == []
 
@@ -175,8 +184,8 @@ def test_a_pure_module_imports_only_pure_ones(module):
 WITHOUT_XEN = [
     module
     for module in MODULES
-    if layer_of(module) in ("stream", "transport", "engine", "interrupts", "errors")
-    and not module.endswith("_build")
+    if layer_of(module) in ("image", "stream", "transport", "engine", "interrupts", "kernels", "errors")
+    and module != "saverestore.kernels.build"
 ] + ["saverestore.cli.pyimage", "saverestore.cli.pysave", "saverestore.cli.pyrestore", *PURE]
 
 

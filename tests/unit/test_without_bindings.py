@@ -62,7 +62,7 @@ def python(installed: Path, code: str, *arguments: str) -> subprocess.CompletedP
 
 def test_it_installs_without_compiled_modules(installed: Path):
     assert list(installed.rglob("*.so")) == []
-    assert (installed / "saverestore" / "cli" / "pyimage.py").is_file()
+    assert (installed / "saverestore" / "cli" / "pyimage" / "command.py").is_file()
     assert (installed / "pyxc" / "py.typed").is_file()
 
 
@@ -80,6 +80,18 @@ def test_pyimage_reads_an_image(installed: Path, tmp_path: Path):
     done = python(installed, MODULE, "saverestore.cli.pyimage", "verify", str(image))
     assert done.returncode == 0, done.stderr
     assert "whole" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["dump", "core", "convert"])
+def test_pyimage_makes_files_of_an_image(installed: Path, tmp_path: Path, command: str):
+    from stream_samples import golden
+
+    image = tmp_path / "a.img"
+    image.write_bytes(golden("pv-v3"))
+    out = str(tmp_path / "out")
+    done = python(installed, MODULE, "saverestore.cli.pyimage", command, str(image), "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert Path(out).stat().st_size
 
 
 def test_pysave_says_what_to_install_in_one_line(installed: Path, tmp_path: Path):

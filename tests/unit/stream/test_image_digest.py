@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import sys
 import threading
 
 import numpy as np
 import pytest
 import xxhash
-from stream_samples import MemorySink, PipeLikeSource, source_of
+from stream_samples import MemorySink, PipeLikeSource, StingySource, source_of
 
 from saverestore.errors import ExitCode, ImageError, TransportError, UsageError
 from saverestore.stream import DomainType, LibxcReader, LibxcWriter, LibxlWriter, PageData, XlHeader
@@ -100,6 +101,25 @@ def test_pages_that_are_skipped_are_digested_all_the_same():
         while not reader.ended:
             reader.next()
     assert reader.checked_digest is XXH3
+
+
+def test_who_only_looks_at_records_need_not_read_the_pages():
+    data = with_digest(ImageDigest(1, bytes(16)), provenance={"integrity": {"digest": "xxh3"}})
+    with StingySource(data) as source:
+        reader = LibxcReader(source, check_digest=False)
+        while not reader.ended:
+            reader.next()
+        assert source.longest_request < 4096
+    assert reader.checked_digest is None
+
+
+def test_two_announcements_must_agree():
+    data = with_digest(None, provenance={"integrity": {"digest": "xxh3"}})
+    more = Provenance({"integrity": {"digest": "sha256"}}).pack()
+    record = struct.pack("<II", 0x80005002, len(more)) + more + bytes(-len(more) % 8)
+    at = data.index(b"\x10\0\0\0\0\0\0\0")  # STATIC_DATA_END
+    with pytest.raises(ImageError, match="announces two digests"):
+        read_all(data[:at] + record + data[at:])
 
 
 def test_an_image_without_one_is_read_unless_it_is_required():

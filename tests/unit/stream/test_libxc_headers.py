@@ -21,8 +21,8 @@ def changed(offset: int, value: str) -> bytes:
     [
         (0, "fe", "no libxc image: it begins with feff", 0),
         (8, "46", "no libxc image", 0),
-        (12, "00000001", "version 1: the proposal of 2014", 0),
-        (12, "00000004", "version 4: versions 2 and 3 can be read", 0),
+        (12, "00000000", "version 0: versions 1 .draft-b., 2 and 3 can be read", 0),
+        (12, "00000004", "version 4: versions 1 .draft-b., 2 and 3 can be read", 0),
         (12, "03000000", "version 50331648", 0),
         (16, "0001", "big-endian image", 0),
         (16, "0002", "reserved bits are set in the image header", 0),

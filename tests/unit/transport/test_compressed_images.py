@@ -369,6 +369,17 @@ def test_an_error_of_the_disk_comes_out_of_the_call_that_writes_and_ends_the_thr
     assert no_threads_of_ours() == []
 
 
+def test_after_an_error_nobody_holds_the_buffers():
+    memory = bytearray(RANDOM.integers(0, 256, 9 << 20, dtype=np.uint8).tobytes())
+    view = memoryview(memory)
+    with FullDisk(os.open(os.devnull, os.O_WRONLY), "null") as raw, ZstdSink(raw, workers=1) as sink:
+        with pytest.raises(TransportError, match="full") as caught:
+            for _ in range(4):
+                sink.writev([b"head", view])
+        view.release()  # a BufferError if anybody still had a part of it, in the traceback, say
+    assert caught.value.__traceback__ is not None
+
+
 def test_giving_up_halfway_ends_the_threads_on_both_sides():
     with (
         pytest.raises(KeyboardInterrupt),

@@ -1,0 +1,7 @@
+"""`python -m saverestore.cli.pyimage`."""
+
+import sys
+
+from saverestore.cli.pyimage.command import main
+
+sys.exit(main())

@@ -1,0 +1,71 @@
+"""`pyimage map`: a picture of a domain's memory."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saverestore.cli.pyimage.common import (
+    Bar,
+    Subparsers,
+    add_command,
+    add_output,
+    new_file,
+    opened,
+    plain,
+    size_text,
+    tell,
+)
+from saverestore.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from saverestore.image.index import ImageIndex
+
+FORMATS = {".svg": "as_svg", ".png": "as_png"}
+PAGE_SIZE = 4096
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare `map`."""
+    command = add_command(
+        commands,
+        "map",
+        run,
+        "draw a picture of the domain's memory",
+        "It shows what each page is (page table of which level, zero, duplicate, not there …) and how well it "
+        "compresses, as PNG (which needs Pillow: python3-pil) or SVG.",
+    )
+    command.add_argument("image", metavar="IMAGE", help="file with the image")
+    add_output(command, "the picture to be made; its name ends in .png or .svg")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw the picture."""
+    method = FORMATS.get(Path(arguments.output).suffix.lower())
+    if method is None:
+        raise UsageError(f"{arguments.output}: the name must end in .png or .svg, to tell the format")
+    with opened(arguments.image) as (access, index):
+        from saverestore.image.drawing import require_pillow
+        from saverestore.image.facts import gather
+        from saverestore.image.pages import count_with_data
+        from saverestore.image.picture import draw
+
+        if method == "as_png":
+            require_pillow()  # before minutes of reading
+        nr_bytes = count_with_data(index.pages) * PAGE_SIZE
+        with new_file(arguments) as file:
+            with Bar(nr_bytes, "looking at pages") as bar:
+                facts = gather(access, index, bar.update_to)
+            file.sink.write(getattr(draw(facts, _title(arguments.image, index)), method)())
+    tell(
+        f"{arguments.output}: {size_text(nr_bytes)} of pages, {size_text(facts.packed_bytes)} when compressed"
+    )
+    return ExitCode.DONE
+
+
+def _title(image: str, index: ImageIndex) -> str:
+    kind = {"X86_PV": "PV", "X86_HVM": "HVM or PVH"}[index.domain.type.name] if index.domain else "?"
+    creation = (index.config or {}).get("c_info")
+    name = creation.get("name") if isinstance(creation, dict) else None
+    return plain(f"{Path(image).name}: {kind} domain{f' {name}' if name else ''}")

@@ -1,0 +1,117 @@
+"""`pyimage cat` and `pyimage dump`: the domain's memory as it is."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from saverestore.cli.pyimage.common import (
+    Bar,
+    Subparsers,
+    add_command,
+    add_output,
+    new_file,
+    opened,
+    size_text,
+    tell,
+)
+from saverestore.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from saverestore.image.index import ImageIndex
+    from saverestore.transport.random_access import RandomAccess
+
+PFNS = re.compile(r"(0x[0-9a-f]+|[0-9]+)(?:-(0x[0-9a-f]+|[0-9]+))?", re.IGNORECASE | re.ASCII)
+PFN_BITS = 52
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare `cat` and `dump`."""
+    cat = add_command(
+        commands,
+        "cat",
+        run_cat,
+        "write the contents of some pages to standard output",
+        "Only these pages are read, and the lists that say where they are. Of a page that was sent several times it "
+        "is the last. Page tables of PV guests hold pfns, as in the image.",
+    )
+    cat.add_argument("image", metavar="IMAGE", help="file with the image")
+    cat.add_argument(
+        "--pfn",
+        metavar="N[-M]",
+        required=True,
+        type=pfns_from,
+        help="page frame number, or a range with both ends; 0x… is hexadecimal",
+    )
+    cat.add_argument("--hex", action="store_true", help="a hexadecimal dump, with addresses and page types")
+    dump = add_command(
+        commands,
+        "dump",
+        run_dump,
+        "write all memory into a file, the page of pfn n at offset n * 4096",
+        "The file is sparse: where no page is, and where pages are zero, it has holes.",
+    )
+    dump.add_argument("image", metavar="IMAGE", help="file with the image")
+    add_output(dump, "the file to be made, mode 0600")
+
+
+def pfns_from(text: str) -> tuple[int, int]:
+    """Read "N" or "N-M" as the first and last pfn."""
+    found = PFNS.fullmatch(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a pfn nor a range of pfns, as 17 or 0x10-0x1f")
+    first = _number(found[1])
+    last = first if found[2] is None else _number(found[2])
+    if first > last:
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+    if last >> PFN_BITS:
+        raise argparse.ArgumentTypeError(f"{text!r}: a pfn has at most {PFN_BITS} bits")
+    return first, last
+
+
+def _number(text: str) -> int:
+    return int(text, 16) if text.lower().startswith("0x") else int(text)
+
+
+def run_cat(arguments: argparse.Namespace) -> int:
+    """Write the pages: raw, or as hexadecimal text. Pages that are not in the image are zero, and told."""
+    if not arguments.hex and sys.stdout.isatty():
+        raise UsageError(
+            "pages are no text for a terminal; --hex shows them, or give standard output to a file"
+        )
+    with opened(arguments.image) as (access, index):
+        _cat(access, index, arguments.pfn, as_hex=arguments.hex)
+    return ExitCode.DONE
+
+
+def _cat(access: RandomAccess, index: ImageIndex, pfns: tuple[int, int], *, as_hex: bool) -> None:
+    from saverestore.image.hexdump import lines_of
+    from saverestore.image.pages import check_range, pages_from
+
+    check_range(index, *pfns)
+    nr_absent = 0
+    for batch in pages_from(access, index.pages, *pfns):
+        nr_absent += int((~batch.there).sum())
+        if as_hex:
+            for text in lines_of(batch):
+                print(text)
+        else:
+            sys.stdout.buffer.write(batch.pages.data)
+    if nr_absent and not as_hex:
+        sys.stdout.flush()
+        tell(f"{nr_absent} of these pages are not in the image, and were written as zeroes")
+
+
+def run_dump(arguments: argparse.Namespace) -> int:
+    """Write all memory into a sparse file."""
+    with opened(arguments.image) as (access, index):
+        from saverestore.image.dump import dump
+        from saverestore.image.pages import count_with_data
+
+        nr_pages = count_with_data(index.pages)
+        with new_file(arguments) as file, Bar(nr_pages * 4096, "dumping") as bar:
+            nr_pages, size = dump(access, index, file.sink.fileno(), arguments.output, bar.update_to)
+    tell(f"{arguments.output}: {nr_pages} pages, {size_text(size)} with the holes")
+    return ExitCode.DONE

@@ -1,0 +1,238 @@
+"""An image as it comes, written in another form: the same domain, in one pass, a batch of pages in memory.
+
+    source ─► walk ─► events ─► what changes ─► writers of the wanted dialect ─► sink, compressing or not
+
+What changes: version 2 becomes 3 (STATIC_DATA_END is put in where version 2 implies it); our own optional records
+stay or go. The image's digest is checked on the way, and a new one of the same kind is made of what is written; which
+kind that is must be known before the first byte, so the image's PROVENANCE must come first and announce it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from saverestore.errors import ImageError, UsageError
+from saverestore.image.index import Progress
+from saverestore.stream.codecs import Codec, Coding
+from saverestore.stream.digest import (
+    BeforeSink,
+    DigestAlgorithm,
+    WrittenDigest,
+    algorithm_for_writing,
+    integrity_fields,
+)
+from saverestore.stream.grammar import WITHOUT_STATIC_DATA_END
+from saverestore.stream.layout import DRAFT_B_VERSION, PAGE_SIZE, XEN_VERSIONS, has_data
+from saverestore.stream.libxl import LibxlReader, LibxlRecord, LibxlRecordType, LibxlWriter
+from saverestore.stream.reader import LibxcReader, PageData
+from saverestore.stream.records import End, ImageDigest, Provenance, Record, StaticDataEnd, UnknownOptional
+from saverestore.stream.walk import walk
+from saverestore.stream.writer import LibxcWriter
+from saverestore.stream.xl import XlHeader
+from saverestore.transport.base import ByteSink, ByteSource
+
+BATCH_PAGES = 2048
+"""Most pages of a PAGE_DATA record that is written: 8 MiB. Records with fewer stay as they are."""
+
+XEN_VERSION = max(XEN_VERSIONS)
+
+KEEP = "keep"
+"""Of the digest: the kind that the image has."""
+
+
+@dataclass
+class Conversion:
+    """What a conversion did. `left_out`: records that could not go into the result, in words, each kind once."""
+
+    nr_pages: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+    def leave_out(self, name: str) -> None:
+        """Note that a record was left out."""
+        if name not in self.left_out:
+            self.left_out.append(name)
+
+
+def convert(
+    source: ByteSource,
+    sink: ByteSink,
+    *,
+    coding: Coding | None = None,
+    plain: bool = False,
+    digest: str = KEEP,
+    may_go_on: bool = False,
+    on_progress: Progress | None = None,
+) -> Conversion:
+    """Write the image in `source` into `sink`.
+
+    `coding`: how pages are coded in the dialect `draft-b`; None for Xen's own. `may_go_on`: whether anything may
+    follow the image, as on a block device. `plain`: without records of our own. `digest`: an algorithm's option,
+    "none" or "keep". `on_progress(offset)`: of the source. On an error what was written is no whole image. UsageError
+    for a digest that cannot be made here, and for pages that are coded by what was sent before (xor).
+    """
+    wanted = None if plain else KEEP if digest == KEEP else algorithm_for_writing(digest)
+    with ExitStack() as stack:
+        work = _Work(source, sink, coding, wanted, stack, plain=plain, on_progress=on_progress)
+        for event in walk(source):
+            work.take(event)
+            if on_progress is not None:
+                on_progress(source.offset)
+    if not may_go_on and not source.at_end():
+        raise ImageError(f"{source.name}: bytes follow the end of the image", offset=source.offset)
+    return work.done
+
+
+class _Work:
+    """One conversion: events in, bytes out."""
+
+    def __init__(
+        self,
+        source: ByteSource,
+        sink: ByteSink,
+        coding: Coding | None,
+        wanted: DigestAlgorithm | str | None,
+        stack: ExitStack,
+        *,
+        plain: bool,
+        on_progress: Progress | None,
+    ) -> None:
+        self.done = Conversion()
+        self._source = source
+        self._sink = sink
+        self._coding = coding
+        self._wanted = wanted
+        self._stack = stack
+        self._before = BeforeSink(sink)
+        self._plain = plain
+        self._on_progress = on_progress
+        self._outer: LibxlWriter | None = None
+        self._reader: LibxcReader | None = None
+        self._writer: LibxcWriter | None = None
+        self._algorithm: DigestAlgorithm | None = None
+        self._integrity: dict[str, Any] | None = None
+        self._needs_static_end = False
+        self._buffer = np.empty(BATCH_PAGES * PAGE_SIZE, dtype=np.uint8)
+
+    def take(self, event: object) -> None:
+        """Write what comes of one event."""
+        if isinstance(event, XlHeader):
+            if event.config is None:
+                raise ImageError(
+                    f"{self._source.name}: xl's header has no configuration to go on with", offset=0
+                )
+            XlHeader.write(self._before, event.config)
+        elif isinstance(event, LibxlReader):
+            self._outer = LibxlWriter(self._before, legacy=event.legacy)
+        elif isinstance(event, LibxlRecord):
+            self._libxl_record(event)
+        elif isinstance(event, LibxcReader):
+            self._reader = event
+            self._needs_static_end = event.image.version == WITHOUT_STATIC_DATA_END
+        else:
+            self._libxc_record(event)
+
+    def _libxl_record(self, record: LibxlRecord) -> None:
+        assert self._outer is not None  # its header comes first
+        if record.type is LibxlRecordType.LIBXC_CONTEXT:
+            self._outer.libxc_context()
+        else:
+            self._outer.record(record.type, record.body)
+
+    def _libxc_record(self, record: object) -> None:
+        assert self._reader is not None  # its headers come before any record
+        if self._writer is None:
+            self._begin(self._reader, record)
+        writer = self._writer
+        assert writer is not None  # begun just now, or before
+        if self._needs_static_end and self._reader.static_data_ended:
+            writer.record(StaticDataEnd())
+            self._needs_static_end = False
+        if isinstance(record, PageData):
+            self._pages(record, self._reader, writer)
+        elif isinstance(record, UnknownOptional):
+            self.done.leave_out(f"an optional record of the unknown type {record.type:#x}")
+        elif isinstance(record, ImageDigest):
+            if self._algorithm is None and self._wanted == KEEP:
+                self.done.leave_out(
+                    "the digest, which the image does not announce at its begin; see --digest"
+                )
+        elif isinstance(record, Provenance):
+            self._provenance(record, writer)
+        elif isinstance(record, End):
+            writer.end()
+        else:
+            writer.record(_as_record(record))
+
+    def _begin(self, reader: LibxcReader, first: object) -> None:
+        """Write the headers, now that the first record tells of which kind the digest is to be."""
+        announced = first.fields.get("integrity") if isinstance(first, Provenance) else None
+        if isinstance(self._wanted, DigestAlgorithm):
+            self._algorithm = self._wanted
+        elif self._wanted == KEEP and isinstance(announced, dict) and reader.announced_digest is not None:
+            self._algorithm = reader.announced_digest
+        before = None if self._outer is None else self._before.before()
+        if self._wanted == KEEP and isinstance(announced, dict) and "before" not in announced:
+            before = (
+                None  # whoever wrote it did not know what lies around it, and somebody may take it off again
+            )
+        digest = None
+        if self._algorithm is not None:
+            digest = self._stack.enter_context(WrittenDigest(self._algorithm))
+            self._integrity = integrity_fields(self._algorithm, before)
+        xen = (reader.domain.xen_major, reader.domain.xen_minor)
+        version = XEN_VERSION if self._coding is None else DRAFT_B_VERSION
+        self._writer = LibxcWriter(
+            self._sink, reader.domain.type, xen, version, coding=self._coding, digest=digest
+        )
+        if self._integrity is not None and not isinstance(first, Provenance):
+            self._writer.record(Provenance({"integrity": self._integrity}))
+            self._integrity = None
+
+    def _provenance(self, record: Provenance, writer: LibxcWriter) -> None:
+        """Write it, with what is now true of the digest: only the first tells of one."""
+        if self._plain:
+            return
+        fields = {name: value for name, value in record.fields.items() if name != "integrity"}
+        if self._integrity is not None:
+            fields["integrity"], self._integrity = self._integrity, None
+        if fields or not record.fields:
+            writer.record(Provenance(fields))
+
+    def _pages(self, record: PageData, reader: LibxcReader, writer: LibxcWriter) -> None:
+        if record.codec is Codec.XOR:
+            raise UsageError(
+                f"{self._source.name}: its pages are coded by xor, as what changed since they were sent before; such "
+                "an image can be restored, but not converted: whoever wants to keep it saves with another codec"
+            )
+        there = has_data(record.types)
+        for begin, end in _cuts(there):
+            nr_pages = int(np.count_nonzero(there[begin:end]))
+            pages = self._buffer[: nr_pages * PAGE_SIZE]
+            if nr_pages:
+                reader.read_some_pages([pages.data])
+            writer.page_data(record.entries[begin:end], [pages.data] if nr_pages else [])
+            self.done.nr_pages += nr_pages
+            if self._on_progress is not None:
+                self._on_progress(self._source.offset)
+
+
+def _cuts(there: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[tuple[int, int]]:
+    """Cut entries into parts of which none has more than BATCH_PAGES with data, or eight times that many at all."""
+    counted = np.cumsum(there)
+    begin = 0
+    while begin < len(there):
+        before = int(counted[begin - 1]) if begin else 0
+        end = int(np.searchsorted(counted, before + BATCH_PAGES, side="right"))
+        end = min(end, begin + 8 * BATCH_PAGES, len(there))
+        yield begin, end
+        begin = end
+
+
+def _as_record(record: object) -> Record:
+    assert isinstance(record, Record)  # all other events have been dealt with
+    return record

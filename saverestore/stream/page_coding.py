@@ -1,0 +1,257 @@
+"""The pages of a PAGE_DATA record of the `draft-b` dialect, between memory and the bytes of the body.
+
+Behind the entries, which are as in Xen's own format:
+
+    +-----------------------------------------------+
+    | with ZERO_MAP: a bit for each entry that has data, the first one lowest; up to a multiple of 8 bytes
+    +-----------------------+-----------------------+
+    | with a codec: u64 bytes of pages when decoded |
+    | u64 bytes that follow                         |
+    +-----------------------+-----------------------+
+    | the pages that are not told to be zero, coded or as they are
+
+A decoder allocates by the entries, never by what a length claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saverestore.stream import xor_rle
+from saverestore.stream.codecs import Codec, Coding, compress, decompress
+from saverestore.stream.framing import CODEC_MASK, CODEC_SHIFT, RecordBody, RecordOption
+from saverestore.stream.layout import (
+    PAGE_SIZE,
+    RECORD_ALIGN,
+    RECORD_BODY_MAX,
+    BoolArray,
+    ByteOrder,
+    Fields,
+    PageType,
+    U32Array,
+    U64Array,
+    has_data,
+)
+from saverestore.stream.undecodable import Undecodable
+from saverestore.stream.versions import VersionCache
+from saverestore.stream.xor_rle import U8Array
+from saverestore.stream.zero_pages import zero_pages
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+LENGTHS = Fields("QQ")
+WHAT = "the pages of a PAGE_DATA record"
+
+
+class PageEncoder:
+    """Codes the pages of records, from any thread; what gets no smaller is left as it is.
+
+    `versions` is what XOR codes against: without it every page is as good as new. It takes a page for sent
+    when it is coded: so a pfn may be in one record only among those being coded at the same time.
+    """
+
+    def __init__(self, coding: Coding, order: ByteOrder, versions: VersionCache | None = None) -> None:
+        self._coding = coding
+        self._order = order
+        self._versions = versions
+
+    def encode(self, pfns: U64Array, types: U32Array, pages: U8Array) -> tuple[int, list[ReadableBuffer]]:
+        """(Options, what follows the entries.) `pages`: shape (number of entries with data, 4096), contiguous.
+
+        The buffers may be `pages` themselves.
+        """
+        options = 0
+        parts: list[ReadableBuffer] = []
+        zero = zero_pages(pages.view(np.uint64))
+        if zero.any():
+            options |= RecordOption.ZERO_MAP
+            parts.append(_pack_map(zero))
+            pages = pages[~zero]
+        if coded := self._coded(pfns, types, pages, zero):
+            options |= self._coding.codec << CODEC_SHIFT
+            parts += [LENGTHS.pack(pages.nbytes, len(coded), order=self._order), coded]
+        elif len(pages):
+            parts.append(pages.reshape(-1).data)
+        return options, parts
+
+    def _coded(
+        self, pfns: U64Array, types: U32Array, pages: U8Array, zero: BoolArray
+    ) -> memoryview | bytes | None:
+        """The pages that are not zero, coded; None when that gains nothing."""
+        coded: memoryview | bytes | None = None
+        if self._coding.codec is Codec.XOR:
+            coded = self._deltas(pfns, types, pages, zero)
+        elif self._coding.codec is not Codec.NONE and len(pages):
+            coded = compress(self._coding, pages.reshape(-1).data)
+        return coded if coded is not None and len(coded) + LENGTHS.size < pages.nbytes else None
+
+    def _deltas(self, pfns: U64Array, types: U32Array, pages: U8Array, zero: BoolArray) -> memoryview | None:
+        if self._versions is None:
+            return None
+        with_data = has_data(types)
+        # Page tables are another thing in the domain that is restored; of the rest there is nothing to code against.
+        plain = types[with_data] == PageType.NOTAB
+        is_coded = plain & ~zero
+        self._versions.forget(pfns[~with_data])
+        self._versions.forget(pfns[with_data][~is_coded])
+        plain_pages = plain[~zero]
+        bases, known = self._versions.replace(pfns[with_data][is_coded], pages[plain_pages])
+        has_base = np.zeros(len(pages), dtype=bool)
+        has_base[plain_pages] = known
+        return xor_rle.encode(pages, bases, has_base, self._order) if len(bases) else None
+
+
+@dataclass(frozen=True)
+class PagesToCome:
+    """What a record says of its pages before they come. `codec`, `zero`: which are told to be all zero."""
+
+    codec: Codec
+    zero: BoolArray
+    coded_bytes: int
+
+    @property
+    def nr_carried(self) -> int:
+        """Pages that are carried, in whatever form."""
+        return len(self.zero) - int(np.count_nonzero(self.zero))
+
+
+def read_coding(body: RecordBody, nr_data: int, order: ByteOrder) -> PagesToCome:
+    """Read what stands between the entries and the pages. `BadRecord` for lengths that are not the entries'."""
+    header = body.header
+    try:
+        codec = Codec((header.options & CODEC_MASK) >> CODEC_SHIFT)
+    except ValueError:
+        number = (header.options & CODEC_MASK) >> CODEC_SHIFT
+        raise header.bad(f"its pages are coded by codec {number}, which is not known here") from None
+    if nr_data * PAGE_SIZE > RECORD_BODY_MAX:
+        raise header.bad(
+            f"{nr_data} pages, more than the {RECORD_BODY_MAX} bytes a body may have when decoded"
+        )
+    zero = np.zeros(nr_data, dtype=bool)
+    if header.options & RecordOption.ZERO_MAP:
+        zero = _read_map(body, nr_data)
+    wanted = (nr_data - int(np.count_nonzero(zero))) * PAGE_SIZE
+    if codec is Codec.NONE:
+        if body.left != wanted:
+            raise header.bad(f"{body.left} bytes for its pages, which are {wanted}")
+        return PagesToCome(codec, zero, wanted)
+    if body.left < LENGTHS.size:
+        raise header.bad(f"coded pages in {body.left} bytes")
+    length, coded_bytes = LENGTHS.unpack(body.read(LENGTHS.size, WHAT), order)
+    if length != wanted:
+        raise header.bad(f"{length} bytes of pages when decoded, but its entries have {wanted}")
+    if coded_bytes != body.left or coded_bytes >= wanted:
+        raise header.bad(f"{coded_bytes} coded bytes for {wanted}, of which {body.left} are in the record")
+    return PagesToCome(codec, zero, coded_bytes)
+
+
+class CodedPages:
+    """The pages of one record, decoded once all of it has been read and its checksum compared."""
+
+    def __init__(self, body: RecordBody, coming: PagesToCome, types: U32Array, order: ByteOrder) -> None:
+        """`types`: of the entries with data."""
+        self._body = body
+        self._coming = coming
+        self._may_be_delta = types[~coming.zero] == PageType.NOTAB
+        self._order = order
+        self._done = 0
+        self._data: memoryview | None = None
+        self._lengths: U32Array | None = None
+
+    @property
+    def nr_left(self) -> int:
+        """Pages that have not been read."""
+        return len(self._coming.zero) - self._done
+
+    def read(self, views: Sequence[WriteableBuffer], nr_pages: int) -> None:
+        """Fill `views` with the next pages. What they hold before is the last version of these pages (XOR)."""
+        try:
+            pages = self._next(views, nr_pages)
+        except Undecodable as error:
+            codec = self._coming.codec.name.lower()
+            raise self._body.header.bad(f"pages coded by {codec}: {error}") from error
+        at = 0
+        flat = pages.reshape(-1)
+        for view in views:
+            target = np.frombuffer(memoryview(view), dtype=np.uint8)
+            target[:] = flat[at : at + len(target)]
+            at += len(target)
+
+    def skip(self) -> None:
+        """Pass over what has not been read; the checksum is compared all the same."""
+        if self._data is None:
+            self._body.skip(self._body.left, WHAT)
+            self._body.finish()
+        self._done = len(self._coming.zero)
+
+    def _next(self, views: Sequence[WriteableBuffer], nr_pages: int) -> U8Array:
+        if self._data is None:
+            self._load()
+        zero = self._coming.zero[self._done : self._done + nr_pages]
+        first = self._done - int(np.count_nonzero(self._coming.zero[: self._done]))
+        nr_carried = nr_pages - int(np.count_nonzero(zero))
+        self._done += nr_pages
+        if self._coming.codec is not Codec.XOR:
+            carried = self._carried(first, nr_carried)
+            if nr_carried == nr_pages:
+                return carried
+            pages = np.zeros((nr_pages, PAGE_SIZE), dtype=np.uint8)
+            pages[~zero] = carried
+            return pages
+        pages = _copy_of(views)
+        pages[zero] = 0
+        pages[~zero] = self._brought_up(pages[~zero], first)
+        return pages
+
+    def _load(self) -> None:
+        coming = self._coming
+        data = memoryview(self._body.read(coming.coded_bytes, WHAT))
+        self._body.finish()
+        if coming.codec is Codec.XOR:
+            self._lengths = xor_rle.lengths_of(data, coming.nr_carried, self._order)
+            if ((self._lengths != PAGE_SIZE) & ~self._may_be_delta).any():
+                raise Undecodable("a page table as a delta: there is nothing that it could be against")
+        elif coming.codec is not Codec.NONE:
+            data = memoryview(decompress(coming.codec, data, coming.nr_carried * PAGE_SIZE))
+        self._data = data
+
+    def _carried(self, first: int, nr_pages: int) -> U8Array:
+        if self._data is None:
+            raise ValueError("not loaded")
+        part = self._data[first * PAGE_SIZE : (first + nr_pages) * PAGE_SIZE]
+        return np.frombuffer(part, dtype=np.uint8).reshape(-1, PAGE_SIZE)
+
+    def _brought_up(self, pages: U8Array, first: int) -> U8Array:
+        if self._data is None or self._lengths is None:
+            raise ValueError("not loaded")
+        before = int(self._lengths[:first].sum(dtype=np.int64)) + first * xor_rle.LENGTH_BYTES
+        if len(pages):
+            xor_rle.decode(self._data[before:], self._lengths[first : first + len(pages)], pages)
+        return pages
+
+
+def _copy_of(views: Sequence[WriteableBuffer]) -> U8Array:
+    """What these buffers hold, together. Apart, so that no traceback keeps a view of a domain's memory."""
+    return np.concatenate([np.frombuffer(memoryview(view), dtype=np.uint8) for view in views]).reshape(
+        -1, PAGE_SIZE
+    )
+
+
+def _pack_map(zero: BoolArray) -> bytes:
+    bits = np.packbits(zero, bitorder="little").tobytes()
+    return bits + bytes(-len(bits) % RECORD_ALIGN)
+
+
+def _read_map(body: RecordBody, nr_data: int) -> BoolArray:
+    length = -(-nr_data // (8 * RECORD_ALIGN)) * RECORD_ALIGN
+    if body.left < length:
+        raise body.header.bad(f"{body.left} bytes where a map of {nr_data} pages takes {length}")
+    bits = np.unpackbits(np.frombuffer(body.read(length, WHAT), dtype=np.uint8), bitorder="little").view(bool)
+    if bits[nr_data:].any():
+        raise body.header.bad(f"its map of zero pages goes on behind the {nr_data} that have data")
+    return bits[:nr_data]

@@ -1,0 +1,107 @@
+"""A whole image as one sequence of events, whichever layer it begins with.
+
+    xl header ─► libxl header ─► libxl records … LIBXC_CONTEXT ─► libxc headers ─► libxc records … END ─► … END
+
+Layers come in the order of the bytes. In a stream with checkpoints each CHECKPOINT hands over to libxl's records,
+and CHECKPOINT_END hands back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NoReturn, TypeAlias
+
+from saverestore.stream.digest import BeforeSource
+from saverestore.stream.errors import BadHeader, OutOfOrder
+from saverestore.stream.libxl import IDENT, LibxlReader, LibxlRecord, LibxlRecordType
+from saverestore.stream.reader import AnyRecord, LibxcReader
+from saverestore.stream.records import Checkpoint
+from saverestore.stream.xl import MAGIC, XlHeader
+from saverestore.transport.base import ByteSource
+
+Event: TypeAlias = "XlHeader | LibxlReader | LibxlRecord | LibxcReader | AnyRecord"
+"""A header, a reader that has just read its headers, or a record."""
+
+PREFIX_BYTES = 8
+"""So many first bytes tell the three layers apart; no header is shorter."""
+
+LIBXC_PREFIX = b"\xff" * PREFIX_BYTES
+LIBXL_PREFIX = IDENT.to_bytes(PREFIX_BYTES, "big")
+
+OTHER_FORMATS = {
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; give it through a pipe: zstd -dc IMAGE | pyimage … -",
+    b"\x1f\x8b": "compressed with gzip; give it through a pipe: gzip -dc IMAGE | pyimage … -",
+    b"\xfd7zXZ\0": "compressed with xz; give it through a pipe: xz -dc IMAGE | pyimage … -",
+    b"LinuxGue": "an image of xend (Xen 4.4 or before), which cannot be read here",
+    b"\x7fELF": "an ELF file; images of Xen are none",
+}
+
+T = LibxlRecordType
+
+
+def walk(source: ByteSource, *, check_digest: bool = True) -> Iterator[Event]:
+    """Read `source`, which stands at the front of an image, to the end of that image.
+
+    `check_digest`: as in `LibxcReader`. Without it pages can be passed over unread.
+
+    Pages of a `PageData` event are read, if they are wanted, from the `LibxcReader` that came before it and before
+    the next event is asked for; else they are passed over. Raises what the readers raise.
+    """
+    outside = BeforeSource(source)  # what is outside libxc's stream is read through it
+    prefix = outside.read(PREFIX_BYTES, "the first header")
+    if prefix == MAGIC[:PREFIX_BYTES]:
+        yield XlHeader.read(outside, prefix)
+        yield from _walk_libxl(source, outside, b"", check_digest)
+    elif prefix == LIBXL_PREFIX:
+        yield from _walk_libxl(source, outside, prefix, check_digest)
+    elif prefix == LIBXC_PREFIX:
+        reader = LibxcReader(source, prefix, check_digest=check_digest)
+        yield from _walk_libxc(reader, None)
+    else:
+        _refuse_prefix(source.name, prefix)
+
+
+def _refuse_prefix(name: str, prefix: bytes) -> NoReturn:
+    for magic, what in OTHER_FORMATS.items():
+        if prefix.startswith(magic):
+            raise BadHeader(f"{name}: no image as it is, but {what}", offset=0)
+    raise BadHeader(f"{name}: no image of a Xen domain: it begins with {prefix.hex()}", offset=0)
+
+
+def _walk_libxl(
+    source: ByteSource, outside: BeforeSource, prefix: bytes, check_digest: bool
+) -> Iterator[Event]:
+    reader = LibxlReader(outside, prefix)
+    yield reader
+    while not reader.ended:
+        record = reader.next()
+        if record.type in (T.CHECKPOINT_END, T.CHECKPOINT_STATE):
+            _refuse(record, "outside a checkpoint")
+        yield record
+        if record.type is T.LIBXC_CONTEXT:
+            inner = LibxcReader(source, before=outside.before(), check_digest=check_digest)
+            yield from _walk_libxc(inner, reader)
+
+
+def _walk_libxc(reader: LibxcReader, outer: LibxlReader | None) -> Iterator[Event]:
+    yield reader
+    while not reader.ended:
+        record = reader.next()
+        yield record
+        if isinstance(record, Checkpoint) and outer is not None:
+            yield from _walk_checkpoint(outer)
+
+
+def _walk_checkpoint(reader: LibxlReader) -> Iterator[Event]:
+    """Libxl's part of a checkpoint, between CHECKPOINT and the next record of libxc."""
+    type = None
+    while type is not T.CHECKPOINT_END:
+        record = reader.next()
+        type = record.type
+        if type is T.END:
+            _refuse(record, "inside a checkpoint")
+        yield record
+
+
+def _refuse(record: LibxlRecord, where: str) -> NoReturn:
+    raise OutOfOrder(f"libxl {record.type.name} record {where}", offset=record.offset, type=record.type)

@@ -1,0 +1,96 @@
+"""What fuzzing begins with: the golden images, and small things of each kind. Made anew each time, a few kB each."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from contextlib import closing
+from pathlib import Path
+
+import lz4.frame
+import numpy as np
+import zstandard
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "vectors"))
+
+from memory_guests import image_of
+from stream_samples import golden
+
+from saverestore.engine.save import SaveSettings
+from saverestore.guest.memory import MemorySave
+from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.stream import xor_rle
+from saverestore.stream.codecs import Coding
+from saverestore.stream.layout import ByteOrder
+from saverestore.stream.records import RECORD_CLASSES
+from tests.fuzz.targets import RECORD_TYPES
+
+XEN_NAMES = ("pv-v3", "hvm-v3", "hvm-v2-xl")
+DRAFT_B_NAMES = ("pv-draft-b", "hvm-draft-b-be", "hvm-draft-b-codecs")
+
+
+def image() -> list[bytes]:
+    return [golden(name) for name in XEN_NAMES]
+
+
+def draft_b() -> list[bytes]:
+    return [golden(name) for name in DRAFT_B_NAMES] + [
+        _saved(codec) for codec in ("xor", "zstd", "lz4", "deflate")
+    ]
+
+
+def _saved(codec: str) -> bytes:
+    """A domain of a few pages, saved live while it writes them."""
+    with closing(MemoryDomain.pvh(32)) as domain:
+        plain = domain.data_pfns()[:4]
+        guest = MemorySave(domain)
+        guest.moments.on("check_layout", 0, lambda: domain.write(plain, 9))
+        return image_of(guest, SaveSettings(live=True, coding=Coding.parse(codec)))
+
+
+def deltas() -> list[bytes]:
+    old = np.zeros((2, 4096), dtype=np.uint8)
+    new = old.copy()
+    new[1, 5:700] = 7
+    found = []
+    for first, order in ((1, ByteOrder.LITTLE), (9, ByteOrder.BIG)):
+        coded = xor_rle.encode(new, old, np.ones(2, dtype=bool), order)
+        found.append(bytes([first]) + bytes(coded or b""))
+    return [*found, b"\0\0\x10\0\0" + bytes(4096)]
+
+
+def codecs() -> list[bytes]:
+    page = b"a page, " * 512
+    made = [
+        zlib.compress(page),
+        zstandard.ZstdCompressor().compress(page),
+        lz4.frame.compress(page, store_size=True),
+    ]
+    return [bytes([number, 0]) + coded for number, coded in enumerate(made)]
+
+
+RECORD_BODIES = {
+    "X86_PV_INFO": b"\x08\x04" + bytes(6),
+    "X86_PV_P2M_FRAMES": bytes(4) + b"\x03\0\0\0" + b"\x02" + bytes(7),
+    "SHARED_INFO": bytes(4096),
+    "X86_TSC_INFO": bytes(range(20)) + bytes(4),
+    "HVM_CONTEXT": b"context",
+    "HVM_PARAMS": b"\x01" + bytes(7) + bytes(range(16)),
+    "CHECKPOINT_DIRTY_PFN_LIST": bytes(range(16)),
+    "X86_CPUID_POLICY": bytes(24),
+    "X86_MSR_POLICY": bytes(16),
+    "IMAGE_DIGEST": b"\x01" + bytes(7) + bytes(range(16)),
+    "PROVENANCE": b'{"tool":"pysave","options":{"live":true},"n":[1,2.5,null]}',
+}
+
+
+def records() -> list[bytes]:
+    vcpu = bytes(8) + b"state"
+    found = []
+    for number, kind in enumerate(RECORD_TYPES):
+        default = vcpu if "VCPU" in kind.name else b""
+        found.append(bytes([number]) + RECORD_BODIES.get(RECORD_CLASSES[kind].type.name, default))
+    return found
+
+
+SEEDS = {"image": image, "draft-b": draft_b, "deltas": deltas, "codecs": codecs, "records": records}
