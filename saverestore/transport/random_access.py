@@ -12,6 +12,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -21,7 +22,7 @@ from saverestore.errors import ImageError, TransportError
 from saverestore.transport import zstd_frames
 from saverestore.transport.base import EndOfStream
 from saverestore.transport.compression import FIRST_BYTES, Compression, compression_of
-from saverestore.transport.fd import FdSource
+from saverestore.transport.fd import STDIN, FdSource
 from saverestore.transport.zstd_codec import FRAME_CONTENT_MAX, compressed_max, decompress_frame
 from saverestore.transport.zstd_seekable import (
     FOOTER,
@@ -242,13 +243,10 @@ def open_random_access(image: str) -> PlainFile | SeekableZstdFile | None:
     What it is is told by its first bytes, never by its name. Errors are those of `FdSource.open`, and ImageError for
     a seek table that lies.
     """
-    if image == "-":
+    if image == STDIN or _is_special(image):
         return None
     source = FdSource.open(image)
     try:
-        if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
-            source.close()
-            return None
         plain = PlainFile(source)
         first = plain.pread(0, min(FIRST_BYTES, plain.file_size), "the image")
         compression = compression_of(first)
@@ -263,3 +261,12 @@ def open_random_access(image: str) -> PlainFile | SeekableZstdFile | None:
     except BaseException:
         source.close()
         raise
+
+
+def _is_special(image: str) -> bool:
+    """Whether it is a device, a pipe or the like: not even opened, as a pipe's writer would lose its reader again."""
+    try:
+        mode = Path(image).stat().st_mode
+    except OSError:
+        return False  # told when it is opened
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)

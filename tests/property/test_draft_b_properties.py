@@ -22,7 +22,6 @@ from saverestore.stream.page_coding import LENGTHS
 from saverestore.stream.records import (
     HvmContext,
     HvmParams,
-    ImageDigest,
     Provenance,
     SharedInfo,
     StaticDataEnd,
@@ -84,7 +83,7 @@ def written(
     return bytes(sink.data)
 
 
-HVM_TAIL = [X86TscInfo(0, 1, 2, 3), HvmParams(((1, 2),)), HvmContext(b"context"), ImageDigest(2, b"d" * 32)]
+HVM_TAIL = [X86TscInfo(0, 1, 2, 3), HvmParams(((1, 2),)), HvmContext(b"context")]
 HVM_HEAD = [Provenance({"a": 1}), StaticDataEnd()]
 
 

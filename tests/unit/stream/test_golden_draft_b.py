@@ -70,7 +70,7 @@ HVM_RECORDS = [
     X86TscInfo(0, 0, 0, 0),
     HvmParams(((1, 0xFEFFC), (0x11, 0xFEFFD))),
     HvmContext(b"123456789"),
-    ImageDigest(1, b"\x77" * 16),
+    ImageDigest(1, bytes.fromhex("7f0d147c5ad53fedc2f184d3d3a0d1fe")),
     End(),
 ]
 
