@@ -72,8 +72,7 @@ def _parser() -> common.Parser:
         "--format",
         choices=("xen", "draft-b"),
         default="xen",
-        help="'xen', the default: what xl reads. 'draft-b': with checksums and coded pages, for pyrestore and "
-        "pyimage alone",
+        help="'xen', the default: what xl reads. 'draft-b': checksums, coded pages, for pyrestore and pyimage alone",
     )
     parser.add_argument(
         "--codec",

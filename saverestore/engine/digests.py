@@ -6,10 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from saverestore.kernels import compiled as _kernels
+from saverestore.kernels import compiled
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
+
+_kernels = compiled()
 
 
 def page_digests_in_python(pages: U8) -> U64:

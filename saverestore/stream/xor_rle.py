@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from saverestore.kernels import compiled as _kernels
+from saverestore.kernels import compiled
 from saverestore.stream import xor_rle_numpy as twin
 from saverestore.stream.layout import BoolArray, ByteOrder, U32Array
 from saverestore.stream.undecodable import Undecodable
@@ -39,9 +39,9 @@ def encode(pages: U8Array, bases: U8Array, has_base: BoolArray, order: ByteOrder
     `has_base`, shape (n,): which of them have a version before; `bases`, shape (number of these, 4096): those
     versions, in order. A page without one is carried whole.
     """
-    if _kernels is None:
+    if (kernels := compiled()) is None:
         return twin.encode(pages, bases, has_base, order)
-    ffi, lib = _kernels.ffi, _kernels.lib
+    ffi, lib = kernels.ffi, kernels.lib
     room = np.empty(max(pages.nbytes - 1, 0), dtype=np.uint8)
     length = lib.xor_rle_encode(
         ffi.from_buffer("uint8_t[]", pages),
@@ -57,10 +57,10 @@ def encode(pages: U8Array, bases: U8Array, has_base: BoolArray, order: ByteOrder
 
 def lengths_of(coded: memoryview, nr_pages: int, order: ByteOrder) -> U32Array:
     """Return how long each page's delta is. `Undecodable` unless they are exactly these bytes."""
-    if _kernels is None:
+    if (kernels := compiled()) is None:
         lengths, good = twin.scan(coded, nr_pages, order)
     else:
-        ffi, lib = _kernels.ffi, _kernels.lib
+        ffi, lib = kernels.ffi, kernels.lib
         lengths = np.zeros(nr_pages, dtype=np.uint32)
         good = lib.xor_rle_scan(
             ffi.from_buffer("uint8_t[]", coded),
@@ -85,10 +85,10 @@ def decode(coded: memoryview, lengths: U32Array, pages: U8Array) -> None:
     `coded` begins with the first page's length and goes on at least to the end of the last one's delta; `lengths`
     are those of `lengths_of`, shape (n,). `Undecodable`: `pages` are then of no use.
     """
-    if _kernels is None:
+    if (kernels := compiled()) is None:
         good = twin.decode(coded, lengths, pages)
     else:
-        ffi, lib = _kernels.ffi, _kernels.lib
+        ffi, lib = kernels.ffi, kernels.lib
         good = lib.xor_rle_decode(
             ffi.from_buffer("uint8_t[]", coded),
             len(coded),

@@ -18,7 +18,9 @@ BOTH = pytest.mark.parametrize(
     [
         pytest.param(
             True,
-            marks=pytest.mark.skipif(xor_rle._kernels is None, reason="saverestore._kernels is not compiled"),
+            marks=pytest.mark.skipif(
+                xor_rle.compiled() is None, reason="saverestore._kernels is not compiled"
+            ),
         ),
         False,
     ],
@@ -28,7 +30,7 @@ BOTH = pytest.mark.parametrize(
 @pytest.fixture
 def _way(compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(xor_rle, "_kernels", None)
+        monkeypatch.setattr(xor_rle, "compiled", lambda: None)
 
 
 def page_of(*words: int) -> np.ndarray:
