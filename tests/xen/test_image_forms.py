@@ -1,0 +1,113 @@
+"""Images in all their forms on real Xen: with digests, compressed, in the dialect draft-b, and damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scenarios import copy_goes_on
+from xen_lab import Guest, domid_of, must, run
+
+each_kind = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
+each_busy_kind = pytest.mark.parametrize(
+    "busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"]
+)
+pvh_only = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
+
+
+@each_kind
+def test_a_compressed_image_restores_by_pyrestore_and_by_stock_xl_through_zstd(guest: Guest, images: Path):
+    before = guest.state()
+    image = str(images / "a.img")
+    must("pysave", "--compress", "zstd", guest.name, image)
+    assert "digest holds" in must("pyimage", "verify", image)
+    must("pyrestore", "--require-digest", image)
+    guest.goes_on(before)
+    must("pysave", "--overwrite", "--compress", "zstd:3", guest.name, image)
+    must("bash", "-o", "pipefail", "-c", f"zstd -dc {image} | xl restore /dev/stdin")
+    guest.goes_on(before)
+
+
+@pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
+def test_a_compressed_image_goes_through_pipes_and_the_bare_toolstack(guest: Guest, images: Path):
+    before = guest.state()
+    image = str(images / "a.img")
+    must("bash", "-o", "pipefail", "-c", f"pysave -q --compress zstd {guest.name} - | cat > {image}")
+    must("bash", "-o", "pipefail", "-c", f"cat {image} | pyrestore -q -")
+    guest.goes_on(before)
+    must("pysave", "--overwrite", "--compress", "zstd", guest.name, image)
+    must("pyrestore", "--toolstack", "bare", image)
+    guest.goes_on(before)
+
+
+@each_kind
+@pytest.mark.parametrize("codec", ["zstd", "deflate", "none"])
+def test_an_image_in_draft_b_restores(guest: Guest, images: Path, codec: str):
+    before = guest.state()
+    image = str(images / "a.img")
+    must("pysave", "--format", "draft-b", "--codec", codec, guest.name, image)
+    assert "digest holds" in must("pyimage", "verify", image)
+    refused = run("xl", "restore", image)
+    assert refused.returncode != 0
+    assert domid_of(guest.name) is None
+    must("pyrestore", image)
+    guest.goes_on(before)
+
+
+@each_busy_kind
+def test_a_live_save_in_draft_b_with_deltas_restores(busy_guest: Guest, images: Path):
+    guest, image = busy_guest, str(images / "a.img")
+    before = guest.state()
+    must("pysave", "--live", "-c", "--format", "draft-b", "--codec", "xor", guest.name, image)
+    guest.goes_on(before)
+    assert "digest holds" in must("pyimage", "verify", image)
+    guest.destroy()
+    must("pyrestore", image)
+    copy_goes_on(guest, before)
+
+
+@pytest.mark.parametrize("toolstack", ["bare", "libxl"])
+@pvh_only
+def test_a_changed_byte_in_a_page_is_found_before_the_domain_runs(guest: Guest, images: Path, toolstack: str):
+    before = guest.state()
+    image = images / "a.img"
+    must("pysave", guest.name, str(image))
+    with image.open("r+b") as file:
+        for flip in (True, False):  # and back
+            file.seek(image.stat().st_size // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 0x40]))
+            file.flush()
+            if not flip:
+                continue
+            assert json.loads(run("pyimage", "verify", "--json", str(image)).stdout)["error"]
+            said = run("pyrestore", "--toolstack", toolstack, str(image))
+            assert said.returncode == 4, said.stderr
+            assert "XXH3-128 digest" in said.stderr
+            assert domid_of(guest.name) is None
+    must("pyrestore", "--toolstack", toolstack, str(image))
+    guest.goes_on(before)
+
+
+@pvh_only
+def test_a_compressed_image_that_is_damaged_is_told_before_a_domain_is_left(guest: Guest, images: Path):
+    before = guest.state()
+    image = images / "a.img"
+    must("pysave", "--compress", "zstd", guest.name, str(image))
+    whole = image.read_bytes()
+    for name, data in {
+        "cut": whole[:-1000],
+        "flipped": whole[: len(whole) // 2]
+        + bytes([whole[len(whole) // 2] ^ 1])
+        + whole[len(whole) // 2 + 1 :],
+        "followed": whole + b"x",
+    }.items():
+        (images / name).write_bytes(data)
+        said = run("pyrestore", str(images / name))
+        assert said.returncode == 4, (name, said.stderr)
+        assert domid_of(guest.name) is None, name
+        (images / name).unlink()
+    must("pyrestore", str(image))
+    guest.goes_on(before)
