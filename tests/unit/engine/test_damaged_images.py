@@ -211,7 +211,7 @@ def test_zero_pages_are_counted():
 
 
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "compressed"])
-def test_memory_while_saving_and_restoring_does_not_grow_with_the_domain(compress):
+def test_memory_while_saving_does_not_grow_with_the_domain(compress):
     domain = MemoryDomain.pvh(25_600)  # 100 MiB
     tracemalloc.start()
     try:
