@@ -11,6 +11,9 @@ from pathlib import Path
 
 LONGEST_INPUT = 1 << 16
 
+LEAKING = "saverestore.stream.xor_rle_numpy"
+"""atheris 3.0 loses some kB for each comparison of arrays that it instruments; without it, memory stays level."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
@@ -27,7 +30,7 @@ def main() -> int:
     atheris = None if arguments.by_chance else _atheris()
     if atheris is not None:
         # Whatever is to be guided by must be imported in here first.
-        with atheris.instrument_imports(include=["saverestore"]):
+        with atheris.instrument_imports(include=["saverestore"], exclude=[LEAKING]):
             from tests.fuzz.targets import TARGETS
     from tests.fuzz.corpus import SEEDS
     from tests.fuzz.targets import TARGETS
