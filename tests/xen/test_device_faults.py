@@ -199,7 +199,9 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(guest: Guest, images
 
 
 @hvm
-@pytest.mark.parametrize("moment", ["round 0", "suspending", "last round"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("round 0", marks=pytest.mark.slow), "suspending", "last round"]
+)
 def test_ctrl_c_in_each_phase_leaves_a_running_guest_and_device_model(
     guest: Guest, images: Path, moment: str
 ):

@@ -9,14 +9,14 @@ import pytest
 from scenarios import copy_goes_on
 from xen_lab import Guest, domid_of, must, run
 
-each_kind = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
-each_busy_kind = pytest.mark.parametrize(
-    "busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"]
-)
+slow = pytest.mark.slow
+PV, PVH = ("pv", 1), ("pvh", 1)
 pvh_only = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
 
 
-@each_kind
+@pytest.mark.parametrize(
+    "guest", [pytest.param(PV, id="pv"), pytest.param(PVH, id="pvh", marks=slow)], indirect=True
+)
 def test_a_compressed_image_restores_by_pyrestore_and_by_stock_xl_through_zstd(guest: Guest, images: Path):
     before = guest.state()
     image = str(images / "a.img")
@@ -41,8 +41,18 @@ def test_a_compressed_image_goes_through_pipes_and_the_bare_toolstack(guest: Gue
     guest.goes_on(before)
 
 
-@each_kind
-@pytest.mark.parametrize("codec", ["zstd", "deflate", "none"])
+@pytest.mark.parametrize(
+    ("guest", "codec"),
+    [
+        pytest.param(PV, "zstd", id="pv-zstd"),
+        pytest.param(PVH, "deflate", id="pvh-deflate"),
+        pytest.param(PVH, "zstd", id="pvh-zstd", marks=slow),
+        pytest.param(PV, "deflate", id="pv-deflate", marks=slow),
+        pytest.param(PV, "none", id="pv-none", marks=slow),
+        pytest.param(PVH, "none", id="pvh-none", marks=slow),
+    ],
+    indirect=["guest"],
+)
 def test_an_image_in_draft_b_restores(guest: Guest, images: Path, codec: str):
     before = guest.state()
     image = str(images / "a.img")
@@ -55,7 +65,9 @@ def test_an_image_in_draft_b_restores(guest: Guest, images: Path, codec: str):
     guest.goes_on(before)
 
 
-@each_busy_kind
+@pytest.mark.parametrize(
+    "busy_guest", [pytest.param(PVH, id="pvh"), pytest.param(PV, id="pv", marks=slow)], indirect=True
+)
 def test_a_live_save_in_draft_b_with_deltas_restores(busy_guest: Guest, images: Path):
     guest, image = busy_guest, str(images / "a.img")
     before = guest.state()
@@ -67,7 +79,7 @@ def test_a_live_save_in_draft_b_with_deltas_restores(busy_guest: Guest, images: 
     copy_goes_on(guest, before)
 
 
-@pytest.mark.parametrize("toolstack", ["bare", "libxl"])
+@pytest.mark.parametrize("toolstack", ["libxl", pytest.param("bare", marks=slow)])
 @pvh_only
 def test_a_changed_byte_in_a_page_is_found_before_the_domain_runs(guest: Guest, images: Path, toolstack: str):
     before = guest.state()

@@ -152,7 +152,7 @@ def test_a_guest_that_gave_memory_back_keeps_what_it_has(guest: Guest, images: P
     guest.goes_on(before)
 
 
-@each_kind
+@pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
 def test_a_guest_that_gave_memory_back_and_got_it_again_keeps_all_of_it(guest: Guest, images: Path):
     before = guest.state()
     must("xl", "mem-set", guest.name, str(LESS_MEMORY_MIB))
@@ -163,7 +163,7 @@ def test_a_guest_that_gave_memory_back_and_got_it_again_keeps_all_of_it(guest: G
     guest.goes_on(before)
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=pytest.mark.slow)])
 def test_a_guest_with_fewer_vcpus_online_than_it_may_have_comes_back_with_as_many(kind: str, images: Path):
     guest = Guest(f"{kind}-2of4", kind, 2)
     guest.destroy()
