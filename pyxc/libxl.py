@@ -110,8 +110,9 @@ class Libxl(Handle):
         """Create a domain with its devices, and fill it from `fd`: its domid. It is paused.
 
         `fd` stands at libxl's stream header. libxl runs the save helper that $LIBXL_SAVE_HELPER names, and calls
-        for hotplug scripts and device models. `tick` is called a few times a second meanwhile. An exception that
-        comes while this waits (a signal, or of `tick`) aborts the restore. On any error there is no domain.
+        for hotplug scripts and device models. `tick` is called a few times a second meanwhile; an exception of it
+        aborts the restore. On any error there is no domain. A signal that raises when this has just ended would
+        leave a domain that nobody knows of: hold signals back, and let `tick` raise for them.
         """
         _errors.clear()
         rc = ffi.new("int *")

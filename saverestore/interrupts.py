@@ -62,6 +62,13 @@ def too_late() -> None:
     _state.raised = True
 
 
+def raise_pending() -> None:
+    """Inside a `shield`: let a signal that is held back take effect here, where it can be taken back."""
+    if _state.pending and not _state.raised:
+        _state.raised = True
+        raise Interrupted(f"interrupted by {_state.pending}")
+
+
 @contextmanager
 def shield() -> Iterator[None]:
     """Hold signals back inside this block; one that came is raised at its end, unless that raises itself."""

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from saverestore import interrupts
 from saverestore.engine.progress import Progress, RestoreReport
@@ -20,6 +21,10 @@ from saverestore.toolstack.helper_link import Task
 from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.transport.fd import FdSource
 from saverestore.transport.relay import Relay
+
+NOT_THERE = "no domain was left behind"
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 def restore(
@@ -37,40 +42,52 @@ def restore(
     progress.phase(f"creating {guest_config.name}")
     source = image.source
     task = Task(source.name, source.offset, image.before, require_digest, check_cpu=not force)
+    domid: int | None = None
     with _readable(image) as way:
         told_at = way.position()
 
         def tick() -> None:
             nonlocal told_at
+            interrupts.raise_pending()
             if (now := way.position()) != told_at:  # else libxl is at work on devices
                 told_at = now
                 progress.pages(0, now)
 
         try:
-            domid, told = toolstack.restore(guest_config, way.fileno(), task, tick)
-        except Exception as error:
-            if (reason := way.error) is not None:
-                reason.add_note("no domain was left behind")
-                raise reason from error
-            raise
-        try:
+            # A signal is heeded in `tick`, and nowhere else until it is noted that there is a domain.
+            with shield():
+                domid, told = toolstack.restore(guest_config, way.fileno(), task, tick)
             way.finish()
             with shield():
                 if not paused:
                     toolstack.unpause(domid)
                 interrupts.too_late()
         except BaseException as error:
-            with suppress(XenError):
-                toolstack.destroy_restored(domid)
-                error.add_note("no domain was left behind")
+            _destroy(toolstack, domid, error)
+            if (reason := way.error) is not None and reason is not error:
+                raise _noted(reason) from error
             if isinstance(error, XenError):
                 raise XenRefused(
-                    f"{guest_config.name} was restored, but could not be started: {error}"
+                    f"{guest_config.name} was restored, but could not be started: {error}; no domain was left behind"
                 ) from error
             raise
     digest = None if told.digest is None else DigestAlgorithm(told.digest)
     total_s = time.monotonic() - started
     return domid, RestoreReport(total_s, told.stream_bytes, told.pages, told.records, digest)
+
+
+def _destroy(toolstack: LibxlToolstack, domid: int | None, error: BaseException) -> None:
+    """Of a restore that failed: the domain, if there is one yet; libxl has destroyed what it could not complete."""
+    if domid is not None:
+        with shield(), suppress(XenError):
+            toolstack.destroy_restored(domid)
+    _noted(error)
+
+
+def _noted(error: ErrorT) -> ErrorT:
+    if NOT_THERE not in getattr(error, "__notes__", []) and NOT_THERE not in str(error):
+        error.add_note(NOT_THERE)
+    return error
 
 
 @contextmanager

@@ -90,7 +90,6 @@ class LibxlToolstack:
                 domid = self._libxl.restore(guest_config.to_json().decode(), fd, tick)
             except XenError as error:
                 if (told := link.report().as_error()) is not None:
-                    told.add_note("no domain was left behind")
                     raise told from error
                 if error.call == CONFIG_CALL:
                     raise ImageError(
@@ -98,7 +97,7 @@ class LibxlToolstack:
                         "(it may be of a newer Xen)"
                     ) from error
                 raise XenRefused(
-                    f"libxl could not restore {guest_config.name}: {error}; no domain was left behind "
+                    f"libxl could not restore {guest_config.name}: {error} "
                     "(the logs in /var/log/xen may say more)"
                 ) from error
             return domid, link.report()
