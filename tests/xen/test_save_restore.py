@@ -25,7 +25,9 @@ each_busy_kind = pytest.mark.parametrize(
     "busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"]
 )
 two_busy_vcpus = pytest.mark.parametrize(
-    "busy_guest", [("pv", 2), ("pvh", 2)], indirect=True, ids=["pv", "pvh"]
+    "busy_guest",
+    [pytest.param(("pv", 2), id="pv"), pytest.param(("pvh", 2), id="pvh", marks=pytest.mark.slow)],
+    indirect=True,
 )
 
 VERIFIER = "/usr/lib/xen-{0}/bin/verify-stream-v2"
@@ -225,7 +227,11 @@ def test_a_guest_of_2_gib_keeps_its_large_pages(images: Path):
         image.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("guest", [("pv", 2), ("pvh", 2)], indirect=True, ids=["pv", "pvh"])
+@pytest.mark.parametrize(
+    "guest",
+    [pytest.param(("pvh", 2), id="pvh"), pytest.param(("pv", 2), id="pv", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_images_of_guests_with_two_vcpus_go_both_ways_between_xl_and_us(guest: Guest, images: Path):
     stock_xl_restores_ours(guest, images)
     (images / "a.img").unlink()

@@ -45,7 +45,7 @@ EVERYTHING = FIRST_ROWS | {
 }
 """What runs without it: on the default variant also faults, memory page by page, the contract …"""
 
-XEN_TIMEOUT_S = 3000
+XEN_TIMEOUT_S = 4200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
