@@ -172,10 +172,6 @@ class FdSource(_Fd):
         """Whether anything may follow an image: a device is longer than what was written to it, a socket may be
         kept open by who waits for an answer."""
 
-    def size(self) -> int | None:
-        """Length of a regular file in bytes; None of anything else."""
-        return os.fstat(self.fileno()).st_size if self._is_file else None
-
     def position(self) -> int:
         """Where the source stands by the kernel's account: others who read from a file move it, too."""
         return os.lseek(self.fileno(), 0, os.SEEK_CUR) if self._is_file else self.offset
