@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from saverestore.errors import ExitCode, SaveRestoreError
+from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
 from saverestore.guest.ports import SaveGuest
 
 SAMPLE_PFNS = 1 << 14
@@ -42,7 +42,7 @@ class Findings:
         try:
             yield
         except SaveRestoreError as error:
-            if not self.dry:
+            if not self.dry or isinstance(error, Interrupted):
                 raise
             self.errors.append(error)
 
