@@ -1,4 +1,4 @@
-"""A restored domain is looked after as one that xl made: it reboots when its guest does, and goes when that powers off."""
+"""A restored domain is looked after as one of xl is: it reboots when its guest does, and goes when that ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from scenarios import copy_goes_on
 from xen_lab import Guest, domid_of, must, run
 
 AWHILE_S = 90
@@ -72,4 +73,4 @@ def test_a_domain_that_is_saved_and_goes_on_is_watched_on_until_it_is_destroyed(
     guest.destroy()
     comes_true("nothing left that watches", lambda: not watchers_of(restored))
     must("pyrestore", str(images / "a.img"))
-    guest.goes_on(before)
+    copy_goes_on(guest, before)
