@@ -4,7 +4,8 @@
 
 What changes: version 2 becomes 3 (STATIC_DATA_END is put in where version 2 implies it); our own optional records
 stay or go. The image's digest is checked on the way, and a new one of the same kind is made of what is written; which
-kind that is must be known before the first byte, so the image's PROVENANCE must come first and announce it.
+kind that is must be known before the first byte, so the image's PROVENANCE must come first and announce it. It covers
+what comes behind the libxc stream, too: digest and END wait until that has been read, and is in memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from saverestore.errors import ImageError, UsageError
 from saverestore.image.index import Progress
+from saverestore.stream.behind import BehindSink
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import (
     BeforeSink,
@@ -30,7 +32,15 @@ from saverestore.stream.grammar import WITHOUT_STATIC_DATA_END
 from saverestore.stream.layout import DRAFT_B_VERSION, PAGE_SIZE, XEN_VERSIONS, has_data
 from saverestore.stream.libxl import LibxlReader, LibxlRecord, LibxlRecordType, LibxlWriter
 from saverestore.stream.reader import LibxcReader, PageData
-from saverestore.stream.records import End, ImageDigest, Provenance, Record, StaticDataEnd, UnknownOptional
+from saverestore.stream.records import (
+    End,
+    Following,
+    ImageDigest,
+    Provenance,
+    Record,
+    StaticDataEnd,
+    UnknownOptional,
+)
 from saverestore.stream.walk import walk
 from saverestore.stream.writer import LibxcWriter
 from saverestore.stream.xl import XlHeader
@@ -40,6 +50,9 @@ BATCH_PAGES = 2048
 """Most pages of a PAGE_DATA record that is written: 8 MiB. Records with fewer stay as they are."""
 
 XEN_VERSION = max(XEN_VERSIONS)
+
+BEHIND_MAX_BYTES = 80 << 20
+"""Most bytes behind the libxc stream that are kept in memory: more than the longest records of libxl together."""
 
 KEEP = "keep"
 """Of the digest: the kind that the image has."""
@@ -116,6 +129,8 @@ class _Work:
         self._algorithm: DigestAlgorithm | None = None
         self._integrity: dict[str, Any] | None = None
         self._needs_static_end = False
+        self._tells_outside = False
+        self._behind: BehindSink | None = None
         self._buffer = np.empty(BATCH_PAGES * PAGE_SIZE, dtype=np.uint8)
 
     def take(self, event: object) -> None:
@@ -140,8 +155,19 @@ class _Work:
         assert self._outer is not None  # its header comes first
         if record.type is LibxlRecordType.LIBXC_CONTEXT:
             self._outer.libxc_context()
-        else:
-            self._outer.record(record.type, record.body)
+            return
+        self._outer.record(record.type, record.body)
+        if self._behind is None:
+            return
+        if self._behind.offset > BEHIND_MAX_BYTES:
+            raise ImageError(
+                f"{self._source.name}: more than {BEHIND_MAX_BYTES >> 20} MiB behind the libxc stream",
+                offset=record.offset,
+            )
+        if record.type is LibxlRecordType.END:
+            assert self._writer is not None  # libxc's END has been read
+            self._writer.end(self._behind.following())
+            self._behind.write_to(self._sink)
 
     def _libxc_record(self, record: object) -> None:
         assert self._reader is not None  # its headers come before any record
@@ -163,8 +189,10 @@ class _Work:
                 )
         elif isinstance(record, Provenance):
             self._provenance(record, writer)
+        elif isinstance(record, Following):
+            pass  # what follows is told anew
         elif isinstance(record, End):
-            writer.end()
+            self._end(writer)
         else:
             writer.record(_as_record(record))
 
@@ -175,11 +203,12 @@ class _Work:
             self._algorithm = self._wanted
         elif self._wanted == KEEP and isinstance(announced, dict) and reader.announced_digest is not None:
             self._algorithm = reader.announced_digest
-        before = None if self._outer is None else self._before.before()
-        if self._wanted == KEEP and isinstance(announced, dict) and "before" not in announced:
-            before = (
-                None  # whoever wrote it did not know what lies around it, and somebody may take it off again
-            )
+        before = None
+        # Who wrote a digest without it did not know what lies around the stream, and somebody may take it off again.
+        is_bare = self._wanted == KEEP and isinstance(announced, dict) and "before" not in announced
+        if self._outer is not None and not is_bare:
+            before = self._before.before()
+            self._tells_outside = self._algorithm is not None
         digest = None
         if self._algorithm is not None:
             digest = self._stack.enter_context(WrittenDigest(self._algorithm))
@@ -192,6 +221,14 @@ class _Work:
         if self._integrity is not None and not isinstance(first, Provenance):
             self._writer.record(Provenance({"integrity": self._integrity}))
             self._integrity = None
+
+    def _end(self, writer: LibxcWriter) -> None:
+        """Write END: at once, or when all is known that its digest is to cover."""
+        if self._outer is None or not self._tells_outside:
+            writer.end()
+            return
+        self._behind = BehindSink(self._sink.name)
+        self._outer.go_on_in(self._behind)
 
     def _provenance(self, record: Provenance, writer: LibxcWriter) -> None:
         """Write it, with what is now true of the digest: only the first tells of one."""

@@ -41,7 +41,7 @@ def restore(
     progress.phase(f"creating {guest_config.name}")
     with _FreshDomain(handles, guest_config) as fresh:
         report = _fill(handles, fresh.create(), guest_config, reader, image.source, progress, force=force)
-        image.expect_end()
+        image.expect_end(reader.following)
         with shield():
             if not paused:
                 handles.xen.unpause(fresh.domid)
