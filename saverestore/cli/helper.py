@@ -202,6 +202,9 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> Help
             stream_bytes=read.stream_bytes,
             total_s=read.total_s,
             digest=read.digest,
+            memory_s=read.memory_s,
+            complete_s=read.complete_s,
+            peak_memory_bytes=read.peak_memory_bytes,
         )
     finally:
         # Also after a failure: libxl takes a restore without results for a helper that died.

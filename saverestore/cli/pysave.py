@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import common
+from saverestore.cli import common, reporting
 from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ toolstack carries none besides the console; with it, a domain that has others is
 """
 
 
+LIMITS = {"--downtime-ms": "downtime_s", "--max-rounds": "max_rounds", "--max-time": "max_time"}
+"""Options of a live save, and where their values are."""
+
+
 def _parser() -> common.Parser:
     parser = common.parser("pysave", DESCRIPTION, EPILOG)
     parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
@@ -55,6 +59,7 @@ def _parser() -> common.Parser:
     )
     live.add_argument(
         "--downtime-ms",
+        dest="downtime_s",
         metavar="N",
         type=_milliseconds,
         help="suspend the domain as soon as it is expected to stand still for N ms at most: by the rates at which it "
@@ -124,6 +129,7 @@ def _parser() -> common.Parser:
     )
     common.add_toolstack(parser)
     common.add_dry_run(parser, "save")
+    reporting.add_report(parser, "save")
     parser.add_argument(
         "--suspend-timeout",
         metavar="SECONDS",
@@ -146,15 +152,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.recover:
         if arguments.image is not None:
             parser.error("--recover takes no IMAGE")
+        if arguments.report is not None:
+            parser.error("--report tells of a save, and --recover makes none")
         return common.run("pysave", arguments, lambda: _recover(arguments))
     if arguments.image is None:
         parser.error("the following arguments are required: IMAGE")
     if arguments.dirty != "auto" and not arguments.live:
         parser.error("--dirty only means something with --live")
     if not arguments.live:
-        for name in ("downtime_ms", "max_rounds", "max_time"):
+        for option, name in LIMITS.items():
             if getattr(arguments, name) is not None:
-                parser.error(f"--{name.replace('_', '-')} only means something with --live")
+                parser.error(f"{option} only means something with --live")
         if arguments.on_stall != "stop":
             parser.error("--on-stall only means something with --live")
     if arguments.plain and arguments.digest not in (None, "none"):
@@ -162,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.image == "-" and not arguments.dry_run and (sys.stdout is None or sys.stdout.isatty()):
         what = "a closed standard output" if sys.stdout is None else "a terminal"
         parser.error(f"an image does not go to {what}; redirect standard output")
+    reporting.check_report(parser, arguments)
     coding = _coding(parser, arguments)
     return common.run("pysave", arguments, lambda: _save(arguments, coding))
 
@@ -227,8 +236,10 @@ def _recover(arguments: argparse.Namespace) -> None:
 def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.policy import Limits, OnStall
+    from saverestore.engine.progress import SaveReport
     from saverestore.operations.prepare_save import Afterwards, SaveRequest, dry_run
     from saverestore.operations.save import save_domain
+    from saverestore.report.facts import facts_of_save
 
     afterwards = Afterwards.DESTROY
     if arguments.leave_running:
@@ -244,7 +255,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
         limits=Limits(
             max_rounds=arguments.max_rounds,
             max_time_s=arguments.max_time,
-            downtime_s=arguments.downtime_ms,
+            downtime_s=arguments.downtime_s,
             on_stall=OnStall(arguments.on_stall),
         ),
         plain=arguments.plain,
@@ -258,8 +269,17 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     )
     if arguments.dry_run:
         return common.tell_findings(dry_run(request))
-    with closing(progress_for("pysave", quiet=arguments.quiet)) as progress:
-        report = save_domain(request, progress)
+    report = SaveReport()
+    with (
+        reporting.reporting(
+            "pysave",
+            arguments,
+            arguments.domain,
+            lambda outcome: facts_of_save(outcome, report, request.limits),
+        ),
+        closing(progress_for("pysave", quiet=arguments.quiet)) as progress,
+    ):
+        save_domain(request, progress, report)
     if not arguments.quiet:
         common.tell(f"pysave: {_summary(request.domain, request.image, afterwards.value, report)}")
     return None

@@ -109,4 +109,4 @@ class RestoreReport:
     complete_s: float = 0.0
     start_s: float = 0.0
     peak_memory_bytes: int | None = None
-    domain_state: str = "none was made"
+    domain_state: str = "none"

@@ -132,6 +132,8 @@ def save(
             if source is not None:
                 _undo(error, source.close, "log-dirty is still on")
             _undo(error, guest.resume, "it did not go on at once")
+            if report.suspended_at:
+                report.downtime_s = time.monotonic() - report.suspended_at
         raise
     finally:
         report.total_s = time.monotonic() - started

@@ -109,6 +109,8 @@ def _resumed_on_error(
         with shield():
             try:
                 guest.resume()
+                if report.domain_state == "suspended":
+                    report.downtime_s = time.monotonic() - report.suspended_at
                 report.domain_state = "running"
                 error.add_note(f"{file.left_behind}; {domain} goes on")
             except (XenError, DomainError) as second:
