@@ -62,6 +62,19 @@ int pyxc_logdirty_off(xc_interface *xch, uint32_t domid);
 int64_t pyxc_logdirty_clean(xc_interface *xch, uint32_t domid, struct pyxc_dirty_bitmap *bitmap,
                             uint64_t nr_pfns, bool final, uint32_t *dirty_count);
 
+struct pyxc_cpupool { uint32_t sched_id, nr_cpus; };
+int pyxc_cpupool_info(xc_interface *xch, uint32_t poolid, struct pyxc_cpupool *out);
+struct pyxc_share { uint32_t weight, cap; };
+int pyxc_credit2_get(xc_interface *xch, uint32_t domid, struct pyxc_share *out);
+int pyxc_credit2_set(xc_interface *xch, uint32_t domid, const struct pyxc_share *in);
+int pyxc_credit_get(xc_interface *xch, uint32_t domid, struct pyxc_share *out);
+int pyxc_credit_set(xc_interface *xch, uint32_t domid, const struct pyxc_share *in);
+#define XEN_SCHEDULER_CREDIT ...
+#define XEN_SCHEDULER_CREDIT2 ...
+#define XEN_SCHEDULER_ARINC653 ...
+#define XEN_SCHEDULER_RTDS ...
+#define XEN_SCHEDULER_NULL ...
+
 size_t pyxc_cpuid_leaf_size(void);
 size_t pyxc_msr_entry_size(void);
 int pyxc_get_cpu_policy(xc_interface *xch, uint32_t domid, bool hvm, void *leaves, uint32_t *nr_leaves,

@@ -36,5 +36,6 @@ static const char *pyxc_built_for(void) { return PYXC_BUILT_FOR; }
 #include "vcpu.h"
 #include "pages.h"
 #include "logdirty.h"
+#include "sched.h"
 #include "cpu_policy.h"
 #include "layout_x86_pv.h"

@@ -99,13 +99,21 @@ def run(prog: str, arguments: argparse.Namespace, work: Callable[[], int | None]
         return ExitCode.XEN
     except MemoryError as error:
         tell(f"{prog}: {in_full(error)}")
-        return ExitCode.IO
+        return exit_code_of(error)
     except OSError as error:
         # XenError is one; what else comes here was not foreseen, but is still no reason for a traceback.
         if arguments.verbose > 1:
             logging.getLogger(__name__).exception("failed")
         tell(f"{prog}: {in_full(error)}")
-        return ExitCode.XEN if hasattr(error, "call") else ExitCode.IO
+        return exit_code_of(error)
+
+
+def exit_code_of(error: BaseException) -> ExitCode:
+    """What a command ends with that fails with this."""
+    if isinstance(error, SaveRestoreError):
+        return error.exit_code
+    is_xens = isinstance(error, ImportError) or hasattr(error, "call")
+    return ExitCode.XEN if is_xens else ExitCode.IO
 
 
 def tell(text: str) -> None:

@@ -33,7 +33,10 @@ are read and written by pysave's engine, devices are libxl's as ever. Nobody sta
 
 settings, in /etc/xen/pysave.toml (or the file that $PYXC_CONFIG names), or as variables:
   dirty = "auto"       PYXC_DIRTY       how pages written meanwhile are found: auto, log or digest
-  max_rounds = 5       PYXC_MAX_ROUNDS  live rounds at most
+  max_rounds = 0       PYXC_MAX_ROUNDS  live rounds at most; 0: 5, or 30 with downtime_ms or throttle
+  downtime_ms = 0      PYXC_DOWNTIME_MS suspend the domain when the rest is expected to fit into this; 0: no such aim
+  on_stall = "stop"    PYXC_ON_STALL    when rounds no longer help: stop (suspend), abort, or throttle
+  max_time = 0         PYXC_MAX_TIME    begin no live round after so many seconds; 0: any time
   few_pages = 50       PYXC_FEW_PAGES   suspend the domain when fewer pages than this are left
   workers = 2          PYXC_WORKERS     threads that read ahead
   check_cpu = true     PYXC_CHECK_CPU   refuse images for a CPU that this host cannot give
@@ -174,11 +177,15 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> Help
         from saverestore.helper.saving import save
 
         report = save(arguments, settings, channel)
+        expected = (
+            "" if report.verdict is None else f", expected {report.verdict.prediction.downtime_s:.2f} s"
+        )
         logging.info(
-            "%d pages in %.1f s, suspended for %.2f s of it",
+            "%d pages in %.1f s, suspended for %.2f s of it%s",
             report.pages_sent,
             report.total_s,
             report.downtime_s,
+            expected,
         )
         return HelperReport(pages=report.pages_sent, stream_bytes=report.stream_bytes, total_s=report.total_s)
 
@@ -195,6 +202,9 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> Help
             stream_bytes=read.stream_bytes,
             total_s=read.total_s,
             digest=read.digest,
+            memory_s=read.memory_s,
+            complete_s=read.complete_s,
+            peak_memory_bytes=read.peak_memory_bytes,
         )
     finally:
         # Also after a failure: libxl takes a restore without results for a helper that died.

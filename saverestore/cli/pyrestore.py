@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 
-from saverestore.cli import common
+from saverestore.cli import common, reporting
 from saverestore.errors import SaveRestoreError
 
 DESCRIPTION = """\
@@ -27,7 +28,7 @@ restore' does, and sees to the domain when it powers off, reboots or crashes, as
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> common.Parser:
     parser = common.parser("pyrestore", DESCRIPTION, EPILOG)
     parser.add_argument("image", metavar="IMAGE", help="the image, or '-' for standard input")
     parser.add_argument("--paused", action="store_true", help="leave the new domain paused")
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     common.add_toolstack(parser)
     common.add_dry_run(parser, "restore")
+    reporting.add_report(parser, "restore")
     return parser
 
 
@@ -60,12 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.name == "":
         parser.error("--name: a domain needs a name that is not empty")
+    reporting.check_report(parser, arguments)
     return common.run("pyrestore", arguments, lambda: _restore(arguments))
 
 
 def _restore(arguments: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
+    from saverestore.engine.progress import RestoreReport
     from saverestore.operations.restore import RestoreRequest, dry_run, restore_domain
+    from saverestore.report.facts import facts_of_restore
 
     request = RestoreRequest(
         image=arguments.image,
@@ -78,14 +83,20 @@ def _restore(arguments: argparse.Namespace) -> int | None:
     )
     if arguments.dry_run:
         return common.tell_findings(dry_run(request))
-    with closing(
-        progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
-    ) as progress:
-        restored = restore_domain(request, progress)
+    report = RestoreReport()
+    with (
+        reporting.reporting(
+            "pyrestore", arguments, arguments.name, lambda outcome: facts_of_restore(outcome, report)
+        ) as run,
+        closing(
+            progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
+        ) as progress,
+    ):
+        restored = restore_domain(request, progress, report)
+        run.outcome = replace(run.outcome, domain=restored.name)
     common.answer(str(restored.domid))
     if not arguments.quiet:
         state = "paused" if arguments.paused else "running"
-        report = restored.report
         common.tell(
             f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
             f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import common
+from saverestore.cli import common, reporting
 from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ toolstack carries none besides the console; with it, a domain that has others is
 """
 
 
+LIMITS = {"--downtime-ms": "downtime_s", "--max-rounds": "max_rounds", "--max-time": "max_time"}
+"""Options of a live save, and where their values are."""
+
+
 def _parser() -> common.Parser:
     parser = common.parser("pysave", DESCRIPTION, EPILOG)
     parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
@@ -48,6 +52,40 @@ def _parser() -> common.Parser:
         default="auto",
         help="how pages written meanwhile are found: 'log', the hypervisor's record (PVH; PV only where Xen has "
         "shadow paging); 'digest', comparing contents, works everywhere; default 'auto': log where it can be had",
+    )
+    live = parser.add_argument_group(
+        "with --live",
+        "when rounds end; what is not said is as 'xl' has it: 5 rounds, or fewer than 50 pages left",
+    )
+    live.add_argument(
+        "--downtime-ms",
+        dest="downtime_s",
+        metavar="N",
+        type=_milliseconds,
+        help="suspend the domain as soon as it is expected to stand still for N ms at most: by the rates at which it "
+        "writes and pages are sent, and 100 ms for suspending and 50 ms for processors and going on",
+    )
+    live.add_argument(
+        "--max-rounds",
+        metavar="N",
+        type=_rounds,
+        help="rounds at most; default 5, or 30 when there is more to reach",
+    )
+    live.add_argument(
+        "--max-time",
+        metavar="SECONDS",
+        type=_seconds,
+        help="begin no round later than this, then suspend the domain",
+    )
+    live.add_argument(
+        "--on-stall",
+        choices=("stop", "abort", "throttle"),
+        default="stop",
+        help="when a round leaves as much as it sent: 'stop', the default, suspends the domain; 'abort' gives the "
+        "save up, also when the other limits are reached and --downtime-ms is not: exit code 3, the domain goes on; "
+        "'throttle' lowers the domain's processor cap step by step to 10%% of what it was (schedulers credit2 and "
+        "credit), then suspends it. The cap is put back whatever happens, after 'kill -9' by --recover or the next "
+        "pysave",
     )
     after = parser.add_mutually_exclusive_group()
     after.add_argument("-c", "--leave-running", action="store_true", help="let the domain go on afterwards")
@@ -91,6 +129,7 @@ def _parser() -> common.Parser:
     )
     common.add_toolstack(parser)
     common.add_dry_run(parser, "save")
+    reporting.add_report(parser, "save")
     parser.add_argument(
         "--suspend-timeout",
         metavar="SECONDS",
@@ -113,16 +152,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.recover:
         if arguments.image is not None:
             parser.error("--recover takes no IMAGE")
+        if arguments.report is not None:
+            parser.error("--report tells of a save, and --recover makes none")
         return common.run("pysave", arguments, lambda: _recover(arguments))
     if arguments.image is None:
         parser.error("the following arguments are required: IMAGE")
     if arguments.dirty != "auto" and not arguments.live:
         parser.error("--dirty only means something with --live")
+    if not arguments.live:
+        for option, name in LIMITS.items():
+            if getattr(arguments, name) is not None:
+                parser.error(f"{option} only means something with --live")
+        if arguments.on_stall != "stop":
+            parser.error("--on-stall only means something with --live")
     if arguments.plain and arguments.digest not in (None, "none"):
         parser.error("--plain leaves the digest out; --digest asks for one")
     if arguments.image == "-" and not arguments.dry_run and (sys.stdout is None or sys.stdout.isatty()):
         what = "a closed standard output" if sys.stdout is None else "a terminal"
         parser.error(f"an image does not go to {what}; redirect standard output")
+    reporting.check_report(parser, arguments)
     coding = _coding(parser, arguments)
     return common.run("pysave", arguments, lambda: _save(arguments, coding))
 
@@ -151,8 +199,20 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
     return seconds
+
+
+def _milliseconds(text: str) -> float:
+    """The same, in seconds."""
+    return _seconds(text) / 1000
+
+
+def _rounds(text: str) -> int:
+    """A number of rounds: as many as an option may ask for."""
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds from 1 to 1000")
+    return int(text)
 
 
 def _zstd_level(text: str) -> int:
@@ -175,8 +235,11 @@ def _recover(arguments: argparse.Namespace) -> None:
 
 def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.cli.progress import progress_for
+    from saverestore.engine.policy import Limits, OnStall
+    from saverestore.engine.progress import SaveReport
     from saverestore.operations.prepare_save import Afterwards, SaveRequest, dry_run
     from saverestore.operations.save import save_domain
+    from saverestore.report.facts import facts_of_save
 
     afterwards = Afterwards.DESTROY
     if arguments.leave_running:
@@ -189,6 +252,12 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
         afterwards=afterwards,
         live=arguments.live,
         dirty=arguments.dirty,
+        limits=Limits(
+            max_rounds=arguments.max_rounds,
+            max_time_s=arguments.max_time,
+            downtime_s=arguments.downtime_s,
+            on_stall=OnStall(arguments.on_stall),
+        ),
         plain=arguments.plain,
         digest=arguments.digest or "xxh3",
         compress=arguments.compress,
@@ -200,8 +269,17 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     )
     if arguments.dry_run:
         return common.tell_findings(dry_run(request))
-    with closing(progress_for("pysave", quiet=arguments.quiet)) as progress:
-        report = save_domain(request, progress)
+    report = SaveReport()
+    with (
+        reporting.reporting(
+            "pysave",
+            arguments,
+            arguments.domain,
+            lambda outcome: facts_of_save(outcome, report, request.limits),
+        ),
+        closing(progress_for("pysave", quiet=arguments.quiet)) as progress,
+    ):
+        save_domain(request, progress, report)
     if not arguments.quiet:
         common.tell(f"pysave: {_summary(request.domain, request.image, afterwards.value, report)}")
     return None
@@ -216,6 +294,8 @@ def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:
     if report.dirty_source != "none":
         how = {"log": "log-dirty", "digest": "content digests"}[report.dirty_source]
         text += f"; {len(report.rounds)} rounds by {how}, downtime {report.downtime_s:.2f} s"
+        if report.verdict is not None:
+            text += f" (expected {report.verdict.prediction.downtime_s:.2f} s)"
     return f"{text}; the domain is {state}"
 
 

@@ -1,9 +1,22 @@
-"""When to stop sending pages of a running domain: a pure function of what has been seen so far."""
+"""When to stop sending pages of a running domain: pure functions of the rounds so far.
+
+predict   how long would the domain stand still if it were suspended now?
+decide    another round, suspend it, slow it down, or give up?
+
+suspend request        suspended                                  END     runs again
+      │ suspend_s          │ rest_s: the last round                 │ state_s  │
+      ├────────────────────┼────────────────────────────────────────┼──────────┤
+                               downtime
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+
+ALL_OF_IT = 100
+"""Percent of its processor time: what a domain that nobody slows down has."""
 
 
 class Decision(Enum):
@@ -11,42 +24,240 @@ class Decision(Enum):
 
     CONTINUE = "another round while the domain runs"
     STOP = "suspend the domain and send the rest"
+    THROTTLE = "slow the domain down, then another round"
+    ABORT = "give the save up"
+
+
+class OnStall(Enum):
+    """What to do when rounds no longer help: the domain writes as fast as its pages can be sent."""
+
+    STOP = "stop"
+    ABORT = "abort"
+    THROTTLE = "throttle"
 
 
 @dataclass(frozen=True)
 class RoundStats:
-    """One finished round: `sent_pages` were sent in it, and `dirty_pages` are known to be written since.
+    """One finished round: `sent_pages` were sent in it, and `dirty_pages` are known to be written since it began.
 
-    `dirty_pages` is None where that is only found by reading everything again (content digests).
+    `dirty_pages` is None where that is only found by reading everything again (content digests). `sent_bytes`: how
+    much longer the stream became. `cpu_percent`: how much of its processor time the domain had meanwhile. `final`: it
+    was suspended.
     """
 
     number: int
     sent_pages: int
     dirty_pages: int | None
     seconds: float
+    sent_bytes: int = 0
+    cpu_percent: int = ALL_OF_IT
+    final: bool = False
+
+    @property
+    def send_rate(self) -> float | None:
+        """Pages sent a second; None of a round that took no time."""
+        return self.sent_pages / self.seconds if self.seconds > 0 else None
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a live save. The defaults are Xen's own."""
+    """Bounds of a live save. What is left out is as Xen's own tools have it.
 
-    max_rounds: int = 5
+    `max_rounds`: None, as many as suit what else is asked for. `max_time_s`: no round is begun later than this.
+    `downtime_s`: suspend as soon as the domain is expected to stand still no longer than this. `suspend_s` and
+    `state_s`: what suspending, and what processors, the end of the stream and going on take, besides the pages.
+    `throttle_steps`: percent of its processor time that the domain is left, one step after the other.
+    """
+
+    max_rounds: int | None = None
     few_pages: int = 50
+    max_time_s: float | None = None
+    downtime_s: float | None = None
+    on_stall: OnStall = OnStall.STOP
+    suspend_s: float = 0.1
+    state_s: float = 0.05
+    throttle_steps: tuple[int, ...] = (75, 50, 35, 25, 15, 10)
+
+    ROUNDS = 5
+    ROUNDS_WITH_A_GOAL = 30
+
+    @property
+    def rounds_at_most(self) -> int:
+        """How many rounds there may be while the domain runs."""
+        if self.max_rounds is not None:
+            return self.max_rounds
+        has_goal = self.downtime_s is not None or self.on_stall is OnStall.THROTTLE
+        return self.ROUNDS_WITH_A_GOAL if has_goal else self.ROUNDS
 
 
-def decide(rounds: list[RoundStats], limits: Limits) -> Decision:
+STALLED = 0.95
+"""A round that leaves more than this part of what it sent gains nothing that is worth sending it again."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How long the domain would stand still, by its parts; `least_s`: if nothing at all were left to be sent."""
+
+    suspend_s: float
+    rest_s: float
+    state_s: float
+    least_s: float
+
+    @property
+    def downtime_s(self) -> float:
+        """All of it."""
+        return self.suspend_s + self.rest_s + self.state_s
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A decision, why it was made, and what is expected of a suspend at this moment.
+
+    `wanted`: it is what the rounds were for, not what was left to do when they did not help. `cpu_percent`: what
+    THROTTLE leaves the domain.
+    """
+
+    decision: Decision
+    why: str
+    prediction: Prediction
+    wanted: bool = True
+    cpu_percent: int = ALL_OF_IT
+
+
+def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
     """Decide after the last of `rounds` (at least one: the first sends everything).
 
-    Stop when few pages are left, when the limit of rounds is reached, or when a round found nothing less to
-    send than the one before it: the domain writes as fast as we send, and another round would change nothing.
+    Suspend when the rest fits, or when few pages are left, or when no more rounds are allowed. When the last round
+    left as much as it sent, another one would change nothing: then do what `limits.on_stall` says. An aim for the
+    downtime that the limits do not let the rounds reach is such a stall, too, for who wants to give up then.
+    """
+    prediction = predict(rounds, limits)
+    last, left = rounds[-1], left_pages(rounds)
+    goal = limits.downtime_s
+    if goal is not None and prediction.downtime_s <= goal:
+        return Verdict(Decision.STOP, f"the rest fits into {_ms(goal)}", prediction)
+    if left is not None and left < limits.few_pages:
+        return Verdict(Decision.STOP, f"few pages are left: {left}", prediction)
+    used_up = _used_up(rounds, limits)
+    if used_up:
+        missed = goal is not None and limits.on_stall is OnStall.ABORT
+        return Verdict(Decision.ABORT if missed else Decision.STOP, used_up, prediction, wanted=goal is None)
+    if not is_stalled(rounds):
+        return Verdict(Decision.CONTINUE, "each round leaves less", prediction)
+    why = f"a round leaves as much as it sends ({_rates(rounds)})"
+    if limits.on_stall is OnStall.ABORT:
+        return Verdict(Decision.ABORT, why, prediction, wanted=False)
+    if limits.on_stall is OnStall.STOP:
+        return Verdict(Decision.STOP, why, prediction, wanted=goal is None)
+    if goal is not None and prediction.least_s > goal:
+        never = f"even with nothing to send it would be {_ms(prediction.least_s)}, so throttling cannot help"
+        return Verdict(Decision.STOP, f"{why}; {never}", prediction, wanted=False)
+    lower = [step for step in limits.throttle_steps if step < last.cpu_percent]
+    if not lower:
+        return Verdict(Decision.STOP, f"{why}, however slow the domain", prediction, wanted=False)
+    return Verdict(Decision.THROTTLE, why, prediction, wanted=False, cpu_percent=max(lower))
+
+
+def _used_up(rounds: Sequence[RoundStats], limits: Limits) -> str:
+    """Which limit has been reached; nothing when none."""
+    if len(rounds) >= limits.rounds_at_most:
+        return f"{len(rounds)} rounds are as many as allowed"
+    if limits.max_time_s is not None and (seconds := sum(one.seconds for one in rounds)) >= limits.max_time_s:
+        return f"the rounds have taken {seconds:.1f} s, {limits.max_time_s:g} s are allowed"
+    return ""
+
+
+def left_pages(rounds: Sequence[RoundStats]) -> int | None:
+    """How many pages a last round would send now; None while that cannot be told.
+
+    Where only reading tells what was written, as many as the last round found.
     """
     last = rounds[-1]
-    if last.number + 1 >= limits.max_rounds:
-        return Decision.STOP
-    left = last.sent_pages if last.dirty_pages is None and last.number > 0 else last.dirty_pages
-    if left is not None and left < limits.few_pages:
-        return Decision.STOP
-    # The first round sends all there is: only from the second on do two rounds compare.
-    if last.number >= 2 and last.sent_pages >= rounds[-2].sent_pages:
-        return Decision.STOP
-    return Decision.CONTINUE
+    if last.dirty_pages is not None:
+        return last.dirty_pages
+    return last.sent_pages if len(rounds) > 1 else None
+
+
+def is_stalled(rounds: Sequence[RoundStats]) -> bool:
+    """Whether the last round left (almost) as much as it sent: the domain writes as fast as we send.
+
+    Never after the first round, which sends everything. Rounds of a domain that has just been slowed down are not
+    compared with those before.
+    """
+    if len(rounds) < 2:
+        return False
+    last, before = rounds[-1], rounds[-2]
+    if last.dirty_pages is not None:
+        return last.dirty_pages > STALLED * last.sent_pages
+    if len(rounds) < 3 or last.cpu_percent != before.cpu_percent:
+        return False
+    return last.sent_pages >= STALLED * before.sent_pages
+
+
+def dirty_rate(rounds: Sequence[RoundStats]) -> float | None:
+    """Different pages written a second, as seen in the last round; None while that cannot be told.
+
+    By digests, a page's time is that from its turn in one round to its turn in the next: on average, half of each.
+    """
+    last = rounds[-1]
+    if last.dirty_pages is not None:
+        written, seconds = last.dirty_pages, last.seconds
+    elif len(rounds) > 1:
+        written, seconds = last.sent_pages, (last.seconds + rounds[-2].seconds) / 2
+    else:
+        return None
+    return written / seconds if seconds > 0 else None
+
+
+def predict(rounds: Sequence[RoundStats], limits: Limits) -> Prediction:
+    """How long the domain would stand still if it were suspended after the last of `rounds`."""
+    fixed_s = limits.suspend_s + limits.state_s
+    last = rounds[-1]
+    if last.dirty_pages is None:
+        # Everything is read again, and about as much is sent as the last time.
+        return Prediction(limits.suspend_s, last.seconds, limits.state_s, fixed_s + _reading_s(rounds))
+    begin_s, page_s = _cost_of_a_round(rounds)
+    written = (dirty_rate(rounds) or 0.0) * limits.suspend_s  # it runs until it is suspended
+    rest_s = begin_s + (last.dirty_pages + written) * page_s
+    return Prediction(limits.suspend_s, rest_s, limits.state_s, fixed_s + begin_s)
+
+
+def _cost_of_a_round(rounds: Sequence[RoundStats]) -> tuple[float, float]:
+    """Seconds for a round as such, and for each page: the straight line that fits the rounds after the first best.
+
+    The first reads memory in order, later ones here and there, so it only counts while it is the only one.
+    """
+    some = [one for one in rounds[1:] if one.sent_pages] or [one for one in rounds if one.sent_pages]
+    if not some:
+        return max(one.seconds for one in rounds), 0.0
+    mean_pages = sum(one.sent_pages for one in some) / len(some)
+    mean_s = sum(one.seconds for one in some) / len(some)
+    spread = sum((one.sent_pages - mean_pages) ** 2 for one in some)
+    if spread:
+        page_s = sum((one.sent_pages - mean_pages) * (one.seconds - mean_s) for one in some) / spread
+        begin_s = mean_s - mean_pages * page_s
+        if page_s > 0 and begin_s >= 0:
+            return begin_s, page_s
+    return 0.0, some[-1].seconds / some[-1].sent_pages
+
+
+def _reading_s(rounds: Sequence[RoundStats]) -> float:
+    """By digests: what reading and comparing everything takes, without sending. 0 while that cannot be told."""
+    first, last = rounds[0], rounds[-1]
+    fewer = first.sent_pages - last.sent_pages
+    if fewer <= 0 or last.seconds >= first.seconds:
+        return 0.0
+    return max(0.0, last.seconds - last.sent_pages * (first.seconds - last.seconds) / fewer)
+
+
+def _rates(rounds: Sequence[RoundStats]) -> str:
+    """For people."""
+    written, sent = dirty_rate(rounds), rounds[-1].send_rate
+    if written is None or sent is None:
+        return f"{rounds[-1].sent_pages} pages"
+    return f"{written:.0f} pages a second are written, {sent:.0f} can be sent"
+
+
+def _ms(seconds: float) -> str:
+    """For people."""
+    return f"{seconds * 1000:.0f} ms"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
-from saverestore.engine.policy import RoundStats
+from saverestore.engine.policy import RoundStats, Verdict
 from saverestore.stream.digest import DigestAlgorithm
 
 
@@ -47,33 +49,64 @@ class Silence:
         """Nothing."""
 
 
+def peak_memory_bytes() -> int | None:
+    """The most memory that this process had resident so far; None where /proc does not tell."""
+    # Not getrusage(2): its figure is inherited from whoever started the process.
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    return None
+
+
 @dataclass
 class SaveReport:
-    """What a save did. Times in seconds; `downtime_s` from the suspend request to the end of the stream.
+    """What a save did, filled in while it works: also of one that failed. Times in seconds.
 
-    `zero_pages`: of `pages_sent`, those that were all zero. `stored_bytes`: what the image takes on the disk, or in
-    the pipe, where that is known.
-    Where the guest goes on, the operation sets it anew once it does. `suspended_at`: time.monotonic() of the request.
+    `downtime_s`: from the suspend request (`suspended_at`, by time.monotonic()) to the end of the stream; where the
+    domain goes on, until it does. It is made up of `suspend_s`, the last round, `state_s` (processors, device model,
+    the stream's end) and `resume_s`. `verdict`: the last of a live save, with what was expected.
+    `resent_pages`: of `pages_sent`, those of pfns that had been sent before. `zero_pages`: those that were all zero.
+    `stored_bytes`: what the image takes on the disk, or in the pipe, where that is known. `sync_s`: from the end of
+    the stream until all of it was on the disk.
+    `domain_state`: what has become of the domain, for people.
     """
 
     dirty_source: str = "none"
     rounds: list[RoundStats] = field(default_factory=list)
+    verdict: Verdict | None = None
     total_s: float = 0.0
     suspended_at: float = 0.0
     suspend_s: float = 0.0
+    state_s: float = 0.0
+    resume_s: float = 0.0
     downtime_s: float = 0.0
     stream_bytes: int = 0
     pages_sent: int = 0
+    resent_pages: int = 0
     zero_pages: int = 0
     stored_bytes: int | None = None
+    sync_s: float = 0.0
+    peak_memory_bytes: int | None = None
+    domain_state: str = "as it was"
 
 
 @dataclass
 class RestoreReport:
-    """What a restore did. `digest`: the algorithm of the image's digest, which holds; None when it has none."""
+    """What a restore did, filled in while it works. `digest`: the algorithm of the image's digest, which holds.
+
+    `create_s`: until the domain was there, by libxl with all that libxl does besides the filling; `memory_s`: reading
+    and filling it; `complete_s`: processors and what else makes it whole; `start_s`: letting it run.
+    """
 
     total_s: float = 0.0
     stream_bytes: int = 0
     pages: int = 0
     records: int = 0
     digest: DigestAlgorithm | None = None
+    create_s: float = 0.0
+    memory_s: float = 0.0
+    complete_s: float = 0.0
+    start_s: float = 0.0
+    peak_memory_bytes: int | None = None
+    domain_state: str = "none"

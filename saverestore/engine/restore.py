@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from saverestore.engine.progress import Progress, RestoreReport, Silence
+from saverestore.engine.progress import Progress, RestoreReport, Silence, peak_memory_bytes
 from saverestore.errors import ImageError
 from saverestore.guest.ports import U8, Channels, RestoredPages, RestoreGuest
 from saverestore.stream.layout import RecordType
@@ -26,15 +26,36 @@ def restore(
     guest: RestoreGuest,
     channels: Channels,
     progress: Progress | None = None,
+    report: RestoreReport | None = None,
 ) -> tuple[RestoredPages, RestoreReport]:
     """Read a stream, whose headers `reader` has, to its END, into `guest`: where the domain has its rings.
 
     When it returns, the domain is complete and paused, the image's digest (if it has one) holds, and `source` stands
     right behind END. When it raises, the domain is of no use and is the caller's to destroy.
+    What was done goes into `report` while it is done, so it is known of a restore that fails, too.
     """
     progress = progress or Silence()
-    report = RestoreReport()
+    report = RestoreReport() if report is None else report
     started, begun_at = time.monotonic(), source.offset
+    try:
+        _read_all(reader, source, guest, progress, report)
+        report.digest = reader.checked_digest
+        report.memory_s = time.monotonic() - started
+        progress.phase("completing the domain")
+        completing_at = time.monotonic()
+        pages = guest.complete(channels)
+        report.complete_s = time.monotonic() - completing_at
+        return pages, report
+    finally:
+        report.total_s = time.monotonic() - started
+        report.stream_bytes = source.offset - begun_at
+        report.peak_memory_bytes = peak_memory_bytes()
+
+
+def _read_all(
+    reader: LibxcReader, source: ByteSource, guest: RestoreGuest, progress: Progress, report: RestoreReport
+) -> None:
+    """Every record to END: pages into the domain, the others taken by it."""
     static_data_done = False
     while not reader.ended:
         record = reader.next()
@@ -56,12 +77,6 @@ def restore(
             raise ImageError("the image is a stream of checkpoints (Remus), which cannot be restored yet")
         elif record.type not in (RecordType.END, RecordType.VERIFY):
             guest.take(record)
-    report.digest = reader.checked_digest
-    progress.phase("completing the domain")
-    pages = guest.complete(channels)
-    report.total_s = time.monotonic() - started
-    report.stream_bytes = source.offset - begun_at
-    return pages, report
 
 
 def _restore_pages(reader: LibxcReader, record: PageData, guest: RestoreGuest) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from saverestore.engine.dirty import (
     zero_pages_in,
 )
 from saverestore.engine.pipeline import ahead
-from saverestore.engine.policy import Decision, Limits, RoundStats, decide
-from saverestore.engine.progress import Progress, SaveReport, Silence
-from saverestore.guest.ports import U64, LogDirtyUnavailable, PageBatch, SaveGuest
+from saverestore.engine.policy import ALL_OF_IT, Decision, Limits, OnStall, RoundStats, decide
+from saverestore.engine.progress import Progress, SaveReport, Silence, peak_memory_bytes
+from saverestore.errors import DomainError
+from saverestore.guest.ports import U64, LogDirtyUnavailable, PageBatch, SaveGuest, Throttle
 from saverestore.interrupts import shield
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import Before, DigestAlgorithm, WrittenDigest, integrity_fields
@@ -55,6 +56,7 @@ class SaveSettings:
     digest to cover; it is called when the guest is suspended, and only where there is a digest.
     `coding`: how pages are coded in an image of the dialect `draft-b`; None for Xen's own format. `xor_cache_bytes`:
     how much memory is spent on last versions of pages, for `Codec.XOR` and a live save.
+    `throttle`: what slows the domain down, when `limits` say that it is to be.
     """
 
     live: bool = False
@@ -67,20 +69,35 @@ class SaveSettings:
     workers: int = WORKERS
     coding: Coding | None = None
     xor_cache_bytes: int = XOR_CACHE_BYTES
+    throttle: Throttle | None = None
+
+    def __post_init__(self) -> None:
+        if self.limits.on_stall is OnStall.THROTTLE and self.throttle is None:
+            raise ValueError("there is nothing to throttle the domain with")
+
+
+class Stalled(DomainError):
+    """The rounds of a live save do not help, and the save was to be given up then."""
 
 
 def save(
-    guest: SaveGuest, sink: ByteSink, settings: SaveSettings, progress: Progress | None = None
+    guest: SaveGuest,
+    sink: ByteSink,
+    settings: SaveSettings,
+    progress: Progress | None = None,
+    report: SaveReport | None = None,
 ) -> SaveReport:
     """Write `guest` to `sink` as one libxc stream, from image header to END.
 
-    When it returns, the guest is suspended and log-dirty is off: what becomes of it is the caller's to say.
-    When it raises, log-dirty is off and the guest runs as before.
+    When it returns, the guest is suspended, log-dirty is off, and nothing slows it down: what becomes of it is the
+    caller's to say. When it raises, log-dirty is off and the guest runs as before.
+    What was done goes into `report` while it is done, so it is known of a save that fails, too.
     """
     progress = progress or Silence()
-    report = SaveReport()
+    report = SaveReport() if report is None else report
     started, begun_at = time.monotonic(), sink.offset
     source: DirtySource | None = None
+    sender: _PageSender | None = None
     try:
         with shield():  # log-dirty must not be left on without anybody to turn it off
             source, how = _dirty_source(guest, settings)
@@ -94,32 +111,49 @@ def save(
             _write_head(writer, guest, settings)
             sender = _PageSender(guest, writer, sink, source, pool, progress, settings)
             if settings.live:
-                _send_live(sender, source, settings.limits, report, progress)
+                _send_live(sender, source, settings, report, progress)
             progress.phase("suspending the domain")
             report.suspended_at = time.monotonic()
             guest.suspend()
             report.suspend_s = time.monotonic() - report.suspended_at
             report.rounds.append(sender.send_round(number=len(report.rounds), final=True))
+            state_at = time.monotonic()
             for record in guest.end_records():
                 writer.record(record)
             covers = settings.following if settings.digest is not None else None
             writer.end(covers and covers())
         with shield():
             source.close()
+        report.state_s = time.monotonic() - state_at
         report.downtime_s = time.monotonic() - report.suspended_at
+        return report
+    except BaseException as error:
+        with shield():
+            # In this order, each also when the one before it failed; what is told is the first failure of all.
+            if settings.throttle is not None:
+                _undo(error, settings.throttle.lift, "the domain is still slowed down")
+            if source is not None:
+                _undo(error, source.close, "log-dirty is still on")
+            _undo(error, guest.resume, "it did not go on at once")
+            if report.suspended_at:
+                report.downtime_s = time.monotonic() - report.suspended_at
+        raise
+    finally:
         report.total_s = time.monotonic() - started
         report.stream_bytes = sink.offset - begun_at
         report.pages_sent = sum(one.sent_pages for one in report.rounds)
-        report.zero_pages = sender.zero_pages
-        return report
-    except BaseException:
-        with shield():
-            try:
-                if source is not None:
-                    source.close()
-            finally:
-                guest.resume()
-        raise
+        report.peak_memory_bytes = peak_memory_bytes()
+        if sender is not None:
+            report.resent_pages = max(0, report.pages_sent - sender.different_pages)
+            report.zero_pages = sender.zero_pages
+
+
+def _undo(error: BaseException, undo: Callable[[], None], otherwise: str) -> None:
+    """Take a step back because of `error`; should that fail as well, `error` is told with `otherwise`."""
+    try:
+        undo()
+    except Exception as second:
+        error.add_note(f"{otherwise} ({second})")
 
 
 def _dirty_source(guest: SaveGuest, settings: SaveSettings) -> tuple[DirtySource, str]:
@@ -169,16 +203,37 @@ def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -
 
 
 def _send_live(
-    sender: _PageSender, source: DirtySource, limits: Limits, report: SaveReport, progress: Progress
+    sender: _PageSender, source: DirtySource, settings: SaveSettings, report: SaveReport, progress: Progress
 ) -> None:
-    """Rounds while the domain runs, until the policy says that the rest is best sent suspended."""
+    """Rounds while the domain runs, until the policy says that the rest is best sent suspended.
+
+    Nothing slows it down any more when this returns.
+    """
+    throttle, cpu_percent = settings.throttle, ALL_OF_IT
     while True:
         sent = sender.send_round(number=len(report.rounds), final=False)
-        stats = RoundStats(sent.number, sent.sent_pages, source.known_dirty(), sent.seconds)
+        stats = replace(sent, dirty_pages=source.known_dirty(), cpu_percent=cpu_percent)
         report.rounds.append(stats)
         progress.round_done(stats)
-        if decide(report.rounds, limits) is Decision.STOP:
-            return
+        verdict = report.verdict = decide(report.rounds, settings.limits)
+        if verdict.decision is Decision.ABORT:
+            raise Stalled(
+                f"{verdict.why}: the domain would stand still for about {verdict.prediction.downtime_s:.2f} s; "
+                "the save was given up, as was asked for"
+            )
+        if verdict.decision is Decision.THROTTLE and throttle is not None:
+            cpu_percent = verdict.cpu_percent
+            progress.phase(f"{verdict.why}: the domain is left {cpu_percent}% of its processor time")
+            with shield():
+                throttle.limit(cpu_percent)
+        elif verdict.decision is not Decision.CONTINUE:
+            break
+    if not verdict.wanted:
+        progress.phase(f"{verdict.why}: the domain is suspended all the same")
+    if throttle is not None:
+        # Before it is asked: suspending is work, and what a domain writes meanwhile goes by work, not by time.
+        with shield():
+            throttle.lift()
 
 
 @dataclass
@@ -222,7 +277,7 @@ class _PageSender:
 
     def send_round(self, *, number: int, final: bool) -> RoundStats:
         """One round. Pages that could not be read in a round are read again in the next."""
-        started = time.monotonic()
+        started, begun_at = time.monotonic(), self._sink.offset
         pfns = self._source.start_round(final=final)
         if self._deferred:
             pfns = np.union1d(pfns, np.concatenate(self._deferred))
@@ -250,7 +305,19 @@ class _PageSender:
                 self._progress.pages(done, self._sink.offset)
         self._progress.pages(left, self._sink.offset)
         self._guest.check_layout()
-        return RoundStats(number, sent, 0 if final else None, time.monotonic() - started)
+        return RoundStats(
+            number,
+            sent,
+            dirty_pages=0 if final else None,
+            seconds=time.monotonic() - started,
+            sent_bytes=self._sink.offset - begun_at,
+            final=final,
+        )
+
+    @property
+    def different_pages(self) -> int:
+        """Of how many pfns a page was sent, however often."""
+        return int(np.count_nonzero(self._was_sent))
 
     def _prepare(self, batch: PageBatch) -> _Ready:
         """One batch as one PAGE_DATA record. Any thread: within a round, no two batches have a pfn in common.

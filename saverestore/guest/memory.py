@@ -165,6 +165,24 @@ class _MemoryLogDirty:
         self._domain.dirty = None
 
 
+class MemoryThrottle:
+    """Throttle on a `MemoryDomain`: what its scripts write is theirs to lower with `cpu_percent`."""
+
+    def __init__(self, domain: MemoryDomain, moments: Moments) -> None:
+        self._domain = domain
+        self._moments = moments
+
+    def limit(self, cpu_percent: int) -> None:
+        """See Throttle."""
+        self._moments.reached("throttle.limit")
+        self._domain.cpu_percent = cpu_percent
+
+    def lift(self) -> None:
+        """See Throttle."""
+        self._moments.reached("throttle.lift")
+        self._domain.cpu_percent = 100
+
+
 class MemorySave:
     """SaveGuest on a `MemoryDomain`, which it leaves as it is when closed.
 

@@ -68,6 +68,7 @@ class MemoryDomain:
         self.generation = 0
         self.state = Processors()
         self.suspended = False
+        self.cpu_percent = 100  # of its processor time: scripts that make it write go by it
         self.dirty: Bool | None = None  # log-dirty is off
         first = FOREIGN_FRAMES if self.is_pv else 0
         runs = np.arange(-(-nr_frames // run_pages), dtype=np.uint64)

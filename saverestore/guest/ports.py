@@ -109,6 +109,16 @@ class LogDirty(Protocol):
         """Turn it off. Twice is fine."""
 
 
+class Throttle(Protocol):
+    """Takes processor time from a running domain, and gives it back."""
+
+    def limit(self, cpu_percent: int) -> None:
+        """Leave it so much of the processor time that it had before anything was taken."""
+
+    def lift(self) -> None:
+        """Give it back all that it had. Nothing when nothing was taken; twice is fine."""
+
+
 class SaveGuest(Protocol):
     """A domain to be saved."""
 

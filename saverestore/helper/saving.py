@@ -9,7 +9,7 @@ from typing import Any
 
 import saverestore
 from saverestore.engine import save as engine
-from saverestore.engine.policy import Limits
+from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport
 from saverestore.errors import DomainError
 from saverestore.guest.ports import SaveGuest
@@ -26,6 +26,7 @@ from saverestore.interrupts import shield
 from saverestore.stream.digest import NO_DIGEST, algorithm_for_writing
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
+from saverestore.toolstack.processor_cap import ProcessorCap
 from saverestore.transport.fd import FdSink
 
 LOG = logging.getLogger(__name__)
@@ -98,17 +99,20 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
     digest = algorithm_for_writing(NO_DIGEST if settings.plain else settings.digest)
     if arguments.flags & SaveFlag.DEBUG:
         LOG.warning("the debug option (send everything twice and compare) is not supported and passed over")
-    with open_handles() as handles, locked(_domain(handles, arguments.domid)):
+    limits = settings.limits
+    with open_handles() as handles, locked(domain := _domain(handles, arguments.domid)):
+        throttle = ProcessorCap(handles, domain) if live and limits.on_stall is OnStall.THROTTLE else None
         suspender = LibxlSuspender(channel, handles, arguments.domid)
         guest = _guest_of(channel, handles, arguments.domid, suspender)
         try:
             engine_settings = engine.SaveSettings(
                 live=live,
                 dirty=settings.dirty,
-                limits=Limits(max_rounds=settings.max_rounds, few_pages=settings.few_pages),
+                limits=limits if live else Limits(),
                 provenance=None if settings.plain else _provenance(handles, arguments, settings),
                 digest=digest,
                 workers=settings.workers,
+                throttle=throttle,
             )
             sink = FdSink(arguments.io_fd, "the image", close_fd=False)
             return engine.save(guest, sink, engine_settings, ChannelProgress(channel))

@@ -2,7 +2,10 @@
 
     # /etc/xen/pysave.toml               variable
     dirty = "auto"                       PYXC_DIRTY          auto, log or digest
-    max_rounds = 5                       PYXC_MAX_ROUNDS     live rounds at most
+    max_rounds = 0                       PYXC_MAX_ROUNDS     live rounds at most; 0: 5, or 30 with one of the next
+    downtime_ms = 0                      PYXC_DOWNTIME_MS    suspend when the rest is expected to fit; 0: no such aim
+    on_stall = "stop"                    PYXC_ON_STALL       stop, abort or throttle when rounds no longer help
+    max_time = 0                         PYXC_MAX_TIME       no live round is begun after so many seconds; 0: any time
     few_pages = 50                       PYXC_FEW_PAGES      suspend when fewer than this are left
     workers = 2                          PYXC_WORKERS        threads that read ahead
     check_cpu = true                     PYXC_CHECK_CPU      refuse images for a CPU that this host cannot give
@@ -21,6 +24,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import UsageError
 
 CONFIG = Path("/etc/xen/pysave.toml")
@@ -31,9 +35,17 @@ CHOICES = {
     "dirty": ("auto", "log", "digest"),
     "digest": ("xxh3", "sha256", "blake3", "none"),
     "log_level": ("debug", "info", "warning"),
+    "on_stall": tuple(one.value for one in OnStall),
 }
-LEAST = {"max_rounds": 1, "few_pages": 0, "workers": 1}
-MOST = {"max_rounds": 1000, "few_pages": 1 << 32, "workers": 64}
+DAY_S = 24 * 60 * 60
+LEAST = {"max_rounds": 0, "downtime_ms": 0, "max_time": 0, "few_pages": 0, "workers": 1}
+MOST = {
+    "max_rounds": 1000,
+    "downtime_ms": DAY_S * 1000,
+    "max_time": DAY_S,
+    "few_pages": 1 << 32,
+    "workers": 64,
+}
 TRUTH = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
 
 
@@ -42,13 +54,27 @@ class Settings:
     """See above."""
 
     dirty: str = "auto"
-    max_rounds: int = 5
+    max_rounds: int = 0
+    downtime_ms: int = 0
+    on_stall: str = "stop"
+    max_time: int = 0
     few_pages: int = 50
     workers: int = 2
     check_cpu: bool = True
     plain: bool = False
     digest: str = "xxh3"
     log_level: str = "info"
+
+    @property
+    def limits(self) -> Limits:
+        """Those of a live save."""
+        return Limits(
+            max_rounds=self.max_rounds or None,
+            few_pages=self.few_pages,
+            max_time_s=self.max_time or None,
+            downtime_s=self.downtime_ms / 1000 or None,
+            on_stall=OnStall(self.on_stall),
+        )
 
 
 NAMES = tuple(field.name for field in fields(Settings))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import DomainError, SaveRestoreError, TransportError, UsageError
-from saverestore.guest.ports import SaveGuest
+from saverestore.guest.ports import SaveGuest, Throttle
 from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
@@ -24,6 +25,7 @@ from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceM
 from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.lock import locked
 from saverestore.toolstack.ports import Toolstack
+from saverestore.toolstack.processor_cap import ProcessorCap
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
 
@@ -45,7 +47,7 @@ class SaveRequest:
     """What `pysave` was asked for.
 
     `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
-    `coding`: of an image in the dialect `draft-b`; None for Xen's own format.
+    `coding`: of an image in the dialect `draft-b`; None for Xen's own format. `limits`: of a live save.
     """
 
     domain: str
@@ -53,6 +55,7 @@ class SaveRequest:
     afterwards: Afterwards = Afterwards.DESTROY
     live: bool = False
     dirty: str = "auto"
+    limits: Limits = field(default_factory=Limits)
     plain: bool = False
     digest: str = "xxh3"
     compress: int | None = None
@@ -73,6 +76,7 @@ class Prepared:
     device_model: DeviceModel | None
     guest: SaveGuest
     digest: DigestAlgorithm | None
+    throttle: Throttle | None
 
 
 def prepare(handles: Handles, request: SaveRequest, findings: Findings, stack: ExitStack) -> Prepared:
@@ -97,8 +101,17 @@ def prepare(handles: Handles, request: SaveRequest, findings: Findings, stack: E
     config = toolstack.config_of(domain)
     with findings.check():
         _check_passed_through(domain, config, request)
+    throttle = None
+    with findings.check():
+        throttle = _throttle_of(handles, domain, request)
     guest = _guest_of(handles, domain, device_model, request.suspend_timeout_s)
-    return Prepared(domain, toolstack, config, device_model, guest, digest)
+    return Prepared(domain, toolstack, config, device_model, guest, digest, throttle)
+
+
+def _throttle_of(handles: Handles, domain: Domain, request: SaveRequest) -> Throttle | None:
+    if not request.live or request.limits.on_stall is not OnStall.THROTTLE:
+        return None
+    return ProcessorCap(handles, domain)
 
 
 def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -> None:

@@ -7,13 +7,15 @@ import contextlib
 from saverestore.errors import DomainError
 from saverestore.guest.x86.common import Handles, XenError, open_handles
 from saverestore.guest.x86.suspend import resume_suspended, withdraw_request
-from saverestore.toolstack import domains
+from saverestore.toolstack import domains, processor_cap
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.lock import locked
 
 
 def recover_domain(text: str) -> list[str]:
-    """Turn log-dirty off, take back a request to suspend, and let a suspended domain go on: what was done.
+    """Turn log-dirty off, give processor time back, take back a request to suspend, and let a suspended domain go on.
+
+    Returns what was done, for people.
 
     Refused (DomainError) while a save of it is under way. A domain that runs as it should is left alone,
     except that log-dirty is off afterwards.
@@ -36,6 +38,8 @@ def recover_domain(text: str) -> list[str]:
             if info.suspended:
                 resume_suspended(handles.xen, handles.store, domain.domid)
                 done.append("it was suspended and goes on")
+            if put_back := processor_cap.put_back(handles, domain):
+                done.append(put_back)
     return done
 
 

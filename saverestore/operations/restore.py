@@ -66,8 +66,14 @@ class _Prepared:
     libxl: LibxlToolstack | None
 
 
-def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
-    """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none."""
+def restore_domain(
+    request: RestoreRequest, progress: Progress, report: RestoreReport | None = None
+) -> Restored:
+    """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none.
+
+    What was done goes into `report` while it is done, so it is known of a restore that fails, too.
+    """
+    report = RestoreReport() if report is None else report
     with opened(request.image, request.name) as image, ExitStack() as stack:
         handles = stack.enter_context(open_handles())
         ready = _prepare(handles, image.config, request, Findings(), stack)
@@ -77,11 +83,12 @@ def restore_domain(request: RestoreRequest, progress: Progress) -> Restored:
             "require_digest": request.require_digest,
         }
         if ready.libxl is None:
-            domid, report = restore_bare.restore(handles, image, image.config, progress, **options)
+            domid = restore_bare.restore(handles, image, image.config, progress, report, **options)
         else:
             from saverestore.operations import restore_libxl
 
-            domid, report = restore_libxl.restore(ready.libxl, image, image.config, progress, **options)
+            domid = restore_libxl.restore(ready.libxl, image, image.config, progress, report, **options)
+        report.domain_state = "paused" if request.paused else "running"
         if report.digest is None:
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)
         if request.watch:

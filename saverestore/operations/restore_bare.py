@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -28,11 +29,12 @@ def restore(
     image: OpenedImage,
     guest_config: GuestConfig,
     progress: Progress,
+    report: RestoreReport,
     *,
     paused: bool,
     force: bool,
     require_digest: bool,
-) -> tuple[int, RestoreReport]:
+) -> int:
     """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none."""
     # The image first: what is wrong with it can be told before anything is done.
     reader = LibxcReader(image.source, before=image.before, require_digest=require_digest)
@@ -40,14 +42,20 @@ def restore(
     bare.check_host(handles)
     progress.phase(f"creating {guest_config.name}")
     with _FreshDomain(handles, guest_config) as fresh:
-        report = _fill(handles, fresh.create(), guest_config, reader, image.source, progress, force=force)
+        started = time.monotonic()
+        made = fresh.create()
+        report.create_s = time.monotonic() - started
+        _fill(handles, made, guest_config, reader, image.source, progress, report, force=force)
         image.expect_end(reader.following)
+        filled_at = time.monotonic()
         with shield():
             if not paused:
                 handles.xen.unpause(fresh.domid)
             fresh.keep()
             interrupts.too_late()
-    return fresh.domid, report
+        report.start_s = time.monotonic() - filled_at
+        report.total_s = time.monotonic() - started
+    return fresh.domid
 
 
 class _FreshDomain:
@@ -105,9 +113,10 @@ def _fill(
     reader: LibxcReader,
     source: ByteSource,
     progress: Progress,
+    report: RestoreReport,
     *,
     force: bool,
-) -> RestoreReport:
+) -> None:
     unless = None if force else FORCE
     info = handles.xen.domain(fresh.domid)
     guest: RestoreGuest
@@ -117,8 +126,7 @@ def _fill(
         guest = HvmRestore(handles, info, unless=unless)
         reader.max_pfn = last_pfn(guest_config.max_kib // 4)
     try:
-        pages, report = engine.restore(reader, source, guest, fresh.channels, progress)
+        pages, _ = engine.restore(reader, source, guest, fresh.channels, progress, report)
     finally:
         guest.close()
     bare.introduce(handles, fresh, guest_config, pages)
-    return report

@@ -17,7 +17,7 @@ from saverestore.operations.image import OpenedImage
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.libxl import CONTEXT_HEAD
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.helper_link import Task
+from saverestore.toolstack.helper_link import HelperReport, Task
 from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.transport.fd import FdSource
 from saverestore.transport.relay import Relay
@@ -32,11 +32,12 @@ def restore(
     image: OpenedImage,
     guest_config: GuestConfig,
     progress: Progress,
+    report: RestoreReport,
     *,
     paused: bool,
     force: bool,
     require_digest: bool,
-) -> tuple[int, RestoreReport]:
+) -> int:
     """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none."""
     started = time.monotonic()
     progress.phase(f"creating {guest_config.name}")
@@ -57,11 +58,14 @@ def restore(
             # A signal is heeded in `tick`, and nowhere else until it is noted that there is a domain.
             with shield():
                 domid, told = toolstack.restore(guest_config, way.fileno(), task, tick)
+            _take_over(told, report, time.monotonic() - started)
             way.finish()
+            filled_at = time.monotonic()
             with shield():
                 if not paused:
                     toolstack.unpause(domid)
                 interrupts.too_late()
+            report.start_s = time.monotonic() - filled_at
         except BaseException as error:
             _destroy(toolstack, domid, error)
             if (reason := way.error) is not None and reason is not error:
@@ -71,9 +75,17 @@ def restore(
                     f"{guest_config.name} was restored, but could not be started: {error}; no domain was left behind"
                 ) from error
             raise
-    digest = None if told.digest is None else DigestAlgorithm(told.digest)
-    total_s = time.monotonic() - started
-    return domid, RestoreReport(total_s, told.stream_bytes, told.pages, told.records, digest)
+        finally:
+            report.total_s = time.monotonic() - started
+    return domid
+
+
+def _take_over(told: HelperReport, report: RestoreReport, seconds: float) -> None:
+    """What the helper measured, and what of `seconds` libxl took for the rest: creating the domain, its devices."""
+    for name in ("stream_bytes", "pages", "records", "memory_s", "complete_s", "peak_memory_bytes"):
+        setattr(report, name, getattr(told, name))
+    report.digest = None if told.digest is None else DigestAlgorithm(told.digest)
+    report.create_s = max(0.0, seconds - told.memory_s - told.complete_s)
 
 
 def _destroy(toolstack: LibxlToolstack, domid: int | None, error: BaseException) -> None:

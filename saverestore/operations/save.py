@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import saverestore
 from saverestore import interrupts
 from saverestore.engine import save as engine
+from saverestore.engine.policy import Limits
 from saverestore.engine.progress import Progress, SaveReport
 from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.ports import SaveGuest
@@ -32,6 +34,7 @@ from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import BeforeSink
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
+from saverestore.toolstack import processor_cap
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.transport.base import ByteSink
@@ -44,41 +47,64 @@ if TYPE_CHECKING:
 
 __all__ = ["Afterwards", "SaveRequest", "save_domain"]
 
+LOG = logging.getLogger(__name__)
 
-def save_domain(request: SaveRequest, progress: Progress) -> SaveReport:
+
+def save_domain(request: SaveRequest, progress: Progress, report: SaveReport | None = None) -> SaveReport:
     """Save a domain. The image is complete and on the disk before the domain is destroyed.
 
-    On any error the image does not exist, and the domain runs as before.
+    On any error the image does not exist, and the domain runs as before. What was done goes into `report` while it is
+    done, so it is known of a save that fails, too.
     """
+    report = SaveReport() if report is None else report
     with open_handles() as handles, ExitStack() as stack:
         ready = prepare(handles, request, Findings(), stack)
         domain, guest = ready.domain, ready.guest
         try:
             with destination(request) as file:
                 check_room(file, guest, domain)
-                with _resumed_on_error(guest, domain, file), _sink_for(request, file) as sink:
-                    report = _write_image(ready, sink, request, progress)
+                _speed_up(handles, domain)
+                with _resumed_on_error(guest, domain, file, report), _sink_for(request, file) as sink:
+                    _write_image(ready, sink, request, progress, report)
+                    report.domain_state = "suspended"
                     if request.afterwards is Afterwards.RUN:
                         # It need not wait for the disk. When this fails, the image is kept, and it is tried again.
+                        resumed_at = time.monotonic()
                         with shield(), contextlib.suppress(XenError, DomainError):
                             guest.resume()
+                            report.domain_state = request.afterwards.value
+                        report.resume_s = time.monotonic() - resumed_at
                         report.downtime_s = time.monotonic() - report.suspended_at
+                    written_at = time.monotonic()
                     sink.finish()
                     report.stored_bytes = file.sink.stored_bytes
                     file.sync()
+                    report.sync_s = time.monotonic() - written_at
                     with shield():
                         file.publish()
                         # The image is safe: from here on the request is carried out, not given up.
                         interrupts.too_late()
                 _do_afterwards(handles, ready, request)
+                report.domain_state = request.afterwards.value
         finally:
             with shield():
                 guest.close()
         return report
 
 
+def _speed_up(handles: Handles, domain: Domain) -> None:
+    """A save that was killed may have left the domain slowed down."""
+    try:
+        if put_back := processor_cap.put_back(handles, domain):
+            LOG.warning("%s: %s", domain, put_back)
+    except XenError as error:
+        LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
+
+
 @contextmanager
-def _resumed_on_error(guest: SaveGuest, domain: Domain, file: NewFile | StandardOutput) -> Iterator[None]:
+def _resumed_on_error(
+    guest: SaveGuest, domain: Domain, file: NewFile | StandardOutput, report: SaveReport
+) -> Iterator[None]:
     """Whatever ends the block with an exception: the guest runs again, and the error says so."""
     try:
         yield
@@ -86,8 +112,12 @@ def _resumed_on_error(guest: SaveGuest, domain: Domain, file: NewFile | Standard
         with shield():
             try:
                 guest.resume()
+                if report.domain_state == "suspended":
+                    report.downtime_s = time.monotonic() - report.suspended_at
+                report.domain_state = "running"
                 error.add_note(f"{file.left_behind}; {domain} goes on")
             except (XenError, DomainError) as second:
+                report.domain_state = "suspended, and could not be resumed"
                 error.add_note(f"{domain} could not be resumed ({second}): 'pysave --recover {domain.domid}'")
         raise
 
@@ -104,7 +134,9 @@ def _sink_for(request: SaveRequest, file: NewFile | StandardOutput) -> Iterator[
         yield sink
 
 
-def _write_image(ready: Prepared, sink: ByteSink, request: SaveRequest, progress: Progress) -> SaveReport:
+def _write_image(
+    ready: Prepared, sink: ByteSink, request: SaveRequest, progress: Progress, report: SaveReport
+) -> None:
     """xl's header, libxl's stream around libxc's. The guest is suspended afterwards."""
     outside = BeforeSink(sink)
     XlHeader.write(outside, ready.config.to_json())
@@ -119,10 +151,14 @@ def _write_image(ready: Prepared, sink: ByteSink, request: SaveRequest, progress
         before=outside.before(),
         following=lambda: tail.kept.following(),
         coding=request.coding,
+        limits=request.limits if request.live else Limits(),
+        throttle=ready.throttle,
     )
-    report = engine.save(ready.guest, sink, settings, progress)
+    engine.save(ready.guest, sink, settings, progress, report)
+    saved_at = time.monotonic()
     tail.kept.write_to(sink)
-    return report
+    report.state_s += time.monotonic() - saved_at
+    report.downtime_s = time.monotonic() - report.suspended_at
 
 
 class _Tail:

@@ -73,6 +73,9 @@ class HelperReport:
     stream_bytes: int = 0
     total_s: float = 0.0
     digest: int | None = None
+    memory_s: float = 0.0
+    complete_s: float = 0.0
+    peak_memory_bytes: int | None = None
 
     def leave(self, path: str) -> None:
         """Write it where the one who asked will look."""

@@ -1,12 +1,13 @@
 """The arrows of docs/design.md, read out of the imports of every module.
 
-    cli ─► helper ─► operations ─► toolstack ─► engine ─► guest ─► image ─► stream ─► transport ─► interrupts
-    ─► kernels ─► errors
+    cli ─► report ─► helper ─► operations ─► toolstack ─► engine ─► guest ─► image ─► stream ─► transport
+    ─► interrupts ─► kernels ─► errors
 
 A module imports from its own layer and from layers to its right, and:
 
   - `pyxc` imports nothing of `saverestore`; it is imported by `guest/x86` and `toolstack` only.
   - `engine` sees a guest through `guest.ports` and nothing else of `guest`; `toolstack` does not use `engine`.
+  - `report` knows what the engine tells of its work, and nothing of domains or Xen.
   - `image` is of use to `cli` only: what works on domains does not need it.
   - `stream` knows of transports what `transport.base` says.
   - `guest.ports`, the in-memory guest and the modules of `guest/x86` that it uses are pure: no `pyxc`.
@@ -29,6 +30,7 @@ LONGEST_FILE = 500
 
 LAYERS = [
     "cli",
+    "report",
     "helper",
     "operations",
     "toolstack",
@@ -152,6 +154,11 @@ def test_the_toolstack_does_not_use_the_engine():
     assert arrows == []
 
 
+def test_reports_know_only_what_the_engine_tells():
+    seen = {layer_of(target) for module, target in ARROWS if layer_of(module) == "report"} - {None}
+    assert seen == {"report", "engine", "errors", "stream", "transport"}
+
+
 def test_only_commands_use_what_works_on_images():
     users = {layer_of(module) for module, target in ARROWS if target.startswith("saverestore.image")}
     assert users == {"cli", "image"}
@@ -184,7 +191,8 @@ def test_a_pure_module_imports_only_pure_ones(module):
 WITHOUT_XEN = [
     module
     for module in MODULES
-    if layer_of(module) in ("image", "stream", "transport", "engine", "interrupts", "kernels", "errors")
+    if layer_of(module)
+    in ("report", "image", "stream", "transport", "engine", "interrupts", "kernels", "errors")
     and module != "saverestore.kernels.build"
 ] + ["saverestore.cli.pyimage", "saverestore.cli.pysave", "saverestore.cli.pyrestore", *PURE]
 

@@ -64,6 +64,12 @@ def run(command: str, *arguments: str | Path, before: str = "") -> subprocess.Co
         ("pysave", ["--compress", "zstd:", "web1", "out.img"]),
         ("pysave", ["--compress", "zstd:20", "web1", "out.img"]),
         ("pysave", ["--compress", "zstd:-1", "web1", "out.img"]),
+        ("pysave", ["--live", "--downtime-ms", "0", "web1", "out.img"]),
+        ("pysave", ["--live", "--downtime-ms", "soon", "web1", "out.img"]),
+        ("pysave", ["--live", "--max-rounds", "0", "web1", "out.img"]),
+        ("pysave", ["--live", "--max-rounds", "1001", "web1", "out.img"]),
+        ("pysave", ["--live", "--max-time", "-1", "web1", "out.img"]),
+        ("pysave", ["--live", "--on-stall", "wait", "web1", "out.img"]),
         ("pyrestore", []),
         ("pyrestore", ["a.img", "b.img"]),
         ("pyrestore", ["--name"]),
@@ -82,6 +88,17 @@ def test_a_way_to_find_dirty_pages_without_live_is_wrong_usage(how):
     done = run("pysave", "--dirty", how, "web1", "out.img")
     assert done.returncode == ExitCode.USAGE
     assert "--dirty only means something with --live" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--downtime-ms", "300"), ("--max-rounds", "3"), ("--max-time", "60"), ("--on-stall", "throttle")],
+    ids=lambda option: option[0],
+)
+def test_a_limit_of_rounds_without_live_is_wrong_usage(option):
+    done = run("pysave", *option, "web1", "out.img")
+    assert done.returncode == ExitCode.USAGE
+    assert f"{option[0]} only means something with --live" in done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,17 +1,31 @@
-"""When a live save stops sending rounds."""
+"""When a live save stops sending rounds, and how long the domain is expected to stand still then."""
 
 from __future__ import annotations
 
 import pytest
 
-from saverestore.engine.policy import Decision, Limits, RoundStats, decide
+from saverestore.engine.policy import (
+    Decision,
+    Limits,
+    OnStall,
+    RoundStats,
+    decide,
+    dirty_rate,
+    is_stalled,
+    predict,
+)
 
-GO, STOP = Decision.CONTINUE, Decision.STOP
+GO, STOP, SLOWER, GIVE_UP = Decision.CONTINUE, Decision.STOP, Decision.THROTTLE, Decision.ABORT
 ALL = 100_000
 
 
-def rounds(*sent_and_dirty: tuple[int, int | None]) -> list[RoundStats]:
-    return [RoundStats(number, *one, 1.0) for number, one in enumerate(sent_and_dirty)]
+def rounds(*seen: tuple[float, ...]) -> list[RoundStats]:
+    """(sent, dirty), a second each; or (sent, dirty, seconds); or (sent, dirty, seconds, percent)."""
+    made = []
+    for number, (sent, dirty, *more) in enumerate(seen):
+        seconds, percent = [*more, *[1.0, 100][len(more) :]]
+        made.append(RoundStats(number, sent, dirty, seconds, cpu_percent=percent))
+    return made
 
 
 @pytest.mark.parametrize(
@@ -26,10 +40,12 @@ def rounds(*sent_and_dirty: tuple[int, int | None]) -> list[RoundStats]:
         pytest.param([(ALL, None), (49, None)], STOP, id="a round by digests found little"),
         pytest.param([(ALL, None), (5000, None)], GO, id="a round by digests found much"),
         pytest.param([(ALL, 5000), (5000, 2500)], GO, id="converging"),
-        pytest.param([(100, 5000), (5000, 2500)], GO, id="the first round is not compared"),
-        pytest.param([(ALL, 5000), (5000, 5000), (5000, 5000)], STOP, id="as fast as we send"),
-        pytest.param([(ALL, 5000), (5000, 5000), (4999, 5000)], GO, id="a little less each round"),
+        pytest.param([(ALL, ALL)], GO, id="the first round is not compared with what it left"),
+        pytest.param([(ALL, 5000), (5000, 5000)], STOP, id="as fast as we send"),
+        pytest.param([(ALL, 5000), (5000, 4760)], STOP, id="hardly less than was sent"),
+        pytest.param([(ALL, 5000), (5000, 4740)], GO, id="less than was sent"),
         pytest.param([(ALL, None), (5000, None), (6000, None)], STOP, id="stalled by digests"),
+        pytest.param([(ALL, None), (5000, None), (4000, None)], GO, id="less by digests"),
         pytest.param([(ALL, 9), (9, 8), (8, 7)], STOP, id="few left at any round"),
         pytest.param(
             [(ALL, 900), (900, 800), (800, 700), (700, 600), (600, 500)], STOP, id="limit of rounds"
@@ -39,10 +55,151 @@ def rounds(*sent_and_dirty: tuple[int, int | None]) -> list[RoundStats]:
         ),
     ],
 )
-def test_decision(seen, wanted):
-    assert decide(rounds(*seen), Limits()) is wanted
+def test_decision_without_an_aim(seen, wanted):
+    verdict = decide(rounds(*seen), Limits())
+    assert verdict.decision is wanted
+    assert verdict.wanted
+    assert verdict.why
 
 
 def test_limits_are_the_callers():
-    assert decide(rounds((ALL, 1000)), Limits(few_pages=1001)) is STOP
-    assert decide(rounds((ALL, 1000)), Limits(max_rounds=1)) is STOP
+    assert decide(rounds((ALL, 1000)), Limits(few_pages=1001)).decision is STOP
+    assert decide(rounds((ALL, 1000)), Limits(max_rounds=1)).decision is STOP
+    assert decide(rounds((ALL, 1000)), Limits(max_time_s=1.0)).decision is STOP
+    assert decide(rounds((ALL, 1000)), Limits(max_time_s=1.1)).decision is GO
+
+
+@pytest.mark.parametrize(
+    ("limits", "rounds_at_most"),
+    [
+        (Limits(), 5),
+        (Limits(max_rounds=7), 7),
+        (Limits(downtime_s=0.3), 30),
+        (Limits(on_stall=OnStall.THROTTLE), 30),
+        (Limits(on_stall=OnStall.ABORT), 5),
+        (Limits(downtime_s=0.3, max_rounds=2), 2),
+    ],
+)
+def test_who_has_an_aim_has_more_rounds_unless_a_number_is_said(limits, rounds_at_most):
+    assert limits.rounds_at_most == rounds_at_most
+
+
+# ---- an aim for the downtime -------------------------------------------------------------------------
+
+AIM = {"downtime_s": 0.3, "suspend_s": 0.1, "state_s": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("seen", "on_stall", "wanted", "is_wanted"),
+    [
+        # 100,000 pages a second; 150 ms are left for pages, of which some are written during the suspend.
+        pytest.param([(ALL, 13_000)], "stop", STOP, True, id="it fits after the first round"),
+        pytest.param([(ALL, 14_000)], "stop", GO, True, id="it does not fit yet"),
+        pytest.param([(ALL, 13_000)], "abort", STOP, True, id="what fits is never given up"),
+        pytest.param([(ALL, 50_000), (50_000, 50_000, 0.5)], "stop", STOP, False, id="stalled, stop"),
+        pytest.param([(ALL, 50_000), (50_000, 50_000, 0.5)], "abort", GIVE_UP, False, id="stalled, abort"),
+        pytest.param([(ALL, 50_000), (50_000, 50_000, 0.5)], "throttle", SLOWER, False, id="stalled, slower"),
+        pytest.param([(ALL, 50_000), (50_000, 40_000, 0.5)], "abort", GO, True, id="not stalled"),
+        pytest.param([(ALL, 49)], "abort", STOP, True, id="few pages are suspended for, whatever the aim"),
+        # By digests everything is read once more, which alone takes longer than the aim.
+        pytest.param(
+            [(ALL, None, 2.0), (5000, None), (5000, None)], "throttle", STOP, False, id="never, slower"
+        ),
+        pytest.param(
+            [(ALL, None, 2.0), (5000, None), (5000, None)], "abort", GIVE_UP, False, id="never, abort"
+        ),
+        pytest.param([(ALL, None, 2.0), (5000, None, 0.1)], "abort", STOP, True, id="by digests, it fits"),
+    ],
+)
+def test_decision_with_an_aim(seen, on_stall, wanted, is_wanted):
+    verdict = decide(rounds(*seen), Limits(**AIM, on_stall=OnStall(on_stall)))
+    assert (verdict.decision, verdict.wanted) == (wanted, is_wanted)
+
+
+@pytest.mark.parametrize("more", [{"max_rounds": 3}, {"max_time_s": 2.5}], ids=str)
+@pytest.mark.parametrize(
+    ("on_stall", "wanted"), [(OnStall.STOP, STOP), (OnStall.ABORT, GIVE_UP), (OnStall.THROTTLE, STOP)]
+)
+def test_limits_that_come_before_the_aim_are_a_failure_only_for_who_wants_to_give_up(more, on_stall, wanted):
+    seen = rounds((ALL, 90_000), (90_000, 80_000), (80_000, 70_000))
+    verdict = decide(seen, Limits(**AIM, on_stall=on_stall, **more))
+    assert (verdict.decision, verdict.wanted) == (wanted, False)
+    assert decide(seen, Limits(on_stall=on_stall, **more)).decision is STOP
+
+
+# ---- slower, step by step ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("percent", "left", "wanted", "next_percent"),
+    [
+        (100, 5000, SLOWER, 60),
+        (60, 5000, SLOWER, 20),
+        (60, 2000, GO, 100),
+        (20, 5000, STOP, 100),
+    ],
+)
+def test_a_stall_takes_the_next_step_and_after_the_last_one_suspends(percent, left, wanted, next_percent):
+    limits = Limits(on_stall=OnStall.THROTTLE, throttle_steps=(60, 20))
+    verdict = decide(rounds((ALL, 5000, 1.0, percent), (5000, left, 1.0, percent)), limits)
+    assert (verdict.decision, verdict.cpu_percent) == (wanted, next_percent)
+
+
+def test_by_digests_a_step_is_judged_by_two_rounds_under_it():
+    limits = Limits(on_stall=OnStall.THROTTLE, throttle_steps=(60, 20))
+    seen = rounds((ALL, None), (5000, None), (5000, None), (5000, None, 1.0, 60))
+    assert decide(seen, limits).decision is GO
+    seen = rounds((ALL, None), (5000, None), (5000, None), (5000, None, 1.0, 60), (5000, None, 1.0, 60))
+    assert decide(seen, limits).cpu_percent == 20
+
+
+# ---- rates and prediction ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seen", "rate"),
+    [
+        ([(ALL, 5000, 2.0)], 2500.0),
+        ([(ALL, 5000, 2.0), (5000, 100, 0.1)], 1000.0),
+        ([(ALL, None, 2.0)], None),
+        ([(ALL, None, 3.0), (5000, None, 1.0)], 2500.0),  # half of each
+        ([(ALL, 5, 0.0)], None),
+    ],
+)
+def test_the_rate_at_which_a_domain_writes(seen, rate):
+    assert dirty_rate(rounds(*seen)) == rate
+
+
+@pytest.mark.parametrize(
+    ("seen", "rest_s", "least_s"),
+    [
+        # 1,000 left, and 100 more during the 0.1 s of the suspend, at 100,000 a second.
+        pytest.param([(ALL, 1000)], 0.011, 0.15, id="at the first round's rate"),
+        # Later rounds are slower, as pages are here and there: 20,000 a second.
+        pytest.param([(ALL, 10_000), (10_000, 1000, 0.5)], 0.06, 0.15, id="at the later rate"),
+        # 0.1 s for a round as such, and 10,000 a second.
+        pytest.param(
+            [(ALL, 4000), (4000, 2000, 0.5), (2000, 0, 0.3)], 0.1, 0.25, id="a round has a cost of its own"
+        ),
+        pytest.param([(ALL, 4000), (2000, 0, 0.5), (4000, 0, 0.3)], 0.0, 0.15, id="no line fits: the last"),
+        pytest.param([(0, 0, 0.2)], 0.2, 0.35, id="nothing was sent"),
+        pytest.param([(ALL, None, 3.0)], 3.0, 0.15, id="by digests at first: at most that"),
+        # Reading takes 1.0 s, each page sent 20 µs.
+        pytest.param([(ALL, None, 3.0), (5000, None, 1.1)], 1.1, 1.15, id="by digests: read and send again"),
+        pytest.param([(5, None, 1.0), (5, None, 1.0)], 1.0, 0.15, id="by digests: cannot be told apart"),
+    ],
+)
+def test_prediction(seen, rest_s, least_s):
+    found = predict(rounds(*seen), Limits(suspend_s=0.1, state_s=0.05))
+    assert found.rest_s == pytest.approx(rest_s)
+    assert found.least_s == pytest.approx(least_s)
+    assert found.downtime_s == pytest.approx(rest_s + 0.15)
+
+
+def test_what_suspending_takes_is_the_callers_to_say():
+    assert predict(rounds((ALL, 0)), Limits(suspend_s=1.0, state_s=2.0)).downtime_s == pytest.approx(3.0)
+
+
+def test_a_stall_needs_rounds_that_compare():
+    assert not is_stalled(rounds((ALL, None), (ALL, None)))
+    assert is_stalled(rounds((ALL, None), (ALL, None), (ALL, None)))

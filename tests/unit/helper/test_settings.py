@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import UsageError
 from saverestore.helper import settings
 from saverestore.helper.settings import Settings, read_settings
@@ -31,6 +32,13 @@ def test_a_digest_is_made_unless_a_setting_says_otherwise(usual_file):
     assert read_settings({"PYXC_DIGEST": "none"}).digest == "none"
     usual_file.write_text('digest = "sha256"')
     assert read_settings({}).digest == "sha256"
+
+
+def test_limits_of_a_live_save_are_as_xl_has_them_unless_settings_say_otherwise(usual_file):
+    assert read_settings({}).limits == Limits()
+    usual_file.write_text('downtime_ms = 300\non_stall = "throttle"\nmax_time = 60\nfew_pages = 9\n')
+    found = read_settings({"PYXC_MAX_ROUNDS": "12"}).limits
+    assert found == Limits(12, 9, 60, 0.3, OnStall.THROTTLE)
 
 
 def test_the_file_that_a_variable_names_must_be_there(tmp_path):
@@ -68,6 +76,9 @@ def test_what_makes_no_sense_in_the_file_is_refused_by_name(usual_file, text, wh
         ("PYXC_WORKERS", "many"),
         ("PYXC_WORKERS", "-1"),
         ("PYXC_WORKERS", "65"),
+        ("PYXC_ON_STALL", "wait"),
+        ("PYXC_DOWNTIME_MS", "0.3"),
+        ("PYXC_MAX_TIME", "-1"),
         ("PYXC_PLAIN", "maybe"),
         ("PYXC_LOG_LEVEL", "loud"),
     ],

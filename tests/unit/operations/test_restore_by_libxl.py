@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
-from saverestore.engine.progress import Silence
+from saverestore.engine.progress import RestoreReport, Silence
 from saverestore.errors import ImageError, Interrupted, SaveRestoreError
 from saverestore.interrupts import handled
 from saverestore.operations import restore_libxl
@@ -53,7 +53,9 @@ class FakeLibxl:
         self.meanwhile()
         tick()
         self.alive.add(DOMID)
-        return DOMID, HelperReport(pages=1)
+        return DOMID, HelperReport(
+            pages=1, stream_bytes=5, memory_s=0.25, complete_s=0.5, peak_memory_bytes=9
+        )
 
     def unpause(self, domid):
         self.running.add(domid)
@@ -92,11 +94,13 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def restored_by(libxl: FakeLibxl, image: Path, *, paused: bool = False) -> None:
+def restored_by(libxl: FakeLibxl, image: Path, *, paused: bool = False) -> RestoreReport:
     with opened(str(image)) as found:
+        report = RestoreReport()
         restore_libxl.restore(
-            libxl, found, found.config, Silence(), paused=paused, force=False, require_digest=False
+            libxl, found, found.config, Silence(), report, paused=paused, force=False, require_digest=False
         )
+    return report
 
 
 def test_libxl_gets_the_image_from_its_own_header_on(image: Path):
@@ -201,6 +205,13 @@ def test_a_domain_that_is_to_stay_paused_does(image: Path):
     restored_by(libxl, image, paused=True)
     assert libxl.alive == {DOMID}
     assert libxl.running == set()
+
+
+def test_what_the_helper_measured_is_in_the_report(image: Path):
+    report = restored_by(FakeLibxl(), image)
+    assert (report.pages, report.stream_bytes, report.peak_memory_bytes) == (1, 5, 9)
+    assert (report.memory_s, report.complete_s, report.create_s) == (0.25, 0.5, 0.0)
+    assert report.total_s > report.start_s >= 0
 
 
 def test_a_task_and_a_report_reach_the_other_side():

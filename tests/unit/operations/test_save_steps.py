@@ -42,6 +42,7 @@ def guest(monkeypatch, toolstack) -> MemorySave:
     monkeypatch.setattr(prepare_save.choice, "for_saving", lambda *_: toolstack)
     monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: found)
     monkeypatch.setattr(prepare_save, "locked", lambda _: nullcontext())
+    monkeypatch.setattr(save.processor_cap, "put_back", lambda *_: "")
     return found
 
 

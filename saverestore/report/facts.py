@@ -1,0 +1,156 @@
+"""Reports as plain data: what goes into the JSON file, and what the page is drawn of. docs/report.md has the keys."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import saverestore
+from saverestore.engine.policy import Limits, RoundStats, dirty_rate, predict
+from saverestore.engine.progress import RestoreReport, SaveReport
+from saverestore.errors import ExitCode
+from saverestore.stream.layout import PAGE_SIZE
+
+REPORT_VERSION = 1
+"""Counts up when a key goes or changes its meaning; new keys may come without."""
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of a command, seen from outside.
+
+    `domain`: as it was called, or None where that was not known when it failed. `error`: what was told of its
+    failure; None when it did what it should.
+    """
+
+    tool: str
+    domain: str | None
+    image: str
+    began: datetime.datetime
+    seconds: float
+    options: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = ExitCode.DONE
+    error: str | None = None
+
+    @property
+    def result(self) -> str:
+        """ "done", "failed" or "interrupted"."""
+        if self.error is None:
+            return "done"
+        return "interrupted" if self.exit_code == ExitCode.INTERRUPTED else "failed"
+
+
+def facts_of_save(outcome: Outcome, report: SaveReport, limits: Limits) -> Facts:
+    """Of a save, be it done or failed. `limits`: those of its rounds, if it was live."""
+    live = report.dirty_source != "none"
+    rounds = report.rounds
+    return _head(outcome, report.domain_state) | {
+        "bytes": {"stream": report.stream_bytes, "stored": report.stored_bytes},
+        "pages": {
+            "sent": report.pages_sent,
+            "resent": report.resent_pages,
+            "zero": report.zero_pages,
+        },
+        "seconds": {"total": outcome.seconds, "stream": report.total_s, "sync": report.sync_s},
+        "rates": {"stream_bytes_per_s": _per(report.stream_bytes, report.total_s)},
+        "dirty_source": report.dirty_source,
+        "rounds": [_round(rounds[: i + 1], limits, live=live) for i in range(len(rounds))],
+        "decision": None if report.verdict is None else _decision(report, limits),
+        "downtime": _downtime(report) if report.suspended_at else None,
+        "peak_memory_bytes": report.peak_memory_bytes,
+    }
+
+
+def facts_of_restore(outcome: Outcome, report: RestoreReport) -> Facts:
+    """Of a restore, be it done or failed."""
+    return _head(outcome, report.domain_state) | {
+        "bytes": {"stream": report.stream_bytes},
+        "pages": {"restored": report.pages},
+        "records": report.records,
+        "digest": None if report.digest is None else report.digest.option,
+        "seconds": {
+            "total": outcome.seconds,
+            "create": report.create_s,
+            "memory": report.memory_s,
+            "complete": report.complete_s,
+            "start": report.start_s,
+        },
+        "rates": {
+            "stream_bytes_per_s": _per(report.stream_bytes, report.memory_s),
+            "pages_per_s": _per(report.pages, report.memory_s),
+        },
+        "peak_memory_bytes": report.peak_memory_bytes,
+    }
+
+
+def _head(outcome: Outcome, domain_state: str) -> Facts:
+    return {
+        "report_version": REPORT_VERSION,
+        "tool": outcome.tool,
+        "version": saverestore.__version__,
+        "host": socket.gethostname(),
+        "began": outcome.began.isoformat(timespec="seconds"),
+        "domain": outcome.domain,
+        "image": outcome.image,
+        "options": outcome.options,
+        "result": outcome.result,
+        "exit_code": int(outcome.exit_code),
+        "error": outcome.error,
+        "domain_state": domain_state,
+        "page_bytes": PAGE_SIZE,
+    }
+
+
+def _round(so_far: Sequence[RoundStats], limits: Limits, *, live: bool) -> Facts:
+    """The last of these rounds, with what was known after it."""
+    one = so_far[-1]
+    while_running = live and not one.final
+    return {
+        "number": one.number,
+        "final": one.final,
+        "sent_pages": one.sent_pages,
+        "dirty_pages": one.dirty_pages if while_running else None,
+        "sent_bytes": one.sent_bytes,
+        "seconds": one.seconds,
+        "sent_pages_per_s": one.send_rate,
+        "dirty_pages_per_s": dirty_rate(so_far) if while_running else None,
+        "cpu_percent": one.cpu_percent,
+        "expected_downtime_s": predict(so_far, limits).downtime_s if while_running else None,
+    }
+
+
+def _decision(report: SaveReport, limits: Limits) -> Facts:
+    """What ended the rounds."""
+    verdict = report.verdict
+    assert verdict is not None
+    return {
+        "decision": verdict.decision.name.lower(),
+        "why": verdict.why,
+        "wanted": verdict.wanted,
+        "on_stall": limits.on_stall.value,
+        "downtime_limit_s": limits.downtime_s,
+        "expected_downtime_s": verdict.prediction.downtime_s,
+        "expected_suspend_s": verdict.prediction.suspend_s,
+        "expected_last_round_s": verdict.prediction.rest_s,
+        "expected_state_s": verdict.prediction.state_s,
+    }
+
+
+def _downtime(report: SaveReport) -> Facts:
+    last = report.rounds[-1] if report.rounds and report.rounds[-1].final else None
+    return {
+        "total_s": report.downtime_s,
+        "suspend_s": report.suspend_s,
+        "last_round_s": 0.0 if last is None else last.seconds,
+        "state_s": report.state_s,
+        "resume_s": report.resume_s,
+    }
+
+
+def _per(amount: int, seconds: float) -> float | None:
+    return amount / seconds if seconds > 0 else None

@@ -1,0 +1,46 @@
+"""The file of a report: what it may be called, and writing it whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from saverestore.errors import UsageError
+from saverestore.report.facts import Facts
+
+JSON, HTML = ENDINGS = (".json", ".html")
+
+
+def checked(text: str) -> Path:
+    """The path that a person gave. UsageError, before anything is done, when no report could be written there."""
+    path = Path(text)
+    if path.suffix not in ENDINGS:
+        raise UsageError(f"{text}: a report's name ends in .json or .html, which says what is written")
+    if not path.parent.is_dir():
+        raise UsageError(f"{text}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"{text} is a directory; give a file name in it")
+    return path
+
+
+def rendered(path: Path, facts: Facts) -> bytes:
+    """What a file of this name holds."""
+    if path.suffix == JSON:
+        return (json.dumps(facts, indent=2) + "\n").encode()
+    from saverestore.report.page import page_of
+
+    return page_of(facts).encode()
+
+
+def write(path: Path, facts: Facts) -> None:
+    """Write the report, mode 0600, in place of an older one. TransportError or UsageError when it cannot be.
+
+    There is the old file or the whole new one, never a part.
+    """
+    from saverestore.transport.newfile import NewFile
+
+    data = rendered(path, facts)
+    with NewFile(path, overwrite=True) as file:
+        file.sink.write(data)
+        file.sync()
+        file.publish()

@@ -1,0 +1,45 @@
+"""Reports as lines for a person, from the plain data of `facts`."""
+
+from __future__ import annotations
+
+from saverestore.report.facts import Facts
+
+MIB = 1 << 20
+
+
+def lines_of(facts: Facts) -> list[str]:
+    """What there is to say besides the one line that everybody gets: a few lines, none longer than a screen."""
+    rate = facts["rates"]["stream_bytes_per_s"]
+    at = "" if rate is None else f" at {rate / MIB:.0f} MiB/s"
+    sent = f"{facts['bytes']['stream'] / MIB:.0f} MiB{at}"
+    pages = facts["pages"]
+    lines = []
+    if "sent" in pages:
+        lines.append(
+            f"{sent}; {pages['sent']} pages sent, {pages['resent']} of them again, {pages['zero']} all zero"
+        )
+    else:
+        lines.append(f"{sent}; {pages['restored']} pages in {facts['records']} records")
+    if (decision := facts.get("decision")) is not None:
+        lines.append(f"rounds ended: {decision['why']}")
+    if facts.get("downtime") is not None:
+        lines.append(downtime_text(facts))
+    elif "create" in facts["seconds"]:
+        lines.append("; ".join(f"{name} {facts['seconds'][name]:.2f} s" for name in PHASES_OF_RESTORE))
+    if (peak := facts["peak_memory_bytes"]) is not None:
+        lines.append(f"at most {peak / MIB:.0f} MiB of memory in use")
+    return lines
+
+
+PHASES_OF_RESTORE = ("create", "memory", "complete", "start")
+
+
+def downtime_text(facts: Facts) -> str:
+    """How long the domain stood still, by parts, and how long that was expected to be."""
+    downtime, decision = facts["downtime"], facts["decision"]
+    expected = "" if decision is None else f", expected {decision['expected_downtime_s'] * 1000:.0f} ms"
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {downtime[f'{name}_s'] * 1000:.0f} ms"
+        for name in ("suspend", "last_round", "state", "resume")
+    )
+    return f"downtime {downtime['total_s'] * 1000:.0f} ms{expected}: {parts}"

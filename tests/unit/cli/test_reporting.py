@@ -1,0 +1,166 @@
+"""--report of pysave and pyrestore: written whatever comes of the work, and never the reason for a failure of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from saverestore.cli import pyrestore, pysave
+from saverestore.engine.policy import RoundStats
+from saverestore.errors import DomainError, ExitCode, ImageError, TransportError
+from saverestore.operations import restore, save
+
+
+@pytest.fixture
+def saving(monkeypatch):
+    """What `pysave` calls to do the work: a round is sent, and then `end` is called."""
+    found = SimpleNamespace(end=lambda: None)
+
+    def save_domain(request, progress, report):
+        report.dirty_source = "log"
+        report.rounds.append(RoundStats(0, 100, 5, 0.5, sent_bytes=409600))
+        report.pages_sent, report.total_s, report.stream_bytes = 100, 0.5, 409600
+        found.end()
+        report.domain_state = "destroyed"
+
+    monkeypatch.setattr(save, "save_domain", save_domain)
+    return found
+
+
+def raising(error: BaseException):
+    def end() -> None:
+        raise error
+
+    return end
+
+
+def test_a_save_leaves_its_report_and_a_page(tmp_path, saving, capsys):
+    for name in ("r.json", "r.html"):
+        command = [
+            "--live",
+            "--downtime-ms",
+            "300",
+            "--report",
+            str(tmp_path / name),
+            "web1",
+            str(tmp_path / "a.img"),
+        ]
+        assert pysave.main(command) == 0
+    facts = json.loads((tmp_path / "r.json").read_text())
+    assert (facts["result"], facts["domain_state"], facts["error"]) == ("done", "destroyed", None)
+    assert facts["options"]["downtime_s"] == 0.3
+    assert facts["rounds"][0]["sent_pages"] == 100
+    assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
+    assert len(capsys.readouterr().err.splitlines()) == 2  # the summary, twice
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "result"),
+    [
+        (DomainError("stalled"), ExitCode.DOMAIN, "failed"),
+        (TransportError("No space left"), ExitCode.IO, "failed"),
+        (MemoryError(), ExitCode.IO, "failed"),
+        (OSError(5, "Input/output error"), ExitCode.IO, "failed"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_save_that_fails_leaves_one_too_with_the_error_and_what_was_done(
+    tmp_path, saving, error, code, result
+):
+    error.add_note("web1 goes on")
+    saving.end = raising(error)
+    path = tmp_path / "r.json"
+    assert pysave.main(["--report", str(path), "web1", str(tmp_path / "a.img")]) == code
+    facts = json.loads(path.read_text())
+    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == (result, code, "as it was")
+    assert facts["error"].endswith("; web1 goes on")
+    assert facts["pages"]["sent"] == 100
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_save_that_is_interrupted_leaves_one_too(tmp_path, saving, number):
+    saving.end = lambda: os.kill(os.getpid(), number)
+    path = tmp_path / "r.json"
+    assert pysave.main(["--report", str(path), "web1", str(tmp_path / "a.img")]) == ExitCode.INTERRUPTED
+    assert json.loads(path.read_text())["result"] == "interrupted"
+
+
+@pytest.mark.parametrize("error", [None, DomainError("stalled")], ids=["done", "failed"])
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, saving, monkeypatch, capsys, error):
+    if error is not None:
+        saving.end = raising(error)
+
+    def fail(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    path = tmp_path / "r.json"
+    code = pysave.main(["--report", str(path), "web1", str(tmp_path / "a.img")])
+    assert code == (0 if error is None else ExitCode.DOMAIN)
+    said = capsys.readouterr().err
+    assert "pysave: warning: the report was not written: " in said
+    assert "No space left" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verbose_tells_more_and_quiet_nothing(tmp_path, saving, capsys):
+    assert pysave.main(["-v", "web1", str(tmp_path / "a.img")]) == 0
+    said = capsys.readouterr().err
+    assert "100 pages sent, 0 of them again" in said
+    assert pysave.main(["-q", "web1", str(tmp_path / "a.img")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "what"),
+    [
+        (pysave, ["--report", "r.txt", "web1", "a.img"], "ends in .json or .html"),
+        (pysave, ["--report", "absent/r.json", "web1", "a.img"], "there is no folder absent"),
+        (pysave, ["--report", "a.json", "web1", "a.json"], "is the image"),
+        (pysave, ["--report", "r.json", "--dry-run", "web1", "a.img"], "--dry-run does nothing"),
+        (pysave, ["--report", "r.json", "--recover", "web1"], "--recover makes none"),
+        (pyrestore, ["--report", "r.txt", "a.img"], "ends in .json or .html"),
+        (pyrestore, ["--report", "r.json", "--dry-run", "a.img"], "--dry-run does nothing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_makes_no_sense_is_wrong_usage(tmp_path, monkeypatch, capsys, saving, command, arguments, what):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == ExitCode.USAGE
+    assert what in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- pyrestore ---------------------------------------------------------------------------------------
+
+
+def test_a_restore_leaves_its_report(tmp_path, monkeypatch, capsys):
+    def restore_domain(request, progress, report):
+        report.pages, report.domain_state = 7, "running"
+        return restore.Restored(5, "web1", report)
+
+    monkeypatch.setattr(restore, "restore_domain", restore_domain)
+    path = tmp_path / "r.json"
+    assert pyrestore.main(["--report", str(path), "-v", str(tmp_path / "a.img")]) == 0
+    facts = json.loads(path.read_text())
+    assert (facts["domain"], facts["result"], facts["domain_state"]) == ("web1", "done", "running")
+    assert facts["pages"]["restored"] == 7
+    assert capsys.readouterr().out == "5\n"
+
+
+def test_a_restore_that_fails_leaves_one_too(tmp_path, monkeypatch):
+    def restore_domain(*_: object) -> None:
+        raise ImageError("damaged", offset=16)
+
+    monkeypatch.setattr(restore, "restore_domain", restore_domain)
+    path = tmp_path / "r.html"
+    assert pyrestore.main(["--report", str(path), str(tmp_path / "a.img")]) == ExitCode.IMAGE
+    assert "damaged (at byte 0x10 = 16) (exit code 4)" in path.read_text()

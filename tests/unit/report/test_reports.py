@@ -1,0 +1,292 @@
+"""Reports: the same figures as data, as lines and as a page that needs nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import re
+import stat
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from memory_guests import CHANNELS, image_of
+from stream_samples import MemorySink, source_of
+
+from saverestore.engine.policy import Limits, OnStall
+from saverestore.engine.progress import RestoreReport, SaveReport
+from saverestore.engine.restore import restore
+from saverestore.engine.save import SaveSettings, Stalled, save
+from saverestore.errors import TransportError, UsageError
+from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
+from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.report import files, svg
+from saverestore.report.facts import Outcome, facts_of_restore, facts_of_save
+from saverestore.report.page import page_of
+from saverestore.report.text import lines_of
+from saverestore.stream.reader import LibxcReader
+
+BEGAN = datetime.datetime(2026, 3, 1, 3, 0, tzinfo=datetime.UTC)
+SAVED = Outcome("pysave", "web1", "web1.img", BEGAN, 1.5, {"live": True, "codec": None})
+RESTORED = Outcome("pyrestore", "web1", "web1.img", BEGAN, 1.5, {"paused": False})
+LIVE = {
+    "suspended": SaveSettings(),
+    "log": SaveSettings(live=True, dirty="log"),
+    "digest": SaveSettings(live=True, dirty="digest"),
+}
+HOW = pytest.mark.parametrize("how", LIVE)
+
+
+def saved(how: str, **more: object) -> SaveReport:
+    """The report of a real save of a domain that writes 200 pages a round."""
+    guest = MemorySave(MemoryDomain.pvh(2000))
+    plain = guest.domain.data_pfns()[:200]
+    for number in range(9):
+        guest.moments.on(
+            "check_layout",
+            number,
+            lambda number=number: guest.domain.suspended or guest.domain.write(plain, number),
+        )
+    report = SaveReport()
+    with contextlib.suppress(Stalled):
+        save(guest, MemorySink(), replace(LIVE[how], **more), None, report)
+    guest.domain.close()
+    return report
+
+
+def restored() -> RestoreReport:
+    domain = MemoryDomain.pvh(500)
+    image = image_of(MemorySave(domain))
+    report = RestoreReport()
+    with source_of(image) as source:
+        restore(LibxcReader(source), source, MemoryRestore(empty_like(domain)), CHANNELS, None, report)
+    return report
+
+
+@HOW
+def test_the_data_are_those_of_the_save(how):
+    report = saved(how)
+    facts = facts_of_save(SAVED, report, Limits())
+    assert facts["pages"]["sent"] == sum(one["sent_pages"] for one in facts["rounds"])
+    assert facts["pages"]["resent"] == facts["pages"]["sent"] - 2000
+    assert [one["final"] for one in facts["rounds"]].index(True) == len(facts["rounds"]) - 1
+    assert facts["bytes"]["stream"] > facts["pages"]["sent"] * 4096
+    parts = [facts["downtime"][f"{name}_s"] for name in ("suspend", "last_round", "state", "resume")]
+    assert facts["downtime"]["total_s"] == pytest.approx(sum(parts), abs=0.05)
+    if how == "suspended":
+        assert facts["decision"] is None
+        assert facts["rounds"][0]["expected_downtime_s"] is None
+    else:
+        last_live = facts["rounds"][-2]
+        assert facts["decision"]["decision"] == "stop"
+        assert facts["decision"]["expected_downtime_s"] == last_live["expected_downtime_s"]
+        assert last_live["dirty_pages_per_s"] > 0
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_every_key_is_documented():
+    text = (Path(__file__).parents[3] / "docs" / "report.md").read_text()
+    documented = set(re.findall(r"`([a-z_.]+)`", text))
+
+    def keys(value: object, before: str = "") -> set[str]:
+        found = set()
+        if isinstance(value, list):
+            return set().union(*(keys(one, before) for one in value))
+        if isinstance(value, dict) and before != "options.":
+            for name, inner in value.items():
+                found |= {f"{before}{name}"} | keys(inner, f"{before}{name}.")
+        return found
+
+    made = keys(facts_of_save(SAVED, saved("log"), Limits())) | keys(facts_of_restore(RESTORED, restored()))
+    groups = {name.rpartition(".")[0] for name in made}
+    assert made - documented - groups == set()
+    assert {name for name in documented if "." in name} - made <= {"report.json", "report.html"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "result"),
+    [
+        (SAVED, "done"),
+        (replace(SAVED, exit_code=5, error="disk full"), "failed"),
+        (replace(SAVED, exit_code=130, error="interrupted by Ctrl-C"), "interrupted"),
+    ],
+)
+def test_a_run_is_done_failed_or_interrupted(outcome, result):
+    assert facts_of_save(outcome, SaveReport(), Limits())["result"] == result
+
+
+class Page(HTMLParser):
+    """Tags as they open and close, and what a browser would go and fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.seen: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.fetched += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "rect", "line", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("rect", "line", "circle", "polyline"):
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+
+def assert_page(text: str) -> Page:
+    page = Page(re.sub(r"<(line|circle|polyline)([^>]*)/>", r"<\1\2></\1>", text))
+    assert page.open == []
+    assert page.fetched == []
+    assert not {"script", "link", "img", "iframe"} & set(page.seen)
+    assert "url(" not in text
+    assert "prefers-color-scheme: dark" in text
+    for drawing in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        ElementTree.fromstring(drawing)
+        assert "nan" not in drawing
+    return page
+
+
+@HOW
+def test_the_page_is_whole_and_needs_nothing_else(how):
+    facts = facts_of_save(SAVED, saved(how), Limits(downtime_s=0.3))
+    page = assert_page(page_of(facts))
+    assert page.seen.count("svg") == (2 if how == "suspended" else 4)
+
+
+def test_the_page_of_a_restore_has_its_phases():
+    page = assert_page(page_of(facts_of_restore(RESTORED, restored())))
+    assert page.seen.count("svg") == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda outcome: facts_of_save(outcome, SaveReport(), Limits()),
+        lambda outcome: facts_of_restore(replace(outcome, tool="pyrestore"), RestoreReport()),
+    ],
+    ids=["save", "restore"],
+)
+def test_a_failure_before_anything_was_done_is_a_page_too(make):
+    outcome = replace(SAVED, domain=None, exit_code=3, error="there is no domain 'web1' <b>")
+    text = page_of(make(outcome))
+    assert_page(text)
+    assert "&lt;b&gt; (exit code 3)" in text
+    assert lines_of(make(outcome))
+
+
+def test_a_save_that_was_given_up_shows_its_rounds_and_no_downtime():
+    report = saved("log", limits=Limits(on_stall=OnStall.ABORT))
+    facts = facts_of_save(
+        replace(SAVED, exit_code=3, error="stalled"), report, Limits(on_stall=OnStall.ABORT)
+    )
+    assert facts["downtime"] is None
+    assert facts["decision"]["decision"] == "abort"
+    assert len(facts["rounds"]) == 2
+    assert_page(page_of(facts))
+    assert not any("downtime" in line for line in lines_of(facts))
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are():
+    facts = facts_of_save(replace(SAVED, domain="<script>", image="a&b.img"), saved("suspended"), Limits())
+    text = page_of(facts)
+    assert_page(text)
+    assert "&lt;script&gt;" in text
+    assert "a&amp;b.img" in text
+
+
+def test_the_lines_tell_what_was_expected_and_what_came_of_it():
+    report = saved("log")
+    report.downtime_s = 0.261
+    report.verdict = replace(
+        report.verdict,
+        prediction=replace(report.verdict.prediction, suspend_s=0.1, rest_s=0.09, state_s=0.05),
+    )
+    lines = lines_of(facts_of_save(SAVED, report, Limits()))
+    assert any(line.startswith("downtime 261 ms, expected 240 ms: suspend") for line in lines)
+    assert any("of them again" in line for line in lines)
+    assert any("MiB of memory" in line for line in lines)
+
+
+# ---- charts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (9, "9"),
+        (950, "950"),
+        (1234, "1.2k"),
+        (65536, "66k"),
+        (3.4e6, "3.4M"),
+        (2e9, "2.0G"),
+    ],
+)
+def test_numbers_of_a_chart_are_short(value, text):
+    assert svg.short(value) == text
+
+
+@pytest.mark.parametrize("values", [[0], [None], [], [0, 0], [1e-9], [1e12, None, 0]])
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_any_values_can_be_drawn(values, logarithmic):
+    names = [str(i) for i in range(len(values))]
+    one = svg.Series("x", "s1", values)
+    for drawn in (
+        svg.lines("t", names, [one], logarithmic=logarithmic, mark=("aim", 0.3)),
+        svg.bars("t", names, [one]),
+        svg.phases("t", [("a", [("p", "s1", value or 0) for value in values])]),
+    ):
+        ElementTree.fromstring(re.search(r"<svg.*</svg>", drawn)[0])
+        assert "nan" not in drawn
+
+
+# ---- files -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["report.txt", "report", ".json", "absent/report.json", "report.JSON"])
+def test_what_cannot_be_a_reports_name_is_refused_before_anything_is_done(tmp_path, name):
+    with pytest.raises(UsageError):
+        files.checked(str(tmp_path / name))
+
+
+def test_a_folder_is_no_report(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(UsageError, match="directory"):
+        files.checked(str(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("ending", files.ENDINGS)
+def test_a_report_replaces_the_one_before_and_is_the_administrators_alone(tmp_path, ending):
+    path = files.checked(str(tmp_path / f"report{ending}"))
+    path.write_text("the one before")
+    files.write(path, facts_of_save(SAVED, saved("log"), Limits()))
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    if ending == ".json":
+        assert json.loads(path.read_text())["domain"] == "web1"
+    else:
+        assert_page(path.read_text())
+
+
+def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    path.write_text("the one before")
+
+    def fail(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(TransportError, match="No space left"):
+        files.write(path, facts_of_save(SAVED, SaveReport(), Limits()))
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == "the one before"
