@@ -35,13 +35,15 @@ REST_1, REST_3 = "at rest, zstd:1", "at rest, zstd:3"
 class Contender:
     """One way to compress. `pack` and `unpack`: argv, with IN and OUT; without them standard input and output.
 
-    `cores`: how many it may use. `program`: what must be installed, None for ours.
+    `read`: decompresses, too, but writes to /dev/null. `cores`: how many it may use. `program`: what must be
+    installed, None for ours.
     """
 
     name: str
     cores: int
     pack: tuple[str, ...]
     unpack: tuple[str, ...]
+    read: tuple[str, ...]
     program: str | None = None
 
     @property
@@ -61,19 +63,26 @@ PACKAGES = {"gzip": "gzip", "pigz": "pigz", "zstd": "zstd", "lz4": "lz4", "dd": 
 
 def contenders() -> list[Contender]:
     """All of them, in the order of the table."""
-    zstd_unpack = ("zstd", "-d", "-q", "-f", IN, "-o", OUT)
 
     def zstd(threads: int, cores: int) -> Contender:
         pack = ("zstd", "-1", f"-T{threads}", "-q", "-f", IN, "-o", OUT)
-        return Contender(f"zstd -1 -T{threads}", cores, pack, zstd_unpack, "zstd")
+        unpack = ("zstd", "-d", "-q", "-f", IN, "-o", OUT)
+        return Contender(f"zstd -1 -T{threads}", cores, pack, unpack, ("zstd", "-d", "-q", "-c"), "zstd")
 
-    copy = ("dd", "bs=4M", "status=none", f"if={IN}", f"of={OUT}")
+    def filter_of(program: str, *options: str) -> Contender:
+        unpack = (program, "-d", *options[:-1])
+        return Contender(" ".join((program, options[-1])), 2, (program, *options), unpack, unpack, program)
+
+    copy = ("dd", "bs=4M", "status=none", f"if={IN}")
+    lz4 = ("lz4", "-d", "-q")
     peers = [
-        Contender("dd, a copy", 1, copy, copy, "dd"),
-        Contender("gzip -1", 2, ("gzip", "-1"), ("gzip", "-d"), "gzip"),
-        Contender("gzip -6", 2, ("gzip", "-6"), ("gzip", "-d"), "gzip"),
-        Contender("pigz", 2, ("pigz", "-p", "2"), ("pigz", "-d", "-p", "2"), "pigz"),
-        Contender("lz4 -1", 2, ("lz4", "-1", "-q", "-f", IN, OUT), ("lz4", "-d", "-q", "-f", IN, OUT), "lz4"),
+        Contender("dd, a copy", 1, (*copy, f"of={OUT}"), (*copy, f"of={OUT}"), (*copy, "of=/dev/null"), "dd"),
+        filter_of("gzip", "-1"),
+        filter_of("gzip", "-6"),
+        filter_of("pigz", "-p", "2", "-6"),
+        Contender(
+            "lz4 -1", 2, ("lz4", "-1", "-q", "-f", IN, OUT), (*lz4, "-f", IN, OUT), (*lz4, "-c", IN), "lz4"
+        ),
         zstd(1, 1),
         zstd(0, 2),
         zstd(2, 2),
@@ -86,17 +95,17 @@ def contenders() -> list[Contender]:
         REST_3: ("--compress", "zstd:3"),
     }
     mine = [
-        Contender(name, cores, _convert(*options), _convert())
+        Contender(name, cores, _convert(OUT, *options), _convert(OUT), _convert(os.devnull))
         for name, options in ways.items()
         for cores in (1, 2)
     ]
     return [*peers, *mine]
 
 
-def _convert(*options: str) -> tuple[str, ...]:
+def _convert(target: str, *options: str) -> tuple[str, ...]:
     """Argv of `pyimage convert`: it reads, checks and writes digests, as saving and restoring do."""
     needs = "saverestore.image.convert,saverestore.transport.zstd_sink,saverestore.transport.zstd_source,lz4.frame"
-    return tuple(ours("saverestore.cli.pyimage", needs, "convert", IN, "-o", OUT, "--overwrite", *options))
+    return tuple(ours("saverestore.cli.pyimage", needs, "convert", IN, "-o", target, "--overwrite", *options))
 
 
 def chosen(all_of_them: Sequence[Contender], names: Sequence[str]) -> list[Contender]:
@@ -120,6 +129,7 @@ class Figures:
     packed_bytes: int = 0
     packing: list[Run] = field(default_factory=list)
     unpacking: list[Run] = field(default_factory=list)
+    reading: list[Run] = field(default_factory=list)
 
 
 @dataclass
@@ -160,7 +170,7 @@ def measure(
     _check_room(image, folder)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as inside:
         source, packed, out = (Path(inside) / name for name in ("image", "packed", "out"))
-        plain = _argv(_convert("--digest", "xxh3"), image, source)
+        plain = _argv(_convert(OUT, "--digest", "xxh3"), image, source)
         run(plain, cores=len(usable_cores()))
         digest = _digest(source)
         figures = [Figures(one) for one in some]
@@ -173,8 +183,9 @@ def measure(
                 one.unpacking.append(_run(one.contender.unpack, one.contender.cores, packed, out))
                 if number == 0 and _digest(out) != digest:
                     raise BenchError(f"{one.contender.title}: what it decompresses is not what it compressed")
-                packed.unlink()
                 out.unlink()
+                one.reading.append(_run(one.contender.read, one.contender.cores, packed, Path(os.devnull)))
+                packed.unlink()
         return Measured(source.stat().st_size, figures)
 
 
@@ -219,26 +230,17 @@ def comparisons(measured: Measured) -> list[Comparison]:
     rest = measured.of(REST_1, 2)
     if rest is None:
         return found
-    packing, unpacking = median_run(rest.packing), median_run(rest.unpacking)
+    packing = median_run(rest.packing)
     if zstd := measured.of("zstd -1 -T2", 2):
-        peer_in, peer_out = median_run(zstd.packing), median_run(zstd.unpacking)
-        for label, whole in (("", False), (", with Python's start", True)):
-            found += [
-                compare(
-                    f"compress at rest, zstd:1, against zstd -1 -T2{label}",
-                    measured.rate(packing, whole=whole),
-                    measured.rate(peer_in),
-                    "MB/s",
-                    None if whole else REST_FASTER,
-                ),
-                compare(
-                    f"decompress at rest, against zstd -d{label}",
-                    measured.rate(unpacking, whole=whole),
-                    measured.rate(peer_out),
-                    "MB/s",
-                    None if whole else REST_UNPACK_FASTER,
-                ),
-            ]
+        for label, mine, peers, target in (
+            ("compress at rest, zstd:1, against zstd -1 -T2", rest.packing, zstd.packing, REST_FASTER),
+            ("decompress at rest, against zstd -d", rest.unpacking, zstd.unpacking, REST_UNPACK_FASTER),
+            ("decompress at rest to /dev/null", rest.reading, zstd.reading, REST_UNPACK_FASTER),
+        ):
+            rate, peer = measured.rate(median_run(mine)), measured.rate(median_run(peers))
+            found.append(compare(label, rate, peer, "MB/s", target))
+            rate = measured.rate(median_run(mine), whole=True)
+            found.append(compare(f"{label}, with Python's start", rate, peer, "MB/s"))
     if gzip := measured.of("gzip -6", 2):
         rate = measured.rate(median_run(gzip.packing))
         found += [
@@ -262,27 +264,20 @@ def comparisons(measured: Measured) -> list[Comparison]:
 
 
 def report(measured: Measured) -> str:
-    """The table of all contenders."""
+    """The table of all contenders: of each way the rate of the work and, with Python's start, of the process."""
     rows = []
     for one in measured.figures:
-        packing, unpacking = median_run(one.packing), median_run(one.unpacking)
-        rows.append(
-            (
-                one.contender.name,
-                str(one.contender.cores),
-                f"{measured.image_bytes / one.packed_bytes:.2f}",
-                f"{measured.rate(packing):,.0f}",
-                f"{measured.rate(packing, whole=True):,.0f}",
-                f"{measured.rate(unpacking):,.0f}",
-                f"{measured.rate(unpacking, whole=True):,.0f}",
-                f"{packing.cpu_s:.2f}",
-                f"{unpacking.cpu_s:.2f}",
-                f"{packing.peak_mib:.0f}",
-                f"{unpacking.peak_mib:.0f}",
-            )
-        )
-    head = ("", "cores", "ratio", "compress MB/s", "whole process", "decompress MB/s", "whole process",
-            "CPU s", "CPU s back", "peak MiB", "peak MiB back")  # fmt: skip
+        ways = [median_run(runs) for runs in (one.packing, one.unpacking, one.reading)]
+        rates = [
+            f"{measured.rate(way):,.0f}"
+            + (f" ({measured.rate(way, whole=True):,.0f})" if one.contender.is_ours else "")
+            for way in ways
+        ]
+        cpu = " / ".join(f"{way.cpu_s:.2f}" for way in ways)
+        peak = " / ".join(f"{way.peak_mib:.0f}" for way in ways)
+        ratio = f"{measured.image_bytes / one.packed_bytes:.2f}"
+        rows.append((one.contender.name, str(one.contender.cores), ratio, *rates, cpu, peak))
+    head = ("", "cores", "ratio", "compress", "decompress", "to /dev/null", "CPU s", "peak MiB")
     return table(head, rows)
 
 
