@@ -18,6 +18,7 @@ from benchmarks.running import CHECKOUT
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
+KINDS = ("pvh", "pv")
 ROUNDS = 3
 IN_MEMORY = Path("/dev/shm")
 
@@ -62,6 +63,21 @@ def _parser() -> argparse.ArgumentParser:
                         help="only contenders whose name has this in it (may be repeated)")  # fmt: skip
     _add_common(codecs)
     codecs.set_defaults(run=_codecs)
+
+    engine = commands.add_parser(
+        "engine",
+        help="saves and restores of a domain in memory against QEMU, dd and cat",
+        formatter_class=raw,
+    )
+    engine.add_argument("--mib", type=_positive, default=2048, help="memory of the domain (default 2048)")
+    engine.add_argument("--kind", action="append", choices=KINDS, help="only this kind (may be repeated)")
+    engine.add_argument("--small", type=_positive, default=256, metavar="MIB",
+                        help="the domain that shows whether time grows with size (default 256)")  # fmt: skip
+    engine.add_argument(
+        "--no-qemu", action="store_true", help="leave QEMU out: it takes a root file system of Debian"
+    )
+    _add_common(engine)
+    engine.set_defaults(run=_engine)
     return parser
 
 
@@ -96,9 +112,7 @@ def _codecs(args: argparse.Namespace) -> int:
     programs = {one.program: codecs.PACKAGES[one.program] for one in some if one.program is not None}
     _install(programs)
     print(_machine())
-    measured = codecs.measure(
-        args.image, some, rounds=args.rounds, folder=args.folder, say=codecs.say_to_stderr
-    )
+    measured = codecs.measure(args.image, some, rounds=args.rounds, folder=args.folder, say=_say)
     print(f"image: {measured.image_bytes / codecs.MB:,.0f} MB, medians of {args.rounds} rounds\n")
     print(codecs.report(measured))
     found = codecs.comparisons(measured)
@@ -118,6 +132,41 @@ def _codecs(args: argparse.Namespace) -> int:
         ]
         args.plot.write_bytes(bars("An image, compressed and decompressed", "MB/s", series, rows).as_svg())
     return OK
+
+
+def _engine(args: argparse.Namespace) -> int:
+    from benchmarks import engine
+    from benchmarks.chart import Row, Series, bars
+    from benchmarks.results import comparison_table, write_json
+
+    print(_machine())
+    measured, found = [], []
+    for kind in args.kind or KINDS:
+        small, large = (
+            engine.measure(kind, mib, rounds=args.rounds, folder=args.folder, with_qemu=with_qemu, say=_say)
+            for mib, with_qemu in ((args.small, False), (args.mib, not args.no_qemu))
+        )
+        measured += [small, large]
+        found += [*engine.comparisons(large), *engine.linear(small, large)]
+        for reason in large.left_out:
+            print(f"left out: {reason}")
+    print(f"MB/s of guest memory, medians of {args.rounds} rounds\n")
+    print(engine.report(measured))
+    print(f"\n{comparison_table(found)}")
+    if args.json is not None:
+        write_json(args.json, found)
+    if args.plot is not None:
+        colors = ("#3b6ea8", "#d98032")
+        large_ones = measured[1::2]
+        series = [Series(one.kind, color) for one, color in zip(large_ones, colors, strict=False)]
+        names = dict.fromkeys(name for one in large_ones for name in one.seconds)
+        rows = [Row(name, tuple(one.rate(name) or 0 for one in large_ones)) for name in names]
+        args.plot.write_bytes(bars("Guest memory saved and restored", "MB/s", series, rows).as_svg())
+    return OK
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 def _install(programs: dict[str, str]) -> None:

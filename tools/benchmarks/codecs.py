@@ -8,7 +8,6 @@ of the peers, which have none, it is the whole process.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -279,7 +278,3 @@ def report(measured: Measured) -> str:
         rows.append((one.contender.name, str(one.contender.cores), ratio, *rates, cpu, peak))
     head = ("", "cores", "ratio", "compress", "decompress", "to /dev/null", "CPU s", "peak MiB")
     return table(head, rows)
-
-
-def say_to_stderr(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr, flush=True)
