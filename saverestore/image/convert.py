@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from saverestore.errors import ImageError, UsageError
+from saverestore.image.coding_ahead import CodingAhead
 from saverestore.image.index import Progress
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.codecs import Codec, Coding
@@ -45,6 +46,7 @@ from saverestore.stream.walk import walk
 from saverestore.stream.writer import LibxcWriter
 from saverestore.stream.xl import XlHeader
 from saverestore.transport.base import ByteSink, ByteSource
+from saverestore.transport.cores import usable_cores
 
 BATCH_PAGES = 2048
 """Most pages of a PAGE_DATA record that is written: 8 MiB. Records with fewer stay as they are."""
@@ -128,6 +130,7 @@ class _Work:
         self._writer: LibxcWriter | None = None
         self._algorithm: DigestAlgorithm | None = None
         self._integrity: dict[str, Any] | None = None
+        self._ahead: CodingAhead | None = None
         self._needs_static_end = False
         self._tells_outside = False
         self._behind: BehindSink | None = None
@@ -180,7 +183,10 @@ class _Work:
             self._needs_static_end = False
         if isinstance(record, PageData):
             self._pages(record, self._reader, writer)
-        elif isinstance(record, UnknownOptional):
+            return
+        if self._ahead is not None:
+            self._ahead.drain()
+        if isinstance(record, UnknownOptional):
             self.done.leave_out(f"an optional record of the unknown type {record.type:#x}")
         elif isinstance(record, ImageDigest):
             if self._algorithm is None and self._wanted == KEEP:
@@ -218,6 +224,10 @@ class _Work:
         self._writer = LibxcWriter(
             self._sink, reader.domain.type, xen, version, coding=self._coding, digest=digest
         )
+        if self._coding is not None and self._coding.codec is not Codec.NONE:
+            self._ahead = self._stack.enter_context(
+                CodingAhead(self._writer, buffer_bytes=BATCH_PAGES * PAGE_SIZE, workers=usable_cores())
+            )
         if self._integrity is not None and not isinstance(first, Provenance):
             self._writer.record(Provenance({"integrity": self._integrity}))
             self._integrity = None
@@ -249,10 +259,15 @@ class _Work:
         there = has_data(record.types)
         for begin, end in _cuts(there):
             nr_pages = int(np.count_nonzero(there[begin:end]))
-            pages = self._buffer[: nr_pages * PAGE_SIZE]
+            entries = record.entries[begin:end]
+            buffer = self._buffer if self._ahead is None else self._ahead.buffer()
+            pages = buffer[: nr_pages * PAGE_SIZE]
             if nr_pages:
                 reader.read_some_pages([pages.data])
-            writer.page_data(record.entries[begin:end], [pages.data] if nr_pages else [])
+            if self._ahead is None:
+                writer.page_data(entries, [pages.data] if nr_pages else [])
+            else:
+                self._ahead.page_data(entries, buffer, pages.nbytes)
             self.done.nr_pages += nr_pages
             if self._on_progress is not None:
                 self._on_progress(self._source.offset)
