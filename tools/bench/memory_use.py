@@ -157,6 +157,10 @@ def _dirty_some(domain: MemoryDomain) -> None:
         domain.dirty[np.isin(domain.p2m, at)] = True
 
 
+def _format_of(settings: dict[str, Any]) -> str:
+    return f"draft-b, {settings['coding']}" if "coding" in settings else "xen"
+
+
 def _write_image(guest: MemorySave, sink: Any, settings: dict[str, Any]) -> None:
     outside = BeforeSink(sink)
     XlHeader.write(outside, CONFIG)
@@ -167,7 +171,7 @@ def _write_image(guest: MemorySave, sink: Any, settings: dict[str, Any]) -> None
     stream.record(LibxlRecordType.EMULATOR_CONTEXT, bytes([2, 0, 0, 0, 0, 0, 0, 0]) + STATE)
     stream.end()
     given = engine_save.SaveSettings(
-        provenance={"tool": "bench"},
+        provenance={"tool": "bench", "options": {"format": _format_of(settings)}},
         digest=DigestAlgorithm.XXH3,
         before=outside.before(),
         following=behind.following,
@@ -245,6 +249,12 @@ CASES = [
         "pyimage convert of draft-b to xen",
         command,
         needs="draft-b-{}.img",
+        arguments=(*CONVERT, "--to", "xen"),
+    ),
+    Case(
+        "pyimage convert of draft-b, xor, to xen",
+        command,
+        needs="xor-{}.img",
         arguments=(*CONVERT, "--to", "xen"),
     ),
     Case(

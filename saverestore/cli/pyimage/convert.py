@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.cli.pyimage.common import (
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
                 digest=arguments.digest,
                 may_go_on=source.may_go_on,
                 on_progress=bar.update_to,
+                folder=None if arguments.output == STDOUT else Path(arguments.output).parent,
             )
         length = file.sink.offset
     for name in done.left_out:
