@@ -47,7 +47,7 @@ AHEAD = 3
 """Batches begun before the one being written is done. Bounds memory, whatever the domain's size."""
 
 XOR_CACHE_BYTES = 48 * MIB
-"""With the batches below 64 MiB and 16 MiB a worker, as `tools/bench/memory` finds."""
+"""With the batches, last versions stay below 64 MiB and 16 MiB for each worker, as `tools/bench/memory` finds."""
 
 
 @dataclass(frozen=True)

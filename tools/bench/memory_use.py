@@ -35,6 +35,7 @@ from saverestore.stream.behind import BehindSink, BehindSource
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import BeforeSink, BeforeSource, DigestAlgorithm
 from saverestore.stream.layout import PAGE_SIZE
+from saverestore.stream.libxl import EmulatorId, EmulatorState
 from saverestore.transport.cores import usable_cores
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.opening import open_image
@@ -46,7 +47,7 @@ MIB = 1 << 20
 BASE_MIB, WORKER_MIB = 64, 16
 
 FRAMES_MIB = 256
-"""Memory that every domain here has at most, whatever it says; also the smallest domain."""
+"""Memory that every PVH domain here has, whatever it says; also the smallest domain."""
 
 RUN_PAGES = 128
 """Pages of one kind of content follow one another in such runs."""
@@ -57,7 +58,7 @@ CONFIG = json.dumps(
         "b_info": {"max_vcpus": 1, "target_memkb": 4096, "max_memkb": 4096},
     }
 ).encode()
-STATE = b"QEVM" + bytes(MIB)
+STATE = EmulatorState(EmulatorId.QEMU_UPSTREAM, 0, b"QEVM" + bytes(MIB)).pack()
 
 Run = Callable[[], object]
 
@@ -132,6 +133,8 @@ def save(case: Case, size_mib: int, folder: Path) -> Run:
         fill(domain)
     guest = MemorySave(domain)
     compress = settings.pop("compress", None)
+    if "coding" in settings:
+        settings["coding"] = Coding.parse(settings["coding"])
     if settings.get("live"):
         guest.moments.on_every(lambda name, _: _dirty_some(domain) if name == "check_layout" else None)
 
@@ -168,7 +171,7 @@ def _write_image(guest: MemorySave, sink: Any, settings: dict[str, Any]) -> None
     stream.libxc_context()
     behind = BehindSink(sink.name)
     stream.go_on_in(behind)
-    stream.record(LibxlRecordType.EMULATOR_CONTEXT, bytes([2, 0, 0, 0, 0, 0, 0, 0]) + STATE)
+    stream.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
     stream.end()
     given = engine_save.SaveSettings(
         provenance={"tool": "bench", "options": {"format": _format_of(settings)}},
@@ -285,9 +288,6 @@ def measured(run: Run) -> dict[str, float]:
 
 def _child(name: str, size_mib: int, folder: Path) -> None:
     case = next(one for one in CASES if one.name == name and size_mib in one.sizes)
-    settings = case.settings or {}
-    if isinstance(settings.get("coding"), str):
-        settings["coding"] = Coding.parse(settings["coding"])
     run = case.prepare(case, size_mib, folder)
     sys.stdout = sys.stderr  # `pyimage` has something to say
     found = measured(run)
