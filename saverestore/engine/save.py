@@ -40,11 +40,15 @@ BATCH_PFNS = 2048
 HOLE_PFNS = 1 << 16
 """Pfns asked about at a time when looking for those that have memory at all."""
 
+XOR_BATCH_PFNS = 512
+"""The same where last versions are kept: these have the memory, and a page is there three times while it is coded."""
+
 WORKERS = 2
 AHEAD = 3
 """Batches begun before the one being written is done. Bounds memory, whatever the domain's size."""
 
-XOR_CACHE_BYTES = 64 * MIB
+XOR_CACHE_BYTES = 48 * MIB
+"""With the batches, last versions stay below 64 MiB and 16 MiB for each worker, as `tools/bench memory` finds."""
 
 
 @dataclass(frozen=True)
@@ -176,17 +180,20 @@ def _writer(
 ) -> LibxcWriter:
     if settings.coding is None:
         return LibxcWriter(sink, guest.domain_type, guest.xen_version, digest=digest)
-    # In a single round no page has a version before.
-    needs_versions = settings.live and settings.coding.codec is Codec.XOR
     return LibxcWriter(
         sink,
         guest.domain_type,
         guest.xen_version,
         DRAFT_B_VERSION,
         coding=settings.coding,
-        versions=VersionCache(settings.xor_cache_bytes) if needs_versions else None,
+        versions=VersionCache(settings.xor_cache_bytes) if _keeps_versions(settings) else None,
         digest=digest,
     )
+
+
+def _keeps_versions(settings: SaveSettings) -> bool:
+    """Whether pages are coded by what was sent before: in a single round none has a version before."""
+    return settings.live and settings.coding is not None and settings.coding.codec is Codec.XOR
 
 
 def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -> None:
@@ -267,6 +274,7 @@ class _PageSender:
         self._pool = pool
         self._progress = progress
         self._depth = settings.workers + AHEAD - 1
+        self._batch_pfns = XOR_BATCH_PFNS if _keeps_versions(settings) else BATCH_PFNS
         # What is digested or summed up must be what is written: the domain's own memory may change in between, even
         # while it is suspended (a backend completes what it had begun, the console's writes into its ring).
         self._needs_copy = settings.digest is not None or writer.needs_still_pages
@@ -355,8 +363,8 @@ class _PageSender:
         else:
             pieces = (some for some in (pfns,))
         for piece in pieces:
-            for start in range(0, len(piece), BATCH_PFNS):
-                batch = piece[start : start + BATCH_PFNS]
+            for start in range(0, len(piece), self._batch_pfns):
+                batch = piece[start : start + self._batch_pfns]
                 self._asked.append(len(batch))
                 yield batch
 

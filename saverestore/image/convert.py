@@ -3,16 +3,21 @@
     source ─► walk ─► events ─► what changes ─► writers of the wanted dialect ─► sink, compressing or not
 
 What changes: version 2 becomes 3 (STATIC_DATA_END is put in where version 2 implies it); our own optional records
-stay or go. The image's digest is checked on the way, and a new one of the same kind is made of what is written; which
-kind that is must be known before the first byte, so the image's PROVENANCE must come first and announce it. It covers
-what comes behind the libxc stream, too: digest and END wait until that has been read, and is in memory.
+stay or go. Pages that are coded by what was sent before (xor) are decoded; where an image may have such ones, the
+last versions of its pages are kept in a file meanwhile (`last_pages`).
+
+The image's digest is checked on the way, and a new one of the same kind is made of what is written; which kind that
+is must be known before the first byte, so the image's PROVENANCE must come first and announce it. It covers what
+comes behind the libxc stream, too: digest and END wait until that has been read, and is in memory.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +25,7 @@ import numpy as np
 from saverestore.errors import ImageError, UsageError
 from saverestore.image.coding_ahead import CodingAhead
 from saverestore.image.index import Progress
+from saverestore.image.last_pages import LastPages
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import (
@@ -56,6 +62,8 @@ XEN_VERSION = max(XEN_VERSIONS)
 BEHIND_MAX_BYTES = 80 << 20
 """Most bytes behind the libxc stream that are kept in memory: more than the longest records of libxl together."""
 
+XOR_NAME = Codec.XOR.name.lower()
+
 KEEP = "keep"
 """Of the digest: the kind that the image has."""
 
@@ -82,17 +90,19 @@ def convert(
     digest: str = KEEP,
     may_go_on: bool = False,
     on_progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> Conversion:
     """Write the image in `source` into `sink`.
 
     `coding`: how pages are coded in the dialect `draft-b`; None for Xen's own. `may_go_on`: whether anything may
     follow the image, as on a block device. `plain`: without records of our own. `digest`: an algorithm's option,
-    "none" or "keep". `on_progress(offset)`: of the source. On an error what was written is no whole image. UsageError
-    for a digest that cannot be made here, and for pages that are coded by what was sent before (xor).
+    "none" or "keep". `on_progress(offset)`: of the source. `folder`: for a file with last versions of pages, where
+    they are needed; if None, the system's for temporary files. On an error what was written is no whole image.
+    UsageError for a digest that cannot be made here.
     """
     wanted = None if plain else KEEP if digest == KEEP else algorithm_for_writing(digest)
     with ExitStack() as stack:
-        work = _Work(source, sink, coding, wanted, stack, plain=plain, on_progress=on_progress)
+        work = _Work(source, sink, coding, wanted, stack, plain=plain, on_progress=on_progress, folder=folder)
         for event in walk(source):
             work.take(event)
             if on_progress is not None:
@@ -115,6 +125,7 @@ class _Work:
         *,
         plain: bool,
         on_progress: Progress | None,
+        folder: Path | None,
     ) -> None:
         self.done = Conversion()
         self._source = source
@@ -134,6 +145,8 @@ class _Work:
         self._needs_static_end = False
         self._tells_outside = False
         self._behind: BehindSink | None = None
+        self._folder = folder or Path(tempfile.gettempdir())
+        self._last: LastPages | None = None
         self._buffer = np.empty(BATCH_PAGES * PAGE_SIZE, dtype=np.uint8)
 
     def take(self, event: object) -> None:
@@ -220,6 +233,8 @@ class _Work:
             digest = self._stack.enter_context(WrittenDigest(self._algorithm))
             self._integrity = integrity_fields(self._algorithm, before)
         xen = (reader.domain.xen_major, reader.domain.xen_minor)
+        if reader.image.version == DRAFT_B_VERSION and _may_have_deltas(first):
+            self._last = self._stack.enter_context(LastPages(self._folder))
         version = XEN_VERSION if self._coding is None else DRAFT_B_VERSION
         self._writer = LibxcWriter(
             self._sink, reader.domain.type, xen, version, coding=self._coding, digest=digest
@@ -251,19 +266,26 @@ class _Work:
             writer.record(Provenance(fields))
 
     def _pages(self, record: PageData, reader: LibxcReader, writer: LibxcWriter) -> None:
-        if record.codec is Codec.XOR:
-            raise UsageError(
-                f"{self._source.name}: its pages are coded by xor, as what changed since they were sent before; such "
-                "an image can be restored, but not converted: whoever wants to keep it saves with another codec"
+        last = self._last
+        if record.codec is Codec.XOR and last is None:
+            raise ImageError(
+                f"{self._source.name}: pages coded by xor, but the note of its save tells of another form",
+                offset=record.offset,
             )
         there = has_data(record.types)
         for begin, end in _cuts(there):
-            nr_pages = int(np.count_nonzero(there[begin:end]))
-            entries = record.entries[begin:end]
+            with_data = there[begin:end]
+            nr_pages = int(np.count_nonzero(with_data))
+            entries, pfns = record.entries[begin:end], record.pfns[begin:end]
             buffer = self._buffer if self._ahead is None else self._ahead.buffer()
             pages = buffer[: nr_pages * PAGE_SIZE]
             if nr_pages:
+                if record.codec is Codec.XOR and last is not None:
+                    last.get_into(pages.reshape(-1, PAGE_SIZE), pfns[with_data])
                 reader.read_some_pages([pages.data])
+            if last is not None:
+                last.put(pfns[with_data], pages.reshape(-1, PAGE_SIZE))
+                last.forget(pfns[~with_data])
             if self._ahead is None:
                 writer.page_data(entries, [pages.data] if nr_pages else [])
             else:
@@ -271,6 +293,13 @@ class _Work:
             self.done.nr_pages += nr_pages
             if self._on_progress is not None:
                 self._on_progress(self._source.offset)
+
+
+def _may_have_deltas(first: object) -> bool:
+    """Whether pages coded by xor may come: not where the note of a save, the first record, tells otherwise."""
+    options = first.fields.get("options") if isinstance(first, Provenance) else None
+    told = options.get("format") if isinstance(options, dict) else None
+    return not isinstance(told, str) or XOR_NAME in told
 
 
 def _cuts(there: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[tuple[int, int]]:

@@ -19,13 +19,14 @@ class Comparison:
 
     `ours` and `peer` are in `unit`; `ratio` is how many times better ours is, be more or less of the unit the
     better; `target` is what it should be at least (None: none is set) and `holds` whether it is (None without).
+    Where there is no peer but a bound, that is the target of `ours`.
     """
 
     what: str
     ours: float
-    peer: float
+    peer: float | None
     unit: str
-    ratio: float
+    ratio: float | None
     target: float | None
     holds: bool | None
 
@@ -52,6 +53,11 @@ def compare(
         target,
         None if target is None else round(ratio, 3) >= target,
     )
+
+
+def within(what: str, ours: float, bound: float, unit: str) -> Comparison:
+    """Not against a peer but against a bound, which is the target."""
+    return Comparison(what, _rounded(ours), None, unit, None, bound, ours <= bound)
 
 
 def _rounded(value: float) -> float:
@@ -92,8 +98,8 @@ def comparison_table(comparisons: Iterable[Comparison]) -> str:
         (
             one.what,
             f"{number(one.ours)} {one.unit}",
-            f"{number(one.peer)} {one.unit}",
-            f"{one.ratio:.2f}",
+            "" if one.peer is None else f"{number(one.peer)} {one.unit}",
+            "" if one.ratio is None else f"{one.ratio:.2f}",
             "" if one.target is None else f"{one.target:.2f}",
             "" if one.holds is None else "yes" if one.holds else "NO",
         )

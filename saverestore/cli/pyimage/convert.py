@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.cli.pyimage.common import (
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
                 digest=arguments.digest,
                 may_go_on=source.may_go_on,
                 on_progress=bar.update_to,
+                folder=_folder(arguments.output),
             )
         length = file.sink.offset
     for name in done.left_out:
@@ -133,6 +135,12 @@ def _coding(arguments: argparse.Namespace) -> Coding | None:
     if coding.codec is Codec.XOR:
         raise UsageError("xor codes what changes during a live save; for a conversion choose another codec")
     return coding
+
+
+def _folder(output: str) -> Path | None:
+    """Where there is room for what is needed meanwhile: beside a file; not beside a pipe or device."""
+    path = Path(output)
+    return None if output == STDOUT or (path.exists() and not path.is_file()) else path.parent
 
 
 @contextmanager

@@ -13,16 +13,22 @@ import numpy as np
 import pytest
 import xxhash
 from image_files import Sent, hvm_image, page
-from memory_guests import MAKERS, image_of, opened
-from stream_samples import NAMES, golden
+from memory_guests import MAKERS, assert_same, image_of, opened, restored_from
+from stream_samples import NAMES, golden, source_of
 
 from saverestore.cli import pyimage
+from saverestore.engine.policy import Limits
 from saverestore.engine.save import SaveSettings
+from saverestore.guest.memory import MemorySave
+from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.image import last_pages
 from saverestore.image.convert import BATCH_PAGES, _cuts
-from saverestore.stream.codecs import Coding
+from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
+from saverestore.stream.reader import PageData
 from saverestore.stream.records import ImageDigest
+from saverestore.stream.walk import walk
 from saverestore.transport.random_access import SeekableZstdFile, open_random_access
 
 ROOT = Path(__file__).parents[3]
@@ -125,13 +131,69 @@ def test_coded_pages_are_not_read_here_and_there_and_what_to_do_is_told(image, t
     assert "pyimage convert" in capsys.readouterr().err
 
 
-def test_pages_coded_by_xor_are_not_converted(tmp_path, capsys):
-    domain = MAKERS["pvh"]()
-    with opened(domain) as guest:
-        guest.moments.on("log_dirty.take", 0, lambda: domain.write_entry(100, 3, 77))
-        (tmp_path / "a.img").write_bytes(image_of(guest, SaveSettings(live=True, coding=Coding.parse("xor"))))
-    assert convert(tmp_path / "a.img", "-o", tmp_path / "b.img") == 2
-    assert "coded by xor" in capsys.readouterr().err
+def saved_by_xor(kind: str, provenance: dict | None = None) -> tuple[MemoryDomain, bytes]:
+    """A live save of pages that change a little, become zero, are given back and come again; the domain is open."""
+    domain = MAKERS[kind]()
+    pfns = domain.data_pfns()
+
+    def change(nth: int) -> None:
+        for pfn in pfns[nth::70].tolist():
+            domain.write_entry(pfn, 9, nth + 77)
+        domain.write(pfns[nth * 10 : nth * 10 + 5], 0)
+        (domain.balloon_in if nth % 2 else domain.balloon_out)(pfns[-40:-20])
+
+    guest = MemorySave(domain)
+    for nth in range(4):
+        guest.moments.on("log_dirty.take", nth, lambda nth=nth: change(nth))
+    settings = SaveSettings(
+        live=True,
+        coding=Coding.parse("xor"),
+        limits=Limits(few_pages=1),
+        digest=DigestAlgorithm.XXH3,
+        provenance=provenance,
+    )
+    return domain, image_of(guest, settings)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("form", [["--to", "xen"], ["--to", "draft-b"], ["--compress", "zstd"]], ids=" ".join)
+def test_pages_coded_by_xor_become_what_a_restore_makes_of_them(tmp_path, capsys, kind, form):
+    note = {"options": {"format": "draft-b, xor"}} if kind == "pv" else None
+    domain, image = saved_by_xor(kind, note)
+    (tmp_path / "a.img").write_bytes(image)
+    codecs = []
+    with source_of(image) as source:
+        for event in walk(source):
+            codecs += [event.codec] if isinstance(event, PageData) else []
+    assert Codec.XOR in codecs
+    for command in ("cat", "--pfn", "5"), ("dump", "-o", str(tmp_path / "m")):
+        assert pyimage.main([*command, str(tmp_path / "a.img")]) == 2
+        assert "pyimage convert" in capsys.readouterr().err
+    assert convert(tmp_path / "a.img", "-o", tmp_path / "b.img", *form) == 0
+    assert convert(tmp_path / "b.img", "-o", tmp_path / "c.img") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.img", "b.img", "c.img"]
+    assert_same(domain, restored_from((tmp_path / "c.img").read_bytes(), domain))
+    assert pyimage.main(["dump", str(tmp_path / "c.img"), "-o", str(tmp_path / "m")]) == 0
+    domain.close()
+
+
+def test_pages_coded_by_xor_where_the_note_tells_otherwise_are_refused(tmp_path, capsys):
+    domain, image = saved_by_xor("pvh", {"options": {"format": "draft-b, zstd:1"}})
+    domain.close()
+    (tmp_path / "a.img").write_bytes(image)
+    assert convert(tmp_path / "a.img", "-o", tmp_path / "b.img") == 4
+    assert "pages coded by xor, but the note of its save tells of another form" in capsys.readouterr().err
+    assert not (tmp_path / "b.img").exists()
+
+
+def test_no_room_for_last_versions_is_told_as_such(tmp_path, capsys, monkeypatch):
+    domain, image = saved_by_xor("pvh")
+    domain.close()
+    (tmp_path / "a.img").write_bytes(image)
+    with Path("/dev/full").open("r+b", 0) as full:
+        monkeypatch.setattr(last_pages.tempfile, "TemporaryFile", lambda dir: full)
+        assert convert(tmp_path / "a.img", "-o", tmp_path / "b.img") == 5
+    assert f"a temporary file in {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "b.img").exists()
 
 

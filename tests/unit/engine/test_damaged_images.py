@@ -27,6 +27,7 @@ from saverestore.stream import LibxcReader, LibxlReader, LibxlRecordType, LibxlW
 from saverestore.stream.behind import BehindSink, BehindSource, check_ahead
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import BeforeSink, BeforeSource, DigestAlgorithm
+from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.libxl import EmulatorId, EmulatorState
 from saverestore.stream.survey import note_trailing_bytes, survey
 from saverestore.transport import FdSink, FdSource, zstd_sink
@@ -241,19 +242,24 @@ def test_zero_pages_are_counted():
     domain.close()
 
 
-@pytest.mark.parametrize("compress", [False, True], ids=["plain", "compressed"])
-def test_memory_while_saving_does_not_grow_with_the_domain(compress):
+@pytest.mark.parametrize("form", [*FORMS, "deltas"])
+def test_memory_while_saving_does_not_grow_with_the_domain(form):
     domain = MemoryDomain.pvh(25_600)  # 100 MiB
+    deltas = {"compress": False, "live": True, "coding": Coding.parse("xor")}
+    settings = dict(FORMS.get(form, deltas))
+    compress = settings.pop("compress")
+    domain.frames[:, 100:] = np.random.default_rng(1).integers(0, 256, PAGE_SIZE - 100, dtype=np.uint8)
     tracemalloc.start()
     try:
         data_fd = file_of(b"")
         with opened(domain) as guest, FdSink(data_fd, "image", close_fd=False) as raw:
+            guest.moments.on("check_layout", 0, lambda: domain.write(domain.data_pfns()[::2], 7))
             if compress:
                 with ZstdSink(raw, workers=2) as sink:
-                    write_image(guest, sink)
+                    write_image(guest, sink, **settings)
                     sink.finish()
             else:
-                write_image(guest, raw)
+                write_image(guest, raw, **settings)
         assert tracemalloc.get_traced_memory()[1] < (64 + 2 * 16) << 20
     finally:
         tracemalloc.stop()

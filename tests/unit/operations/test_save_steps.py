@@ -18,6 +18,7 @@ from saverestore.guest.memory import MemorySave
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.operations import prepare_save, save
 from saverestore.operations.save import Afterwards, SaveRequest
+from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.survey import survey
 from saverestore.transport.opening import open_image
 
@@ -73,6 +74,60 @@ def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, m
         with pytest.raises(TransportError) as caught:
             save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards), Silence())
         assert "no image was left" in caught.value.__notes__[-1]
+        assert list(tmp_path.iterdir()) == []
+        assert not guest.domain.suspended
+
+
+class FakeDeviceModel:
+    """Its state can be had while the guest stands still, and is had once."""
+
+    def __init__(self, guest: MemorySave) -> None:
+        self.guest = guest
+        self.asked = 0
+        self.fails = False
+
+    def records(self):
+        assert self.guest.domain.suspended
+        self.asked += 1
+        if self.fails:
+            raise DomainError("the device model is gone")
+        return [
+            (LibxlRecordType.EMULATOR_CONTEXT, EmulatorState(EmulatorId.QEMU_UPSTREAM, 0, b"QEVM").pack())
+        ]
+
+
+@pytest.fixture
+def device_model(monkeypatch, toolstack, guest) -> FakeDeviceModel:
+    found = FakeDeviceModel(guest)
+    monkeypatch.setattr(toolstack, "device_model_of", lambda _: found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("how", "is_covered"), [({}, True), ({"plain": True}, False), ({"digest": "none"}, False)], ids=str
+)
+def test_the_device_models_state_is_written_once_and_covered_by_the_digest(
+    tmp_path, device_model, how, is_covered
+):
+    save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), **how), Silence())
+    data = (tmp_path / "out.img").read_bytes()
+    assert (device_model.asked, data.count(b"QEVM")) == (1, 1)
+    with open_image(str(tmp_path / "out.img")) as source:
+        found = survey(source)
+    assert found.is_whole
+    assert ("FOLLOWING" in found.records) == is_covered
+    (tmp_path / "out.img").write_bytes(data.replace(b"QEVM", b"QEMV"))
+    with open_image(str(tmp_path / "out.img")) as source:
+        assert survey(source).is_whole != is_covered
+
+
+def test_a_device_model_whose_state_cannot_be_had_leaves_no_image_and_a_running_domain(
+    tmp_path, guest, device_model
+):
+    device_model.fails = True
+    for digest in ("xxh3", "none"):
+        with pytest.raises(DomainError, match="the device model is gone"):
+            save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), digest=digest), Silence())
         assert list(tmp_path.iterdir()) == []
         assert not guest.domain.suspended
 
