@@ -9,6 +9,7 @@ second, what was begun is being undone already.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,11 @@ def raise_pending() -> None:
 
 @contextmanager
 def shield() -> Iterator[None]:
-    """Hold signals back inside this block; one that came is raised at its end, unless that raises itself."""
+    """Hold signals back inside this block; one that came is raised at its end, unless that raises itself.
+
+    While an exception is being handled, something is being undone because of it: then that stays what is told, and
+    the signal goes on being held back, to the end of the next block where none is.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals only ever reach the main thread
         return
@@ -80,6 +85,6 @@ def shield() -> Iterator[None]:
         yield
     finally:
         _state.depth -= 1
-    if _state.pending and not _state.depth and not _state.raised:
+    if _state.pending and not _state.depth and not _state.raised and sys.exc_info()[0] is None:
         _state.raised = True
         raise Interrupted(f"interrupted by {_state.pending}")
