@@ -10,6 +10,9 @@ import says what to install.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 try:
     from pyxc import _xen  # noqa: F401  (imported here to tell a missing module from a mismatched one)
 except ImportError as error:
@@ -24,11 +27,12 @@ except ImportError as error:
         f"Reading images (pyimage) works without it. [{error}]"
     ) from error
 
-from pyxc.control import DomainInfo, HostInfo, Xen, XenVersion
-from pyxc.errors import ClosedHandle, ForkedHandle, XenError, XenVersionMismatch
-from pyxc.evtchn import EventChannels
-from pyxc.foreign import ForeignMemory, Mapping
-from pyxc.store import Transaction, XenStore
+if TYPE_CHECKING:
+    from pyxc.control import DomainInfo, HostInfo, Xen, XenVersion
+    from pyxc.errors import ClosedHandle, ForkedHandle, XenError, XenVersionMismatch
+    from pyxc.evtchn import EventChannels
+    from pyxc.foreign import ForeignMemory, Mapping
+    from pyxc.store import Transaction, XenStore
 
 __all__ = [
     "ClosedHandle",
@@ -45,3 +49,26 @@ __all__ = [
     "XenVersion",
     "XenVersionMismatch",
 ]
+
+_HOME = {
+    "ClosedHandle": "errors",
+    "DomainInfo": "control",
+    "EventChannels": "evtchn",
+    "ForeignMemory": "foreign",
+    "ForkedHandle": "errors",
+    "HostInfo": "control",
+    "Mapping": "foreign",
+    "Transaction": "store",
+    "Xen": "control",
+    "XenError": "errors",
+    "XenStore": "store",
+    "XenVersion": "control",
+    "XenVersionMismatch": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Bring names in when they are used: a process that only watches a domain needs neither numpy nor libxc."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"pyxc.{_HOME[name]}"), name)

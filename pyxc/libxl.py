@@ -1,4 +1,4 @@
-"""libxl (libxenlight), as far as whole domains need it: their configuration, restore with devices, destruction.
+"""libxl (libxenlight), as far as whole domains need it: configuration, restore with devices, what becomes of them.
 
 Needs the compiled module `pyxc._libxl`; `import pyxc.libxl` raises ImportError, and says what to install, where
 that was not built. Configurations are libxl's JSON, as images carry it.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from pyxc import _log
 from pyxc._handle import Handle
@@ -105,6 +105,56 @@ class Libxl(Handle):
         """Let a restored domain, and its device model, run."""
         _errors.clear()
         self._check(lib.pyxc_libxl_unpause(self.ptr, domid), "libxl_domain_unpause", domid)
+
+    def domid_of(self, name: str) -> int:
+        """The number of the domain with this name. LibxlError when there is none, or several."""
+        _errors.clear()
+        domid = ffi.new("uint32_t *")
+        self._check(lib.libxl_name_to_domid(self.ptr, name.encode(), domid), "libxl_name_to_domid", None)
+        return int(domid[0])
+
+    def create(self, config_json: str) -> int:
+        """Create a domain with its devices, ready to boot and paused: its domid. On any error there is none."""
+        _errors.clear()
+        domid = ffi.new("uint32_t *")
+        rc = lib.pyxc_libxl_create(self.ptr, config_json.encode(), domid)
+        self._check(rc, "libxl_domain_create_new", None)
+        return int(domid[0])
+
+    def core_dump(self, domid: int, path: str) -> None:
+        """Write the memory of a domain that has crashed to a new file."""
+        _errors.clear()
+        rc = lib.pyxc_libxl_core_dump(self.ptr, domid, path.encode())
+        self._check(rc, "libxl_domain_core_dump", domid)
+
+    def preserve(self, domid: int, config_json: str, suffix: str) -> None:
+        """Rename a domain that has ended, and give it another UUID: a new one can take its place."""
+        _errors.clear()
+        rc = lib.pyxc_libxl_preserve(self.ptr, domid, config_json.encode(), suffix.encode())
+        self._check(rc, "libxl_domain_preserve", domid)
+
+    @contextmanager
+    def watched(self, domid: int) -> Iterator[Callable[[], int | None]]:
+        """Inside this block: a function that waits until the domain shuts down or is destroyed.
+
+        It returns the reason of the shutdown (sched.h, SHUTDOWN_*), None once there is no such domain any more. Each
+        is told once, also when it was so already. Signals get through to Python only when it returns. No two blocks
+        at a time.
+        """
+        _errors.clear()
+        watch = ffi.new("libxl_evgen_domain_death **")
+        rc = lib.libxl_evenable_domain_death(self.ptr, domid, 0, watch)
+        self._check(rc, "libxl_evenable_domain_death", domid)
+
+        def wait_for_end() -> int | None:
+            reason = ffi.new("int *")
+            self._check(lib.pyxc_libxl_wait_for_end(self.ptr, domid, reason), "libxl_event_wait", domid)
+            return None if reason[0] == lib.PYXC_DESTROYED else int(reason[0])
+
+        try:
+            yield wait_for_end
+        finally:
+            lib.libxl_evdisable_domain_death(self.ptr, watch[0])
 
     def restore(self, config_json: str, fd: int, tick: Callable[[], None]) -> int:
         """Create a domain with its devices, and fill it from `fd`: its domid. It is paused.

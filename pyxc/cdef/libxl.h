@@ -19,10 +19,21 @@ void pyxc_restore_free(struct pyxc_restore *restore);
 
 int pyxc_libxl_destroy(libxl_ctx *ctx, uint32_t domid);
 int pyxc_libxl_unpause(libxl_ctx *ctx, uint32_t domid);
+int pyxc_libxl_create(libxl_ctx *ctx, const char *config_json, uint32_t *domid);
+int pyxc_libxl_core_dump(libxl_ctx *ctx, uint32_t domid, const char *path);
+int pyxc_libxl_preserve(libxl_ctx *ctx, uint32_t domid, const char *config_json, const char *suffix);
+int pyxc_libxl_wait_for_end(libxl_ctx *ctx, uint32_t domid, int *reason);
+#define PYXC_DESTROYED ...
 
 /* libxl.h */
 int libxl_ctx_free(libxl_ctx *ctx);
 const char *libxl_error_to_string(int error);
+int libxl_name_to_domid(libxl_ctx *ctx, const char *name, uint32_t *domid);
 #define ERROR_ABORTED ...
+
+/* libxl_event.h */
+typedef struct libxl__evgen_domain_death libxl_evgen_domain_death;
+int libxl_evenable_domain_death(libxl_ctx *ctx, uint32_t domid, uint64_t user, libxl_evgen_domain_death **evgen);
+void libxl_evdisable_domain_death(libxl_ctx *ctx, libxl_evgen_domain_death *evgen);
 
 void free(void *ptr);

@@ -126,3 +126,66 @@ static int pyxc_libxl_unpause(libxl_ctx *ctx, uint32_t domid)
 {
     return libxl_domain_unpause(ctx, domid, NULL);
 }
+
+/* A new domain with its devices, paused. */
+static int pyxc_libxl_create(libxl_ctx *ctx, const char *config_json, uint32_t *domid)
+{
+    libxl_domain_config config;
+    int rc;
+
+    *domid = INVALID_DOMID;
+    libxl_domain_config_init(&config);
+    rc = libxl_domain_config_from_json(ctx, &config, config_json);
+    if ( !rc )
+    {
+        config.c_info.domid = INVALID_DOMID;
+        rc = libxl_domain_create_new(ctx, &config, domid, NULL, NULL);
+    }
+    libxl_domain_config_dispose(&config);
+    return rc;
+}
+
+static int pyxc_libxl_core_dump(libxl_ctx *ctx, uint32_t domid, const char *path)
+{
+    return libxl_domain_core_dump(ctx, domid, path, NULL);
+}
+
+/* Give a domain that has ended another UUID, and a suffix to its name, so that both are free. */
+static int pyxc_libxl_preserve(libxl_ctx *ctx, uint32_t domid, const char *config_json, const char *suffix)
+{
+    libxl_domain_config config;
+    libxl_uuid uuid;
+    int rc;
+
+    libxl_uuid_generate(&uuid);
+    libxl_domain_config_init(&config);
+    rc = libxl_domain_config_from_json(ctx, &config, config_json);
+    if ( !rc )
+        rc = libxl_domain_preserve(ctx, domid, &config.c_info, suffix, uuid);
+    libxl_domain_config_dispose(&config);
+    return rc;
+}
+
+#define PYXC_DESTROYED (-2) /* no libxl_shutdown_reason */
+
+/* Waits until the domain shuts down, or is destroyed, and says why. Also when that has happened already. */
+static int pyxc_libxl_wait_for_end(libxl_ctx *ctx, uint32_t domid, int *reason)
+{
+    bool ours = false;
+
+    while ( !ours )
+    {
+        libxl_event *event;
+        int rc = libxl_event_wait(ctx, &event, LIBXL_EVENTMASK_ALL, NULL, NULL);
+
+        if ( rc )
+            return rc;
+        ours = event->domid == domid && (event->type == LIBXL_EVENT_TYPE_DOMAIN_SHUTDOWN ||
+                                         event->type == LIBXL_EVENT_TYPE_DOMAIN_DEATH);
+        if ( ours )
+            *reason = event->type == LIBXL_EVENT_TYPE_DOMAIN_DEATH ? PYXC_DESTROYED
+                                                                  : event->u.domain_shutdown.shutdown_reason;
+        libxl_event_free(ctx, event);
+    }
+    return 0;
+}

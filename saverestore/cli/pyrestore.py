@@ -22,8 +22,9 @@ examples:
   ssh backup cat web1.img | pyrestore -
   pyrestore --paused --name web1-copy web1.img
 
-Devices come back by libxl; the bare toolstack brings none besides the console. No 'xl' process watches the domain
-afterwards: nothing restarts it when it reboots or crashes.
+Devices come back by libxl; the bare toolstack brings none besides the console. A process stays behind, as one of 'xl
+restore' does, and sees to the domain when it powers off, reboots or crashes, as its configuration says; see
+'pyxc-watch --help'.
 """
 
 
@@ -42,6 +43,12 @@ def _parser() -> common.Parser:
         "--require-digest",
         action="store_true",
         help="refuse an image without a digest: one that has it is compared with it in any case",
+    )
+    parser.add_argument(
+        "--no-watch",
+        dest="watch",
+        action="store_false",
+        help="leave no process behind: when the domain powers off, reboots or crashes it stays as it is then",
     )
     common.add_toolstack(parser)
     common.add_dry_run(parser, "restore")
@@ -72,6 +79,7 @@ def _restore(arguments: argparse.Namespace) -> int | None:
         force=arguments.force,
         require_digest=arguments.require_digest,
         toolstack=arguments.toolstack,
+        watch=arguments.watch,
     )
     if arguments.dry_run:
         return common.tell_findings(dry_run(request))

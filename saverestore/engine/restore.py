@@ -16,7 +16,9 @@ from saverestore.stream.records import UnknownOptional
 from saverestore.transport.base import ByteSource
 
 # Ours to know about, nothing to apply: provenance and digests say something of the image, not of the domain.
-NOT_FOR_THE_DOMAIN = frozenset({RecordType.PROVENANCE, RecordType.IMAGE_DIGEST, RecordType.STATIC_DATA_END})
+NOT_FOR_THE_DOMAIN = frozenset(
+    {RecordType.PROVENANCE, RecordType.FOLLOWING, RecordType.IMAGE_DIGEST, RecordType.STATIC_DATA_END}
+)
 
 
 def restore(

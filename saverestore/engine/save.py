@@ -29,7 +29,7 @@ from saverestore.interrupts import shield
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import Before, DigestAlgorithm, WrittenDigest, integrity_fields
 from saverestore.stream.layout import DRAFT_B_VERSION, MIB, PageType, entries_of
-from saverestore.stream.records import Provenance, StaticDataEnd
+from saverestore.stream.records import Following, Provenance, StaticDataEnd
 from saverestore.stream.versions import VersionCache
 from saverestore.stream.writer import LibxcWriter, PreparedPages
 from saverestore.transport.base import ByteSink
@@ -52,7 +52,8 @@ class SaveSettings:
     """How to save. `dirty`: "auto", "log" or "digest", where pages written meanwhile are known from (live).
 
     `digest`: the algorithm of the image's digest, or None for an image without. `before`: what of the file comes
-    before the stream, for PROVENANCE to tell next to the digest.
+    before the stream, for PROVENANCE to tell next to the digest. `following`: gives what will come behind it, for the
+    digest to cover; it is called when the guest is suspended, and only where there is a digest.
     `coding`: how pages are coded in an image of the dialect `draft-b`; None for Xen's own format. `xor_cache_bytes`:
     how much memory is spent on last versions of pages, for `Codec.XOR` and a live save.
     `throttle`: what slows the domain down, when `limits` say that it is to be.
@@ -64,6 +65,7 @@ class SaveSettings:
     provenance: dict[str, Any] | None = None
     digest: DigestAlgorithm | None = None
     before: Before | None = None
+    following: Callable[[], Following] | None = None
     workers: int = WORKERS
     coding: Coding | None = None
     xor_cache_bytes: int = XOR_CACHE_BYTES
@@ -118,7 +120,8 @@ def save(
             state_at = time.monotonic()
             for record in guest.end_records():
                 writer.record(record)
-            writer.end()
+            covers = settings.following if settings.digest is not None else None
+            writer.end(covers and covers())
         with shield():
             source.close()
         report.state_s = time.monotonic() - state_at

@@ -16,6 +16,7 @@ from saverestore.helper.channel import Channel
 from saverestore.helper.messages import MessageType, Missing
 from saverestore.helper.settings import Settings
 from saverestore.helper.telling import ChannelProgress
+from saverestore.stream.behind import check_ahead
 from saverestore.stream.layout import DomainType
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Record
@@ -81,6 +82,7 @@ def restore(
 ) -> tuple[RestoredPages, RestoreReport]:
     """Read one libxc stream to its END, and no byte more, into the domain: where its rings are.
 
+    Of what libxl will read behind that, a file is looked at beforehand; what comes through a pipe cannot be.
     On any error the domain is of no use; libxl destroys it.
     """
     if arguments.stream_type != StreamType.PLAIN:
@@ -115,8 +117,10 @@ def restore(
             console_domid=arguments.console_domid,
         )
         try:
-            return engine.restore(
+            restored = engine.restore(
                 reader, source, LibxlRestoreGuest(guest, channel), channels, ChannelProgress(channel)
             )
+            check_ahead(source, reader.following)
+            return restored
         finally:
             guest.close()

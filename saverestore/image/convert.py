@@ -4,7 +4,8 @@
 
 What changes: version 2 becomes 3 (STATIC_DATA_END is put in where version 2 implies it); our own optional records
 stay or go. The image's digest is checked on the way, and a new one of the same kind is made of what is written; which
-kind that is must be known before the first byte, so the image's PROVENANCE must come first and announce it.
+kind that is must be known before the first byte, so the image's PROVENANCE must come first and announce it. It covers
+what comes behind the libxc stream, too: digest and END wait until that has been read, and is in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from saverestore.errors import ImageError, UsageError
+from saverestore.image.coding_ahead import CodingAhead
 from saverestore.image.index import Progress
+from saverestore.stream.behind import BehindSink
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import (
     BeforeSink,
@@ -30,16 +33,28 @@ from saverestore.stream.grammar import WITHOUT_STATIC_DATA_END
 from saverestore.stream.layout import DRAFT_B_VERSION, PAGE_SIZE, XEN_VERSIONS, has_data
 from saverestore.stream.libxl import LibxlReader, LibxlRecord, LibxlRecordType, LibxlWriter
 from saverestore.stream.reader import LibxcReader, PageData
-from saverestore.stream.records import End, ImageDigest, Provenance, Record, StaticDataEnd, UnknownOptional
+from saverestore.stream.records import (
+    End,
+    Following,
+    ImageDigest,
+    Provenance,
+    Record,
+    StaticDataEnd,
+    UnknownOptional,
+)
 from saverestore.stream.walk import walk
 from saverestore.stream.writer import LibxcWriter
 from saverestore.stream.xl import XlHeader
 from saverestore.transport.base import ByteSink, ByteSource
+from saverestore.transport.cores import usable_cores
 
 BATCH_PAGES = 2048
 """Most pages of a PAGE_DATA record that is written: 8 MiB. Records with fewer stay as they are."""
 
 XEN_VERSION = max(XEN_VERSIONS)
+
+BEHIND_MAX_BYTES = 80 << 20
+"""Most bytes behind the libxc stream that are kept in memory: more than the longest records of libxl together."""
 
 KEEP = "keep"
 """Of the digest: the kind that the image has."""
@@ -115,7 +130,10 @@ class _Work:
         self._writer: LibxcWriter | None = None
         self._algorithm: DigestAlgorithm | None = None
         self._integrity: dict[str, Any] | None = None
+        self._ahead: CodingAhead | None = None
         self._needs_static_end = False
+        self._tells_outside = False
+        self._behind: BehindSink | None = None
         self._buffer = np.empty(BATCH_PAGES * PAGE_SIZE, dtype=np.uint8)
 
     def take(self, event: object) -> None:
@@ -140,8 +158,19 @@ class _Work:
         assert self._outer is not None  # its header comes first
         if record.type is LibxlRecordType.LIBXC_CONTEXT:
             self._outer.libxc_context()
-        else:
-            self._outer.record(record.type, record.body)
+            return
+        self._outer.record(record.type, record.body)
+        if self._behind is None:
+            return
+        if self._behind.offset > BEHIND_MAX_BYTES:
+            raise ImageError(
+                f"{self._source.name}: more than {BEHIND_MAX_BYTES >> 20} MiB behind the libxc stream",
+                offset=record.offset,
+            )
+        if record.type is LibxlRecordType.END:
+            assert self._writer is not None  # libxc's END has been read
+            self._writer.end(self._behind.following())
+            self._behind.write_to(self._sink)
 
     def _libxc_record(self, record: object) -> None:
         assert self._reader is not None  # its headers come before any record
@@ -154,7 +183,10 @@ class _Work:
             self._needs_static_end = False
         if isinstance(record, PageData):
             self._pages(record, self._reader, writer)
-        elif isinstance(record, UnknownOptional):
+            return
+        if self._ahead is not None:
+            self._ahead.drain()
+        if isinstance(record, UnknownOptional):
             self.done.leave_out(f"an optional record of the unknown type {record.type:#x}")
         elif isinstance(record, ImageDigest):
             if self._algorithm is None and self._wanted == KEEP:
@@ -163,8 +195,10 @@ class _Work:
                 )
         elif isinstance(record, Provenance):
             self._provenance(record, writer)
+        elif isinstance(record, Following):
+            pass  # what follows is told anew
         elif isinstance(record, End):
-            writer.end()
+            self._end(writer)
         else:
             writer.record(_as_record(record))
 
@@ -175,11 +209,12 @@ class _Work:
             self._algorithm = self._wanted
         elif self._wanted == KEEP and isinstance(announced, dict) and reader.announced_digest is not None:
             self._algorithm = reader.announced_digest
-        before = None if self._outer is None else self._before.before()
-        if self._wanted == KEEP and isinstance(announced, dict) and "before" not in announced:
-            before = (
-                None  # whoever wrote it did not know what lies around it, and somebody may take it off again
-            )
+        before = None
+        # Who wrote a digest without it did not know what lies around the stream, and somebody may take it off again.
+        is_bare = self._wanted == KEEP and isinstance(announced, dict) and "before" not in announced
+        if self._outer is not None and not is_bare:
+            before = self._before.before()
+            self._tells_outside = self._algorithm is not None
         digest = None
         if self._algorithm is not None:
             digest = self._stack.enter_context(WrittenDigest(self._algorithm))
@@ -189,9 +224,21 @@ class _Work:
         self._writer = LibxcWriter(
             self._sink, reader.domain.type, xen, version, coding=self._coding, digest=digest
         )
+        if self._coding is not None and self._coding.codec is not Codec.NONE:
+            self._ahead = self._stack.enter_context(
+                CodingAhead(self._writer, buffer_bytes=BATCH_PAGES * PAGE_SIZE, workers=usable_cores())
+            )
         if self._integrity is not None and not isinstance(first, Provenance):
             self._writer.record(Provenance({"integrity": self._integrity}))
             self._integrity = None
+
+    def _end(self, writer: LibxcWriter) -> None:
+        """Write END: at once, or when all is known that its digest is to cover."""
+        if self._outer is None or not self._tells_outside:
+            writer.end()
+            return
+        self._behind = BehindSink(self._sink.name)
+        self._outer.go_on_in(self._behind)
 
     def _provenance(self, record: Provenance, writer: LibxcWriter) -> None:
         """Write it, with what is now true of the digest: only the first tells of one."""
@@ -212,10 +259,15 @@ class _Work:
         there = has_data(record.types)
         for begin, end in _cuts(there):
             nr_pages = int(np.count_nonzero(there[begin:end]))
-            pages = self._buffer[: nr_pages * PAGE_SIZE]
+            entries = record.entries[begin:end]
+            buffer = self._buffer if self._ahead is None else self._ahead.buffer()
+            pages = buffer[: nr_pages * PAGE_SIZE]
             if nr_pages:
                 reader.read_some_pages([pages.data])
-            writer.page_data(record.entries[begin:end], [pages.data] if nr_pages else [])
+            if self._ahead is None:
+                writer.page_data(entries, [pages.data] if nr_pages else [])
+            else:
+                self._ahead.page_data(entries, buffer, pages.nbytes)
             self.done.nr_pages += nr_pages
             if self._on_progress is not None:
                 self._on_progress(self._source.offset)

@@ -20,6 +20,7 @@ from saverestore.image.registers import (
     values_of,
 )
 from saverestore.stream.records import (
+    Following,
     HvmContext,
     HvmParams,
     ImageDigest,
@@ -74,6 +75,8 @@ def _add(parts: Parts, name: str, vcpu: int, record: Record) -> None:
         _add_hvm(parts, record.context)
     elif isinstance(record, Provenance):
         parts.about |= {f"{name}.{key}": value for key, value in record.fields.items()}
+    elif isinstance(record, Following):
+        parts.about[name] = f"{record.length_bytes} bytes, {record.xxh3.hex()}"
     elif isinstance(record, ImageDigest):
         parts.about[name] = f"algorithm {record.algorithm}, {record.digest.hex()}"
     else:

@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from saverestore.errors import ImageError
+from saverestore.stream.behind import BehindSource
 from saverestore.stream.digest import Before, BeforeSource
 from saverestore.stream.libxl import LibxlReader, LibxlRecordType
+from saverestore.stream.records import Following
+from saverestore.stream.walk import walk_from_libxc
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
+from saverestore.transport.base import ByteSource
 from saverestore.transport.opening import ImageSource, open_image
 
 
@@ -24,10 +28,21 @@ class OpenedImage:
     stream: LibxlReader
     before: Before
 
-    def expect_end(self) -> None:
-        """The libxc stream has been read: libxl's END comes, and nothing follows."""
+    def expect_end(self, told: Following | None) -> None:
+        """The libxc stream has been read: libxl's END comes, as `told` by that, and nothing follows."""
+        behind = BehindSource(self.source, told)
+        self.stream.go_on_in(behind)
         expect(self.stream, self.source, LibxlRecordType.END)
+        behind.check_end()
         self.check_end()
+
+    def follow(self, source: ByteSource) -> None:
+        """Read on to libxl's END from `source`, which stands where `self.source` would.
+
+        Order and what comes behind the libxc stream are checked; its digest is for who takes the pages.
+        """
+        for _ in walk_from_libxc(source, self.stream, None, check_digest=False):
+            pass
 
     def check_end(self) -> None:
         """Nothing follows the image; of a compressed one this also checks what ends the file."""

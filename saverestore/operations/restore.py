@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.x86.common import FORCE, Handles, check_cpu_policy, open_handles
 from saverestore.operations import restore_bare
 from saverestore.operations.image import opened
@@ -19,7 +19,7 @@ from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.stream.layout import DomainType, RecordType
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import X86CpuidPolicy, X86MsrPolicy
-from saverestore.toolstack import bare, choice, domains, host_fit
+from saverestore.toolstack import bare, choice, domains, host_fit, watcher
 from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.opening import ImageSource
 
@@ -34,7 +34,11 @@ SAMPLE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """What `pyrestore` was asked for. `require_digest`: an image without a digest is refused."""
+    """What `pyrestore` was asked for.
+
+    `require_digest`: an image without a digest is refused. `watch`: a process is left behind that looks after the
+    domain when it powers off, reboots or crashes.
+    """
 
     image: str
     paused: bool = False
@@ -42,6 +46,7 @@ class RestoreRequest:
     force: bool = False
     toolstack: str = choice.AUTO
     require_digest: bool = False
+    watch: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,22 @@ def restore_domain(
         report.domain_state = "paused" if request.paused else "running"
         if report.digest is None:
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)
+        if request.watch:
+            _watch(domid, image.config.name)
         return Restored(domid, image.config.name, report)
+
+
+def _watch(domid: int, name: str) -> None:
+    """That nobody watches it is no failure of the restore."""
+    try:
+        watcher.start(domid, name)
+    except XenRefused as error:
+        LOG.warning(
+            "nothing watches %s: when it powers off or reboots, it stays as it is then ('pyxc-watch %d' would): %s",
+            name,
+            domid,
+            error,
+        )
 
 
 def dry_run(request: RestoreRequest) -> Findings:

@@ -46,7 +46,7 @@ def restore(
         made = fresh.create()
         report.create_s = time.monotonic() - started
         _fill(handles, made, guest_config, reader, image.source, progress, report, force=force)
-        image.expect_end()
+        image.expect_end(reader.following)
         filled_at = time.monotonic()
         with shield():
             if not paused:

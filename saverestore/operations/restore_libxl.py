@@ -109,12 +109,15 @@ def _readable(image: OpenedImage) -> Iterator[_File | Relay]:
     if isinstance(source, FdSource) and source.total_bytes is not None:
         yield _File(image, source)
         return
-    with Relay(source, head=CONTEXT_HEAD) as relay:
+    with Relay(source, image.follow, head=CONTEXT_HEAD) as relay:
         yield relay
 
 
 class _File:
-    """A regular file that is not compressed: libxl and its helper read it themselves. As Relay."""
+    """A regular file that is not compressed: libxl and its helper read it themselves. As Relay.
+
+    What comes behind the libxc stream the helper looks at beforehand, as libxl takes it for what it is.
+    """
 
     error = None
 

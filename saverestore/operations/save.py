@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import saverestore
@@ -29,10 +30,12 @@ from saverestore.operations.prepare_save import (
     destination,
     prepare,
 )
+from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import BeforeSink
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import processor_cap
+from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.transport.base import ByteSink
 from saverestore.transport.fd import FdSink
@@ -139,23 +142,42 @@ def _write_image(
     XlHeader.write(outside, ready.config.to_json())
     stream = LibxlWriter(outside)
     stream.libxc_context()
+    tail = _Tail(stream, sink.name, ready.device_model)
     settings = engine.SaveSettings(
         live=request.live,
         dirty=request.dirty,
         provenance=None if request.plain else _provenance(request, ready.domain),
         digest=ready.digest,
         before=outside.before(),
+        following=lambda: tail.kept.following(),
         coding=request.coding,
         limits=request.limits if request.live else Limits(),
         throttle=ready.throttle,
     )
     engine.save(ready.guest, sink, settings, progress, report)
     saved_at = time.monotonic()
-    for type, body in ready.device_model.records() if ready.device_model else ():
-        stream.record(type, body)
-    stream.end()
+    tail.kept.write_to(sink)
     report.state_s += time.monotonic() - saved_at
     report.downtime_s = time.monotonic() - report.suspended_at
+
+
+class _Tail:
+    """What libxl's stream has behind the libxc stream: made once, when asked for, of a domain that stands still."""
+
+    def __init__(self, stream: LibxlWriter, name: str, device_model: DeviceModel | None) -> None:
+        self._stream = stream
+        self._name = name
+        self._device_model = device_model
+
+    @cached_property
+    def kept(self) -> BehindSink:
+        """The device model's state and END."""
+        kept = BehindSink(self._name)
+        self._stream.go_on_in(kept)
+        for type, body in self._device_model.records() if self._device_model else ():
+            self._stream.record(type, body)
+        self._stream.end()
+        return kept
 
 
 def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:

@@ -22,7 +22,8 @@ x86 HVM (version 3):
 
 Version 2 has no policies and no STATIC_DATA_END; the first P2M_FRAMES (PV) or PAGE_DATA (HVM)
 stands for it. TSC_INFO may come anywhere, as legacy images that were converted have it among the
-pages. So may PROVENANCE and unknown optional records. IMAGE_DIGEST comes directly before END.
+pages. So may PROVENANCE and unknown optional records. IMAGE_DIGEST comes directly before END, and FOLLOWING,
+if there is one, directly before that.
 After CHECKPOINT the next set begins, or END: the state is then that of the checkpoint. A stream
 with VERIFY has no checkpoints.
 
@@ -51,9 +52,13 @@ class State(Enum):
     TAIL = "after the pages"
     COMPARE_TAIL = "after the pages to compare"
     CHECKPOINTED = "after a checkpoint"
+    FOLLOWING_TOLD = "after what is told of the bytes that follow"
     DIGESTED = "after the image's digest"
     ENDED = "after the end"
 
+
+NOTHING_BETWEEN = frozenset({State.FOLLOWING_TOLD, State.DIGESTED, State.ENDED})
+"""Where not even an optional record may come but those that are named."""
 
 WITHOUT_STATIC_DATA_END = 2
 """The image version that has neither STATIC_DATA_END nor policies: Xen 4.6 to 4.13."""
@@ -91,6 +96,7 @@ def _set_of(tail: Iterable[RecordType]) -> dict[State, dict[RecordType, State]]:
         State.TAIL: to_tail | {R.CHECKPOINT: State.CHECKPOINTED, R.END: State.ENDED},
         State.COMPARE_TAIL: to_compare_tail | {R.END: State.ENDED},
         State.CHECKPOINTED: {R.PAGE_DATA: State.MEMORY} | to_tail | {R.END: State.ENDED},
+        State.FOLLOWING_TOLD: {R.IMAGE_DIGEST: State.DIGESTED},
         State.DIGESTED: {R.END: State.ENDED},
         State.ENDED: {},
     }
@@ -139,11 +145,12 @@ class Grammar:
 
     def advance(self, type: int, offset: int) -> None:
         """Take a record of `type` that begins at `offset`; `OutOfOrder` leaves the state as it was."""
-        if self.state is State.ENDED or (self.state is State.DIGESTED and type != R.END):
+        if self.state in NOTHING_BETWEEN and type not in self._transitions[self.state]:
             self._refuse(type, offset)
-        if type == R.IMAGE_DIGEST:
-            self._check_end(type, offset)
-            self.state = State.DIGESTED
+        if type in (R.FOLLOWING, R.IMAGE_DIGEST):
+            if self.state is not State.FOLLOWING_TOLD:
+                self._check_end(type, offset)
+            self.state = State.DIGESTED if type == R.IMAGE_DIGEST else State.FOLLOWING_TOLD
             return
         if type == R.X86_TSC_INFO or type & OPTIONAL_BIT:
             return

@@ -150,6 +150,7 @@ class RecordType(IntEnum):
     X86_MSR_POLICY = 0x12
     IMAGE_DIGEST = 0x8000_5001
     PROVENANCE = 0x8000_5002
+    FOLLOWING = 0x8000_5003
 
 
 class PageType(IntEnum):

@@ -181,6 +181,10 @@ class LibxlReader:
         """Whether END has been returned."""
         return self._order.ended
 
+    def go_on_in(self, source: ByteSource) -> None:
+        """Read what comes next from another source, which stands where this one would."""
+        self._source = source
+
     def next(self) -> LibxlRecord:
         """Read the next record. After END this is a mistake of the caller (`RuntimeError`)."""
         if self.ended:
@@ -223,6 +227,10 @@ class LibxlWriter:
     def ended(self) -> bool:
         """Whether END has been written."""
         return self._order.ended
+
+    def go_on_in(self, sink: ByteSink) -> None:
+        """Write what comes next into another sink."""
+        self._sink = sink
 
     def libxc_context(self) -> None:
         """Write LIBXC_CONTEXT: the libxc stream comes next, by a `LibxcWriter` on the same sink."""

@@ -32,6 +32,7 @@ BODY_MAX: dict[RecordType, int] = {
     RecordType.X86_MSR_POLICY: 1 * MIB,
     RecordType.IMAGE_DIGEST: 8 + 64,
     RecordType.PROVENANCE: 1 * MIB,
+    RecordType.FOLLOWING: 8 + 16,
 }
 
 UNKNOWN_OPTIONAL_MAX = RECORD_BODY_MAX

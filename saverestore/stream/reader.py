@@ -37,7 +37,14 @@ from saverestore.stream.layout import (
 )
 from saverestore.stream.limits import body_max_of
 from saverestore.stream.page_coding import CodedPages, read_coding
-from saverestore.stream.records import RECORD_CLASSES, Record, UnknownOptional, X86PvInfo, X86PvP2mFrames
+from saverestore.stream.records import (
+    RECORD_CLASSES,
+    Following,
+    Record,
+    UnknownOptional,
+    X86PvInfo,
+    X86PvP2mFrames,
+)
 from saverestore.transport.base import ByteSource
 
 if TYPE_CHECKING:
@@ -137,7 +144,8 @@ class LibxcReader:
 
     `image` and `domain` are its headers. `max_pfn` bounds the pfns of PAGE_DATA where it is not None:
     X86_PV_P2M_FRAMES sets it, the consumer may. `verifying` is true once VERIFY has come.
-    An IMAGE_DIGEST that does not hold, or that was announced and did not come, is a `BadRecord`.
+    An IMAGE_DIGEST that does not hold, or that was announced and did not come, is a `BadRecord`. `following`: what
+    the stream tells of the bytes behind it, once that has come; whoever reads these compares (`behind`).
     Errors are `ImageError` with the offset in the source; the reader is of no use after one.
     """
 
@@ -165,6 +173,7 @@ class LibxcReader:
         self._pv_info: X86PvInfo | None = None
         self._pages: _PagesAsTheyAre | CodedPages | None = None
         self.max_pfn: int | None = None
+        self.following: Following | None = None
 
     @property
     def verifying(self) -> bool:
@@ -278,6 +287,8 @@ class LibxcReader:
             if self._pv_info is not None:
                 record.check_width(self._pv_info.guest_width, offset)
             self.max_pfn = record.last_pfn
+        elif isinstance(record, Following):
+            self.following = record
         return record
 
     def _read_page_data(self, body: RecordBody) -> PageData:

@@ -41,6 +41,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointDirtyPfnList",
     "End",
+    "Following",
     "HvmContext",
     "HvmParams",
     "ImageDigest",
@@ -68,12 +69,15 @@ HVM_PARAMS_HEADER = Fields("II")
 HVM_PARAM = Fields("QQ")
 # IMAGE_DIGEST:       | algorithm u16 | reserved u16 | reserved u32 | digest …
 DIGEST_HEADER = Fields("HHI")
+# FOLLOWING:          | length u64 | XXH3-128, 16 bytes |
+FOLLOWING_LENGTH = Fields("Q")
 
 CPUID_LEAF_BYTES = 24  # xen_cpuid_leaf_t, public/arch-x86/xen.h
 MSR_ENTRY_BYTES = 16  # xen_msr_entry_t, same place
 
 DIGEST_BYTES = {1: 16, 2: 32, 3: 32}
 """Digest length by algorithm: XXH3-128, SHA-256, BLAKE3."""
+XXH3_BYTES = DIGEST_BYTES[1]
 
 
 @dataclass(frozen=True)
@@ -316,6 +320,27 @@ class ImageDigest(CheckedRecord):
 
 
 @dataclass(frozen=True)
+class Following(CheckedRecord):
+    """Length and XXH3-128 of what comes in the file behind END. Ours; directly before IMAGE_DIGEST."""
+
+    type = RecordType.FOLLOWING
+    length_bytes: int
+    xxh3: bytes
+
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
+        """Return the 24-byte body."""
+        check_length(self.type, self.xxh3, XXH3_BYTES, None)
+        return FOLLOWING_LENGTH.pack(self.length_bytes, order=order) + self.xxh3
+
+    @classmethod
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
+        """Read the 24-byte body; nothing is compared with it here."""
+        check_length(cls.type, body, FOLLOWING_LENGTH.size + XXH3_BYTES, offset)
+        (length_bytes,) = FOLLOWING_LENGTH.unpack(body, order)
+        return cls(length_bytes, bytes(body[FOLLOWING_LENGTH.size :]))
+
+
+@dataclass(frozen=True)
 class UnknownOptional:
     """An optional record of a type that is not known here; its body has been passed over."""
 
@@ -343,6 +368,7 @@ Record: TypeAlias = (
     | X86MsrPolicy
     | ImageDigest
     | Provenance
+    | Following
 )
 """Every record that can be packed."""
 
@@ -368,6 +394,7 @@ RECORD_CLASSES: dict[RecordType, type[Record]] = {
         X86MsrPolicy,
         ImageDigest,
         Provenance,
+        Following,
     )
 }
 """The class for each record type; PAGE_DATA is the reader's, TOOLSTACK is refused."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn, TypeAlias
 
-from saverestore.stream.digest import BeforeSource
+from saverestore.stream.behind import BehindSource
+from saverestore.stream.digest import Before, BeforeSource
 from saverestore.stream.errors import BadHeader, OutOfOrder
 from saverestore.stream.libxl import IDENT, LibxlReader, LibxlRecord, LibxlRecordType
 from saverestore.stream.reader import AnyRecord, LibxcReader
@@ -42,7 +43,8 @@ T = LibxlRecordType
 def walk(source: ByteSource, *, check_digest: bool = True) -> Iterator[Event]:
     """Read `source`, which stands at the front of an image, to the end of that image.
 
-    `check_digest`: as in `LibxcReader`. Without it pages can be passed over unread.
+    `check_digest`: as in `LibxcReader`. Without it pages can be passed over unread. What comes behind the libxc
+    stream is held in any case against what that tells of it.
 
     Pages of a `PageData` event are read, if they are wanted, from the `LibxcReader` that came before it and before
     the next event is asked for; else they are passed over. Raises what the readers raise.
@@ -73,14 +75,26 @@ def _walk_libxl(
 ) -> Iterator[Event]:
     reader = LibxlReader(outside, prefix)
     yield reader
-    while not reader.ended:
-        record = reader.next()
+    yield reader.next()  # LIBXC_CONTEXT: no other may come first
+    yield from walk_from_libxc(source, reader, outside.before(), check_digest=check_digest)
+
+
+def walk_from_libxc(
+    source: ByteSource, outer: LibxlReader, before: Before | None, *, check_digest: bool = True
+) -> Iterator[Event]:
+    """As `walk`, from where `source` stands at the libxc stream and `outer` has read LIBXC_CONTEXT."""
+    outer.go_on_in(source)
+    inner = LibxcReader(source, before=before, check_digest=check_digest)
+    yield from _walk_libxc(inner, outer)
+    behind = BehindSource(source, inner.following)
+    outer.go_on_in(behind)
+    while not outer.ended:
+        record = outer.next()
         if record.type in (T.CHECKPOINT_END, T.CHECKPOINT_STATE):
             _refuse(record, "outside a checkpoint")
+        if record.type is T.END:
+            behind.check_end()
         yield record
-        if record.type is T.LIBXC_CONTEXT:
-            inner = LibxcReader(source, before=outside.before(), check_digest=check_digest)
-            yield from _walk_libxc(inner, reader)
 
 
 def _walk_libxc(reader: LibxcReader, outer: LibxlReader | None) -> Iterator[Event]:

@@ -29,7 +29,7 @@ from saverestore.stream.layout import (
 from saverestore.stream.limits import body_max_of
 from saverestore.stream.page_coding import PageEncoder
 from saverestore.stream.reader import check_entries
-from saverestore.stream.records import End, Record, X86PvInfo, X86PvP2mFrames
+from saverestore.stream.records import End, Following, Record, X86PvInfo, X86PvP2mFrames
 from saverestore.stream.versions import VersionCache
 from saverestore.stream.xor_rle import U8Array
 from saverestore.transport.base import ByteSink
@@ -162,9 +162,14 @@ class LibxcWriter:
         self._grammar.advance(RecordType.PAGE_DATA, self._sink.offset)
         self._sink.writev(prepared.buffers)
 
-    def end(self) -> None:
-        """Write the digest, if there is one, and END: the image is complete, and takes no more records."""
+    def end(self, following: Following | None = None) -> None:
+        """Write the digest, if there is one, and END: the image is complete, and takes no more records.
+
+        `following`: what will come behind it, for the digest to cover; without a digest it is left out.
+        """
         if self._digest is not None:
+            if following is not None:
+                self.record(following)
             self.record(self._digest.record())
         self.record(End())
 

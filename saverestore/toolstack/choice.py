@@ -10,6 +10,7 @@ from saverestore.guest.x86.common import Handles, XenError
 from saverestore.toolstack.bare import Bare
 from saverestore.toolstack.domains import Domain, userdata_path
 from saverestore.toolstack.ports import Toolstack
+from saverestore.toolstack.programs import HELPER, path_of
 
 if TYPE_CHECKING:
     from saverestore.toolstack.libxl import LibxlToolstack
@@ -43,9 +44,9 @@ def for_restoring(handles: Handles, wanted: str) -> tuple[LibxlToolstack | None,
 def _libxl(handles: Handles, wanted: str) -> tuple[LibxlToolstack | None, str]:
     """libxl's, or None and the reason in parentheses. XenRefused where it was asked for and cannot be had."""
     try:
-        from saverestore.toolstack.libxl import LibxlToolstack, helper_path
+        from saverestore.toolstack.libxl import LibxlToolstack
 
-        helper_path()
+        path_of(HELPER)
         return LibxlToolstack(handles), ""
     except (ImportError, XenError, XenRefused) as error:
         if wanted == LIBXL:

@@ -8,12 +8,8 @@ one that creates: it runs our save helper, which fills the domain from the strea
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from pyxc.libxl import CONFIG_CALL, Libxl
 from saverestore.errors import DomainError, ImageError, XenRefused
@@ -24,8 +20,8 @@ from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain, kind_of, userdata_path
 from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
+from saverestore.toolstack.programs import HELPER, path_of
 
-HELPER = "pyxc-save-helper"
 HELPER_VARIABLE = "LIBXL_SAVE_HELPER"
 
 
@@ -115,7 +111,7 @@ class LibxlToolstack:
 @contextmanager
 def _our_helper(task: Task) -> Iterator[None]:
     """Inside this block, libxl runs our helper, with this task."""
-    ours = {HELPER_VARIABLE: str(helper_path()), TASK_VARIABLE: task.pack()}
+    ours = {HELPER_VARIABLE: str(path_of(HELPER)), TASK_VARIABLE: task.pack()}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
@@ -126,17 +122,3 @@ def _our_helper(task: Task) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def helper_path() -> Path:
-    """Our save helper: beside the command that runs, where this Python has its scripts, or on the PATH."""
-    beside = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else None
-    for folder in (beside, Path(sysconfig.get_path("scripts"))):
-        if folder is not None and os.access(folder / HELPER, os.X_OK):
-            return folder / HELPER
-    found = shutil.which(HELPER)
-    if found is None:
-        raise XenRefused(
-            f"{HELPER}, which libxl is to run, is not on the PATH: is this package installed as a whole?"
-        )
-    return Path(found)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 
@@ -32,17 +32,22 @@ AHEAD = 2
 """Jobs begun beyond one for each worker."""
 
 
+Content: TypeAlias = "bytes | memoryview"
+"""Of bytes; a view is of memory that the job gets back when it is `passed`."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A part of the content to be made. `work` returns it, at most 8 MiB, on a worker.
 
     `in_turn`: not before the job before it that is so is done. `check` is called with the content on the thread
-    that reads, in the order of the jobs.
+    that reads, in the order of the jobs; `passed` when nothing of it is needed any more.
     """
 
-    work: Callable[[], bytes]
+    work: Callable[[], Content]
     in_turn: bool = False
-    check: Callable[[bytes], None] | None = None
+    check: Callable[[Content], None] | None = None
+    passed: Callable[[], None] | None = None
 
 
 class DecompressedSource:
@@ -72,8 +77,9 @@ class DecompressedSource:
         self._depth = workers + AHEAD
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="unpack")
         self._in_turn = ThreadPoolExecutor(1, thread_name_prefix="unpack-in-turn")
-        self._begun: deque[tuple[Job, Future[bytes]]] = deque()
-        self._content = b""
+        self._begun: deque[tuple[Job, Future[Content]]] = deque()
+        self._content: Content = b""
+        self._passed: Callable[[], None] | None = None
         self._at = 0
 
     def readinto(self, view: WriteableBuffer, what: str = "data") -> None:
@@ -108,7 +114,7 @@ class DecompressedSource:
         """Return the next bytes, as many as are at hand and at most `n`; none at the end only, which is checked."""
         if not self._has_content():
             return b""
-        part = self._content[self._at : self._at + n]
+        part = bytes(self._content[self._at : self._at + n])
         self._pass(len(part))
         return part
 
@@ -166,6 +172,10 @@ class DecompressedSource:
     def _has_content(self) -> bool:
         """Have some content at hand, if there is any more: whether there is."""
         while self._at == len(self._content):
+            if self._passed is not None:
+                self._content, self._at = b"", 0
+                self._passed()
+                self._passed = None
             self._begin_jobs()
             if not self._begun:
                 return False
@@ -174,7 +184,7 @@ class DecompressedSource:
             self._begun.popleft()
             if job.check is not None:
                 job.check(content)
-            self._content, self._at = content, 0
+            self._content, self._at, self._passed = content, 0, job.passed
         return True
 
     def _begin_jobs(self) -> None:

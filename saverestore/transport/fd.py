@@ -243,7 +243,19 @@ class FdSource(_Fd):
             return None
         return self._read_again(begin, length)
 
+    def look_ahead(self, n: int) -> Iterator[bytes] | None:
+        """The next `n` bytes, fewer at the end, in parts, which are read as if nobody had looked; None as above."""
+        return self._parts(self.offset, n) if self._is_file else None
+
     def _read_again(self, begin: int, length: int) -> Iterator[bytes]:
+        for part in self._parts(begin, length):
+            yield part
+            length -= len(part)
+        if length:
+            raise TransportError(f"{self.name} has become shorter while it was read")
+
+    def _parts(self, begin: int, length: int) -> Iterator[bytes]:
+        """Up to `length` bytes of a regular file from `begin` on, in terms of `offset`."""
         at = os.lseek(self.fileno(), 0, os.SEEK_CUR) - self.offset + begin
         while length:
             try:
@@ -251,7 +263,7 @@ class FdSource(_Fd):
             except OSError as error:
                 raise self._failure(error) from error
             if not part:
-                raise TransportError(f"{self.name} has become shorter while it was read")
+                return
             yield part
             at += len(part)
             length -= len(part)

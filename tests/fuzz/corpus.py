@@ -80,6 +80,7 @@ RECORD_BODIES = {
     "X86_CPUID_POLICY": bytes(24),
     "X86_MSR_POLICY": bytes(16),
     "IMAGE_DIGEST": b"\x01" + bytes(7) + bytes(range(16)),
+    "FOLLOWING": bytes(range(24)),
     "PROVENANCE": b'{"tool":"pysave","options":{"live":true},"n":[1,2.5,null]}',
 }
 

@@ -22,6 +22,7 @@ from saverestore.stream.records import (
     Checkpoint,
     CheckpointDirtyPfnList,
     End,
+    Following,
     HvmContext,
     HvmParams,
     ImageDigest,
@@ -89,6 +90,7 @@ RECORDS: dict[type, st.SearchStrategy] = {
             lambda d: ImageDigest(kind, d)
         )
     ),
+    Following: st.builds(Following, U64, st.binary(min_size=16, max_size=16)),
     CheckpointDirtyPfnList: st.lists(U64, max_size=9).map(
         lambda pfns: CheckpointDirtyPfnList(np.array(pfns, dtype=np.uint64))
     ),

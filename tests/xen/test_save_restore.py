@@ -216,10 +216,15 @@ def test_a_guest_of_2_gib_keeps_its_large_pages(images: Path):
         must("pysave", guest.name, str(image), timeout_s=900)
         said = run("pyrestore", "-vv", "--toolstack", "bare", str(image), timeout_s=900)
         assert said.returncode == 0, said.stderr
-        found = re.search(r"memory: (\d+) pages of 2 MiB, (\d+) of 4 KiB", said.stderr)
+        found = re.search(
+            r"memory: (\d+) pages of 2 MiB, (\d+) of 4 KiB; Xen had no 2 MiB together for (\d+)", said.stderr
+        )
         assert found is not None, said.stderr
-        large, small = map(int, found.groups())
-        assert large >= 1000, "of 1024"
+        large, small, refused = map(int, found.groups())
+        print(found[0])
+        # Of 1024. What Xen has in one piece depends on which guests there were before.
+        assert large + refused >= 1016
+        assert large >= 900
         assert large * 512 + small >= 2048 << 8
         guest.goes_on(before)
     finally:

@@ -193,7 +193,7 @@ class HvmRestore(CommonRestore):
     def __init__(self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE) -> None:
         super().__init__(handles, info, unless=unless)
         self._populated = Populated()
-        self._superpages = self._small_pages = 0
+        self._superpages = self._superpages_refused = self._small_pages = 0
         self._params: dict[int, int] = {}
         self._context: bytes | None = None
 
@@ -249,6 +249,7 @@ class HvmRestore(CommonRestore):
             # Without these the guest would lose its 2 MiB pages. Fragmented hosts may not have them: then small.
             given = xen_memory.try_populate(self._xen, self._domid, whole, order=SUPERPAGE_ORDER)
             self._superpages += given
+            self._superpages_refused += len(whole) - given
             large = np.add.outer(whole[:given], np.arange(SUPERPAGE_PFNS, dtype=np.uint64)).reshape(-1)
             new = new[~np.isin(new, large, assume_unique=True)]
         if len(new):
@@ -273,7 +274,12 @@ class HvmRestore(CommonRestore):
             raise ImageError(
                 f"Xen refused the image's HVM context: {error}; 'xl dmesg' may say why"
             ) from error
-        LOG.debug("memory: %d pages of 2 MiB, %d of 4 KiB", self._superpages, self._small_pages)
+        LOG.debug(
+            "memory: %d pages of 2 MiB, %d of 4 KiB; Xen had no 2 MiB together for %d",
+            self._superpages,
+            self._small_pages,
+            self._superpages_refused,
+        )
         pages = RestoredPages(
             store_gfn=self._params[layout.HVM_PARAM_STORE_PFN],
             console_gfn=self._params[layout.HVM_PARAM_CONSOLE_PFN],

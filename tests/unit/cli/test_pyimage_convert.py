@@ -21,6 +21,7 @@ from saverestore.engine.save import SaveSettings
 from saverestore.image.convert import BATCH_PAGES, _cuts
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.records import ImageDigest
 from saverestore.transport.random_access import SeekableZstdFile, open_random_access
 
@@ -184,12 +185,48 @@ def test_a_digest_is_made_of_what_is_written_and_kept_there_and_back(image, tmp_
         assert found["digest"]["compared"]
         assert found["provenance"]["integrity"]["digest"] == digest
         assert found["provenance"]["integrity"]["before"]["bytes"] > 0
+        assert found["records"]["FOLLOWING"]["count"] == 1
     assert convert(back, "-o", tmp_path / "none.img", "--digest", "none") == 0
     assert convert(image, "-o", tmp_path / "as-it-was.img") == 0
     assert (tmp_path / "none.img").read_bytes() == (tmp_path / "as-it-was.img").read_bytes()
     assert convert(back, "-o", tmp_path / "plain.img", "--plain") == 0
     capsys.readouterr()
     assert info(capsys, tmp_path / "plain.img")["provenance"] is None
+
+
+def with_device_model(image: Path, state: bytes) -> None:
+    """Put a device model's state before libxl's END."""
+    body = EmulatorState(EmulatorId.QEMU_UPSTREAM, 0, state).pack()
+    data = image.read_bytes()
+    record = struct.pack("<II", LibxlRecordType.EMULATOR_CONTEXT, len(body)) + body + bytes(-len(body) % 8)
+    image.write_bytes(data[:-8] + record + data[-8:])
+
+
+@pytest.mark.parametrize("to", [["--to", "xen"], ["--to", "draft-b"], ["--compress", "zstd"]], ids=" ".join)
+def test_the_digest_covers_a_device_models_state_in_every_form(image, tmp_path, capsys, to):
+    with_device_model(image, b"QEVM" * 500)
+    out = tmp_path / "out.img"
+    assert convert(image, "-o", out, "--digest", "xxh3", *to) == 0
+    capsys.readouterr()
+    assert info(capsys, out)["records"]["FOLLOWING"]["count"] == 1
+    if "zstd" not in to:
+        out.write_bytes(out.read_bytes().replace(b"QEVMQEVM", b"QEVMQEMV", 1))
+        for command in (["verify", str(out)], ["convert", str(out), "-o", str(tmp_path / "b.img")]):
+            assert pyimage.main(command) == 4
+            assert "damaged behind the libxc stream" in "".join(capsys.readouterr())
+        assert not (tmp_path / "b.img").exists()
+
+
+def test_a_digest_that_knows_only_the_stream_stays_so(tmp_path, capsys):
+    image = hvm_image(tmp_path / "a.img", [Sent([(1, 0, page(1))])], head=[], config=None)
+    assert convert(image, "-o", tmp_path / "bare.img", "--digest", "xxh3") == 0
+    # As libxl makes it, with our helper inside.
+    layered = hvm_image(tmp_path / "b.img", [Sent([(1, 0, page(1))])])
+    head = layered.read_bytes()[: layered.read_bytes().index(b"\xff" * 8)]
+    data = head + (tmp_path / "bare.img").read_bytes() + bytes(8)
+    layered.write_bytes(data)
+    assert convert(layered, "-o", tmp_path / "c.img") == 0
+    assert (tmp_path / "c.img").read_bytes() == data
 
 
 def test_an_image_without_a_note_gets_one_with_its_digest(tmp_path, capsys):

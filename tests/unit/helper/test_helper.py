@@ -17,6 +17,7 @@ from fake_libxl import RESTORE_CALLBACKS, SAVE_CALLBACKS, FakeLibxl
 from memory_guests import MAKERS, assert_same, image_of, restored_from
 
 from saverestore.cli import helper
+from saverestore.engine.save import SaveSettings
 from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import LogDirty
@@ -24,6 +25,8 @@ from saverestore.guest.x86.hvm import log_dirty_with
 from saverestore.helper import restoring, saving
 from saverestore.helper.arguments import RestoreArguments, SaveArguments, SaveFlag
 from saverestore.helper.messages import Level, MessageType
+from saverestore.stream.behind import BehindSink
+from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import DomainType
 
 DOMID = 7
@@ -305,6 +308,40 @@ def test_not_a_byte_behind_the_stream_is_read(restored):
     restore = restored(lambda image: image + b"libxl's own records")
     assert restore.run() == 0
     assert os.lseek(restore.fd, 0, os.SEEK_CUR) == restore.image_length
+
+
+BEHIND = b"libxl's own records"
+
+
+def telling_of(data: bytes, kind: str) -> bytes:
+    """An image whose digest covers that `data` follows."""
+    sink = BehindSink("image")
+    sink.write(data)
+    settings = SaveSettings(digest=DigestAlgorithm.XXH3, following=sink.following)
+    return image_of(MemorySave(MAKERS[kind]()), settings)
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize(
+    "found", [BEHIND.replace(b"own", b"oWn"), BEHIND[:-1], b""], ids=["changed", "short", "gone"]
+)
+def test_a_file_that_is_damaged_behind_the_stream_is_refused_before_libxl_reads_there(
+    monkeypatch, tmp_path, kind, found
+):
+    image = telling_of(BEHIND, kind)
+    restore = Restoring(monkeypatch, tmp_path, kind, image + found, MAKERS[kind]())
+    assert restore.run() == 0
+    assert restore.libxl.said(MessageType.COMPLETE)[0][0] == -1
+    assert "damaged behind the libxc stream" in restore.errors()
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_a_file_that_is_as_told_behind_the_stream_is_restored(monkeypatch, tmp_path, kind):
+    image = telling_of(BEHIND, kind)
+    restore = Restoring(monkeypatch, tmp_path, kind, image + BEHIND + b"more", MAKERS[kind]())
+    assert restore.run() == 0
+    assert restore.errors() == ""
+    assert os.lseek(restore.fd, 0, os.SEEK_CUR) == len(image)
 
 
 def test_libxl_is_told_what_an_old_image_lacks(restored):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 try:
@@ -20,9 +22,13 @@ from saverestore.interrupts import handled
 from saverestore.operations import restore_libxl
 from saverestore.operations.image import opened
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
-from saverestore.stream.libxl import CONTEXT_HEAD
+from saverestore.stream.behind import BehindSink
+from saverestore.stream.digest import DigestAlgorithm, WrittenDigest, integrity_fields
+from saverestore.stream.layout import entries_of
+from saverestore.stream.libxl import CONTEXT_HEAD, EmulatorId, EmulatorState, LibxlRecordType
+from saverestore.stream.records import HvmContext, Provenance, StaticDataEnd
 from saverestore.toolstack.helper_link import HelperReport, Task, linked
-from saverestore.transport import FdSink
+from saverestore.transport import FdSink, FdSource
 from saverestore.transport.zstd_sink import ZstdSink
 
 CONFIG = {
@@ -58,17 +64,33 @@ class FakeLibxl:
         self.alive.discard(domid)
 
 
-def write_head(sink) -> None:
+STATE = EmulatorState(EmulatorId.QEMU_UPSTREAM, 0, b"QEVM").pack()
+TAIL_BYTES = 8 + len(STATE) + 4 + 8  # libxl's record with its padding, and its END
+
+
+def write_image(sink) -> None:
     XlHeader.write(sink, json.dumps(CONFIG).encode())
-    LibxlWriter(sink).libxc_context()
-    LibxcWriter(sink, DomainType.X86_HVM, (4, 17))
+    outer = LibxlWriter(sink)
+    outer.libxc_context()
+    behind = BehindSink("image")
+    outer.go_on_in(behind)
+    outer.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
+    outer.end()
+    with WrittenDigest(DigestAlgorithm.XXH3) as digest:
+        writer = LibxcWriter(sink, DomainType.X86_HVM, (4, 17), digest=digest)
+        writer.record(Provenance({"integrity": integrity_fields(DigestAlgorithm.XXH3, None)}))
+        writer.record(StaticDataEnd())
+        writer.page_data(entries_of(np.arange(3), np.array([0, 0, 15])), [bytes(8192)])
+        writer.record(HvmContext(b"context"))
+        writer.end(behind.following())
+    behind.write_to(sink)
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "in.img"
     with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as sink:
-        write_head(sink)
+        write_image(sink)
     return path
 
 
@@ -89,29 +111,68 @@ def test_libxl_gets_the_image_from_its_own_header_on(image: Path):
     assert libxl.running == {DOMID}
 
 
-def test_a_compressed_image_is_brought_to_it_decompressed(image: Path, tmp_path: Path):
-    plain = image.read_bytes()
-    path = tmp_path / "in.zst"
-    with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as sink, ZstdSink(sink) as zstd:
+def compressed(plain: bytes, path: Path) -> Path:
+    with (
+        FdSink(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), str(path)) as sink,
+        ZstdSink(sink, workers=1) as zstd,
+    ):
         zstd.write(plain)
         zstd.finish()
+    return path
+
+
+def test_a_compressed_image_is_brought_to_it_decompressed(image: Path, tmp_path: Path):
+    plain = image.read_bytes()
     libxl = FakeLibxl()
-    restored_by(libxl, path)
+    restored_by(libxl, compressed(plain, tmp_path / "in.zst"))
     assert plain.endswith(libxl.read)
     assert libxl.read.startswith(CONTEXT_HEAD)
 
 
-def test_a_compressed_image_that_is_damaged_is_told_as_what_it_is(image: Path, tmp_path: Path):
-    path = tmp_path / "in.zst"
-    with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as sink, ZstdSink(sink) as zstd:
-        zstd.write(image.read_bytes())
-        zstd.finish()
-    path.write_bytes(path.read_bytes() + b"more")
+def assert_refused(image: Path, message: str | None = None) -> None:
     libxl = FakeLibxl()
-    with pytest.raises(ImageError) as caught:
-        restored_by(libxl, path)
+    with pytest.raises(ImageError, match=message) as caught:
+        restored_by(libxl, image)
     assert "no domain was left behind" in caught.value.__notes__
-    assert libxl.alive == set()
+    assert libxl.alive == libxl.running == set()
+
+
+def test_a_compressed_image_that_is_damaged_is_told_as_what_it_is(image: Path, tmp_path: Path):
+    path = compressed(image.read_bytes(), tmp_path / "in.zst")
+    path.write_bytes(path.read_bytes() + b"more")
+    assert_refused(path)
+
+
+def test_no_changed_byte_of_a_device_models_state_gets_a_domain_to_run(image: Path, tmp_path: Path):
+    plain = image.read_bytes()
+    for place in range(len(plain) - TAIL_BYTES, len(plain)):
+        changed = bytearray(plain)
+        changed[place] ^= 1 << place % 8
+        assert_refused(compressed(bytes(changed), tmp_path / "in.zst"))
+    changed = plain.replace(b"QEVM", b"QEMV")
+    assert_refused(
+        compressed(changed, tmp_path / "in.zst"), "damaged behind the libxc stream, from byte 0x.* XXH3-128"
+    )
+
+
+def test_no_truncated_device_models_state_gets_a_domain_to_run(image: Path, tmp_path: Path):
+    plain = image.read_bytes()
+    for length in range(len(plain) - TAIL_BYTES, len(plain)):
+        assert_refused(compressed(plain[:length], tmp_path / "in.zst"), "ends after")
+
+
+def test_what_comes_through_a_pipe_is_followed_as_well(image: Path, monkeypatch: pytest.MonkeyPatch):
+    for change in (lambda data: data, lambda data: data.replace(b"QEVM", b"QEMV")):
+        data = change(image.read_bytes())
+        read_end, write_end = os.pipe()
+        os.write(write_end, data)  # less than a pipe holds
+        os.close(write_end)
+        libxl = FakeLibxl()
+        refused = pytest.raises(ImageError) if b"QEMV" in data else nullcontext()
+        with FdSource(read_end, "a pipe") as source, refused:
+            monkeypatch.setattr(FdSource, "open", lambda _, source=source: source)
+            restored_by(libxl, Path("-"))
+        assert libxl.running == (set() if b"QEMV" in data else {DOMID})
 
 
 def interrupt() -> None:

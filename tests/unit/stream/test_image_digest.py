@@ -8,6 +8,7 @@ import os
 import struct
 import sys
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from stream_samples import MemorySink, PipeLikeSource, StingySource, source_of
 
 from saverestore.errors import ExitCode, ImageError, TransportError, UsageError
 from saverestore.stream import DomainType, LibxcReader, LibxcWriter, LibxlWriter, PageData, XlHeader
+from saverestore.stream.behind import BehindSink, check_ahead
 from saverestore.stream.digest import (
     BeforeSink,
     DigestAlgorithm,
@@ -24,6 +26,7 @@ from saverestore.stream.digest import (
     integrity_fields,
 )
 from saverestore.stream.layout import entries_of
+from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.records import HvmContext, ImageDigest, Provenance, StaticDataEnd
 from saverestore.stream.survey import survey
 
@@ -204,20 +207,63 @@ def test_a_failing_sink_fails_the_write_and_the_buffers_are_free():
     pages.clear()  # a BufferError if anybody still had it
 
 
-def layered_image():
-    """As pysave writes it: every byte is covered or checked."""
+STATE = EmulatorState(EmulatorId.QEMU_UPSTREAM, 0, b"QEVM").pack()
+
+
+def layered_image(*, tells_of_tail=True):
+    """As pysave writes it: every byte is covered."""
     sink = MemorySink()
     outside = BeforeSink(sink)
     XlHeader.write(outside, json.dumps({"c_info": {"name": "web1"}}).encode())
     outer = LibxlWriter(outside)
     outer.libxc_context()
+    behind = BehindSink("image")
+    outer.go_on_in(behind)
+    outer.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
+    outer.end()
     with WrittenDigest(XXH3) as digest:
         writer = LibxcWriter(sink, DomainType.X86_HVM, (4, 17), digest=digest)
         writer.record(Provenance({"tool": "t", "integrity": integrity_fields(XXH3, outside.before())}))
         write_body(writer)
-        writer.end()
-    outer.end()
+        writer.end(behind.following() if tells_of_tail else None)
+    behind.write_to(sink)
     return bytes(sink.data)
+
+
+def test_a_change_behind_the_stream_is_found_and_told_with_its_range():
+    data = layered_image()
+    assert survey(source_of(data)).is_whole
+    behind = data.index(STATE) - 8
+    error = str(survey(source_of(data.replace(b"QEVM", b"QEMV"))).error)
+    assert (
+        f"damaged behind the libxc stream, from byte {behind:#x} to {len(data):#x}: the XXH3-128 digest"
+        in error
+    )
+    state = data[behind:-8]
+    for changed in (data.replace(state, b""), data.replace(state, state * 2)):
+        error = str(survey(source_of(changed)).error)
+        assert f"{len(changed) - behind} bytes, of which there should be {len(data) - behind}" in error
+
+
+def test_an_older_image_that_does_not_tell_of_what_follows_is_read_all_the_same():
+    data = layered_image(tells_of_tail=False)
+    assert survey(source_of(data)).checked_digest is XXH3
+    assert survey(source_of(data.replace(b"QEVM", b"QEMV"))).checked_digest is XXH3
+
+
+def test_what_follows_can_be_looked_at_before_it_is_read():
+    data = layered_image()
+    end = data.index(STATE) - 8
+    for changed, holds in ((data, True), (data + b"more", True), (data.replace(b"QEVM", b"QEMV"), False)):
+        with source_of(changed) as source:
+            source.skip(data.index(b"\xff" * 8))
+            reader = LibxcReader(source)
+            while not reader.ended:
+                reader.next()
+            with nullcontext() if holds else pytest.raises(ImageError, match="behind the libxc stream"):
+                check_ahead(source, reader.following)
+            assert source.offset == end
+            assert source.read(8) == changed[end : end + 8]
 
 
 def test_a_change_before_the_image_header_is_found():
@@ -230,7 +276,7 @@ def test_a_change_before_the_image_header_is_found():
 def test_what_came_before_is_nobodys_business_when_the_stream_is_read_alone():
     data = layered_image()
     begin = data.index(b"\xff" * 8)
-    with source_of(data[begin:-8]) as source:
+    with source_of(data[begin : data.index(STATE) - 8]) as source:
         assert survey(source).is_whole
 
 

@@ -34,6 +34,7 @@ from saverestore.stream.limits import BODY_MAX, body_max_of
 from saverestore.stream.records import (
     RECORD_CLASSES,
     CheckpointDirtyPfnList,
+    Following,
     HvmContext,
     HvmParams,
     ImageDigest,
@@ -249,6 +250,7 @@ def test_buffers_of_another_length_than_the_pages_are_a_mistake_of_the_caller(le
         (lambda: Provenance.unpack(b"[" * 100_000, 5), "PROVENANCE: no JSON"),
         (lambda: ImageDigest.unpack(struct.pack("<HHI", 1, 0, 0) + bytes(15), 5), "digest of 15 bytes"),
         (lambda: ImageDigest.unpack(struct.pack("<HHI", 9, 0, 0), 5), "digest of 0 bytes"),
+        (lambda: Following.unpack(bytes(23), 5), "FOLLOWING: body of 23 bytes, 24 wanted"),
         (lambda: StaticDataEnd.unpack(b"x", 5), "1 bytes of body where there are none"),
     ],
 )

@@ -1,0 +1,97 @@
+"""`pyxc-watch`: what `xl create` leaves behind for a domain, for those that pyrestore made."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from saverestore.cli import common
+from saverestore.errors import ExitCode, SaveRestoreError
+
+if TYPE_CHECKING:
+    import argparse
+
+PROG = "pyxc-watch"
+
+DESCRIPTION = """\
+Watch a domain: when it powers off, reboots or crashes, do what its configuration says (on_poweroff, on_reboot,
+on_crash, on_watchdog): destroy it with its devices, start it anew, write a core dump, leave it. pyrestore starts
+this for each domain it brings back, as 'xl create' and 'xl restore' leave such a process behind for theirs, and it
+writes to /var/log/xen/pyxc-watch-NAME.log. It ends when there is no domain any more to watch.
+"""
+
+EPILOG = """\
+examples:
+  pyxc-watch web1                       watch it as long as this runs
+  nohup pyxc-watch web1 >>web1.log 2>&1 &
+"""
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    parser = common.parser(PROG, DESCRIPTION, EPILOG)
+    parser.add_argument("domain", metavar="DOMAIN", help="its number or its name")
+    parser.add_argument("--ready-fd", metavar="FD", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    level = logging.WARNING if arguments.quiet else logging.INFO
+    logging.basicConfig(stream=sys.stderr, format=f"%(asctime)s {PROG}: %(message)s", level=level)
+    # Python would heed a signal only when libxl's call returns, which may take months.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return _watch(arguments)
+    except (SaveRestoreError, OSError, ImportError) as error:
+        text = common.in_full(error)
+        logging.error("%s", text)
+        _tell_starter(arguments, text)
+        return error.exit_code if isinstance(error, SaveRestoreError) else ExitCode.XEN
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from saverestore.toolstack.watch import watch_domain
+    from saverestore.toolstack.watcher import READY
+
+    watch_domain(arguments.domain, ready=lambda: _tell_starter(arguments, READY), undisturbed=_undisturbed)
+    return ExitCode.DONE
+
+
+def _tell_starter(arguments: argparse.Namespace, text: str) -> None:
+    """Once, to whoever waits for it; who may have gone."""
+    if arguments.ready_fd is not None:
+        with contextlib.suppress(OSError):
+            os.write(arguments.ready_fd, text.encode())
+            os.close(arguments.ready_fd)
+        arguments.ready_fd = None
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Heed what would end this process when this is done.
+
+    By handlers, not by the mask: scripts and device models that libxl starts would inherit that.
+    """
+    come: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: come.append(number)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for came in come:
+            os.kill(os.getpid(), came)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

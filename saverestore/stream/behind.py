@@ -1,0 +1,100 @@
+"""What comes in a file behind the libxc stream: libxl's records with the device model's state, and its END.
+
+The libxc stream tells of it in advance (FOLLOWING), and its digest covers what it tells. So a writer must know these
+bytes before it writes IMAGE_DIGEST, and a reader that has come to END knows what to expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from saverestore.stream.digest import DigestingSource
+from saverestore.stream.errors import BadRecord
+from saverestore.stream.layout import RecordType
+from saverestore.stream.records import Following
+from saverestore.transport.base import ByteSink, ByteSource
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class BehindSink:
+    """A `ByteSink` that keeps what is written until the place for it has come. `name`: of the file it is for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.offset = 0
+        self._kept: list[bytes] = []
+
+    def write(self, data: ReadableBuffer) -> None:
+        """Keep one buffer."""
+        self.writev((data,))
+
+    def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
+        """Keep several, in their order."""
+        for buffer in buffers:
+            data = bytes(buffer)
+            self._kept.append(data)
+            self.offset += len(data)
+
+    def close(self) -> None:
+        """Forget it."""
+        self._kept.clear()
+
+    def following(self) -> Following:
+        """The record that tells of all that is kept."""
+        hasher = xxhash.xxh3_128()
+        for data in self._kept:
+            hasher.update(data)
+        return Following(self.offset, hasher.digest())
+
+    def write_to(self, sink: ByteSink) -> None:
+        """Its place has come."""
+        sink.writev(self._kept)
+
+
+class BehindSource(DigestingSource):
+    """Reads what comes behind the libxc stream, and holds it against what that told."""
+
+    def __init__(self, source: ByteSource, told: Following | None) -> None:
+        """`source` stands behind END. `told`: None for an image that tells nothing."""
+        self._hasher = xxhash.xxh3_128()
+        super().__init__(source, self._hasher.update)
+        self._told = told
+        self._begin = source.offset
+
+    def check_end(self) -> None:
+        """All of it has been read. BadRecord when it is not what was told."""
+        _check(self.name, self._begin, self.offset - self._begin, self._hasher.digest(), self._told)
+
+
+def check_ahead(source: ByteSource, told: Following | None) -> None:
+    """Hold what will come against what was told, where it can be looked at beforehand: in an uncompressed file.
+
+    `source` stands behind END, and does so afterwards. BadRecord when it is not what was told. For who hands the
+    source over to somebody who does not compare.
+    """
+    look_ahead = getattr(source, "look_ahead", None)
+    parts = None if told is None or look_ahead is None else look_ahead(told.length_bytes)
+    if parts is None:
+        return
+    hasher, length = xxhash.xxh3_128(), 0
+    for part in parts:
+        hasher.update(part)
+        length += len(part)
+    _check(source.name, source.offset, length, hasher.digest(), told)
+
+
+def _check(name: str, begin: int, length: int, xxh3: bytes, told: Following | None) -> None:
+    if told is None or (length, xxh3) == (told.length_bytes, told.xxh3):
+        return
+    where = f"behind the libxc stream, from byte {begin:#x} to {begin + length:#x}"
+    what = (
+        f"the XXH3-128 digest of these {length} bytes is {xxh3.hex()} and should be {told.xxh3.hex()}"
+        if length == told.length_bytes
+        else f"{length} bytes, of which there should be {told.length_bytes}"
+    )
+    raise BadRecord(f"{name} is damaged {where}: {what}", offset=begin, type=RecordType.FOLLOWING)

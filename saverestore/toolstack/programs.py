@@ -1,0 +1,26 @@
+"""Programs of this package that others run: the save helper, which libxl starts, and the watcher."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from saverestore.errors import XenRefused
+
+HELPER = "pyxc-save-helper"
+WATCHER = "pyxc-watch"
+
+
+def path_of(program: str) -> Path:
+    """Where it is: beside the command that runs, where this Python has its scripts, or on the PATH."""
+    beside = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else None
+    for folder in (beside, Path(sysconfig.get_path("scripts"))):
+        if folder is not None and os.access(folder / program, os.X_OK):
+            return folder / program
+    found = shutil.which(program)
+    if found is None:
+        raise XenRefused(f"{program} is not on the PATH: is this package installed as a whole?")
+    return Path(found)

@@ -1,0 +1,190 @@
+"""What becomes of a domain that powers off, reboots or crashes: somebody has to see to it.
+
+Xen only says that it has happened. `xl create` leaves a process behind that does what the configuration says
+(on_poweroff, on_reboot, on_crash, on_watchdog, on_soft_reset); for domains that we have restored, `pyxc-watch` is
+that process. What follows is its work. Actions are libxl's (libxl_types.idl, libxl_action_on_shutdown).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saverestore.errors import DomainError
+
+if TYPE_CHECKING:
+    from pyxc.libxl import Libxl
+
+LOG = logging.getLogger(__name__)
+
+LOCK_DIR = Path("/run/pysave")
+
+DUMP_DIR = Path("/var/lib/xen/dump")
+"""Where libxl's own configuration has core dumps (XEN_DUMP_DIR)."""
+
+SETTLE_S = 2.0
+"""Between destroying a domain and creating it anew: back ends need a moment to let go of its devices."""
+
+SHORTEST_LIFE_S = 10.0
+"""A domain that reboots in a loop gets no more than one boot in so many seconds."""
+
+SUSPENDED_S = 1.0
+"""How often to look whether a suspended domain goes on."""
+
+
+class Reason(IntEnum):
+    """Why a domain has shut down (xen/include/public/sched.h, SHUTDOWN_*)."""
+
+    POWEROFF = 0
+    REBOOT = 1
+    SUSPEND = 2
+    CRASH = 3
+    WATCHDOG = 4
+    SOFT_RESET = 5
+
+
+class Action(StrEnum):
+    """What is to be done about it."""
+
+    DESTROY = "destroy"
+    RESTART = "restart"
+    RESTART_RENAME = "restart_rename"
+    PRESERVE = "preserve"
+    COREDUMP_DESTROY = "coredump_destroy"
+    COREDUMP_RESTART = "coredump_restart"
+    SOFT_RESET = "soft_reset"
+
+
+def action_for(config: dict[str, Any], reason: int) -> Action:
+    """What a configuration says is to be done when its domain shuts down for this reason.
+
+    Destroy, where it says nothing, as libxl has it; where it says what we do not know, the domain is left as it is.
+    """
+    try:
+        key = f"on_{Reason(reason).name.lower()}"
+    except ValueError:
+        return Action.DESTROY
+    try:
+        return Action(config.get(key, Action.DESTROY))
+    except ValueError:
+        return Action.PRESERVE
+
+
+def watch_domain(
+    wanted: str, *, ready: Callable[[], None], undisturbed: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Watch the domain of this number or name, see `watch`. DomainError when it is watched already, or not there."""
+    from pyxc.libxl import Libxl
+
+    with Libxl() as libxl:
+        domid, config = _find(libxl, wanted)
+        with _only_one(domid, config):
+            watch(libxl, domid, ready=ready, undisturbed=undisturbed)
+
+
+def _find(libxl: Libxl, wanted: str) -> tuple[int, dict[str, Any]]:
+    """Its number and its configuration."""
+    try:
+        domid = int(wanted) if wanted.isdecimal() else libxl.domid_of(wanted)
+        return domid, json.loads(libxl.domain_config(domid))
+    except OSError as error:
+        raise DomainError(f"there is no domain {wanted!r}, or libxl does not know it: {error}") from error
+
+
+@contextmanager
+def _only_one(domid: int, config: dict[str, Any]) -> Iterator[None]:
+    """Two would both start it anew. The lock is the kernel's, and goes with its holder; a UUID outlives reboots."""
+    name, uuid = config["c_info"]["name"], config["c_info"]["uuid"]
+    LOCK_DIR.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(LOCK_DIR / f"watch-{uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DomainError(f"{name} (domain {domid}) is being watched already") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def watch(
+    libxl: Libxl,
+    domid: int,
+    *,
+    ready: Callable[[], None] = lambda: None,
+    undisturbed: Callable[[], AbstractContextManager[None]],
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    dumps: Path = DUMP_DIR,
+) -> None:
+    """Watch a domain, and what it is restarted as, until there is nothing left to watch.
+
+    `ready` is called whenever a domain is watched. What is done to a domain is done in `undisturbed`: half of it
+    would be worse than nothing. An error leaves the domain as it then is.
+    """
+    since = clock()
+    while True:
+        with libxl.watched(domid) as wait_for_end:
+            ready()
+            reason = wait_for_end()
+        if reason is None:
+            LOG.info("domain %d is gone", domid)
+            return
+        if reason == Reason.SUSPEND:
+            # It is being saved, and goes on perhaps. libxl tells of one shutdown only, so it is watched anew.
+            sleep(SUSPENDED_S)
+            continue
+        with undisturbed():
+            config = _act(libxl, domid, reason, dumps)
+        if config is None:
+            return
+        sleep(max(SETTLE_S, SHORTEST_LIFE_S - (clock() - since)))
+        since = clock()
+        with undisturbed():
+            domid = libxl.create(config)
+            libxl.unpause(domid)
+        LOG.info("restarted as domain %d", domid)
+
+
+def _act(libxl: Libxl, domid: int, reason: int, dumps: Path) -> str | None:
+    """Do what is to be done: the configuration to create it anew from, None when it is not to be."""
+    text = libxl.domain_config(domid)
+    config = json.loads(text)
+    name = config["c_info"]["name"]
+    action = action_for(config, reason)
+    why = Reason(reason).name.lower() if reason in list(Reason) else f"reason {reason}"
+    LOG.info("%s (domain %d) has shut down: %s; to be done: %s", name, domid, why, action)
+    if action in (Action.COREDUMP_DESTROY, Action.COREDUMP_RESTART):
+        _dump(libxl, domid, dumps / name.replace("/", "_"))
+    match action:
+        case Action.DESTROY | Action.COREDUMP_DESTROY:
+            libxl.destroy(domid)
+        case Action.RESTART | Action.COREDUMP_RESTART:
+            libxl.destroy(domid)
+            return text
+        case Action.RESTART_RENAME:
+            libxl.preserve(domid, text, f"{datetime.now(UTC):-%Y%m%dT%H%MZ}")
+            return text
+        case Action.SOFT_RESET:
+            LOG.warning("soft resets are not done here: %s is left as it is", name)
+        case Action.PRESERVE:
+            pass
+    return None
+
+
+def _dump(libxl: Libxl, domid: int, path: Path) -> None:
+    """A dump that fails must not keep the domain down."""
+    try:
+        libxl.core_dump(domid, str(path))
+        LOG.info("its memory is in %s", path)
+    except OSError as error:
+        LOG.warning("%s: no core dump: %s", path, error)

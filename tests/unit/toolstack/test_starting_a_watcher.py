@@ -1,0 +1,57 @@
+"""Whether a watcher watches is known when it has been started; why not, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+try:
+    import pyxc  # noqa: F401
+except ImportError as error:
+    pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
+
+from saverestore.errors import XenRefused
+from saverestore.toolstack import watcher
+
+
+def played_by(script: str, tmp_path: Path, monkeypatch) -> None:
+    """A bash script is the watcher: `$2` is the descriptor, `$3` the domid."""
+    program = tmp_path / "pyxc-watch"
+    program.write_text(f"#!/bin/bash\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(watcher, "path_of", lambda name: program)
+    monkeypatch.setattr(watcher, "LOG_DIR", tmp_path / "log")
+
+
+def test_one_that_watches_is_left_to_it(tmp_path: Path, monkeypatch):
+    played_by('echo "domain $3" >&2; printf ready >&$2', tmp_path, monkeypatch)
+    watcher.start(7, "web/1")
+    log = tmp_path / "log" / "pyxc-watch-web_1.log"
+    assert log.read_text() == "domain 7\n"
+
+
+def test_what_it_has_to_say_is_told(tmp_path: Path, monkeypatch):
+    played_by("eval \"printf 'no such domain' >&$2\"", tmp_path, monkeypatch)
+    with pytest.raises(XenRefused, match=r"no such domain.*pyxc-watch-web1\.log"):
+        watcher.start(7, "web1")
+
+
+def test_one_that_ends_at_once_is_none(tmp_path: Path, monkeypatch):
+    played_by("exit 0", tmp_path, monkeypatch)
+    with pytest.raises(XenRefused, match="without a word"):
+        watcher.start(7, "web1")
+
+
+def test_one_that_says_nothing_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch):
+    played_by("exec sleep 5", tmp_path, monkeypatch)
+    monkeypatch.setattr(watcher, "READY_TIMEOUT_S", 0.1)
+    with pytest.raises(XenRefused, match="no word of it"):
+        watcher.start(7, "web1")
+
+
+def test_one_that_cannot_be_started_is_told(tmp_path: Path, monkeypatch):
+    played_by("", tmp_path, monkeypatch)
+    monkeypatch.setattr(watcher, "path_of", lambda name: tmp_path / "nothing")
+    with pytest.raises(XenRefused, match="could not be started"):
+        watcher.start(7, "web1")

@@ -1,0 +1,147 @@
+"""What the watcher does when a domain shuts down, with a libxl that plays a script."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+
+try:
+    import pyxc  # noqa: F401
+except ImportError as error:
+    pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
+
+from pyxc.errors import XenError
+from saverestore.toolstack.watch import SHORTEST_LIFE_S, Action, Reason, action_for, watch
+
+GONE = None
+
+
+class ScriptedLibxl:
+    """`ends`: for each time that it is watched, why the domain shuts down. Notes what it is asked for."""
+
+    def __init__(self, *ends: int | None, dump_fails: bool = False, **config: str) -> None:
+        self.config = {"c_info": {"name": "web1"}, **config}
+        self.done: list[str] = []
+        self.ends = list(ends)
+        self.dump_fails = dump_fails
+        self.next_domid = 8
+
+    @contextmanager
+    def watched(self, domid):
+        self.done.append(f"watch {domid}")
+        yield lambda: self.ends.pop(0)
+
+    def domain_config(self, domid):
+        return json.dumps(self.config)
+
+    def destroy(self, domid):
+        self.done.append(f"destroy {domid}")
+
+    def preserve(self, domid, config, suffix):
+        assert suffix.startswith("-20")
+        self.done.append(f"preserve {domid}")
+
+    def core_dump(self, domid, path):
+        self.done.append(f"dump {domid} {path}")
+        if self.dump_fails:
+            raise XenError("libxl_domain_core_dump", 28, domid=domid)
+
+    def create(self, config):
+        assert json.loads(config) == self.config
+        self.done.append(f"create {self.next_domid}")
+        self.next_domid += 1
+        return self.next_domid - 1
+
+    def unpause(self, domid):
+        self.done.append(f"unpause {domid}")
+
+
+def watched(libxl: ScriptedLibxl, *, slept: list[float] | None = None) -> list[str]:
+    """What is done from domain 7 on."""
+    watch(
+        libxl,
+        7,
+        undisturbed=nullcontext,
+        sleep=(slept if slept is not None else []).append,
+        clock=lambda: 0.0,
+        dumps=Path("/dumps"),
+    )
+    return libxl.done
+
+
+@pytest.mark.parametrize(
+    ("config", "reason", "action"),
+    [
+        ({}, Reason.POWEROFF, Action.DESTROY),
+        ({"on_reboot": "restart"}, Reason.REBOOT, Action.RESTART),
+        ({"on_reboot": "restart"}, Reason.POWEROFF, Action.DESTROY),
+        ({"on_crash": "coredump_restart"}, Reason.CRASH, Action.COREDUMP_RESTART),
+        ({"on_watchdog": "restart_rename"}, Reason.WATCHDOG, Action.RESTART_RENAME),
+        ({"on_soft_reset": "soft_reset"}, Reason.SOFT_RESET, Action.SOFT_RESET),
+        ({"on_crash": "write-a-letter"}, Reason.CRASH, Action.PRESERVE),
+        ({"on_crash": "restart"}, 17, Action.DESTROY),
+    ],
+)
+def test_the_configuration_says_what_is_to_be_done(config, reason: int, action: Action):
+    assert action_for(config, reason) is action
+
+
+def test_a_domain_that_powers_off_is_destroyed():
+    assert watched(ScriptedLibxl(Reason.POWEROFF)) == ["watch 7", "destroy 7"]
+
+
+def test_one_that_reboots_is_created_anew_and_watched_on():
+    libxl = ScriptedLibxl(Reason.REBOOT, Reason.POWEROFF, on_reboot="restart")
+    assert watched(libxl) == ["watch 7", "destroy 7", "create 8", "unpause 8", "watch 8", "destroy 8"]
+
+
+def test_one_that_reboots_at_once_has_to_wait():
+    slept: list[float] = []
+    watched(ScriptedLibxl(Reason.REBOOT, GONE, on_reboot="restart"), slept=slept)
+    assert slept == [SHORTEST_LIFE_S]
+
+
+def test_one_that_is_saved_and_goes_on_is_watched_on():
+    libxl = ScriptedLibxl(Reason.SUSPEND, Reason.SUSPEND, Reason.POWEROFF)
+    assert watched(libxl) == ["watch 7", "watch 7", "watch 7", "destroy 7"]
+
+
+def test_one_that_somebody_destroyed_is_nobodys_business_any_more():
+    assert watched(ScriptedLibxl(GONE)) == ["watch 7"]
+
+
+def test_one_that_is_to_be_preserved_is_left():
+    assert watched(ScriptedLibxl(Reason.CRASH, on_crash="preserve")) == ["watch 7"]
+
+
+def test_one_that_is_renamed_makes_room_for_a_new_one():
+    libxl = ScriptedLibxl(Reason.CRASH, GONE, on_crash="restart_rename")
+    assert watched(libxl) == ["watch 7", "preserve 7", "create 8", "unpause 8", "watch 8"]
+
+
+@pytest.mark.parametrize("dump_fails", [False, True])
+def test_a_crash_leaves_a_core_dump_where_that_is_wanted_and_possible(dump_fails: bool):
+    libxl = ScriptedLibxl(Reason.CRASH, GONE, dump_fails=dump_fails, on_crash="coredump_restart")
+    assert watched(libxl) == [
+        "watch 7",
+        "dump 7 /dumps/web1",
+        "destroy 7",
+        "create 8",
+        "unpause 8",
+        "watch 8",
+    ]
+
+
+def test_a_restart_that_fails_is_an_error_and_not_tried_for_ever():
+    libxl = ScriptedLibxl(Reason.REBOOT, on_reboot="restart")
+
+    def create(config):
+        raise XenError("libxl_domain_create_new", 12)
+
+    libxl.create = create
+    with pytest.raises(XenError):
+        watched(libxl)
+    assert libxl.done == ["watch 7", "destroy 7"]

@@ -1,0 +1,76 @@
+"""A restored domain is looked after as one of xl is: it reboots when its guest does, and goes when that ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from scenarios import copy_goes_on
+from xen_lab import Guest, domid_of, must, run
+
+AWHILE_S = 90
+
+
+def comes_true(what: str, holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + AWHILE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"not in {AWHILE_S} s: {what}"
+        time.sleep(0.5)
+
+
+def watchers_of(domid: int) -> list[str]:
+    """Processes that watch a domain which had this number when they began."""
+    return run("pgrep", "-f", f"pyxc-watch.* {domid}$").stdout.split()
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_a_restored_domain_reboots_and_powers_off(kind: str, images: Path):
+    guest = Guest(f"{kind}-watched", kind, 1)
+    guest.destroy()
+    try:
+        guest.create(rate=100, pages=256, more=("--on-reboot", "restart"))
+        must("pysave", guest.name, str(images / "a.img"))
+        must("pyrestore", str(images / "a.img"))
+        restored = guest.domid
+        assert len(watchers_of(restored)) == 1
+        assert "watched already" in run("pyxc-watch", guest.name).stderr
+
+        must("xl", "reboot", guest.name)
+        comes_true("rebooted", lambda: domid_of(guest.name) not in (None, restored))
+        must("lab-guest", "wait", guest.name, "--timeout", str(AWHILE_S))
+        assert len(watchers_of(restored)) == 1
+
+        must("xl", "shutdown", guest.name)
+        comes_true("powered off and gone", lambda: domid_of(guest.name) is None)
+        comes_true("nothing left that watches", lambda: not watchers_of(restored))
+        log = Path(f"/var/log/xen/pyxc-watch-{guest.name}.log").read_text()
+        assert "reboot; to be done: restart" in log
+        assert "poweroff; to be done: destroy" in log
+    finally:
+        guest.destroy()
+
+
+@pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
+def test_nothing_watches_a_domain_where_that_is_not_wanted(guest: Guest, images: Path):
+    before = guest.state()
+    must("pysave", guest.name, str(images / "a.img"))
+    must("pyrestore", "--no-watch", str(images / "a.img"))
+    guest.goes_on(before)
+    assert watchers_of(guest.domid) == []
+
+
+@pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
+def test_a_domain_that_is_saved_and_goes_on_is_watched_on_until_it_is_destroyed(guest: Guest, images: Path):
+    before = guest.state()
+    must("pysave", guest.name, str(images / "a.img"))
+    must("pyrestore", str(images / "a.img"))
+    restored = guest.domid
+    must("pysave", "-c", "--overwrite", guest.name, str(images / "a.img"))
+    guest.goes_on(before)
+    assert len(watchers_of(restored)) == 1
+    guest.destroy()
+    comes_true("nothing left that watches", lambda: not watchers_of(restored))
+    must("pyrestore", str(images / "a.img"))
+    copy_goes_on(guest, before)

@@ -1,0 +1,219 @@
+"""`tools/bench`: the commands, their help, their exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from xenlab import apt
+from xenlab.errors import Interrupted, LabError, raise_on_signals
+
+from benchmarks.errors import BenchError
+from benchmarks.running import CHECKOUT
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+
+KINDS = ("pvh", "pv")
+ROUNDS = 3
+IN_MEMORY = Path("/dev/shm")
+
+_DESCRIPTION = """\
+How fast this project is, next to its peers: on the same bytes, in one run, in turns. What is told are medians.
+
+  tools/bench image guest.img --mib 1024       make an image up, where there is none of a real domain
+  tools/bench codecs guest.img --json out.json
+"""
+
+_EPILOG = """\
+--json writes a list of {what, ours, peer, unit, ratio, target, holds}, the same for all of them.
+exit: 0 done, whether targets hold or not; 1 failed (one line says what to do), 2 wrong usage
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="bench", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    image = commands.add_parser(
+        "image",
+        help="write an image of a made-up domain: 30%% zero pages, 10%% random, the rest files",
+        formatter_class=raw,
+    )
+    image.add_argument("file", type=Path, metavar="FILE")
+    image.add_argument("--mib", type=_positive, default=1024, help="memory of the domain (default 1024)")
+    image.add_argument(
+        "--root", type=Path, default=Path("/usr"), help="where files are taken from (default /usr)"
+    )
+    image.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    image.set_defaults(run=_image)
+
+    codecs = commands.add_parser(
+        "codecs", help="compression of a whole image against ours, by record and at rest", formatter_class=raw
+    )
+    codecs.add_argument("image", type=Path, metavar="IMAGE")
+    codecs.add_argument("--only", action="append", default=[], metavar="NAME",
+                        help="only contenders whose name has this in it (may be repeated)")  # fmt: skip
+    _add_common(codecs)
+    codecs.set_defaults(run=_codecs)
+
+    engine = commands.add_parser(
+        "engine",
+        help="saves and restores of a domain in memory against QEMU, dd and cat",
+        formatter_class=raw,
+    )
+    engine.add_argument("--mib", type=_positive, default=2048, help="memory of the domain (default 2048)")
+    engine.add_argument("--kind", action="append", choices=KINDS, help="only this kind (may be repeated)")
+    engine.add_argument("--small", type=_positive, default=256, metavar="MIB",
+                        help="the domain that shows whether time grows with size (default 256)")  # fmt: skip
+    engine.add_argument(
+        "--no-qemu", action="store_true", help="leave QEMU out: it takes a root file system of Debian"
+    )
+    _add_common(engine)
+    engine.set_defaults(run=_engine)
+    return parser
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rounds", type=_positive, default=ROUNDS, help=f"default {ROUNDS}")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons")
+    command.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the figures")
+    command.add_argument(
+        "--folder", type=Path, default=IN_MEMORY, help=f"tmpfs to work in (default {IN_MEMORY})"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def _image(args: argparse.Namespace) -> int:
+    from benchmarks.image import make_image
+
+    make_image(args.file, args.mib, root=args.root, overwrite=args.overwrite)
+    return OK
+
+
+def _codecs(args: argparse.Namespace) -> int:
+    from benchmarks import codecs
+    from benchmarks.chart import Row, Series, bars
+    from benchmarks.results import comparison_table, median_run, write_json
+
+    some = codecs.chosen(codecs.contenders(), args.only)
+    programs = {one.program: codecs.PACKAGES[one.program] for one in some if one.program is not None}
+    _install(programs)
+    print(_machine())
+    measured = codecs.measure(args.image, some, rounds=args.rounds, folder=args.folder, say=_say)
+    print(f"image: {measured.image_bytes / codecs.MB:,.0f} MB, medians of {args.rounds} rounds\n")
+    print(codecs.report(measured))
+    found = codecs.comparisons(measured)
+    if found:
+        print(f"\n{comparison_table(found)}")
+    if args.json is not None:
+        write_json(args.json, found)
+    if args.plot is not None:
+        series = [Series("compress", "#3b6ea8"), Series("decompress", "#d98032")]
+        rows = [
+            Row(
+                one.contender.title,
+                (measured.rate(median_run(one.packing)), measured.rate(median_run(one.unpacking))),
+                f"to {100 * one.packed_bytes / measured.image_bytes:.0f}%",
+            )
+            for one in measured.figures
+        ]
+        args.plot.write_bytes(bars("An image, compressed and decompressed", "MB/s", series, rows).as_svg())
+    return OK
+
+
+def _engine(args: argparse.Namespace) -> int:
+    from benchmarks import engine
+    from benchmarks.chart import Row, Series, bars
+    from benchmarks.results import comparison_table, write_json
+
+    print(_machine())
+    measured, found = [], []
+    for kind in args.kind or KINDS:
+        small, large = (
+            engine.measure(kind, mib, rounds=args.rounds, folder=args.folder, with_qemu=with_qemu, say=_say)
+            for mib, with_qemu in ((args.small, False), (args.mib, not args.no_qemu))
+        )
+        measured += [small, large]
+        found += [*engine.comparisons(large), *engine.linear(small, large)]
+        for reason in large.left_out:
+            print(f"left out: {reason}")
+    print(f"MB/s of guest memory, medians of {args.rounds} rounds\n")
+    print(engine.report(measured))
+    print(f"\n{comparison_table(found)}")
+    if args.json is not None:
+        write_json(args.json, found)
+    if args.plot is not None:
+        colors = ("#3b6ea8", "#d98032")
+        large_ones = measured[1::2]
+        series = [Series(one.kind, color) for one, color in zip(large_ones, colors, strict=False)]
+        names = dict.fromkeys(name for one in large_ones for name in one.seconds)
+        rows = [Row(name, tuple(one.rate(name) or 0 for one in large_ones)) for name in names]
+        args.plot.write_bytes(bars("Guest memory saved and restored", "MB/s", series, rows).as_svg())
+    return OK
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def _install(programs: dict[str, str]) -> None:
+    """Install the peers that are missing, or say what to install."""
+    missing = apt.missing_host_packages(programs)
+    if missing:
+        with tempfile.TemporaryDirectory() as folder:
+            apt.install_packages(missing, Path(folder) / "apt.log")
+
+
+def _machine() -> str:
+    """What is to be known of the machine, in general terms."""
+    cores = len(os.sched_getaffinity(0))
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    load = os.getloadavg()[0]
+    return f"machine: {cores} cores, {memory_gib:.0f} GiB, load {load:.1f} before"
+
+
+def _require_packages() -> None:
+    """BenchError, with what to do, where what the project needs is not there."""
+    sys.path.insert(0, str(CHECKOUT))
+    for name in ("numpy", "xxhash", "zstandard", "lz4.frame", "saverestore"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise BenchError(
+                f"{name} cannot be imported here ({error}): run `PYTHON tools/bench` with the Python of a virtual "
+                "environment in which `pip install '.[lz4]'` was done"
+            ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command of `tools/bench` and return its exit code."""
+    args = _parser().parse_args(argv)
+    raise_on_signals()
+    try:
+        _require_packages()
+        from saverestore.errors import SaveRestoreError
+
+        try:
+            code: int = args.run(args)
+        except SaveRestoreError as error:
+            raise BenchError(str(error)) from error
+    except (BenchError, LabError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return FAILED
+    except (KeyboardInterrupt, Interrupted):
+        print("bench: interrupted: cleaned up", file=sys.stderr)
+        return INTERRUPTED
+    return code
