@@ -101,7 +101,9 @@ def _finish(prog: str, arguments: argparse.Namespace, run: Reporting) -> None:
                     common.tell(f"{prog}: {line}")
             if path is not None:
                 write(path, facts)
-    except Exception as error:  # whatever it is: the domain is saved or restored, or why it is not will be told
+    except (
+        Exception
+    ) as error:  # whatever it is: the domain is saved or restored, or why it is not will be told
         told = common.in_full(error)
         if not isinstance(error, SaveRestoreError | OSError):
             told = f"{type(error).__name__}: {told}"

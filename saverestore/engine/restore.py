@@ -90,7 +90,9 @@ def _restore_pages(reader: LibxcReader, record: PageData, guest: RestoreGuest) -
         if record.nr_data:
             reader.read_pages(window.buffers)
         window.commit()
-    finally:
+        with shield():
+            window.close()
+    except BaseException:
         if window is not None:
-            with shield():
-                window.close()
+            window.close()  # once more, if a signal came at its beginning
+        raise

@@ -64,6 +64,25 @@ def test_a_signal_while_a_failure_is_undone_does_not_take_its_place():
             raise
 
 
+def test_nor_does_it_outside_of_a_shield():
+    undone = []
+    with handled(), pytest.raises(ValueError, match="the first cause"):
+        try:
+            raise ValueError("the first cause")
+        finally:
+            send()
+            undone.append("all")
+    assert undone == ["all"]
+
+
+def test_an_exception_that_was_being_handled_before_is_none_of_ours():
+    try:
+        raise ValueError("somebody else's")
+    except ValueError:
+        with handled(), pytest.raises(Interrupted):
+            send()
+
+
 def test_nor_does_it_at_the_end_of_a_block_that_a_failure_leaves():
     @contextmanager
     def tidied_up():
