@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from fake_toolstack import FakeToolstack
+from fake_toolstack import FakeStore, FakeToolstack
 from stress import Fault, Lines, forget, nothing_is_left, patched, seeded
 
 from saverestore.engine import dirty
@@ -104,7 +104,7 @@ def no_xen(setup: Setup, patch: pytest.MonkeyPatch):
 
     @contextmanager
     def handles():
-        yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), store=None)
+        yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), store=FakeStore())
 
     domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid="none"))
     patch.setattr(save, "open_handles", handles)
@@ -116,7 +116,6 @@ def no_xen(setup: Setup, patch: pytest.MonkeyPatch):
     patch.setattr(
         prepare_save, "ProcessorCap", lambda *_: MemoryThrottle(setup.guest.domain, setup.guest.moments)
     )
-    patch.setattr(save.processor_cap, "put_back", lambda *_: "")
     patch.setattr(engine, "BATCH_PFNS", 64)
     yield
 
