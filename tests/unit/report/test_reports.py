@@ -185,9 +185,7 @@ def test_a_failure_before_anything_was_done_is_a_page_too(make):
 
 def test_a_save_that_was_given_up_shows_its_rounds_and_no_downtime():
     report = saved("log", limits=Limits(on_stall=OnStall.ABORT))
-    facts = facts_of_save(
-        replace(SAVED, exit_code=3, error="stalled"), report, Limits(on_stall=OnStall.ABORT)
-    )
+    facts = facts_of_save(replace(SAVED, exit_code=3, error="stalled"), report)
     assert facts["downtime"] is None
     assert facts["decision"]["decision"] == "abort"
     assert len(facts["rounds"]) == 2
