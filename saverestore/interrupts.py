@@ -3,12 +3,13 @@
 Work that may be given up at any point runs as it is: the signal raises `Interrupted` in the main thread. Steps
 that must not be cut in two (a domain has been created but its number not yet noted; a guest is being resumed)
 run in `shield()`, which holds the signal back until they are done. Only the first signal raises: by the
-second, what was begun is being undone already.
+second, what was begun is being undone already. So it is while any exception is being handled.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ class _State:
         self.depth = 0
         self.pending: str | None = None
         self.raised = False
+        self.handled_before: BaseException | None = None
 
 
 _state = _State()
@@ -33,11 +35,16 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     if _state.raised:
         return
-    if _state.depth:
+    if _state.depth or _is_undoing():
         _state.pending = name
         return
     _state.raised = True
     raise Interrupted(f"interrupted by {name}")
+
+
+def _is_undoing() -> bool:
+    """Whether an exception is being handled: something is being undone because of it."""
+    return sys.exc_info()[1] is not _state.handled_before
 
 
 @contextmanager
@@ -49,6 +56,7 @@ def handled() -> Iterator[None]:
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _on_signal) for number in heeded}
     _state.__init__()  # type: ignore[misc]
+    _state.handled_before = sys.exc_info()[1]
     try:
         yield
     finally:
@@ -71,7 +79,11 @@ def raise_pending() -> None:
 
 @contextmanager
 def shield() -> Iterator[None]:
-    """Hold signals back inside this block; one that came is raised at its end, unless that raises itself."""
+    """Hold signals back inside this block; one that came is raised at its end, unless that raises itself.
+
+    While an exception is being handled, in a shield or not, that stays what is told: the signal goes on being held
+    back, to the end of the next block in which none is.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals only ever reach the main thread
         return
@@ -80,6 +92,6 @@ def shield() -> Iterator[None]:
         yield
     finally:
         _state.depth -= 1
-    if _state.pending and not _state.depth and not _state.raised:
+    if _state.pending and not _state.depth and not _state.raised and not _is_undoing():
         _state.raised = True
         raise Interrupted(f"interrupted by {_state.pending}")

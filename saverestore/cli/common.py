@@ -48,7 +48,11 @@ def parser(prog: str, description: str, epilog: str) -> Parser:
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     made.add_argument("-q", "--quiet", action="store_true", help="tell nothing but errors and warnings")
     made.add_argument(
-        "-v", "--verbose", action="count", default=0, help="tell more: once our steps, twice libxc's messages"
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="tell more: once our steps and figures, twice libxc's messages",
     )
     return made
 

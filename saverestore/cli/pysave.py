@@ -25,6 +25,8 @@ EPILOG = """\
 examples:
   pysave web1 web1.img                  save and destroy, as 'xl save' does
   pysave --live -c web1 web1.img        keep it running: a short pause only
+  pysave --live -c --downtime-ms 300 --report web1.html web1 web1.img
+                                        a shorter one, and a page that tells how it went
   pysave --compress zstd web1 web1.img  compressed, on all cores; pyrestore takes it as it is
   pysave web1 - | ssh host 'cat > img'  to a pipe
   pysave --format draft-b web1 web1.img with a checksum for each record, and zstd
@@ -63,13 +65,14 @@ def _parser() -> common.Parser:
         metavar="N",
         type=_milliseconds,
         help="suspend the domain as soon as it is expected to stand still for N ms at most: by the rates at which it "
-        "writes and pages are sent, and 100 ms for suspending and 50 ms for processors and going on",
+        "writes and pages are sent, and by what suspending and going on took the last time it was saved and went on "
+        "(the first time: 100 ms and 50 ms)",
     )
     live.add_argument(
         "--max-rounds",
         metavar="N",
         type=_rounds,
-        help="rounds at most; default 5, or 30 when there is more to reach",
+        help="rounds at most; default 5, or 30 with --downtime-ms or --on-stall throttle",
     )
     live.add_argument(
         "--max-time",
@@ -275,7 +278,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
             "pysave",
             arguments,
             arguments.domain,
-            lambda outcome: facts_of_save(outcome, report, request.limits),
+            lambda outcome: facts_of_save(outcome, report),
         ),
         closing(progress_for("pysave", quiet=arguments.quiet)) as progress,
     ):

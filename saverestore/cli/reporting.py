@@ -101,8 +101,13 @@ def _finish(prog: str, arguments: argparse.Namespace, run: Reporting) -> None:
                     common.tell(f"{prog}: {line}")
             if path is not None:
                 write(path, facts)
-    except (SaveRestoreError, OSError) as error:
-        common.tell(f"{prog}: warning: the report was not written: {common.in_full(error)}")
+    except (
+        Exception
+    ) as error:  # whatever it is: the domain is saved or restored, or why it is not will be told
+        told = common.in_full(error)
+        if not isinstance(error, SaveRestoreError | OSError):
+            told = f"{type(error).__name__}: {told}"
+        common.tell(f"{prog}: warning: the report was not written: {told}")
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

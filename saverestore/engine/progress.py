@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from saverestore.engine.policy import RoundStats, Verdict
+from saverestore.engine.policy import Limits, RoundStats, Verdict
 from saverestore.stream.digest import DigestAlgorithm
 
 
@@ -65,7 +65,8 @@ class SaveReport:
 
     `downtime_s`: from the suspend request (`suspended_at`, by time.monotonic()) to the end of the stream; where the
     domain goes on, until it does. It is made up of `suspend_s`, the last round, `state_s` (processors, device model,
-    the stream's end) and `resume_s`. `verdict`: the last of a live save, with what was expected.
+    the stream's end) and `resume_s`. `verdict`: the last of a live save, with what was expected;
+    `limits`: what it was made by.
     `resent_pages`: of `pages_sent`, those of pfns that had been sent before. `zero_pages`: those that were all zero.
     `stored_bytes`: what the image takes on the disk, or in the pipe, where that is known. `sync_s`: from the end of
     the stream until all of it was on the disk.
@@ -73,6 +74,7 @@ class SaveReport:
     """
 
     dirty_source: str = "none"
+    limits: Limits = field(default_factory=Limits)
     rounds: list[RoundStats] = field(default_factory=list)
     verdict: Verdict | None = None
     total_s: float = 0.0

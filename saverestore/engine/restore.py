@@ -8,7 +8,8 @@ import numpy as np
 
 from saverestore.engine.progress import Progress, RestoreReport, Silence, peak_memory_bytes
 from saverestore.errors import ImageError
-from saverestore.guest.ports import U8, Channels, RestoredPages, RestoreGuest
+from saverestore.guest.ports import U8, Channels, PageWindow, RestoredPages, RestoreGuest
+from saverestore.interrupts import shield
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import UnknownOptional
@@ -82,10 +83,16 @@ def _read_all(
 def _restore_pages(reader: LibxcReader, record: PageData, guest: RestoreGuest) -> None:
     """Pages go from the source straight into the domain's memory, or are brought up to date there (XOR)."""
     types: U8 = record.types.astype(np.uint8)
-    window = guest.write_pages(record.pfns, types)
+    window: PageWindow | None = None
     try:
+        with shield():  # what was mapped must be known to whoever unmaps it
+            window = guest.write_pages(record.pfns, types)
         if record.nr_data:
             reader.read_pages(window.buffers)
         window.commit()
-    finally:
-        window.close()
+        with shield():
+            window.close()
+    except BaseException:
+        if window is not None:
+            window.close()  # once more, if a signal came at its beginning
+        raise

@@ -99,6 +99,7 @@ def save(
     """
     progress = progress or Silence()
     report = SaveReport() if report is None else report
+    report.limits = settings.limits
     started, begun_at = time.monotonic(), sink.offset
     source: DirtySource | None = None
     sender: _PageSender | None = None

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import BeforeSink
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
-from saverestore.toolstack import processor_cap
+from saverestore.toolstack import last_downtime, processor_cap
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.transport.base import ByteSink
@@ -65,7 +66,7 @@ def save_domain(request: SaveRequest, progress: Progress, report: SaveReport | N
                 check_room(file, guest, domain)
                 _speed_up(handles, domain)
                 with _resumed_on_error(guest, domain, file, report), _sink_for(request, file) as sink:
-                    _write_image(ready, sink, request, progress, report)
+                    _write_image(ready, sink, request, _limits(handles, domain, request), progress, report)
                     report.domain_state = "suspended"
                     if request.afterwards is Afterwards.RUN:
                         # It need not wait for the disk. When this fails, the image is kept, and it is tried again.
@@ -86,10 +87,30 @@ def save_domain(request: SaveRequest, progress: Progress, report: SaveReport | N
                         interrupts.too_late()
                 _do_afterwards(handles, ready, request)
                 report.domain_state = request.afterwards.value
+                if request.afterwards is not Afterwards.DESTROY:
+                    _remember(handles, domain, report)
         finally:
             with shield():
                 guest.close()
         return report
+
+
+def _limits(handles: Handles, domain: Domain, request: SaveRequest) -> Limits:
+    """Those of the rounds, with what suspending took the last time, if there was one."""
+    if not request.live:
+        return Limits()
+    with contextlib.suppress(XenError):
+        if (known := last_downtime.known(handles.store, domain.domid)) is not None:
+            suspend_s, state_s = known
+            return replace(request.limits, suspend_s=suspend_s, state_s=state_s)
+    return request.limits
+
+
+def _remember(handles: Handles, domain: Domain, report: SaveReport) -> None:
+    """For the next time. That it cannot be written down is no failure of the save."""
+    with contextlib.suppress(XenError):
+        state_s = report.state_s + report.resume_s
+        last_downtime.remember(handles.store, domain.domid, suspend_s=report.suspend_s, state_s=state_s)
 
 
 def _speed_up(handles: Handles, domain: Domain) -> None:
@@ -135,7 +156,12 @@ def _sink_for(request: SaveRequest, file: NewFile | StandardOutput) -> Iterator[
 
 
 def _write_image(
-    ready: Prepared, sink: ByteSink, request: SaveRequest, progress: Progress, report: SaveReport
+    ready: Prepared,
+    sink: ByteSink,
+    request: SaveRequest,
+    limits: Limits,
+    progress: Progress,
+    report: SaveReport,
 ) -> None:
     """xl's header, libxl's stream around libxc's. The guest is suspended afterwards."""
     outside = BeforeSink(sink)
@@ -151,7 +177,7 @@ def _write_image(
         before=outside.before(),
         following=lambda: tail.kept.following(),
         coding=request.coding,
-        limits=request.limits if request.live else Limits(),
+        limits=limits,
         throttle=ready.throttle,
     )
     engine.save(ready.guest, sink, settings, progress, report)

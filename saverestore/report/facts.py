@@ -45,8 +45,8 @@ class Outcome:
         return "interrupted" if self.exit_code == ExitCode.INTERRUPTED else "failed"
 
 
-def facts_of_save(outcome: Outcome, report: SaveReport, limits: Limits) -> Facts:
-    """Of a save, be it done or failed. `limits`: those of its rounds, if it was live."""
+def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
+    """Of a save, be it done or failed."""
     live = report.dirty_source != "none"
     rounds = report.rounds
     return _head(outcome, report.domain_state) | {
@@ -59,8 +59,8 @@ def facts_of_save(outcome: Outcome, report: SaveReport, limits: Limits) -> Facts
         "seconds": {"total": outcome.seconds, "stream": report.total_s, "sync": report.sync_s},
         "rates": {"stream_bytes_per_s": _per(report.stream_bytes, report.total_s)},
         "dirty_source": report.dirty_source,
-        "rounds": [_round(rounds[: i + 1], limits, live=live) for i in range(len(rounds))],
-        "decision": None if report.verdict is None else _decision(report, limits),
+        "rounds": [_round(rounds[: i + 1], report.limits, live=live) for i in range(len(rounds))],
+        "decision": None if report.verdict is None else _decision(report),
         "downtime": _downtime(report) if report.suspended_at else None,
         "peak_memory_bytes": report.peak_memory_bytes,
     }
@@ -124,9 +124,9 @@ def _round(so_far: Sequence[RoundStats], limits: Limits, *, live: bool) -> Facts
     }
 
 
-def _decision(report: SaveReport, limits: Limits) -> Facts:
+def _decision(report: SaveReport) -> Facts:
     """What ended the rounds."""
-    verdict = report.verdict
+    verdict, limits = report.verdict, report.limits
     assert verdict is not None
     return {
         "decision": verdict.decision.name.lower(),

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from saverestore.errors import TransportError, UsageError
+from saverestore.interrupts import shield
 from saverestore.transport.fd import FdSink
 from saverestore.transport.sparse import SparseFileSink
 
@@ -41,7 +42,8 @@ def _lock(descriptor: int) -> bool | None:
 class NewFile:
     """A file being written under a temporary name beside its final one, mode 0600.
 
-    `sync()` brings it to the disk, `publish()` gives it its name; leaving the block without that removes it.
+    It is made at the beginning of the `with` block, for `sink` to be written to. `sync()` brings it to the disk,
+    `publish()` gives it its name; leaving the block without that removes it.
     An existing file is only replaced with `overwrite`, and only by `publish()`. A symbolic link is followed: what it
     points to is made or replaced. A device or named pipe is written directly, as there is nothing to rename; a block
     device, which has content to lose, only with `overwrite`.
@@ -67,15 +69,13 @@ class NewFile:
         if mode is not None and stat.S_ISBLK(mode) and not overwrite:
             raise UsageError(f"{path} is a block device; --overwrite writes over what is on it")
         self._has_disk = mode is None or stat.S_ISREG(mode) or stat.S_ISBLK(mode)
-        if mode is not None and not stat.S_ISREG(mode):
-            self.sink: FdSink = FdSink(self._open(path, os.O_WRONLY), str(path))
+        self._is_file = mode is None or stat.S_ISREG(mode)
+        self.sink: FdSink
+        if not self._is_file:
             return
         if mode is not None and not overwrite:
             raise UsageError(f"{path} exists already; --overwrite replaces it")
         self._final = Path(os.path.realpath(path))
-        self._remove_abandoned()
-        self._temporary, descriptor = self._new_temporary()
-        self.sink = SparseFileSink(descriptor, str(path))
 
     def _remove_abandoned(self) -> None:
         """Temporary files for this name that nobody writes any more: `kill -9`, or the power failed."""
@@ -175,6 +175,19 @@ class NewFile:
                 os.close(folder)
 
     def __enter__(self) -> Self:
+        if not self._is_file:
+            self.sink = FdSink(self._open(self.path, os.O_WRONLY), str(self.path))
+            return self
+        self._remove_abandoned()
+        try:
+            with shield():  # a file that has been made must be known to whoever removes it
+                temporary, descriptor = self._new_temporary()
+                self.sink = SparseFileSink(descriptor, str(self.path))
+                self._temporary = temporary
+        except BaseException:
+            if self._temporary is not None:
+                self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -51,6 +52,59 @@ def test_a_shield_that_nothing_came_upon_raises_nothing_and_later_signals_do():
             pass
         with pytest.raises(Interrupted):
             send()
+
+
+def test_a_signal_while_a_failure_is_undone_does_not_take_its_place():
+    with handled(), pytest.raises(ValueError, match="the first cause"):
+        try:
+            raise ValueError("the first cause")
+        except ValueError:
+            with shield():
+                send()
+            raise
+
+
+def test_nor_does_it_outside_of_a_shield():
+    undone = []
+    with handled(), pytest.raises(ValueError, match="the first cause"):
+        try:
+            raise ValueError("the first cause")
+        finally:
+            send()
+            undone.append("all")
+    assert undone == ["all"]
+
+
+def test_an_exception_that_was_being_handled_before_is_none_of_ours():
+    try:
+        raise ValueError("somebody else's")
+    except ValueError:
+        with handled(), pytest.raises(Interrupted):
+            send()
+
+
+def test_nor_does_it_at_the_end_of_a_block_that_a_failure_leaves():
+    @contextmanager
+    def tidied_up():
+        try:
+            yield
+        finally:
+            with shield():
+                send()
+
+    with handled(), pytest.raises(ValueError, match="the first cause"), tidied_up():
+        raise ValueError("the first cause")
+
+
+def test_if_work_goes_on_after_the_failure_the_signal_is_heeded():
+    with pytest.raises(Interrupted), handled():
+        try:
+            raise ValueError("nothing that matters")
+        except ValueError:
+            with shield():
+                send()
+        with shield():
+            pass
 
 
 def test_an_error_inside_a_shield_wins_over_the_signal_that_it_held_back():

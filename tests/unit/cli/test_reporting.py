@@ -109,6 +109,13 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, saving, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mistake_in_making_the_report_is_no_failure_of_the_save(tmp_path, saving, monkeypatch, capsys):
+    monkeypatch.setattr("saverestore.report.page.page_of", lambda facts: facts["no such key"])
+    command = ["--report", str(tmp_path / "r.html"), "web1", str(tmp_path / "a.img")]
+    assert pysave.main(command) == 0
+    assert "was not written: KeyError: 'no such key'" in capsys.readouterr().err
+
+
 def test_verbose_tells_more_and_quiet_nothing(tmp_path, saving, capsys):
     assert pysave.main(["-v", "web1", str(tmp_path / "a.img")]) == 0
     said = capsys.readouterr().err

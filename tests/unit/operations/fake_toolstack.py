@@ -6,6 +6,23 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 
+class FakeStore(dict[str, str]):
+    """The little of xenstore that is used."""
+
+    def read(self, path: str) -> str | None:
+        return self.get(path)
+
+    def write(self, path: str, value: str) -> None:
+        self[path] = value
+
+    def remove(self, path: str) -> None:
+        for name in [name for name in self if name == path or name.startswith(f"{path}/")]:
+            del self[name]
+
+    def list(self, path: str) -> list[str]:
+        return [name for name in self if name.startswith(f"{path}/")]
+
+
 class FakeToolstack:
     """See ports.Toolstack. `on_destroy` is called when a domain is destroyed."""
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
-from fake_toolstack import FakeToolstack
+from fake_toolstack import FakeStore, FakeToolstack
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
@@ -20,12 +20,20 @@ from saverestore.operations import prepare_save, save
 from saverestore.operations.save import Afterwards, SaveRequest
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.survey import survey
+from saverestore.toolstack import last_downtime
 from saverestore.transport.opening import open_image
+
+STORE = FakeStore()
 
 
 @contextmanager
 def handles():
-    yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), store=None)
+    yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), store=STORE)
+
+
+@pytest.fixture(autouse=True)
+def empty_store() -> None:
+    STORE.clear()
 
 
 @pytest.fixture
@@ -43,7 +51,6 @@ def guest(monkeypatch, toolstack) -> MemorySave:
     monkeypatch.setattr(prepare_save.choice, "for_saving", lambda *_: toolstack)
     monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: found)
     monkeypatch.setattr(prepare_save, "locked", lambda _: nullcontext())
-    monkeypatch.setattr(save.processor_cap, "put_back", lambda *_: "")
     return found
 
 
@@ -63,6 +70,34 @@ def test_a_domain_that_is_not_to_go_on_waits_for_the_disk(tmp_path, monkeypatch,
     monkeypatch.setattr(save.NewFile, "sync", lambda _: suspended_at_sync.append(guest.domain.suspended))
     save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards), Silence())
     assert suspended_at_sync == [True]
+
+
+NOTE = "/local/domain/7/pysave/last-downtime"
+
+
+def test_what_a_suspend_took_is_what_the_next_one_is_expected_to_take(tmp_path, guest):
+    request = SaveRequest(
+        "web1", str(tmp_path / "a.img"), afterwards=Afterwards.RUN, live=True, overwrite=True
+    )
+    first = save.save_domain(request, Silence())
+    assert (first.limits.suspend_s, first.limits.state_s) == (0.1, 0.05)
+    suspend_ms, state_ms = STORE[NOTE].split()
+    assert int(suspend_ms) == round(first.suspend_s * 1000)
+    assert int(state_ms) == round((first.state_s + first.resume_s) * 1000)
+    STORE[NOTE] = "700 20"
+    second = save.save_domain(request, Silence())
+    assert second.verdict.prediction.suspend_s == 0.7
+    assert second.verdict.prediction.state_s == 0.02
+
+
+def test_of_a_domain_that_is_destroyed_nothing_is_remembered(tmp_path, guest):
+    save.save_domain(SaveRequest("web1", str(tmp_path / "a.img")), Silence())
+    assert STORE == {}
+
+
+@pytest.mark.parametrize("text", ["", "rubbish", "1", "1 2 3", "-1 5", "1.5 2", "9999999999 1"])
+def test_a_note_that_makes_no_sense_is_passed_over(text):
+    assert last_downtime.known(FakeStore({NOTE: text}), 7) is None
 
 
 def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, monkeypatch, guest):

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_toolstack import FakeToolstack
+from fake_toolstack import FakeStore, FakeToolstack
 
 try:
     import pyxc  # noqa: F401
@@ -38,7 +38,7 @@ def interrupt() -> None:
 
 @contextmanager
 def no_handles():
-    yield SimpleNamespace(xen=None, memory=None, store=None)
+    yield SimpleNamespace(xen=None, memory=None, store=FakeStore())
 
 
 def test_a_signal_while_the_domain_is_being_created_destroys_it(tmp_path: Path, monkeypatch):
@@ -82,7 +82,6 @@ def guest(monkeypatch, toolstack) -> MemorySave:
     monkeypatch.setattr(prepare_save.choice, "for_saving", lambda *_: toolstack)
     monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: found)
     monkeypatch.setattr(prepare_save, "locked", lambda _: nullcontext())
-    monkeypatch.setattr(save.processor_cap, "put_back", lambda *_: "")
     return found
 
 

@@ -69,7 +69,7 @@ def restored() -> RestoreReport:
 @HOW
 def test_the_data_are_those_of_the_save(how):
     report = saved(how)
-    facts = facts_of_save(SAVED, report, Limits())
+    facts = facts_of_save(SAVED, report)
     assert facts["pages"]["sent"] == sum(one["sent_pages"] for one in facts["rounds"])
     assert facts["pages"]["resent"] == facts["pages"]["sent"] - 2000
     assert [one["final"] for one in facts["rounds"]].index(True) == len(facts["rounds"]) - 1
@@ -100,7 +100,7 @@ def test_every_key_is_documented():
                 found |= {f"{before}{name}"} | keys(inner, f"{before}{name}.")
         return found
 
-    made = keys(facts_of_save(SAVED, saved("log"), Limits())) | keys(facts_of_restore(RESTORED, restored()))
+    made = keys(facts_of_save(SAVED, saved("log"))) | keys(facts_of_restore(RESTORED, restored()))
     groups = {name.rpartition(".")[0] for name in made}
     assert made - documented - groups == set()
     assert {name for name in documented if "." in name} - made <= {"report.json", "report.html"}
@@ -115,7 +115,7 @@ def test_every_key_is_documented():
     ],
 )
 def test_a_run_is_done_failed_or_interrupted(outcome, result):
-    assert facts_of_save(outcome, SaveReport(), Limits())["result"] == result
+    assert facts_of_save(outcome, SaveReport())["result"] == result
 
 
 class Page(HTMLParser):
@@ -157,7 +157,7 @@ def assert_page(text: str) -> Page:
 
 @HOW
 def test_the_page_is_whole_and_needs_nothing_else(how):
-    facts = facts_of_save(SAVED, saved(how), Limits(downtime_s=0.3))
+    facts = facts_of_save(SAVED, saved(how))
     page = assert_page(page_of(facts))
     assert page.seen.count("svg") == (2 if how == "suspended" else 4)
 
@@ -170,7 +170,7 @@ def test_the_page_of_a_restore_has_its_phases():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda outcome: facts_of_save(outcome, SaveReport(), Limits()),
+        lambda outcome: facts_of_save(outcome, SaveReport()),
         lambda outcome: facts_of_restore(replace(outcome, tool="pyrestore"), RestoreReport()),
     ],
     ids=["save", "restore"],
@@ -185,9 +185,7 @@ def test_a_failure_before_anything_was_done_is_a_page_too(make):
 
 def test_a_save_that_was_given_up_shows_its_rounds_and_no_downtime():
     report = saved("log", limits=Limits(on_stall=OnStall.ABORT))
-    facts = facts_of_save(
-        replace(SAVED, exit_code=3, error="stalled"), report, Limits(on_stall=OnStall.ABORT)
-    )
+    facts = facts_of_save(replace(SAVED, exit_code=3, error="stalled"), report)
     assert facts["downtime"] is None
     assert facts["decision"]["decision"] == "abort"
     assert len(facts["rounds"]) == 2
@@ -196,7 +194,7 @@ def test_a_save_that_was_given_up_shows_its_rounds_and_no_downtime():
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are():
-    facts = facts_of_save(replace(SAVED, domain="<script>", image="a&b.img"), saved("suspended"), Limits())
+    facts = facts_of_save(replace(SAVED, domain="<script>", image="a&b.img"), saved("suspended"))
     text = page_of(facts)
     assert_page(text)
     assert "&lt;script&gt;" in text
@@ -210,7 +208,7 @@ def test_the_lines_tell_what_was_expected_and_what_came_of_it():
         report.verdict,
         prediction=replace(report.verdict.prediction, suspend_s=0.1, rest_s=0.09, state_s=0.05),
     )
-    lines = lines_of(facts_of_save(SAVED, report, Limits()))
+    lines = lines_of(facts_of_save(SAVED, report))
     assert any(line.startswith("downtime 261 ms, expected 240 ms: suspend") for line in lines)
     assert any("of them again" in line for line in lines)
     assert any("MiB of memory" in line for line in lines)
@@ -269,7 +267,7 @@ def test_a_folder_is_no_report(tmp_path):
 def test_a_report_replaces_the_one_before_and_is_the_administrators_alone(tmp_path, ending):
     path = files.checked(str(tmp_path / f"report{ending}"))
     path.write_text("the one before")
-    files.write(path, facts_of_save(SAVED, saved("log"), Limits()))
+    files.write(path, facts_of_save(SAVED, saved("log")))
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     if ending == ".json":
@@ -287,6 +285,6 @@ def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeyp
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(TransportError, match="No space left"):
-        files.write(path, facts_of_save(SAVED, SaveReport(), Limits()))
+        files.write(path, facts_of_save(SAVED, SaveReport()))
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "the one before"

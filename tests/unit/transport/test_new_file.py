@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from saverestore.errors import ExitCode, TransportError, UsageError
+from saverestore.errors import ExitCode, Interrupted, TransportError, UsageError
+from saverestore.interrupts import handled
 from saverestore.transport.newfile import NewFile
 
 DATA = b"image" * 1000
@@ -62,9 +63,9 @@ def killed_while_writing(path: Path) -> None:
     """What a process does that is killed half-way."""
     child = os.fork()
     if child == 0:
-        file = NewFile(path)
-        file.sink.write(DATA)
-        os.kill(os.getpid(), signal.SIGKILL)
+        with NewFile(path) as file:
+            file.sink.write(DATA)
+            os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
 
 
@@ -125,6 +126,20 @@ def test_a_sink_that_cannot_even_be_closed_leaves_nothing(tmp_path, monkeypatch)
 
     with pytest.raises(TransportError, match="closing"):
         use()
+    assert content_of(tmp_path) == []
+
+
+def test_a_signal_when_the_file_has_just_been_made_leaves_nothing(tmp_path, monkeypatch):
+    made = NewFile._new_temporary
+
+    def interrupted(file: NewFile) -> tuple[Path, int]:
+        result = made(file)
+        os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(NewFile, "_new_temporary", interrupted)
+    with pytest.raises(Interrupted), handled(), NewFile(tmp_path / "out.img"):
+        pass
     assert content_of(tmp_path) == []
 
 
@@ -226,8 +241,8 @@ def test_a_directory_is_wrong_usage(tmp_path):
 @pytest.mark.parametrize("name", ["absent/out.img", "file/out.img"])
 def test_a_place_that_cannot_be_written_is_told_with_the_final_name(tmp_path, name):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(TransportError, match=name) as caught:
-        NewFile(tmp_path / name)
+    with pytest.raises(TransportError, match=name) as caught, NewFile(tmp_path / name):
+        pass
     assert caught.value.exit_code == ExitCode.IO
 
 

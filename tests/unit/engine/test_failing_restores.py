@@ -1,0 +1,53 @@
+"""Restores that end early: what was mapped is unmapped, whenever it happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from memory_guests import CHANNELS, image_of
+from stream_samples import source_of
+
+from saverestore.engine.restore import restore
+from saverestore.errors import Interrupted
+from saverestore.guest.memory import MemoryRestore, MemorySave, MemoryWindow, empty_like
+from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.interrupts import handled
+from saverestore.stream.reader import LibxcReader
+
+
+class JustMapped(MemoryRestore):
+    """A signal comes when a window has been mapped, and nobody has it in hand yet."""
+
+    def write_pages(self, pfns, types):
+        window = super().write_pages(pfns, types)
+        os.kill(os.getpid(), signal.SIGINT)
+        return window
+
+
+class HalfUnmapped(MemoryWindow):
+    """A signal comes while a window is being unmapped."""
+
+    def close(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        super().close()
+
+
+def interrupted(guest: MemoryRestore, image: bytes) -> None:
+    with source_of(image) as source, pytest.raises(Interrupted), handled():
+        restore(LibxcReader(source), source, guest, CHANNELS)
+    assert guest.buffers.nr_open == 0
+    assert "complete" not in guest.moments.calls
+
+
+def test_a_signal_when_pages_have_just_been_mapped_unmaps_them():
+    domain = MemoryDomain.pvh(100)
+    interrupted(JustMapped(empty_like(domain)), image_of(MemorySave(domain)))
+
+
+def test_a_signal_while_pages_are_being_unmapped_leaves_none(monkeypatch):
+    domain = MemoryDomain.pvh(100)
+    image = image_of(MemorySave(domain))
+    monkeypatch.setattr("saverestore.guest.memory.MemoryWindow", HalfUnmapped)
+    interrupted(MemoryRestore(empty_like(domain)), image)

@@ -1,0 +1,249 @@
+"""Saves in which one thing fails at a random place, or a signal comes at a random line: hundreds of them.
+
+After each: the first cause is told, the domain is as it was, there is no image or a whole one, and no thread, mapping
+or descriptor is left. The seed is in the failure's notes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from fake_toolstack import FakeStore, FakeToolstack
+from stress import Fault, Lines, forget, nothing_is_left, patched, seeded
+
+from saverestore.engine import dirty
+from saverestore.engine import save as engine
+from saverestore.engine.policy import Limits, OnStall
+from saverestore.engine.progress import SaveReport, Silence
+from saverestore.errors import Interrupted
+from saverestore.guest.memory import MemorySave, MemoryThrottle
+from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.guest.ports import PageBatch
+from saverestore.operations import prepare_save, save
+from saverestore.operations.save import Afterwards, SaveRequest
+from saverestore.stream import digest
+from saverestore.stream.codecs import Coding
+from saverestore.stream.survey import survey
+from saverestore.stream.writer import LibxcWriter
+from saverestore.transport.opening import open_image
+from saverestore.transport.zstd_sink import ZstdSink
+
+BLOCKS, FAULTS, SIGNALS = 4, 50, 25
+PFNS = 300
+
+
+@dataclass
+class Setup:
+    """A domain, how it is to be saved, and what it writes itself meanwhile."""
+
+    guest: MemorySave
+    request: SaveRequest
+    folder: Path
+    toolstack: FakeToolstack
+    written: list[np.ndarray]
+    opened: int = 0
+
+    def opened_toolstack(self) -> FakeToolstack:
+        self.opened += 1
+        return self.toolstack
+
+    @property
+    def image(self) -> Path:
+        return Path(self.request.image)
+
+
+def setup(chance: random.Random, folder: Path) -> Setup:
+    kind = chance.choice([MemoryDomain.pvh, MemoryDomain.pv])
+    guest = MemorySave(kind(PFNS), log_dirty=chance.random() < 0.8)
+    live = chance.random() < 0.7
+    form = chance.choice(["plain", "plain", "zstd", "draft-b"])
+    codecs = ["zstd", "deflate", "none", *(["xor"] if live else [])]
+    limits = Limits(
+        few_pages=5,
+        max_rounds=6,
+        on_stall=OnStall.THROTTLE if live and chance.random() < 0.5 else OnStall.STOP,
+    )
+    request = SaveRequest(
+        "web1",
+        str(folder / "out.img"),
+        afterwards=chance.choice(list(Afterwards)),
+        live=live,
+        dirty=chance.choice(["auto", "digest"]),
+        limits=limits,
+        digest=chance.choice(["xxh3", "sha256", "none"]),
+        compress=1 if form == "zstd" else None,
+        coding=Coding.parse(chance.choice(codecs)) if form == "draft-b" else None,
+        overwrite=chance.random() < 0.3,
+    )
+    found = Setup(guest, request, folder, FakeToolstack(), [])
+    plain = guest.domain.data_pfns()
+
+    def write() -> None:
+        if not guest.domain.suspended:
+            found.written.append(plain[: 100 * guest.domain.cpu_percent // 100])
+            guest.domain.write(found.written[-1], len(found.written))
+
+    for number in range(6):
+        guest.moments.on("check_layout", number, write)
+    return found
+
+
+@contextmanager
+def no_xen(setup: Setup, patch: pytest.MonkeyPatch):
+    """The operation on that domain, and on nothing else of this machine."""
+
+    @contextmanager
+    def handles():
+        yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), store=FakeStore())
+
+    domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid="none"))
+    patch.setattr(save, "open_handles", handles)
+    for name in ("find", "check_can_be_saved"):
+        patch.setattr(prepare_save.domains, name, lambda *_: domain)
+    patch.setattr(prepare_save.choice, "for_saving", lambda *_: setup.opened_toolstack())
+    patch.setattr(prepare_save, "_guest_of", lambda *_: setup.guest)
+    patch.setattr(prepare_save, "locked", lambda _: nullcontext())
+    patch.setattr(
+        prepare_save, "ProcessorCap", lambda *_: MemoryThrottle(setup.guest.domain, setup.guest.moments)
+    )
+    patch.setattr(engine, "BATCH_PFNS", 64)
+    yield
+
+
+MOMENTS = (
+    "open_log_dirty",
+    "static_records",
+    "memory_records",
+    "may_have_memory",
+    "read_pages",
+    "check_layout",
+    "log_dirty.take",
+    "throttle.limit",
+    "suspend",
+    "suspended",
+    "end_records",
+)
+"""Stages that are calls to the guest."""
+
+PLACES = {
+    "copy": (PageBatch, "copy_data", False),
+    "page digests": (dirty, "page_digests", False),
+    "digest": (digest.WrittenDigest, "_take", False),
+    "code": (LibxcWriter, "prepare_pages", False),
+    "compress": (ZstdSink, "_compress", False),
+    "record": (LibxcWriter, "record", False),
+    "write": (os, "writev", True),
+    "fsync": (os, "fsync", True),
+    "link": (os, "link", True),
+    "rename": (Path, "rename", True),
+}
+"""Other stages: where they are, and whether only the system could fail there."""
+
+
+def put(fault: Fault, stage: str, setup: Setup, patch: pytest.MonkeyPatch) -> None:
+    """Have the stage fail."""
+    if stage in MOMENTS:
+
+        def at(name: str, _: int) -> None:
+            if name == stage:
+                fault.reached()
+
+        setup.guest.moments.on_every(at)
+        return
+    where, name, _ = PLACES[stage]
+    patch.setattr(where, name, fault.before(getattr(where, name)))
+
+
+def assert_left_right(setup: Setup, before: np.ndarray, error: BaseException | None) -> None:
+    """The domain is what it was, or what was asked for, and there is no image or a whole one."""
+    guest, domain, request = setup.guest, setup.guest.domain, setup.request
+    forget(error)
+    assert guest.buffers.nr_open == 0, "pages are still mapped"
+    assert domain.dirty is None, "log-dirty is on"
+    assert domain.cpu_percent == 100, "the domain is slowed down"
+    names = [path.name for path in setup.folder.iterdir()]
+    if error is None:
+        assert names == [setup.image.name]
+        assert domain.suspended == (request.afterwards is Afterwards.DESTROY)
+        assert setup.toolstack.destroyed == (request.afterwards is Afterwards.DESTROY)
+        with open_image(request.image) as source:
+            assert survey(source).error is None
+    else:
+        assert names == []
+        assert not domain.suspended, "the domain stands still"
+        assert setup.toolstack.destroyed == 0
+        expected = before.copy()
+        for number, pfns in enumerate(setup.written, 1):
+            expected[domain.p2m[pfns]] = number
+        assert np.array_equal(domain.frames, expected), "the domain's memory is not what it was"
+    assert setup.toolstack.closed == setup.opened
+    domain.close()
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_one_fault_at_a_random_place(tmp_path, block):
+    for seed in range(block * FAULTS, (block + 1) * FAULTS):
+        with seeded(seed) as chance, nothing_is_left():
+            folder = tmp_path / str(seed)
+            folder.mkdir()
+            found = setup(chance, folder)
+            before = found.guest.domain.frames.copy()
+            stage = chance.choice([*MOMENTS, *PLACES, *PLACES])
+            fault = Fault(chance, of_the_system=stage in PLACES and PLACES[stage][2])
+            raised, report = None, SaveReport()
+            with patched() as patch, no_xen(found, patch):
+                put(fault, stage, found, patch)
+                try:
+                    save.save_domain(found.request, Silence(), report)
+                except BaseException as error:
+                    raised = error
+            told = f"{stage}, {fault.error!r}: {raised!r} {getattr(raised, '__notes__', [])}"
+            if fault.raised and raised is None:
+                # What a save can do without: a folder that cannot be synced, a file system without links.
+                assert stage in ("fsync", "link"), told
+            if raised is not None:
+                assert fault.is_the_reason_of(raised), told
+                assert "web1" in str(getattr(raised, "__notes__", "")) or not found.guest.moments.calls, told
+            assert_left_right(found, before, raised)
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_a_signal_at_a_random_line(tmp_path, block):
+    for seed in range(1000 + block * SIGNALS, 1000 + (block + 1) * SIGNALS):
+        with seeded(seed) as chance, nothing_is_left():
+            counted = Lines()
+            state = chance.getstate()
+            lines = counted
+            raised = None
+            for attempt in ("counted", "signalled"):
+                chance.setstate(state)
+                folder = tmp_path / f"{seed}-{attempt}"
+                folder.mkdir()
+                found = setup(chance, folder)
+                before = found.guest.domain.frames.copy()
+                if attempt == "signalled":
+                    lines = Lines(chance.randrange(counted.count))
+                with patched() as patch, no_xen(found, patch):
+                    try:
+                        with lines.watched():
+                            save.save_domain(found.request, Silence())
+                    except Interrupted as error:
+                        raised = error
+                if attempt == "counted":
+                    assert raised is None
+                    assert_left_right(found, before, None)
+            try:
+                assert_left_right(found, before, raised)
+            except BaseException as error:
+                error.add_note(f"signal at {lines.where}, {found.request}, {raised!r}")
+                raise
