@@ -7,7 +7,9 @@ moved, never for their bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import select
 import stat
@@ -30,6 +32,9 @@ SMALLEST_WINDOW = 16
 
 SKIP_BUFFER_BYTES = 1 << 20
 """Size of the buffer into which bytes to be dropped are read, where the source cannot seek."""
+
+PIPE_BYTES = 1 << 20
+"""What a pipe is made to hold, if it may (Linux allows that much to anybody): a sixteenth of the switches."""
 
 SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
 PEER_ERRORS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
@@ -96,6 +101,9 @@ class _Fd:
         self._close_fd = close_fd
         self.name = name
         self.offset = 0
+        with contextlib.suppress(OSError):  # no pipe, or not ours to enlarge
+            if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < PIPE_BYTES:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def fileno(self) -> int:
         """Return the descriptor; `ValueError` when closed."""
