@@ -116,6 +116,14 @@ def test_a_whole_round_leaves_nothing_behind(tmp_path, image):
     assert list(folder.iterdir()) == []
 
 
+def test_zero_pages_are_held_against_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(codecs, "ZERO_MIB", 1)
+    (line,) = codecs.zero_pages(rounds=1, folder=tmp_path, say=lambda text: None)
+    assert line.target == 0.9
+    assert line.ours > 0 < line.peer
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_contender_that_brings_back_other_bytes_ends_the_run(tmp_path, image):
     bad = Contender("bad", 1, COPY, ("sh", "-c", f"head -c 100 {IN} > {OUT}"), COPY, "sh")
     with pytest.raises(BenchError, match="bad, 1 core: what it decompresses is not what it compressed"):
