@@ -215,8 +215,12 @@ class FdSource(_Fd):
     def read_some(self, n: int) -> bytes:
         """Return the next bytes, as many as come at once and at most `n`; none at the end only."""
         part = bytearray(n)
-        got = self._readv([part])
+        got = self.read_some_into(part)
         return bytes(memoryview(part)[:got])
+
+    def read_some_into(self, view: WriteableBuffer) -> int:
+        """Put the next bytes into `view`, as many as come at once: how many; 0 at the end only."""
+        return self._readv([view])
 
     def read(self, n: int, what: str = "data") -> bytes:
         """Return exactly `n` bytes."""

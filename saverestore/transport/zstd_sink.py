@@ -134,7 +134,11 @@ class ZstdSink:
         if compressor is None:
             compressor = zstandard.ZstdCompressor(compression_params=self._parameters)
             self._of_thread.compressor = compressor
-        if len(content) == FRAME_BYTES and not content[0] and not content.view(np.uint64).any():
+        if (
+            len(content) == FRAME_BYTES
+            and not content[0]
+            and not np.bitwise_or.reduce(content.view(np.uint64))
+        ):
             # Of memory that was never used. It is always the same frame, so it is made once (or by each worker once).
             self._zero_frame = self._zero_frame or compressor.compress(content.data)
             return self._zero_frame
