@@ -128,22 +128,60 @@ def _runs(memory: memoryview, frames: U64, staged: memoryview, is_staged: Bool) 
     return views
 
 
+def _copy_frames(domain: MemoryDomain, frames: U64, out: U8) -> None:
+    """Copy these frames into `out`: at once where they follow one another."""
+    if len(frames) and int(frames[-1]) - int(frames[0]) == len(frames) - 1 and (np.diff(frames) == 1).all():
+        out[:] = domain.frames[int(frames[0]) : int(frames[-1]) + 1]
+    else:
+        # "clip" spares numpy a copy of all of it; frames of the domain's p2m are in range.
+        np.take(domain.frames, frames.astype(np.intp), axis=0, out=out, mode="clip")
+
+
 class MemoryBatch(PageBatch):
-    """Pages of a `MemoryDomain`, read-only."""
+    """Pages of a `MemoryDomain`, read-only.
+
+    Mapped pages of a real domain follow one another wherever they lie. Here they do not, so views are made only for
+    whoever asks for them, and a copy is one gather.
+    """
 
     def __init__(
-        self, pfns: U64, types: U8, pages: list[memoryview], deferred: U64, buffers: _Buffers
+        self,
+        pfns: U64,
+        types: U8,
+        deferred: U64,
+        buffers: _Buffers,
+        views: Callable[[], list[memoryview]],
+        gather: Callable[[U8], None],
     ) -> None:
-        super().__init__(pfns, types, pages, deferred)
+        self._views, self._gather = views, gather
+        super().__init__(pfns, types, (), deferred)
+        self._made: Sequence[memoryview] | None = None
         self._buffers: _Buffers | None = buffers
         buffers.opened()
+
+    @property
+    def pages(self) -> Sequence[memoryview]:
+        """See PageBatch."""
+        if self._made is None:
+            self._made = self._views()
+        return self._made
+
+    @pages.setter
+    def pages(self, pages: Sequence[memoryview]) -> None:
+        self._made = pages
+
+    def copy_data(self, out: U8) -> U8:
+        """See PageBatch."""
+        filled = out[: self.nr_data]
+        self._gather(filled)
+        return filled
 
     def close(self) -> None:
         """Release the views."""
         buffers, self._buffers = self._buffers, None
         if buffers is not None:
-            pages, self.pages = self.pages, []
-            buffers.closed(pages)
+            views, self._made = self._made or (), ()
+            buffers.closed(views)
 
 
 class _MemoryLogDirty:
@@ -258,13 +296,17 @@ class MemorySave:
         deferred |= lost
         kept = ~deferred
         mapped = kept & has_data(types)
-        views = _runs(
-            domain.view.toreadonly(),
-            frames[mapped],
-            staged.reshape(-1).view(np.uint8).data,
-            is_table[mapped],
-        )
-        return MemoryBatch(pfns[kept], types[kept], views, pfns[deferred], self.buffers)
+        where, is_staged = frames[mapped], is_table[mapped]
+        staged_pages = staged.view(np.uint8).reshape(-1, PAGE_SIZE)
+
+        def views() -> list[memoryview]:
+            return _runs(domain.view.toreadonly(), where, staged_pages.reshape(-1).data, is_staged)
+
+        def gather(out: U8) -> None:
+            _copy_frames(domain, where, out)
+            out[is_staged] = staged_pages
+
+        return MemoryBatch(pfns[kept], types[kept], pfns[deferred], self.buffers, views, gather)
 
     def check_layout(self) -> None:
         """See SaveGuest."""

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,9 @@ class MemoryDomain:
         self.capacity_pfns = len(self._free)  # how many pages it can be given
         nr_host_frames = len(self._free) + first
         self.m2p: U64 = np.full(nr_host_frames, INVALID, dtype=np.uint64)
-        self._mmap = mmap.mmap(-1, nr_host_frames * PAGE_SIZE)
+        self._mmap = mmap.mmap(-1, nr_host_frames * PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # as Xen gives it; a kernel without huge pages is only slower
+            self._mmap.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._mmap)
         self._frames: U8 | None = np.frombuffer(self.view, dtype=np.uint8).reshape(-1, PAGE_SIZE)
 

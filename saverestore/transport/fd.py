@@ -7,7 +7,9 @@ moved, never for their bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import select
 import stat
@@ -30,6 +32,9 @@ SMALLEST_WINDOW = 16
 
 SKIP_BUFFER_BYTES = 1 << 20
 """Size of the buffer into which bytes to be dropped are read, where the source cannot seek."""
+
+PIPE_BYTES = 1 << 20
+"""What a pipe is made to hold, if it may (Linux allows that much to anybody): a sixteenth of the switches."""
 
 SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
 PEER_ERRORS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
@@ -96,6 +101,9 @@ class _Fd:
         self._close_fd = close_fd
         self.name = name
         self.offset = 0
+        with contextlib.suppress(OSError):  # no pipe, or not ours to enlarge
+            if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < PIPE_BYTES:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def fileno(self) -> int:
         """Return the descriptor; `ValueError` when closed."""
@@ -207,8 +215,12 @@ class FdSource(_Fd):
     def read_some(self, n: int) -> bytes:
         """Return the next bytes, as many as come at once and at most `n`; none at the end only."""
         part = bytearray(n)
-        got = self._readv([part])
+        got = self.read_some_into(part)
         return bytes(memoryview(part)[:got])
+
+    def read_some_into(self, view: WriteableBuffer) -> int:
+        """Put the next bytes into `view`, as many as come at once: how many; 0 at the end only."""
+        return self._readv([view])
 
     def read(self, n: int, what: str = "data") -> bytes:
         """Return exactly `n` bytes."""

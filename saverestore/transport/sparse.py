@@ -32,16 +32,9 @@ SMALLEST_HOLE = 32 << 10
 def _zero_runs(buffer: ReadableBuffer, begin: int) -> Iterator[tuple[int, int]]:
     """Runs of pages of a buffer that are all zero, as (begin, end) in terms of the file; short ones are left out."""
     pages = np.frombuffer(memoryview(buffer), dtype=np.uint64).reshape(-1, PAGE_WORDS)
-    # Most pages that are not zero show it in their first word: then nothing else of them is looked at.
-    candidates = pages[:, 0] == 0
-    if not candidates.any():
+    zero = np.bitwise_or.reduce(pages, axis=1) == 0
+    if not zero.any():
         return
-    if candidates.all():
-        zero = np.bitwise_or.reduce(pages, axis=1) == 0
-    else:
-        zero = candidates
-        some = np.flatnonzero(candidates)
-        zero[some] = np.bitwise_or.reduce(pages[some], axis=1) == 0
     edges = np.diff(np.concatenate(([0], zero.view(np.int8), [0])))
     starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     # One at an edge may go on in the next buffer.

@@ -98,13 +98,7 @@ def read_blocks(take: Take, header: FrameHeader, *, name: str, offset: int) -> I
     """
     block_header = take(BLOCK_HEADER_BYTES)
     while True:
-        bits = int.from_bytes(block_header, "little")
-        last, kind, size = bits & 1, bits >> 1 & 3, bits >> 3
-        if kind == RESERVED_BLOCK or (size > BLOCK_MAX and kind != RLE_BLOCK):
-            raise ImageError(
-                f"{name}: a zstd frame is damaged: no block begins with {bits:#08x}", offset=offset
-            )
-        length = 1 if kind == RLE_BLOCK else size
+        last, length = block_of(block_header, name=name, offset=offset)
         if last:
             yield block_header + take(length + (CHECKSUM_BYTES if header.has_checksum else 0))
             return
@@ -112,3 +106,12 @@ def read_blocks(take: Take, header: FrameHeader, *, name: str, offset: int) -> I
         body = take(length + BLOCK_HEADER_BYTES)
         yield block_header + body[:length]
         block_header = body[length:]
+
+
+def block_of(block_header: bytes, *, name: str, offset: int) -> tuple[bool, int]:
+    """Whether it is the frame's last block, and how many bytes follow its header. ImageError for what is no block."""
+    bits = int.from_bytes(block_header, "little")
+    kind, size = bits >> 1 & 3, bits >> 3
+    if kind == RESERVED_BLOCK or (size > BLOCK_MAX and kind != RLE_BLOCK):
+        raise ImageError(f"{name}: a zstd frame is damaged: no block begins with {bits:#08x}", offset=offset)
+    return bool(bits & 1), 1 if kind == RLE_BLOCK else size

@@ -53,9 +53,9 @@ TABLE_LOG_MAX = 20
 
 DEFAULT_LEVEL = 1
 
-FOR_LEVEL_1 = {"min_match": 5, "hash_log": 13, "window_log": 22}
-"""Instead of the library's 7, 14 and 19. On images of memory: 2% smaller at 4% to 8% more time, and then no more than
-3% larger than `gzip -6`; tables of 32 KiB, that a core's first cache holds, pay for most of it."""
+FOR_LEVEL_1 = {"min_match": 6, "hash_log": 15, "window_log": 22}
+"""Instead of the library's 7, 14 and 19: on images of memory 2 to 3% smaller, at some 5% more time. See
+docs/compression.md."""
 
 
 class ZstdSink:
@@ -134,7 +134,11 @@ class ZstdSink:
         if compressor is None:
             compressor = zstandard.ZstdCompressor(compression_params=self._parameters)
             self._of_thread.compressor = compressor
-        if len(content) == FRAME_BYTES and not content[0] and not content.view(np.uint64).any():
+        if (
+            len(content) == FRAME_BYTES
+            and not content[0]
+            and not np.bitwise_or.reduce(content.view(np.uint64))
+        ):
             # Of memory that was never used. It is always the same frame, so it is made once (or by each worker once).
             self._zero_frame = self._zero_frame or compressor.compress(content.data)
             return self._zero_frame

@@ -51,6 +51,8 @@ BLOCKS_PER_JOB = 16
 
 SKIP_BYTES = 64 << 10
 
+A_FRAME = "a zstd frame"
+
 LARGE_BYTES = 1 << 20
 """Frames of so much content are decompressed into buffers that are kept: fresh memory costs half as much again."""
 
@@ -103,18 +105,19 @@ class ZstdJobs:
 
     def __iter__(self) -> Iterator[Job]:
         """Read, and give jobs."""
-        while magic := self._magic():
-            offset = self._raw.offset - len(magic)
+        while self._raw.has_more():
+            offset = self._raw.offset
+            magic = self._raw.peek(0, zstd_frames.MAGIC_BYTES, A_FRAME)
             if self._table_seen:
                 raise ImageError(f"{self._raw.name}: something follows the seek table", offset=offset)
             if zstd_frames.is_skippable(magic):
-                yield from self._skippable(magic, offset)
+                yield from self._skippable(offset)
                 continue
             if self._digest_seen:
                 raise ImageError(
                     f"{self._raw.name}: a frame follows the digest of the compressed file", offset=offset
                 )
-            header = zstd_frames.read_header(self._take, magic, name=self._raw.name, offset=offset)
+            header = self._header(magic, offset)
             if header.content_size is not None and header.content_size <= FRAME_CONTENT_MAX:
                 yield self._whole_frame(header, header.content_size, offset)
             else:
@@ -125,25 +128,38 @@ class ZstdJobs:
             )
 
     def _take(self, n: int) -> bytes:
-        return self._raw.read(n, "a zstd frame")
+        return self._raw.read(n, A_FRAME)
 
-    def _magic(self) -> bytes:
-        """The first bytes of the next frame; none at the end."""
-        return self._take(zstd_frames.MAGIC_BYTES) if self._raw.has_more() else b""
+    def _header(self, magic: bytes, offset: int) -> FrameHeader:
+        """The head of the frame that comes next; nothing of it is taken."""
+        at = len(magic)
 
-    def _whole_frame(self, header: FrameHeader, content_size: int, offset: int) -> Job:
-        most = compressed_max(content_size)
-        parts, length = [header.raw], len(header.raw)
-        for part in zstd_frames.read_blocks(self._take, header, name=self._raw.name, offset=offset):
-            parts.append(part)
-            length += len(part)
+        def look(n: int) -> bytes:
+            nonlocal at
+            part = self._raw.peek(at, n, A_FRAME)
+            at += n
+            return part
+
+        return zstd_frames.read_header(look, magic, name=self._raw.name, offset=offset)
+
+    def _frame(self, header: FrameHeader, most: int, offset: int) -> bytes:
+        """All of the frame that comes next, which may have `most` bytes."""
+        length, last = len(header.raw), False
+        while not last:
+            block = self._raw.peek(length, zstd_frames.BLOCK_HEADER_BYTES, A_FRAME)
+            last, body = zstd_frames.block_of(block, name=self._raw.name, offset=offset)
+            length += zstd_frames.BLOCK_HEADER_BYTES + body
             if length > most:
                 raise ImageError(
                     f"{self._raw.name}: a zstd frame goes on after {length} bytes, "
-                    f"but declares {content_size} of content",
+                    f"but declares {header.content_size} of content",
                     offset=offset,
                 )
-        frame = b"".join(parts)
+        return self._take(length + (zstd_frames.CHECKSUM_BYTES if header.has_checksum else 0))
+
+    def _whole_frame(self, header: FrameHeader, content_size: int, offset: int) -> Job:
+        frame = self._frame(header, compressed_max(content_size), offset)
+        length = len(frame)
         self._digest.update(frame)
         checksum = int.from_bytes(frame[-4:], "little") if header.has_checksum else None
         name = self._raw.name
@@ -169,6 +185,7 @@ class ZstdJobs:
         if header.window_size > WINDOW_MAX:
             raise ImageError(_about_window(self._raw.name, header.window_size), offset=offset)
         frame = _LargeFrame(header, name=self._raw.name, offset=offset)
+        self._take(len(header.raw))
         length, last = len(header.raw), b""
         waiting = [header.raw]
         for part in zstd_frames.read_blocks(self._take, header, name=self._raw.name, offset=offset):
@@ -190,8 +207,8 @@ class ZstdJobs:
         self._digest.update(data)
         return Job(lambda: frame.decompress(data), in_turn=True, check=check)
 
-    def _skippable(self, magic: bytes, offset: int) -> Iterator[Job]:
-        head = magic + self._take(SKIPPABLE_HEADER.size - len(magic))
+    def _skippable(self, offset: int) -> Iterator[Job]:
+        head = self._take(SKIPPABLE_HEADER.size)
         number, length = SKIPPABLE_HEADER.unpack(head)
         if number == TABLE_MAGIC:
             yield self._table(length, offset)

@@ -117,6 +117,8 @@ def _codecs(args: argparse.Namespace) -> int:
     print(codecs.report(measured))
     found = codecs.comparisons(measured)
     if found:
+        found += codecs.zero_pages(rounds=args.rounds, folder=args.folder, say=_say)
+    if found:
         print(f"\n{comparison_table(found)}")
     if args.json is not None:
         write_json(args.json, found)

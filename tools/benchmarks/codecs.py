@@ -16,6 +16,7 @@ from pathlib import Path
 import xxhash
 
 from benchmarks.errors import BenchError
+from benchmarks.image import make_image
 from benchmarks.results import Comparison, compare, median_run, table
 from benchmarks.running import Run, ours, run, usable_cores
 
@@ -27,7 +28,8 @@ ROOM = 3.2
 """How many times the image must fit into the folder: itself, compressed (it may not shrink), decompressed."""
 
 REST_FASTER, REST_GZIP_FASTER, REST_SIZE, REST_UNPACK_FASTER = 1.3, 15.0, 0.97, 1.5
-REST_1, REST_3 = "at rest, zstd:1", "at rest, zstd:3"
+ZERO_AGAINST_COPY, ZERO_MIB = 0.9, 256
+COPY, REST_1, REST_3 = "dd, a copy", "at rest, zstd:1", "at rest, zstd:3"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def contenders() -> list[Contender]:
     copy = ("dd", "bs=4M", "status=none", f"if={IN}")
     lz4 = ("lz4", "-d", "-q")
     peers = [
-        Contender("dd, a copy", 1, (*copy, f"of={OUT}"), (*copy, f"of={OUT}"), (*copy, "of=/dev/null"), "dd"),
+        Contender(COPY, 1, (*copy, f"of={OUT}"), (*copy, f"of={OUT}"), (*copy, "of=/dev/null"), "dd"),
         filter_of("gzip", "-1"),
         filter_of("gzip", "-6"),
         filter_of("pigz", "-p", "2", "-6"),
@@ -101,9 +103,20 @@ def contenders() -> list[Contender]:
     return [*peers, *mine]
 
 
+NEEDS = (
+    "saverestore.image.convert",
+    "saverestore.transport.newfile",
+    "saverestore.transport.opening",
+    "saverestore.transport.zstd_sink",
+    "saverestore.transport.zstd_source",
+    "lz4.frame",
+)
+"""What `pyimage convert` imports once it knows what to do: that belongs to the start of Python, too."""
+
+
 def _convert(target: str, *options: str) -> tuple[str, ...]:
     """Argv of `pyimage convert`: it reads, checks and writes digests, as saving and restoring do."""
-    needs = "saverestore.image.convert,saverestore.transport.zstd_sink,saverestore.transport.zstd_source,lz4.frame"
+    needs = ",".join(NEEDS)
     return tuple(ours("saverestore.cli.pyimage", needs, "convert", IN, "-o", target, "--overwrite", *options))
 
 
@@ -260,6 +273,17 @@ def comparisons(measured: Measured) -> list[Comparison]:
             ),
         ]
     return found
+
+
+def zero_pages(*, rounds: int, folder: Path, say: Callable[[str], None]) -> list[Comparison]:
+    """Compression at rest of nothing but zero pages, against a copy of the file by dd."""
+    some = [one for one in contenders() if (one.name, one.cores) in ((REST_1, 2), (COPY, 1))]
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as inside:
+        image = Path(inside) / "image"
+        make_image(image, ZERO_MIB, zero=True)
+        measured = measure(image, some, rounds=rounds, folder=folder, say=say)
+    copy, rest = (measured.rate(median_run(one.packing)) for one in measured.figures)
+    return [compare("compress at rest, zero pages, against dd", rest, copy, "MB/s", ZERO_AGAINST_COPY)]
 
 
 def report(measured: Measured) -> str:

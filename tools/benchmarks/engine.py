@@ -74,7 +74,7 @@ def make_domain(kind: str, mib: int) -> MemoryDomain:
 
 def settings(workers: int, *, live: bool = False) -> SaveSettings:
     """As a command saves."""
-    limits = Limits(max_rounds=2) if live else Limits()
+    limits = Limits(max_rounds=2, few_pages=0) if live else Limits()
     dirty = "log" if live else "auto"
     return SaveSettings(live=live, dirty=dirty, limits=limits, digest=DigestAlgorithm.XXH3, workers=workers)
 
@@ -209,7 +209,7 @@ def measure(
                 say(f"round {number + 1} of {rounds}: {way.name}")
                 done.seconds.setdefault(way.name, []).append(way.run())
         done.seconds = {way.name: done.seconds[way.name] for way in ways}
-        done.dirty_share = _dirty_round(domain)
+        done.dirty_share = median(_dirty_round(domain) for _ in range(max(3, rounds)))
         return done
 
 

@@ -15,12 +15,20 @@ PAGES_A_MIB = 256
 HOLE_PFNS = 64
 
 
-def make_image(path: Path, mib: int, *, root: Path = ROOT, overwrite: bool = False) -> None:
-    """Save a PVH-like domain of so many MiB, with a digest, as `pysave` does but for what libxl puts around it."""
+def make_image(
+    path: Path, mib: int, *, root: Path = ROOT, overwrite: bool = False, zero: bool = False
+) -> None:
+    """Save a PVH-like domain of so many MiB, with a digest, as `pysave` does but for what libxl puts around it.
+
+    `zero`: all its pages are zero but for a handful.
+    """
     nr_pfns = mib * PAGES_A_MIB + HOLE_PFNS
     domain = MemoryDomain.pvh(nr_pfns, hole=range(PAGES_A_MIB // 2, PAGES_A_MIB // 2 + HOLE_PFNS))
     try:
-        fill(domain, root=root)
+        if zero:
+            domain.write(domain.data_pfns(), 0)
+        else:
+            fill(domain, root=root)
         with NewFile(path, overwrite=overwrite) as file:
             save(MemorySave(domain), file.sink, SaveSettings(digest=DigestAlgorithm.XXH3))
             file.publish()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from benchmarks.errors import BenchError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 900.0
+SAMPLE_S = 0.02
 WORK_LINE = "bench-work-seconds "
 
 
@@ -62,20 +64,32 @@ def run(argv: Sequence[str], *, cores: int, stdin: Path | None = None, stdout: P
             raise BenchError(
                 f"{argv[0]} is not installed: install it, or leave it out with --only"
             ) from error
-        said, status, usage = _wait(process, argv)
+        said, peak_mib, usage = _wait(process, argv)
         wall_s = time.perf_counter() - started
-    if status != 0:
-        raise BenchError(f"{' '.join(argv)}: exit {status}: {said.strip()[-300:]}")
-    return Run(wall_s, _work_seconds(said, wall_s), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    if process.returncode != 0:
+        raise BenchError(f"{' '.join(argv)}: exit {process.returncode}: {said.strip()[-300:]}")
+    return Run(wall_s, _work_seconds(said, wall_s), usage.ru_utime + usage.ru_stime, peak_mib)
 
 
-def _wait(process: subprocess.Popen[bytes], argv: Sequence[str]) -> tuple[str, int, resource.struct_rusage]:
-    """Read what it says on standard error to its end, and reap it: (text, exit status, rusage)."""
+def _wait(process: subprocess.Popen[bytes], argv: Sequence[str]) -> tuple[str, float, resource.struct_rusage]:
+    """Read what it says on standard error to its end, and reap it: (text, peak in MiB, rusage).
+
+    The peak is looked at while it runs: that of rusage begins with what this process has, from which it was forked.
+    """
     assert process.stderr is not None
-    previous = signal.signal(signal.SIGALRM, lambda *_: _too_long(argv))
-    signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S)
+    deadline = time.monotonic() + TIMEOUT_S
+    peak_mib, said = 0.0, b""
     try:
-        said = process.stderr.read().decode(errors="replace")
+        while True:
+            ready, _, _ = select.select([process.stderr], [], [], SAMPLE_S)
+            peak_mib = _peak_mib(process.pid) or peak_mib
+            if ready:
+                part = os.read(process.stderr.fileno(), 65536)
+                if not part:
+                    break
+                said += part
+            if time.monotonic() > deadline:
+                raise BenchError(f"{' '.join(argv)}: not finished after {TIMEOUT_S:.0f} s")
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     except BaseException:
@@ -84,14 +98,17 @@ def _wait(process: subprocess.Popen[bytes], argv: Sequence[str]) -> tuple[str, i
         process.wait()
         raise
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
         process.stderr.close()
-    return said, process.returncode, usage
+    return said.decode(errors="replace"), peak_mib or usage.ru_maxrss / 1024, usage
 
 
-def _too_long(argv: Sequence[str]) -> None:
-    raise BenchError(f"{' '.join(argv)}: not finished after {TIMEOUT_S:.0f} s")
+def _peak_mib(pid: int) -> float:
+    """Most memory that a process had resident so far; 0 once it has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def _work_seconds(said: str, wall_s: float) -> float:
