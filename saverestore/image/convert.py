@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from saverestore.errors import ImageError, UsageError
+from saverestore.errors import ImageError
 from saverestore.image.coding_ahead import CodingAhead
 from saverestore.image.index import Progress
 from saverestore.image.last_pages import LastPages

@@ -20,6 +20,8 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 
 KINDS = ("pvh", "pv")
 ROUNDS = 3
+PAIRS = 5
+SIZES_MIB = (256, 1024)
 IN_MEMORY = Path("/dev/shm")
 
 _DESCRIPTION = """\
@@ -27,6 +29,9 @@ How fast this project is, next to its peers: on the same bytes, in one run, in t
 
   tools/bench image guest.img --mib 1024       make an image up, where there is none of a real domain
   tools/bench codecs guest.img --json out.json
+  tools/bench engine --no-qemu
+  tools/bench memory
+  tools/bench xen --kind pvh --mib 256
 """
 
 _EPILOG = """\
@@ -78,6 +83,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_common(engine)
     engine.set_defaults(run=_engine)
+
+    memory = commands.add_parser(
+        "memory", help="peak memory of each command, against the bound: some minutes", formatter_class=raw
+    )
+    memory.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons")
+    memory.add_argument("--folder", type=Path, help="where images are put meanwhile: some 5 GiB")
+    memory.add_argument("--only", metavar="WORD", default="", help="only what has WORD in its name")
+    memory.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    memory.set_defaults(run=_memory)
+
+    xen = commands.add_parser(
+        "xen", help="pysave and pyrestore against xl, on real Xen in the lab: an hour", formatter_class=raw
+    )
+    xen.add_argument("--kind", action="append", choices=KINDS, help="only this kind (may be repeated)")
+    xen.add_argument("--mib", action="append", type=_positive, metavar="MIB",
+                     help="memory of the domain (may be repeated; default 256 and 1024)")  # fmt: skip
+    xen.add_argument("--pairs", type=_positive, default=PAIRS, help=f"default {PAIRS}")
+    xen.add_argument("--only", choices=("saves", "live"), help="only this part")
+    xen.add_argument("--variant", default="4.17", help="of the lab (default 4.17)")
+    xen.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons")
+    xen.set_defaults(run=_xen)
     return parser
 
 
@@ -169,6 +195,38 @@ def _engine(args: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def _memory(args: argparse.Namespace) -> int:
+    from benchmarks import memory
+    from benchmarks.results import write_json
+
+    if args.child:
+        name, size_mib, folder = args.child
+        memory.measure_one(name, int(size_mib), Path(folder))
+        return OK
+    found = memory.measure_all(args.folder, args.only)
+    if args.json is not None:
+        write_json(args.json, found)
+    return OK
+
+
+def _xen(args: argparse.Namespace) -> int:
+    from benchmarks import xen
+    from benchmarks.results import comparison_table, write_json
+
+    print(_machine())
+    parts = (args.only,) if args.only else xen.PARTS
+    timed = xen.put_together(
+        xen.measure(args.variant, args.kind or KINDS, args.mib or SIZES_MIB, args.pairs, parts)
+    )
+    found = xen.comparisons(timed)
+    print(f"seconds under emulation, medians of {args.pairs} pairs\n")
+    print(comparison_table(found))
+    print(f"\n{xen.spread_table(timed)}")
+    if args.json is not None:
+        write_json(args.json, found)
+    return OK
 
 
 def _install(programs: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""`tools/bench memory`: what the engine and `pyimage` take of memory, each in a process of its own, held against the bound.
+"""`tools/bench memory`: what the engine and `pyimage` take, each in a process of its own, against the bound.
 
 The bound: 64 MiB, and 16 MiB for each worker, whatever the image's size; everything counts that is not the domain's
 own memory, also what is kept for each pfn. The domain is one in memory. Its pages are shared, all touched before
@@ -296,7 +296,15 @@ def measure_one(name: str, size_mib: int, folder: Path) -> None:
 
 
 def _in_child(case: Case, size_mib: int, folder: Path) -> dict[str, float]:
-    words = [sys.executable, str(CHECKOUT / "tools/bench"), "memory", "--child", case.name, str(size_mib), str(folder)]
+    words = [
+        sys.executable,
+        str(CHECKOUT / "tools/bench"),
+        "memory",
+        "--child",
+        case.name,
+        str(size_mib),
+        str(folder),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"{case.name}, {size_mib} MiB, failed:\n{done.stderr}")
