@@ -31,6 +31,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef GRND_INSECURE /* Linux has it from 5.6 on, Debian 11's libc not yet */
+#define GRND_INSECURE 0x0004
+#endif
+
 enum {
     PAGE_BYTES = 4096,
     WORDS = PAGE_BYTES / 8,
