@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from saverestore.guest.memory import MemorySave
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.image import last_pages
 from saverestore.image.convert import BATCH_PAGES, _cuts
-from saverestore.stream.codecs import Codec, Coding
+from saverestore.stream.codecs import Codec, CodecUnavailable, Coding
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.reader import PageData
@@ -361,6 +362,26 @@ def test_a_damaged_image_leaves_nothing(image, tmp_path, capsys, damage, compres
     image.write_bytes(damage(image.read_bytes()))
     assert convert(image, "-o", tmp_path / "b.img", "--compress", compress) == 4
     assert list(tmp_path.iterdir()) == [image]
+
+
+@pytest.mark.parametrize("failure", ["damage", "no library", "interrupt"])
+def test_workers_that_code_records_end_with_whatever_goes_wrong(image, tmp_path, monkeypatch, failure):
+    def fails(*_: object) -> bytes:
+        raise CodecUnavailable("zstd needs a package")
+
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    if failure == "damage":
+        image.write_bytes(image.read_bytes()[:9_000_000])
+    elif failure == "no library":
+        monkeypatch.setattr("saverestore.stream.page_coding.compress", fails)
+    else:
+        monkeypatch.setattr("saverestore.stream.writer.LibxcWriter.write_prepared", interrupted)
+    code = {"damage": 4, "no library": 4, "interrupt": 130}[failure]
+    assert convert(image, "-o", tmp_path / "b.img", "--to", "draft-b") == code
+    assert list(tmp_path.iterdir()) == [image]
+    assert [one.name for one in threading.enumerate() if one.name.startswith("coding")] == []
 
 
 def test_a_compressed_image_that_is_cut_leaves_nothing(image, tmp_path, capsys):
