@@ -6,15 +6,13 @@ connection. Neither may show a gap, a repeat or a second connection after any nu
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from numbered import Listener, is_numbered, log_on_disk
-from xen_lab import BOOT_TIMEOUT_S, Guest, must, run
+from xen_lab import Guest, must, run
 
 HELPER = "/usr/local/bin/pyxc-save-helper"
 MODERATE_RATE = 1000
@@ -121,39 +119,3 @@ def test_it_migrates_live(equipped: Equipped):
     assert equipped.guest.domid != domid
     equipped.guest.has_arrived()
     equipped.goes_on(before)
-
-
-@pytest.mark.slow
-def test_an_hvm_guest_without_pv_drivers_is_stopped_unasked_and_goes_on(images: Path):
-    """It knows nothing of Xen, so it prints to QEMU's serial port; QEMU begins the file anew at the restore."""
-    from labline import parse_log  # of the lab's dom0
-
-    serial = Path("/var/log/xen/console/serial-hvm-nopv.log")
-    guest = Guest("hvm-nopv", "hvm", 1)
-
-    def lines(count: int) -> dict[str, Any]:
-        deadline = time.monotonic() + BOOT_TIMEOUT_S
-        while True:
-            found = parse_log(serial.read_text(errors="replace") if serial.exists() else "").as_dict()
-            if found.get("lines", 0) >= count:
-                return found
-            assert time.monotonic() < deadline, serial.read_text(errors="replace")[-2000:]
-            time.sleep(0.5)
-
-    guest.destroy()
-    serial.unlink(missing_ok=True)
-    try:
-        must(
-            "lab-guest", "create", guest.name, "--kind", "hvm", "--memory", str(guest.memory_mib), "--pages", "256",
-            "--rate", "100", "--extra", "nopv console=ttyS0", "--config", f'serial = "file:{serial}"',
-        )  # fmt: skip
-        lines(3)
-        must("pysave", guest.name, str(images / "a.img"))
-        before = lines(3)
-        serial.unlink()
-        must("pyrestore", str(images / "a.img"))
-        after = lines(3)
-        assert (after["hash"], after["clean"]) == (before["hash"], True)
-        assert before["counter"] < after["counter"] <= before["counter"] + 5
-    finally:
-        guest.destroy()
