@@ -159,9 +159,10 @@ class DigestSource:
         changed[with_data] |= (self._digests[batch.pfns[with_data]] != digests).any(axis=1)
         self._types[batch.pfns] = batch.types
         self._digests[batch.pfns[with_data]] = digests
-        return CopiedBatch(
-            batch.pfns[changed], batch.types[changed], pages[changed[with_data]], batch.deferred
-        )
+        sent = changed[with_data]
+        if not sent.all():  # in the first round all are sent: a second copy would double what the batch takes
+            pages = pages[sent]
+        return CopiedBatch(batch.pfns[changed], batch.types[changed], pages, batch.deferred)
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -254,9 +254,10 @@ def test_any_byte_changed_is_an_image_error_or_an_image_and_memory_stays_bounded
             if found.error is not None:
                 assert found.error.offset is not None
                 assert 0 <= found.error.offset <= len(image)
-    # Some bytes are opaque (contexts, policies, times); all others are noticed.
+    # Some bytes are opaque (contexts, policies, times); all others are noticed. In hvm-v3 all are: it has a digest,
+    # which nothing announces, but FOLLOWING may only come before one.
     assert outcomes[False] > 500
-    assert outcomes[True] > 0
+    assert (outcomes[True] > 0) == (name != "hvm-v3")
     assert longest <= max(BODY_MAX.values())
 
 

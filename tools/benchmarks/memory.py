@@ -230,6 +230,11 @@ CASES = [
     Case("save --format draft-b --codec zstd", save, makes="draft-b-{}.img", settings={"coding": "zstd"}),
     Case("save --live --dirty digest", save, settings={"live": True, "dirty": "digest"}),
     Case(
+        "save --live --dirty digest --compress zstd",
+        save,
+        settings={"live": True, "dirty": "digest", "compress": 1},
+    ),
+    Case(
         "save --live --format draft-b --codec xor",
         save,
         makes="xor-{}.img",

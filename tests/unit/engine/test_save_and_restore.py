@@ -233,8 +233,8 @@ def test_a_table_still_torn_at_the_end_fails_names_the_pfn_and_the_guest_runs(ho
 @HOW
 def test_a_page_never_to_be_mapped_fails_names_the_pfn_and_the_guest_runs(kind, how):
     with opened(MAKERS[kind]()) as guest:
-        guest.domain.unmappable[BATCH_PFNS + 99] = True
-        with pytest.raises(DomainError, match=f"{BATCH_PFNS + 99:#x}"):
+        guest.domain.unmappable[2 * BATCH_PFNS + 99] = True
+        with pytest.raises(DomainError, match=f"{2 * BATCH_PFNS + 99:#x}"):
             image_of(guest, settings_for(how))
         assert not guest.domain.suspended
 

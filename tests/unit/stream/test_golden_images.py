@@ -21,6 +21,7 @@ from saverestore.stream.layout import entries_of
 from saverestore.stream.libxl import EmulatorId, EmulatorState
 from saverestore.stream.records import (
     End,
+    Following,
     HvmContext,
     HvmParams,
     ImageDigest,
@@ -66,7 +67,8 @@ HVM_RECORDS = [
     X86TscInfo(0, 0, 0, 0),
     HvmParams(((1, 0xFEFFC), (0x11, 0xFEFFD))),
     HvmContext(b"123456789"),
-    ImageDigest(1, bytes.fromhex("55693677411aa9b38889e6054e922162")),
+    Following(8, bytes.fromhex("2c0a8a99dc147d5445c3b49d035665b2")),
+    ImageDigest(1, bytes.fromhex("6132a92fcc5d0ed830c35b0043680411")),
     End(),
 ]
 
