@@ -7,13 +7,13 @@ calls. Buffers are the domain's own memory; after `close` they are released, so 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.memory_domain import FIRST_VCPU_STATE, INVALID, MemoryDomain, Processors
+from saverestore.guest.memory_views import Buffers, Moments, copy_frames, runs
 from saverestore.guest.ports import (
     U8,
     U64,
@@ -53,90 +53,6 @@ VCPU_EXTRA: dict[str, type[X86PvVcpuExtended | X86PvVcpuXsave | X86PvVcpuMsrs]] 
 }
 
 
-class Moments:
-    """Port calls as they come: recorded in `calls`, with callbacks that may write pages or raise.
-
-    Moments are named after the port's methods ("read_pages", "log_dirty.take" …); also "suspended": the
-    guest has stopped and `suspend` is about to return. Callbacks run on the thread of the call, one at a time.
-    """
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self._lock = threading.RLock()
-        self._at: dict[tuple[str, int], list[Callable[[], None]]] = {}
-        self._always: list[Callable[[str, int], None]] = []
-
-    def on(self, name: str, number: int, do: Callable[[], None]) -> None:
-        """Call `do` at the moment `name` for the `number`-th time, counted from 0."""
-        self._at.setdefault((name, number), []).append(do)
-
-    def on_every(self, do: Callable[[str, int], None]) -> None:
-        """Call `do(name, total)` at every moment; `total` counts them all, from 0."""
-        self._always.append(do)
-
-    def fail(self, name: str, number: int, error: BaseException) -> None:
-        """Raise `error` there."""
-
-        def raise_it() -> None:
-            raise error
-
-        self.on(name, number, raise_it)
-
-    def reached(self, name: str) -> None:
-        """For the ports: this moment has come."""
-        with self._lock:
-            number, total = self.calls.count(name), len(self.calls)
-            self.calls.append(name)
-            for always in self._always:
-                always(name, total)
-            for do in self._at.get((name, number), ()):
-                do()
-
-
-class _Buffers:
-    """Views that are handed out and taken back; how many are out is known to the guest."""
-
-    def __init__(self) -> None:
-        self.nr_open = 0
-        self._lock = threading.Lock()
-
-    def opened(self) -> None:
-        with self._lock:
-            self.nr_open += 1
-
-    def closed(self, views: Sequence[memoryview]) -> None:
-        for view in views:
-            view.release()
-        with self._lock:
-            self.nr_open -= 1
-
-
-def _runs(memory: memoryview, frames: U64, staged: memoryview, is_staged: Bool) -> list[memoryview]:
-    """A view for each run of pages that follow one another, in `memory` by frame or in `staged` by rank."""
-    if not len(frames):
-        return []
-    rank = (np.cumsum(is_staged) - 1).astype(np.int64)
-    # Below any frame, and so that the last of them does not seem to precede frame 0.
-    where = np.where(is_staged, rank - 2 * len(frames), frames.astype(np.int64))
-    starts = np.flatnonzero(np.diff(where, prepend=where[0] - 2) != 1)
-    stops = np.append(starts[1:], len(where))
-    views = []
-    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        source = staged if is_staged[start] else memory
-        at = int(rank[start] if is_staged[start] else frames[start]) * PAGE_SIZE
-        views.append(source[at : at + (stop - start) * PAGE_SIZE])
-    return views
-
-
-def _copy_frames(domain: MemoryDomain, frames: U64, out: U8) -> None:
-    """Copy these frames into `out`: at once where they follow one another."""
-    if len(frames) and int(frames[-1]) - int(frames[0]) == len(frames) - 1 and (np.diff(frames) == 1).all():
-        out[:] = domain.frames[int(frames[0]) : int(frames[-1]) + 1]
-    else:
-        # "clip" spares numpy a copy of all of it; frames of the domain's p2m are in range.
-        np.take(domain.frames, frames.astype(np.intp), axis=0, out=out, mode="clip")
-
-
 class MemoryBatch(PageBatch):
     """Pages of a `MemoryDomain`, read-only.
 
@@ -149,14 +65,14 @@ class MemoryBatch(PageBatch):
         pfns: U64,
         types: U8,
         deferred: U64,
-        buffers: _Buffers,
+        buffers: Buffers,
         views: Callable[[], list[memoryview]],
         gather: Callable[[U8], None],
     ) -> None:
         self._views, self._gather = views, gather
         super().__init__(pfns, types, (), deferred)
         self._made: Sequence[memoryview] | None = None
-        self._buffers: _Buffers | None = buffers
+        self._buffers: Buffers | None = buffers
         buffers.opened()
 
     @property
@@ -232,7 +148,7 @@ class MemorySave:
         self.domain_type = domain.kind
         self.xen_version = XEN_VERSION
         self.moments = Moments()
-        self.buffers = _Buffers()
+        self.buffers = Buffers()
         self._has_log_dirty = log_dirty
         self._asked = False
         self._generation = domain.generation
@@ -300,10 +216,10 @@ class MemorySave:
         staged_pages = staged.view(np.uint8).reshape(-1, PAGE_SIZE)
 
         def views() -> list[memoryview]:
-            return _runs(domain.view.toreadonly(), where, staged_pages.reshape(-1).data, is_staged)
+            return runs(domain.view.toreadonly(), where, staged_pages.reshape(-1).data, is_staged)
 
         def gather(out: U8) -> None:
-            _copy_frames(domain, where, out)
+            copy_frames(domain, where, out)
             out[is_staged] = staged_pages
 
         return MemoryBatch(pfns[kept], types[kept], pfns[deferred], self.buffers, views, gather)
@@ -362,14 +278,14 @@ class MemorySave:
 class MemoryWindow:
     """PageWindow on a `MemoryDomain`."""
 
-    def __init__(self, domain: MemoryDomain, pfns: U64, is_table: Bool, buffers: _Buffers) -> None:
+    def __init__(self, domain: MemoryDomain, pfns: U64, is_table: Bool, buffers: Buffers) -> None:
         self._domain = domain
         self._tables = pfns[is_table]
         self._staged: U8 = np.empty((len(self._tables), PAGE_SIZE), dtype=np.uint8)
-        self.buffers: Sequence[memoryview] = _runs(
+        self.buffers: Sequence[memoryview] = runs(
             domain.view, domain.p2m[pfns], self._staged.reshape(-1).data, is_table
         )
-        self._open: _Buffers | None = buffers
+        self._open: Buffers | None = buffers
         buffers.opened()
 
     def commit(self) -> None:
@@ -396,7 +312,7 @@ class MemoryRestore:
     def __init__(self, domain: MemoryDomain) -> None:
         self.domain = domain
         self.moments = Moments()
-        self.buffers = _Buffers()
+        self.buffers = Buffers()
         domain.state = Processors(leaves=b"", msr_policy=b"", hvm_context=b"")
         if not domain.is_pv:
             domain.grow(domain.capacity_pfns)  # a PV image tells its last pfn, an HVM image does not

@@ -50,6 +50,7 @@ PURE = (
     "saverestore.guest.ports",
     "saverestore.guest.memory",
     "saverestore.guest.memory_domain",
+    "saverestore.guest.memory_views",
     "saverestore.guest.x86",
     "saverestore.guest.x86.layout",
     "saverestore.guest.x86.p2m_walk",

@@ -1,0 +1,98 @@
+"""What the ports on a `MemoryDomain` share: moments for tests to act at, and views of its memory that are counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.guest.ports import U8, U64, Bool
+from saverestore.stream.layout import PAGE_SIZE
+
+
+class Moments:
+    """Port calls as they come: recorded in `calls`, with callbacks that may write pages or raise.
+
+    Moments are named after the port's methods ("read_pages", "log_dirty.take" …); also "suspended": the
+    guest has stopped and `suspend` is about to return. Callbacks run on the thread of the call, one at a time.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self._lock = threading.RLock()
+        self._at: dict[tuple[str, int], list[Callable[[], None]]] = {}
+        self._always: list[Callable[[str, int], None]] = []
+
+    def on(self, name: str, number: int, do: Callable[[], None]) -> None:
+        """Call `do` at the moment `name` for the `number`-th time, counted from 0."""
+        self._at.setdefault((name, number), []).append(do)
+
+    def on_every(self, do: Callable[[str, int], None]) -> None:
+        """Call `do(name, total)` at every moment; `total` counts them all, from 0."""
+        self._always.append(do)
+
+    def fail(self, name: str, number: int, error: BaseException) -> None:
+        """Raise `error` there."""
+
+        def raise_it() -> None:
+            raise error
+
+        self.on(name, number, raise_it)
+
+    def reached(self, name: str) -> None:
+        """For the ports: this moment has come."""
+        with self._lock:
+            number, total = self.calls.count(name), len(self.calls)
+            self.calls.append(name)
+            for always in self._always:
+                always(name, total)
+            for do in self._at.get((name, number), ()):
+                do()
+
+
+class Buffers:
+    """Views that are handed out and taken back; how many are out is known to the guest."""
+
+    def __init__(self) -> None:
+        self.nr_open = 0
+        self._lock = threading.Lock()
+
+    def opened(self) -> None:
+        """Some were handed out."""
+        with self._lock:
+            self.nr_open += 1
+
+    def closed(self, views: Sequence[memoryview]) -> None:
+        """These came back: whoever still uses one fails."""
+        for view in views:
+            view.release()
+        with self._lock:
+            self.nr_open -= 1
+
+
+def runs(memory: memoryview, frames: U64, staged: memoryview, is_staged: Bool) -> list[memoryview]:
+    """A view for each run of pages that follow one another, in `memory` by frame or in `staged` by rank."""
+    if not len(frames):
+        return []
+    rank = (np.cumsum(is_staged) - 1).astype(np.int64)
+    # Below any frame, and so that the last of them does not seem to precede frame 0.
+    where = np.where(is_staged, rank - 2 * len(frames), frames.astype(np.int64))
+    starts = np.flatnonzero(np.diff(where, prepend=where[0] - 2) != 1)
+    stops = np.append(starts[1:], len(where))
+    views = []
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        source = staged if is_staged[start] else memory
+        at = int(rank[start] if is_staged[start] else frames[start]) * PAGE_SIZE
+        views.append(source[at : at + (stop - start) * PAGE_SIZE])
+    return views
+
+
+def copy_frames(domain: MemoryDomain, frames: U64, out: U8) -> None:
+    """Copy these frames into `out`: at once where they follow one another."""
+    if len(frames) and int(frames[-1]) - int(frames[0]) == len(frames) - 1 and (np.diff(frames) == 1).all():
+        out[:] = domain.frames[int(frames[0]) : int(frames[-1]) + 1]
+    else:
+        # "clip" spares numpy a copy of all of it; frames of the domain's p2m are in range.
+        np.take(domain.frames, frames.astype(np.intp), axis=0, out=out, mode="clip")
