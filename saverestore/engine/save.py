@@ -37,6 +37,9 @@ from saverestore.transport.base import ByteSink
 BATCH_PFNS = 1024
 """Pfns read at a time, and at most in one PAGE_DATA record: 4 MiB, as in Xen. More only take more memory."""
 
+LARGE_PAGE_PFNS = 512
+"""Of 2 MiB: what a batch does not cut in two."""
+
 HOLE_PFNS = 1 << 16
 """Pfns asked about at a time when looking for those that have memory at all."""
 
@@ -364,10 +367,18 @@ class _PageSender:
         else:
             pieces = (some for some in (pfns,))
         for piece in pieces:
-            for start in range(0, len(piece), self._batch_pfns):
-                batch = piece[start : start + self._batch_pfns]
+            start = 0
+            while start < len(piece):
+                stop = start + self._batch_pfns
+                if stop < len(piece):
+                    # Not amid the pfns of a large page: whoever restores them gives it memory in one piece then.
+                    head = piece[stop] - piece[stop] % np.uint64(LARGE_PAGE_PFNS)
+                    cut = int(np.searchsorted(piece, head))
+                    stop = cut if cut > start else stop
+                batch = piece[start:stop]
                 self._asked.append(len(batch))
                 yield batch
+                start = stop
 
     def _without_holes(self, pfns: U64) -> U64:
         """Those that may have memory, or had some when they were sent."""

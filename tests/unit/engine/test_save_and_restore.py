@@ -60,6 +60,17 @@ def check_round_trip(guest: MemorySave, how: str, **more) -> bytes:
     return image
 
 
+def pfns_of_records(image: bytes) -> list[np.ndarray]:
+    with source_of(image) as source:
+        reader = LibxcReader(source)
+        found = []
+        while not reader.ended:
+            record = reader.next()
+            if isinstance(record, PageData):
+                found.append(record.pfns)
+        return found
+
+
 # ---- round trips ---------------------------------------------------------------------------------
 
 
@@ -97,6 +108,19 @@ def test_what_the_guest_writes_last_before_it_stops_is_in_the_image(kind, how):
         image = check_round_trip(guest, how)
         if how != "suspended":
             assert [pfn for pfn, _ in page_data_of(image)][-2:] == last.tolist()
+
+
+@pytest.mark.parametrize("holes", [[], [3], [3, 700, 701, 5000], range(0, 6000, 2)])
+def test_the_pfns_of_a_large_page_are_in_one_record(holes):
+    """So whoever restores them can give it memory in one piece, wherever the domain has holes before it."""
+    domain = MemoryDomain.pvh(6 * BATCH_PFNS)
+    domain.balloon_out(np.array(holes, dtype=np.uint64))
+    with opened(domain) as guest:
+        records = pfns_of_records(image_of(guest, SaveSettings()))
+    assert sum(map(len, records)) == 6 * BATCH_PFNS - len(holes)
+    assert max(map(len, records)) <= BATCH_PFNS
+    large_pages = [set((pfns // 512).tolist()) for pfns in records]
+    assert sum(map(len, large_pages)) == len(set.union(*large_pages))
 
 
 @HOW
