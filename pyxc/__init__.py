@@ -24,13 +24,17 @@ except ImportError as error:
         f"Reading images (pyimage) works without it. [{error}]"
     ) from error
 
+from pyxc._arch import ARCHITECTURE, ARM64, X86
 from pyxc.control import DomainInfo, HostInfo, Xen, XenVersion
-from pyxc.errors import ClosedHandle, ForkedHandle, XenError, XenVersionMismatch
+from pyxc.errors import ClosedHandle, ForkedHandle, WrongArchitecture, XenError, XenVersionMismatch
 from pyxc.evtchn import EventChannels
 from pyxc.foreign import ForeignMemory, Mapping
 from pyxc.store import Transaction, XenStore
 
 __all__ = [
+    "ARCHITECTURE",
+    "ARM64",
+    "X86",
     "ClosedHandle",
     "DomainInfo",
     "EventChannels",
@@ -39,6 +43,7 @@ __all__ = [
     "HostInfo",
     "Mapping",
     "Transaction",
+    "WrongArchitecture",
     "Xen",
     "XenError",
     "XenStore",
