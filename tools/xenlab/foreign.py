@@ -6,12 +6,13 @@ What their maintainer scripts would have done, as far as this dom0 needs it, is 
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 from xenlab.errors import LabError
 from xenlab.proc import run_logged
 
-RECIPE = "foreign 1"
+RECIPE = "foreign 2"
 """Change it when `settle` does something else."""
 
 MMDEBSTRAP = (
@@ -46,3 +47,33 @@ def settle(root: Path, log: Path) -> None:
     if len(versions) != 1:
         raise LabError(f"{root}/lib/modules: one kernel is wanted, there are {len(versions)}")
     run_logged(["/sbin/depmod", "-b", str(root), versions[0].name], log, shown="depmod")
+    _compile_python(root, log)
+
+
+def _compile_python(root: Path, log: Path) -> None:
+    """Python's own modules and the packaged ones: compiled at each start, they would cost a minute of emulation.
+
+    Left as they are where this machine's Python is another one: what it makes would be of no use.
+    """
+    version = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    if version and (root / "usr/lib" / version).is_dir():
+        folders = [f"{root}/usr/lib/{version}", f"{root}/usr/lib/python3/dist-packages"]
+        argv = [
+            "/usr/bin/python3",
+            "-m",
+            "compileall",
+            "-q",
+            "-x",
+            "/test",
+            "-s",
+            str(root),
+            "-p",
+            "/",
+            *folders,
+        ]
+        run_logged(argv, log, shown="compileall")

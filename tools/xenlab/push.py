@@ -52,10 +52,14 @@ python3 -m compileall -q -s /opt/target -p /opt/pysave /opt/target
 """
 
 _CROSS_PIP = """set -e
-rm -rf "$1"/*
-cd "$2"
+target=$1 source=$2 root=$3
+rm -rf "$target"/*
+cd "$source"
 /usr/bin/python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
-    --no-build-isolation --no-index --no-compile --target="$1" .
+    --no-build-isolation --no-index --no-compile --target="$target" .
+# Under emulation compiling at each start costs seconds; another Python than dom0's would make what that cannot use.
+version=$(/usr/bin/python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+[ ! -d "$root/usr/lib/$version" ] || /usr/bin/python3 -m compileall -q -s "$target" -p /opt/pysave "$target"
 """
 
 
@@ -147,7 +151,7 @@ def build_payload(variant: Variant, root: Path, checkout: Path) -> Payload:
 
 def _install(variant: Variant, root: Path, source: Path, target: Path, log: Path) -> None:
     if variant.is_arm64:
-        argv = ["sh", "-c", _CROSS_PIP, "pip", str(target), str(source)]
+        argv = ["sh", "-c", _CROSS_PIP, "pip", str(target), str(source), str(root)]
         run_logged(argv, log, shown="pip", env={**CHROOT_ENV, **_cross_environment(root)})
         return
     for name in ("source", "target"):
