@@ -32,14 +32,14 @@ static int pyxc_arm64_get_context(xc_interface *xch, uint32_t domid, uint32_t vc
     return 0;
 }
 
-/* The registers of AArch32 modes, which share the structure, are kept as they are. */
+/* The registers of AArch32 modes, which share the structure, are kept as they are; a vCPU that never ran has none. */
 static int pyxc_arm64_set_context(xc_interface *xch, uint32_t domid, uint32_t vcpu,
                                   const struct pyxc_arm64_context *in)
 {
     vcpu_guest_context_any_t any = { 0 };
     vcpu_guest_context_t *out = &any.c;
 
-    if ( xc_vcpu_getcontext(xch, domid, vcpu, &any) )
+    if ( xc_vcpu_getcontext(xch, domid, vcpu, &any) && errno != ENODATA )
         return -1;
     memcpy(&out->user_regs.x0, in->x, sizeof(in->x));
     out->user_regs.pc64 = in->pc;
