@@ -40,11 +40,14 @@ def put_right(handles: Handles, journal: Journal) -> list[str]:
     done: list[str] = []
     with shield():
         info = xen.domain(domid)
-        online = [number for number, context in enumerate(journal.contexts) if context.online]
-        in_stub = [n for n in range(len(journal.contexts)) if get_context(handles, domid, n).in_stub]
-        if in_stub and not info.paused:
-            # A stub is put back by its own end what it changed, so it has to come to that.
-            wait_for_stub(handles, domid, [number for number in in_stub if number in online])
+        now = [get_context(handles, domid, number) for number in range(len(journal.contexts))]
+        in_stub = [number for number, context in enumerate(now) if context.in_stub]
+        running = [number for number in in_stub if now[number].online]
+        if in_stub and not info.suspended:
+            # What a stub changed is put back by its own end, so it has to come to that.
+            if info.paused:
+                xen.unpause(domid)
+            wait_for_stub(handles, domid, running)
             xen.pause(domid)
         if journal.digests is not None and (in_stub or info.paused):
             done += _undo_events(handles, journal, journal.digests)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from threading import Lock
 
 import numpy as np
+import numpy.typing as npt
 
 from pyxc import Mapping
 from saverestore.guest.arm64.layout import PAGE_SIZE, Layout
@@ -65,7 +66,7 @@ class KeptMemory:
             types[start:stop][there] = PageType.NOTAB
             wanted = inside[there]
             whole = mapping.buffer
-            for low, high in _consecutive(wanted):
+            for low, high in consecutive(wanted):
                 buffers.append(whole[low * PAGE_SIZE : high * PAGE_SIZE])
         return types
 
@@ -85,8 +86,8 @@ class KeptMemory:
                 self._chunks.popitem()[1].close()
 
 
-def _consecutive(indices: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[tuple[int, int]]:
-    """Start and stop of each run of consecutive numbers."""
+def consecutive(indices: npt.NDArray[np.integer]) -> list[tuple[int, int]]:
+    """Start and stop of each run of consecutive numbers, ascending."""
     if not len(indices):
         return []
     cuts = np.flatnonzero(np.diff(indices) != 1) + 1

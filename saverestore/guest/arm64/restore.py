@@ -17,6 +17,7 @@ from saverestore.arm64_registers import Register
 from saverestore.errors import ImageError
 from saverestore.guest.arm64 import vcpu
 from saverestore.guest.arm64.layout import Control, Flag
+from saverestore.guest.arm64.memory import consecutive
 from saverestore.guest.arm64.stubs import Piece, Scratch, code_of, set_context
 from saverestore.guest.arm64.vcpu import Context
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
@@ -90,8 +91,10 @@ class Arm64Restore:
         elif isinstance(record, Arm64SharedInfo):
             self._shared_info = record
         elif isinstance(record, Arm64Vcpu):
-            if record.vcpu in self._vcpus:
-                raise ImageError(f"vCPU {record.vcpu} is in the image twice")
+            if record.vcpu in self._vcpus or record.vcpu >= self._nr_vcpus:
+                raise ImageError(
+                    f"vCPU {record.vcpu} is in the image twice, or is none of its {self._nr_vcpus} vCPUs"
+                )
             self._vcpus[record.vcpu] = record
         else:
             raise ImageError(f"a {type(record).__name__} record does not belong into an arm64 image")
@@ -129,12 +132,10 @@ class Arm64Restore:
         """Everything has been read: set processors and rings. The domain is still paused, and nothing of it ran."""
         contexts, hidden = self._processors()
         pages = self._set_rings(channels)
-        assert self._platform is not None and self._shared_info is not None  # the grammar: both are needed
-        for first, nr_pages in self._platform.banks:
-            for at in range(first, first + nr_pages, FLUSH_PAGES):
-                arm64.flush_caches(
-                    self._handles.xen, self._domid, at, min(FLUSH_PAGES, first + nr_pages - at)
-                )
+        assert self._shared_info is not None  # the grammar: it is needed
+        for first, end in consecutive(self._populated.pfns()):
+            for at in range(first, end, FLUSH_PAGES):
+                arm64.flush_caches(self._handles.xen, self._domid, at, min(FLUSH_PAGES, end - at))
         arm64.map_shared_info(self._handles.xen, self._domid, self._shared_info.pfn)
         self._load(contexts, hidden, self._shared_info.vcpu_info)
         with shield():
