@@ -42,13 +42,16 @@ def put_right(handles: Handles, journal: Journal) -> list[str]:
         info = xen.domain(domid)
         now = [get_context(handles, domid, number) for number in range(len(journal.contexts))]
         in_stub = [number for number, context in enumerate(now) if context.in_stub]
-        running = [number for number in in_stub if now[number].online]
+        under_way = [number for number in in_stub if now[number].online and not now[number].has_ended]
         if in_stub and not info.suspended:
-            # What a stub changed is put back by its own end, so it has to come to that.
-            if info.paused:
+            # What a stub changed is put back by its own end, so it has to come to that. One that has ended must not
+            # run on: its page may be gone.
+            if under_way and info.paused:
                 xen.unpause(domid)
-            wait_for_stub(handles, domid, running)
-            xen.pause(domid)
+            if under_way:
+                wait_for_stub(handles, domid, under_way)
+            if under_way or not info.paused:
+                xen.pause(domid)
         if journal.digests is not None and (in_stub or info.paused):
             done += _undo_events(handles, journal, journal.digests)
         release_scratch(handles, domid, scratch_gfns(len(journal.contexts)))

@@ -172,7 +172,7 @@ def wait_for_stub(handles: Handles, domid: int, on: Iterable[int]) -> dict[int, 
     wanted = sorted(on)
     while True:
         contexts = {number: get_context(handles, domid, number) for number in wanted}
-        ended = all(c.verdict in (vcpu.DONE, vcpu.FAULTED) and c.in_stub for c in contexts.values())
+        ended = all(context.has_ended for context in contexts.values())
         if ended or time.monotonic() > deadline:
             return contexts
         time.sleep(POLL_S)

@@ -66,6 +66,11 @@ class Context:
         return not self.sctlr_el1 & 1 and self.pc >> PAGE_SHIFT in (SCRATCH_GFN, SCRATCH_GFN + 1)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it has run a stub to its end, good or bad."""
+        return self.in_stub and self.verdict in (DONE, FAULTED)
+
+    @property
     def verdict(self) -> int:
         """What a stub ended with: DONE, FAULTED, or anything else while it is under way."""
         return self.x[30]
