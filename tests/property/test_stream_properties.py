@@ -177,11 +177,15 @@ def batches(draw: Any, max_pfn: int) -> tuple[np.ndarray, bytes]:
 def streams(draw: Any) -> tuple[DomainType, int, list]:
     """A valid stream: kind of domain, version, records, where (entries, pages) is PAGE_DATA."""
     domain = draw(st.sampled_from(DomainType))
-    version = draw(st.sampled_from([2, 3]))
-    optional = st.lists(RECORDS[Provenance] | RECORDS[X86TscInfo], max_size=1)
+    is_arm = domain is DomainType.ARM64
+    version = 3 if is_arm else draw(st.sampled_from([2, 3]))
+    anywhere = RECORDS[Provenance] if is_arm else RECORDS[Provenance] | RECORDS[X86TscInfo]
+    optional = st.lists(anywhere, max_size=1)
     records: list = []
     max_pfn = 2**52 - 1
-    if version == 3:
+    if is_arm:
+        records.append(draw(RECORDS[Arm64Platform]))
+    elif version == 3:
         records += draw(st.lists(RECORDS[X86CpuidPolicy] | RECORDS[X86MsrPolicy], max_size=2))
     if domain is DomainType.X86_PV:
         info = draw(RECORDS[X86PvInfo])
@@ -198,6 +202,8 @@ def streams(draw: Any) -> tuple[DomainType, int, list]:
         records += draw(optional)
         if domain is DomainType.X86_PV:
             tail = [draw(RECORDS[SharedInfo]), *(draw(RECORDS[kind]) for kind in VCPU)]
+        elif is_arm:
+            tail = [draw(RECORDS[kind]) for kind in (HvmParams, Arm64SharedInfo, Arm64Vcpu)]
         else:
             tail = [draw(RECORDS[HvmParams]), draw(RECORDS[HvmContext])]
         records += draw(st.permutations(tail))
