@@ -57,6 +57,18 @@ for name, (header, builder, package) in MODULES.items():
     else:
         print(f"setup: no {header} ({package}): installing without it", file=sys.stderr)
 
+
+def compiles_for_arm64() -> bool:
+    """Whether what the compiler makes runs on 64-bit ARM. A compiler that is missing makes nothing."""
+    try:
+        done = subprocess.run([*compiler(), "-dumpmachine"], capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return done.stdout.startswith("aarch64")
+
+
+if MODULES["xen"][1] in cffi_modules and compiles_for_arm64():
+    cffi_modules.append("saverestore/guest/arm64/build.py:ffibuilder")
 if MODULES["xen"][1] in cffi_modules:
     os.environ.setdefault("PYXC_BUILT_FOR", xen_release())
 setup(cffi_modules=cffi_modules)

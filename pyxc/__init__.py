@@ -27,14 +27,19 @@ except ImportError as error:
         f"Reading images (pyimage) works without it. [{error}]"
     ) from error
 
+from pyxc._arch import ARCHITECTURE, ARM64, X86
+
 if TYPE_CHECKING:
     from pyxc.control import DomainInfo, HostInfo, Xen, XenVersion
-    from pyxc.errors import ClosedHandle, ForkedHandle, XenError, XenVersionMismatch
+    from pyxc.errors import ClosedHandle, ForkedHandle, WrongArchitecture, XenError, XenVersionMismatch
     from pyxc.evtchn import EventChannels
     from pyxc.foreign import ForeignMemory, Mapping
     from pyxc.store import Transaction, XenStore
 
 __all__ = [
+    "ARCHITECTURE",
+    "ARM64",
+    "X86",
     "ClosedHandle",
     "DomainInfo",
     "EventChannels",
@@ -43,6 +48,7 @@ __all__ = [
     "HostInfo",
     "Mapping",
     "Transaction",
+    "WrongArchitecture",
     "Xen",
     "XenError",
     "XenStore",
@@ -59,6 +65,7 @@ _HOME = {
     "HostInfo": "control",
     "Mapping": "foreign",
     "Transaction": "store",
+    "WrongArchitecture": "errors",
     "Xen": "control",
     "XenError": "errors",
     "XenStore": "store",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from pyxc import _log
+from pyxc._arch import X86, require
 from pyxc._handle import Handle, check_rc, last_errno
 from pyxc._xen import ffi, lib
 from pyxc.errors import XenError, XenVersionMismatch
@@ -97,6 +98,8 @@ class DomainConfig:
     cpupool: int = 0
     emulation_flags: int = 0
     misc_flags: int = 0
+    gic_version: int = 0  # arm64: the host's own
+    nr_spis: int = 0  # arm64
 
 
 def _domain_info(c: ffi.CData) -> DomainInfo:
@@ -224,6 +227,8 @@ class Xen(Handle):
             "max_maptrack_frames",
             "emulation_flags",
             "misc_flags",
+            "gic_version",
+            "nr_spis",
         ):
             setattr(c, name, getattr(config, name))
         domid = ffi.new("uint32_t *")
@@ -274,6 +279,7 @@ class Xen(Handle):
 
     def log_dirty_off(self, domid: int) -> None:
         """Turn log-dirty off, whoever turned it on (see `pyxc.memory.LogDirty` for turning it on)."""
+        require(X86, "xc_shadow_control", domid)
         check_rc(lib.pyxc_logdirty_off(self.ptr, domid), "xc_shadow_control", domid, detail="log-dirty off")
 
     # ---- event channels of other domains ---------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pyxc._arch import X86, require
 from pyxc._handle import check_rc, last_errno
 from pyxc._xen import ffi, lib
 from pyxc.control import Xen
@@ -47,6 +48,7 @@ def set_vcpu_context(xen: Xen, domid: int, vcpu: int, context: bytes | bytearray
 
 def vcpu_extended(xen: Xen, domid: int, vcpu: int) -> bytes:
     """The extended context (sysenter, syscall32, machine check), up to 128 bytes; empty when none."""
+    require(X86, "get_ext_vcpucontext", domid)
     buffer, size = ffi.new("char[]", EXTENDED_MAX_BYTES), ffi.new("uint32_t *")
     check_rc(lib.pyxc_vcpu_get_extended(xen.ptr, domid, vcpu, buffer, size), "get_ext_vcpucontext", domid)
     return bytes(ffi.buffer(buffer, size[0]))
@@ -54,6 +56,7 @@ def vcpu_extended(xen: Xen, domid: int, vcpu: int) -> bytes:
 
 def set_vcpu_extended(xen: Xen, domid: int, context: bytes) -> None:
     """Set it; the structure names its vCPU itself."""
+    require(X86, "set_ext_vcpucontext", domid)
     check_rc(lib.pyxc_vcpu_set_extended(xen.ptr, domid, context, len(context)), "set_ext_vcpucontext", domid)
 
 
@@ -70,26 +73,31 @@ def _get_in_two_calls(function: Callable[..., int], call: str, xen: Xen, domid: 
 
 def vcpu_xsave(xen: Xen, domid: int, vcpu: int) -> bytes:
     """The extended processor state (x87, SSE, AVX …); empty when the vCPU has none."""
+    require(X86, "getvcpuextstate", domid)
     return _get_in_two_calls(lib.pyxc_vcpu_get_xsave, "getvcpuextstate", xen, domid, vcpu)
 
 
 def set_vcpu_xsave(xen: Xen, domid: int, vcpu: int, state: bytes) -> None:
     """Set it."""
+    require(X86, "setvcpuextstate", domid)
     check_rc(lib.pyxc_vcpu_set_xsave(xen.ptr, domid, vcpu, state, len(state)), "setvcpuextstate", domid)
 
 
 def vcpu_msrs(xen: Xen, domid: int, vcpu: int) -> bytes:
     """Model-specific registers, 16 bytes each (index, reserved, value); empty when none are in use."""
+    require(X86, "get_vcpu_msrs", domid)
     return _get_in_two_calls(lib.pyxc_vcpu_get_msrs, "get_vcpu_msrs", xen, domid, vcpu)
 
 
 def set_vcpu_msrs(xen: Xen, domid: int, vcpu: int, msrs: bytes) -> None:
     """Set them."""
+    require(X86, "set_vcpu_msrs", domid)
     check_rc(lib.pyxc_vcpu_set_msrs(xen.ptr, domid, vcpu, msrs, len(msrs)), "set_vcpu_msrs", domid)
 
 
 def pin_tables(xen: Xen, domid: int, mfns: npt.NDArray[np.uint64], levels: npt.NDArray[np.uint8]) -> None:
     """Pin page tables, `levels[i]` (1 to 4) saying as what; any number, 1,024 a call (xc_mmuext_op)."""
+    require(X86, "xc_mmuext_op", domid)
     mfns = np.ascontiguousarray(mfns, dtype=np.uint64)
     levels = np.ascontiguousarray(levels, dtype=np.uint8)
     for start in range(0, len(mfns), 1024):
@@ -119,6 +127,7 @@ class TscInfo:
 
 def tsc_info(xen: Xen, domid: int) -> TscInfo:
     """The domain's time stamp counter settings now."""
+    require(X86, "xc_domain_get_tsc_info", domid)
     mode, khz, incarnation = (ffi.new("uint32_t *") for _ in range(3))
     elapsed = ffi.new("uint64_t *")
     check_rc(
@@ -131,6 +140,7 @@ def tsc_info(xen: Xen, domid: int) -> TscInfo:
 
 def set_tsc_info(xen: Xen, domid: int, tsc: TscInfo) -> None:
     """Set them."""
+    require(X86, "xc_domain_set_tsc_info", domid)
     check_rc(
         lib.xc_domain_set_tsc_info(xen.ptr, domid, tsc.mode, tsc.elapsed_ns, tsc.khz, tsc.incarnation),
         "xc_domain_set_tsc_info",
@@ -140,6 +150,7 @@ def set_tsc_info(xen: Xen, domid: int, tsc: TscInfo) -> None:
 
 def cpu_policy(xen: Xen, domid: int) -> tuple[bytes, bytes]:
     """What the domain's CPUID and MSRs say: (leaves of 24 bytes, MSR entries of 16 bytes)."""
+    require(X86, "xc_cpu_policy_get_domain", domid)
     return _policy(xen, domid, hvm=False, call="xc_cpu_policy_get_domain")
 
 
@@ -148,6 +159,7 @@ def max_cpu_policy(xen: Xen, *, hvm: bool) -> tuple[bytes, bytes]:
 
     XenError (EOPNOTSUPP) where this Xen has no domains of that kind.
     """
+    require(X86, "xc_cpu_policy_get_system")
     return _policy(xen, lib.DOMID_INVALID, hvm=hvm, call="xc_cpu_policy_get_system")
 
 
@@ -166,6 +178,7 @@ def _policy(xen: Xen, domid: int, *, hvm: bool, call: str) -> tuple[bytes, bytes
 
 def set_cpu_policy(xen: Xen, domid: int, leaves: bytes, msrs: bytes) -> None:
     """Set them, before the domain has run. The error names the leaf or MSR this host cannot give."""
+    require(X86, "xc_set_domain_cpu_policy", domid)
     err_leaf, err_subleaf, err_msr = (ffi.new("uint32_t *") for _ in range(3))
     leaf, entry = lib.pyxc_cpuid_leaf_size(), lib.pyxc_msr_entry_size()
     rc = lib.pyxc_set_cpu_policy(
@@ -213,6 +226,7 @@ def set_hvm_param(xen: Xen, domid: int, index: int, value: int) -> None:
 
 def hvm_context(xen: Xen, domid: int) -> bytes:
     """The hypervisor's state of the domain's vCPUs and emulated devices, opaque."""
+    require(X86, "xc_domain_hvm_getcontext", domid)
     size = check_rc(
         lib.xc_domain_hvm_getcontext(xen.ptr, domid, ffi.NULL, 0), "xc_domain_hvm_getcontext", domid
     )
@@ -225,6 +239,7 @@ def hvm_context(xen: Xen, domid: int) -> bytes:
 
 def set_hvm_context(xen: Xen, domid: int, context: bytes) -> None:
     """Set it."""
+    require(X86, "xc_domain_hvm_setcontext", domid)
     buffer = ffi.new("uint8_t[]", context)
     check_rc(
         lib.xc_domain_hvm_setcontext(xen.ptr, domid, buffer, len(context)), "xc_domain_hvm_setcontext", domid

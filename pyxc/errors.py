@@ -26,6 +26,10 @@ class XenVersionMismatch(XenError):
     """The binding and the running hypervisor are of different Xen releases."""
 
 
+class WrongArchitecture(XenError):
+    """Xen has this call on another architecture only."""
+
+
 class ClosedHandle(ValueError):
     """A handle or mapping was used after it was closed: the caller's mistake."""
 

@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from pyxc._arch import X86, require
 from pyxc._handle import check_rc, last_errno
 from pyxc._xen import ffi, lib
 from pyxc.control import Xen
@@ -25,6 +26,7 @@ def page_types(xen: Xen, domid: int, gfns: U64) -> U8:
 
     Any n. Populates populate-on-demand pages of an HVM guest.
     """
+    require(X86, "xc_get_pfn_type_batch", domid)
     answer = np.array(gfns, dtype=np.uint64)  # the call overwrites its input
     rc = lib.pyxc_page_types(xen.ptr, domid, len(answer), ffi.from_buffer("xen_pfn_t[]", answer))
     check_rc(rc, "xc_get_pfn_type_batch", domid)
@@ -40,6 +42,7 @@ def nr_gpfns(xen: Xen, domid: int) -> int:
 
 def guest_width_bytes(xen: Xen, domid: int) -> int:
     """The PV guest's word: 4 or 8 bytes."""
+    require(X86, "xc_domain_get_guest_width", domid)
     width = ffi.new("unsigned int *")
     rc = lib.xc_domain_get_guest_width(xen.ptr, domid, width)
     if rc != 0:  # 1, not -1, on error
@@ -89,6 +92,7 @@ def map_m2p(xen: Xen, memory: ForeignMemory, max_mfn: int) -> Mapping:
 
     Chunks of 2 MiB that have no RAM behind them repeat the one before (xc_machphys_mfn_list).
     """
+    require(X86, "xc_machphys_mfn_list")
     chunk_mfns = 512  # a 2 MiB chunk is 512 pages
     entries = max_mfn + 1
     nr_chunks = -(-entries * 8 // (chunk_mfns * PAGE_SIZE))
@@ -107,6 +111,7 @@ class LogDirty:
     """
 
     def __init__(self, xen: Xen, domid: int, nr_pfns: int) -> None:
+        require(X86, "xc_shadow_control", domid)
         self._xen = xen
         self._domid = domid
         self._nr_pfns = nr_pfns

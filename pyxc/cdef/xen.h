@@ -1,6 +1,7 @@
 /*
  * What pyxc uses of Xen's libraries, as cffi (API mode) reads it: the compiler checks every line
- * against the installed headers. "..." leaves a layout to the compiler.
+ * against the installed headers. "..." leaves a layout to the compiler. What only one architecture has is in
+ * x86.h and arm64.h.
  */
 typedef struct xc_interface_core xc_interface;
 typedef struct xentoollog_logger xentoollog_logger;
@@ -38,22 +39,16 @@ struct pyxc_create {
     uint32_t ssidref, max_vcpus, max_evtchn_port, max_grant_version, cpupool;
     int32_t max_grant_frames, max_maptrack_frames;
     uint32_t emulation_flags, misc_flags;
+    uint32_t nr_spis;
+    uint8_t gic_version;
 };
 int pyxc_domain_create(xc_interface *xch, const struct pyxc_create *in, uint32_t *domid);
 
 int pyxc_vcpu_online(xc_interface *xch, uint32_t domid, uint32_t vcpu, bool *online);
+const char *pyxc_architecture(void);
 size_t pyxc_vcpu_context_size(void);
 int pyxc_vcpu_getcontext(xc_interface *xch, uint32_t domid, uint32_t vcpu, void *context);
 int pyxc_vcpu_setcontext(xc_interface *xch, uint32_t domid, uint32_t vcpu, void *context);
-int pyxc_vcpu_get_extended(xc_interface *xch, uint32_t domid, uint32_t vcpu, void *buffer, uint32_t *size);
-int pyxc_vcpu_set_extended(xc_interface *xch, uint32_t domid, const void *buffer, uint32_t size);
-int pyxc_vcpu_get_xsave(xc_interface *xch, uint32_t domid, uint32_t vcpu, void *out, uint64_t *size);
-int pyxc_vcpu_set_xsave(xc_interface *xch, uint32_t domid, uint32_t vcpu, const void *in, uint64_t size);
-int pyxc_vcpu_get_msrs(xc_interface *xch, uint32_t domid, uint32_t vcpu, void *out, uint64_t *size);
-int pyxc_vcpu_set_msrs(xc_interface *xch, uint32_t domid, uint32_t vcpu, const void *in, uint64_t size);
-int pyxc_pin_tables(xc_interface *xch, uint32_t domid, uint32_t nr, const uint8_t *levels,
-                    const uint64_t *mfns);
-
 struct pyxc_dirty_bitmap { void *data; int nr_pages; ...; };
 struct pyxc_dirty_bitmap *pyxc_dirty_bitmap_new(xc_interface *xch, uint64_t nr_bits);
 void pyxc_dirty_bitmap_free(xc_interface *xch, struct pyxc_dirty_bitmap *bitmap);
@@ -74,26 +69,6 @@ int pyxc_credit_set(xc_interface *xch, uint32_t domid, const struct pyxc_share *
 #define XEN_SCHEDULER_ARINC653 ...
 #define XEN_SCHEDULER_RTDS ...
 #define XEN_SCHEDULER_NULL ...
-
-size_t pyxc_cpuid_leaf_size(void);
-size_t pyxc_msr_entry_size(void);
-int pyxc_get_cpu_policy(xc_interface *xch, uint32_t domid, bool hvm, void *leaves, uint32_t *nr_leaves,
-                        void *msrs, uint32_t *nr_msrs);
-#define DOMID_INVALID ...
-int pyxc_set_cpu_policy(xc_interface *xch, uint32_t domid, uint32_t nr_leaves, void *leaves,
-                        uint32_t nr_msrs, void *msrs, uint32_t *err_leaf, uint32_t *err_subleaf,
-                        uint32_t *err_msr);
-
-struct pyxc_pv_layout {
-    uint32_t shared_info_size, shinfo_vcpu_info, shinfo_vcpu_info_size, shinfo_vcpu_info_stride,
-        vcpu_info_pending_sel, shinfo_evtchn_pending, shinfo_evtchn_mask, shinfo_evtchn_size,
-        shinfo_arch, shinfo_arch_size, arch_max_pfn, arch_fll, arch_p2m_cr3, arch_p2m_vaddr,
-        arch_p2m_generation;
-    uint32_t ctx_size, ctx_flags, ctx_rdx, ctx_gdt_frames, ctx_nr_gdt_frames, ctx_gdt_ents, ctx_ctrlreg;
-    uint32_t si_nr_pages, si_shared_info, si_flags, si_store_mfn, si_store_evtchn, si_console_mfn,
-        si_console_evtchn;
-};
-void pyxc_pv_layout_x86_64(struct pyxc_pv_layout *out);
 
 /* xenctrl.h, xenguest.h */
 xc_interface *xc_interface_open(xentoollog_logger *logger, xentoollog_logger *dombuild_logger,
@@ -132,14 +107,8 @@ int xc_hvm_param_set(xc_interface *xch, uint32_t dom, uint32_t param, uint64_t v
 int xc_hvm_param_get(xc_interface *xch, uint32_t dom, uint32_t param, uint64_t *value);
 int xc_domain_hvm_getcontext(xc_interface *xch, uint32_t domid, uint8_t *ctxt_buf, uint32_t size);
 int xc_domain_hvm_setcontext(xc_interface *xch, uint32_t domid, uint8_t *hvm_ctxt, uint32_t size);
-int xc_cpu_policy_get_size(xc_interface *xch, uint32_t *nr_leaves, uint32_t *nr_msrs);
-
 #define XEN_DOMCTL_PFINFO_LTAB_SHIFT ...
 #define SHUTDOWN_suspend ...
-#define XEN_X86_EMU_LAPIC ...
-#define XEN_X86_EMU_ALL ...
-#define XEN_X86_EMU_VPCI ...
-
 /* xenforeignmemory.h */
 xenforeignmemory_handle *xenforeignmemory_open(xentoollog_logger *logger, unsigned open_flags);
 int xenforeignmemory_close(xenforeignmemory_handle *fmem);

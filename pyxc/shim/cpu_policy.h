@@ -1,4 +1,4 @@
-/* CPU policy: CPUID leaves and MSRs. */
+/* CPU policy of x86: CPUID leaves and MSRs. */
 #ifndef PYXC_SHIM_CPU_POLICY_H
 #define PYXC_SHIM_CPU_POLICY_H
 

@@ -62,6 +62,8 @@ struct pyxc_create {
     uint32_t ssidref, max_vcpus, max_evtchn_port, max_grant_version, cpupool;
     int32_t max_grant_frames, max_maptrack_frames;
     uint32_t emulation_flags, misc_flags;
+    uint32_t nr_spis;
+    uint8_t gic_version;
 };
 
 /* Effect: *domid is the new, empty, paused domain. Fields that a release does not know stay zero. */
@@ -79,6 +81,8 @@ static int pyxc_domain_create(xc_interface *xch, const struct pyxc_create *in, u
         .cpupool_id = in->cpupool,
 #if defined(__i386__) || defined(__x86_64__)
         .arch = { .emulation_flags = in->emulation_flags, .misc_flags = in->misc_flags },
+#elif defined(__aarch64__)
+        .arch = { .gic_version = in->gic_version, .nr_spis = in->nr_spis },
 #endif
     };
 

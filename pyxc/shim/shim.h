@@ -19,7 +19,6 @@
 #include <xenstore.h>
 #include <xentoollog.h>
 
-#include <xen/foreign/x86_64.h>
 #include <xen/hvm/params.h>
 #include <xen/io/console.h>
 #include <xen/memory.h>
@@ -37,5 +36,26 @@ static const char *pyxc_built_for(void) { return PYXC_BUILT_FOR; }
 #include "pages.h"
 #include "logdirty.h"
 #include "sched.h"
+
+/* As `pyxc._arch` names them. */
+static const char *pyxc_architecture(void)
+{
+#ifdef __aarch64__
+    return "arm64";
+#else
+    return "x86";
+#endif
+}
+
+#ifdef __aarch64__
+#include <sys/auxv.h>
+#include <xen/platform.h>
+#include <xencall.h>
+#include "arm64.h"
+#else
+#include <xen/foreign/x86_64.h>
+#include "vcpu_x86.h"
+#include "pin_x86.h"
 #include "cpu_policy.h"
 #include "layout_x86_pv.h"
+#endif

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from saverestore.engine.digests import page_digests
 from saverestore.guest.ports import U8, U64, Bool, LogDirty, PageBatch, SaveGuest
+from saverestore.kernels.page_digests import page_digests
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.zero_pages import PAGE_WORDS, zero_pages
 

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saverestore.errors import ImageError
 from saverestore.image import elf
 from saverestore.image.index import ImageIndex, Progress, offsets_of_places
 from saverestore.image.pages import Batch, batches_of, pfns_with_data, read_pages, runs_of
 from saverestore.image.registers import Vcpu, vcpus_of
 from saverestore.image.sparse import SparseFile
-from saverestore.stream.layout import PAGE_SHIFT, PAGE_SIZE, U64Array
+from saverestore.stream.layout import PAGE_SHIFT, PAGE_SIZE, DomainType, U64Array
 from saverestore.transport.random_access import RandomAccess
 
 # Linux's vmcoreinfo_note begins a page: {u32 name length 11, u32 length, u32 type 0} "VMCOREINFO\0" + a byte, text.
@@ -93,6 +94,10 @@ def write_core(
 
     While all memory goes by, the note that Linux keeps of itself in it is looked for; the first that is one counts.
     """
+    if index.domain is not None and index.domain.type is DomainType.ARM64:
+        raise ImageError(
+            "it holds an arm64 domain: core files are made of x86 domains only ('pyimage dump' has memory)"
+        )
     vcpus, unknown = vcpus_of(index)
     vmcoreinfo: bytes | None = None
     pfns = pfns_with_data(index.pages)

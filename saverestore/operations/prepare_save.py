@@ -11,6 +11,8 @@ from pathlib import Path
 
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import DomainError, SaveRestoreError, TransportError, UsageError
+from saverestore.guest.arm64.host import is_arm64_host
+from saverestore.guest.arm64.save import guest_of as arm64_guest_of
 from saverestore.guest.ports import SaveGuest, Throttle
 from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmSave
@@ -104,7 +106,7 @@ def prepare(handles: Handles, request: SaveRequest, findings: Findings, stack: E
     throttle = None
     with findings.check():
         throttle = _throttle_of(handles, domain, request)
-    guest = _guest_of(handles, domain, device_model, request.suspend_timeout_s)
+    guest = _guest_of(handles, domain, config, device_model, request.suspend_timeout_s)
     return Prepared(domain, toolstack, config, device_model, guest, digest, throttle)
 
 
@@ -131,8 +133,14 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
 
 
 def _guest_of(
-    handles: Handles, domain: Domain, device_model: DeviceModel | None, suspend_timeout_s: float | None
+    handles: Handles,
+    domain: Domain,
+    config: GuestConfig,
+    device_model: DeviceModel | None,
+    suspend_timeout_s: float | None,
 ) -> SaveGuest:
+    if is_arm64_host():
+        return arm64_guest_of(handles, domain.info, config.gic_version, suspend_timeout_s)
     suspender: Suspending = Suspender(
         handles.xen,
         handles.store,
@@ -228,7 +236,7 @@ def _tell_what_would_be_done(
     devices = ", ".join(config.devices) or "none besides the console"
     findings.tell(f"toolstack {ready.toolstack.name}; devices: {devices}")
     if request.live:
-        has_log = handles.xen.host().shadow or ready.domain.info.hvm
+        has_log = handles.xen.host().shadow or (ready.domain.info.hvm and not is_arm64_host())
         how = "the hypervisor's log-dirty" if has_log and request.dirty != "digest" else "content digests"
         findings.tell(f"live: pages written meanwhile would be found by {how}")
     size = _size_bytes(ready.guest)

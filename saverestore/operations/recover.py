@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 
 from saverestore.errors import DomainError
+from saverestore.guest.arm64.going_on import recover as recover_arm64
+from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.guest.x86.common import Handles, XenError, open_handles
 from saverestore.guest.x86.suspend import resume_suspended, withdraw_request
 from saverestore.toolstack import domains, processor_cap
@@ -35,6 +37,8 @@ def recover_domain(text: str) -> list[str]:
                 domains.check_can_be_saved(domains.Domain(info, domain.name))
             if domains.kind_of(handles, info) == "hvm":
                 done += _recover_device_model(handles, domain.domid)
+            if is_arm64_host():
+                return done + recover_arm64(handles, info)
             if info.suspended:
                 resume_suspended(handles.xen, handles.store, domain.domid)
                 done.append("it was suspended and goes on")

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
+from saverestore.guest.arm64.host import gic_version
+from saverestore.guest.arm64.restore import check_platform
 from saverestore.guest.x86.common import FORCE, Handles, check_cpu_policy, open_handles
 from saverestore.operations import restore_bare
 from saverestore.operations.image import opened
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.stream.layout import DomainType, RecordType
 from saverestore.stream.reader import LibxcReader, PageData
-from saverestore.stream.records import X86CpuidPolicy, X86MsrPolicy
+from saverestore.stream.records import Arm64Platform, X86CpuidPolicy, X86MsrPolicy
 from saverestore.toolstack import bare, choice, domains, host_fit, watcher
 from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.opening import ImageSource
@@ -185,6 +187,8 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
         return
     with opened(request.image) as image:
         reader = LibxcReader(image.source)
+        unless = None if request.force else FORCE
+        restore_bare.check_architecture(reader.domain.type)
         leaves = msrs = b""
         while not reader.static_data_ended:
             record = reader.next()
@@ -194,8 +198,11 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
                 leaves = record.leaves
             elif isinstance(record, X86MsrPolicy):
                 msrs = record.entries
-        is_hvm = reader.domain.type == DomainType.X86_HVM
-        check_cpu_policy(handles.xen, is_hvm, leaves, msrs, unless=None if request.force else FORCE)
+            elif isinstance(record, Arm64Platform):
+                check_platform(record, gic_version(image.config.gic_version), unless=unless)
+        if reader.domain.type is not DomainType.ARM64:
+            is_hvm = reader.domain.type == DomainType.X86_HVM
+            check_cpu_policy(handles.xen, is_hvm, leaves, msrs, unless=unless)
 
 
 def _tell_time(source: ImageSource, findings: Findings) -> None:

@@ -10,6 +10,9 @@ from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ImageError
+from saverestore.guest.arm64.host import gic_version, is_arm64_host
+from saverestore.guest.arm64.layout import last_gfn
+from saverestore.guest.arm64.restore import Arm64Restore
 from saverestore.guest.ports import RestoreGuest
 from saverestore.guest.x86.common import FORCE, Handles
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
@@ -92,6 +95,15 @@ class _FreshDomain:
             error.add_note("no domain was left behind")
 
 
+def check_architecture(domain_type: DomainType) -> None:
+    """ImageError when the image's domain ran on another architecture than this host's."""
+    if (domain_type is DomainType.ARM64) != is_arm64_host():
+        names = ("arm64", "x86") if domain_type is DomainType.ARM64 else ("x86", "arm64")
+        raise ImageError(
+            f"the image holds an {names[0]} domain, and this is an {names[1]} host; nothing was done"
+        )
+
+
 def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:
     """The configuration and the stream must speak of the same kind of domain, one that we can restore."""
     if guest_config.kind == "hvm":
@@ -99,7 +111,10 @@ def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:
             f"{guest_config.name} is an HVM domain with a device model, which the bare toolstack cannot restore; "
             "nothing was done"
         )
+    check_architecture(reader.domain.type)
     wanted = DomainType.X86_PV if guest_config.kind == "pv" else DomainType.X86_HVM
+    if is_arm64_host():
+        wanted = DomainType.ARM64
     if reader.domain.type != wanted:
         raise ImageError(
             f"the configuration says {guest_config.kind}, the stream holds an {reader.domain.type.name} domain"
@@ -120,7 +135,10 @@ def _fill(
     unless = None if force else FORCE
     info = handles.xen.domain(fresh.domid)
     guest: RestoreGuest
-    if reader.domain.type == DomainType.X86_PV:
+    if reader.domain.type == DomainType.ARM64:
+        guest = Arm64Restore(handles, info, gic_version(guest_config.gic_version), unless=unless)
+        reader.max_pfn = last_gfn(guest_config.max_kib // 4)
+    elif reader.domain.type == DomainType.X86_PV:
         guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4), unless=unless)
     else:
         guest = HvmRestore(handles, info, unless=unless)

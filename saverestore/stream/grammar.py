@@ -18,6 +18,13 @@ x86 HVM (version 3):
 
     tail       HVM_CONTEXT (needed) and HVM_PARAMS, in any order
 
+arm64 (version 3, this project's own):
+
+    ARM64_PLATFORM  STATIC_DATA_END  ┌──────────────── set ────────────────┐
+    ─ start ──────► static ────────► memory ──────────────────────► tail ──► END
+
+    tail       ARM64_SHARED_INFO and ARM64_VCPU (both needed) and HVM_PARAMS (needed), in any order
+
 `draft-b` (version 1) has the order of version 3.
 
 Version 2 has no policies and no STATIC_DATA_END; the first P2M_FRAMES (PV) or PAGE_DATA (HVM)
@@ -72,11 +79,15 @@ POLICY_TYPES = (R.X86_CPUID_POLICY, R.X86_MSR_POLICY)
 TAIL_TYPES: dict[DomainType, tuple[RecordType, ...]] = {
     DomainType.X86_PV: (R.SHARED_INFO, *VCPU_TYPES),
     DomainType.X86_HVM: (R.HVM_PARAMS, R.HVM_CONTEXT),
+    DomainType.ARM64: (R.HVM_PARAMS, R.ARM64_SHARED_INFO, R.ARM64_VCPU),
 }
 NEEDED_IN_TAIL: dict[DomainType, frozenset[RecordType]] = {
     DomainType.X86_PV: frozenset({R.SHARED_INFO, R.X86_PV_VCPU_BASIC}),
     DomainType.X86_HVM: frozenset({R.HVM_CONTEXT}),
+    DomainType.ARM64: frozenset({R.HVM_PARAMS, R.ARM64_SHARED_INFO, R.ARM64_VCPU}),
 }
+
+KINDS = {DomainType.X86_PV: "x86 PV", DomainType.X86_HVM: "x86 HVM", DomainType.ARM64: "arm64"}
 
 NEVER = {
     R.TOOLSTACK: "is deprecated and means nothing to any Xen since 4.6",
@@ -105,6 +116,10 @@ def _set_of(tail: Iterable[RecordType]) -> dict[State, dict[RecordType, State]]:
 def _transitions(domain: DomainType, version: int) -> Transitions:
     rest = _set_of(TAIL_TYPES[domain])
     has_static_end = version != WITHOUT_STATIC_DATA_END
+    if domain is DomainType.ARM64:
+        # No Xen ever wrote one of version 2: it could not restore it either.
+        start = {R.ARM64_PLATFORM: State.STATIC} if has_static_end else {}
+        return {State.START: start, State.STATIC: {R.STATIC_DATA_END: State.MEMORY}} | rest
     policies = POLICY_TYPES if has_static_end else ()
     if domain is DomainType.X86_HVM:
         if not has_static_end:
@@ -152,7 +167,7 @@ class Grammar:
                 self._check_end(type, offset)
             self.state = State.DIGESTED if type == R.IMAGE_DIGEST else State.FOLLOWING_TOLD
             return
-        if type == R.X86_TSC_INFO or type & OPTIONAL_BIT:
+        if type & OPTIONAL_BIT or (type == R.X86_TSC_INFO and self._domain is not DomainType.ARM64):
             return
         known = RecordType(type)
         next_state = self._transitions[self.state].get(known)
@@ -183,10 +198,9 @@ class Grammar:
         if not expected:
             raise OutOfOrder(f"{record_name(type)} record {self.state.value}", offset=offset, type=type)
         could_come = ", ".join(name.name for name in expected)
-        kind = {DomainType.X86_PV: "x86 PV", DomainType.X86_HVM: "x86 HVM"}[self._domain]
         raise OutOfOrder(
-            f"{record_name(type)} record {self.state.value} of an {kind} image of version {self._version}, "
-            f"where there could be {could_come}",
+            f"{record_name(type)} record {self.state.value} of an {KINDS[self._domain]} image of version "
+            f"{self._version}, where there could be {could_come}",
             offset=offset,
             type=type,
         )

@@ -20,9 +20,6 @@ from saverestore.stream.layout import (
 )
 from saverestore.transport.base import ByteSource
 
-ARM_DOMAIN_TYPE = 3
-"""No Xen writes it; this project's own number for ARM guests."""
-
 
 @dataclass(frozen=True)
 class ImageHeader:
@@ -92,10 +89,6 @@ class DomainHeader:
         offset = source.offset
         data = source.read(DOMAIN_HEADER.size, "the domain header")
         type, page_shift, reserved, xen_major, xen_minor = DOMAIN_HEADER.unpack(data, order)
-        if type == ARM_DOMAIN_TYPE:
-            raise BadHeader(
-                f"{source.name}: image of an ARM domain (type 3), not supported yet", offset=offset
-            )
         try:
             domain_type = DomainType(type)
         except ValueError:
@@ -105,7 +98,7 @@ class DomainHeader:
             ) from None
         if page_shift != PAGE_SHIFT:
             raise BadHeader(
-                f"{source.name}: page shift {page_shift} for an x86 domain, whose pages have {PAGE_SHIFT}",
+                f"{source.name}: page shift {page_shift}, where all domains have pages of {PAGE_SHIFT}",
                 offset=offset,
             )
         if reserved:

@@ -120,14 +120,15 @@ RESERVED_MASK = ((1 << TYPE_SHIFT) - 1) & ~PFN_MASK
 
 
 class DomainType(IntEnum):
-    """Kind of guest in the domain header; PVH is HVM here."""
+    """Kind of guest in the domain header; PVH is HVM here. Xen's specification ends with 2."""
 
     X86_PV = 1
     X86_HVM = 2
+    ARM64 = 3
 
 
 class RecordType(IntEnum):
-    """Record types of the libxc stream; the ones with `OPTIONAL_BIT` are this project's own."""
+    """Record types of the libxc stream; those with 0x5000 in them are this project's own."""
 
     END = 0x00
     PAGE_DATA = 0x01
@@ -148,6 +149,9 @@ class RecordType(IntEnum):
     STATIC_DATA_END = 0x10
     X86_CPUID_POLICY = 0x11
     X86_MSR_POLICY = 0x12
+    ARM64_PLATFORM = 0x5003
+    ARM64_VCPU = 0x5004
+    ARM64_SHARED_INFO = 0x5005
     IMAGE_DIGEST = 0x8000_5001
     PROVENANCE = 0x8000_5002
     FOLLOWING = 0x8000_5003

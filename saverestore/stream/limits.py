@@ -6,6 +6,7 @@ Exact lengths are exact; the others are bounds far above what Xen writes, and ne
 from __future__ import annotations
 
 from saverestore.stream.layout import MIB, OPTIONAL_BIT, PAGE_SIZE, RECORD_BODY_MAX, RecordType
+from saverestore.stream.records_arm64 import BODY_MAX as ARM64_BODY_MAX
 
 KIB = 1 << 10
 
@@ -30,6 +31,7 @@ BODY_MAX: dict[RecordType, int] = {
     RecordType.STATIC_DATA_END: 0,
     RecordType.X86_CPUID_POLICY: 1 * MIB,  # 24 bytes each, some hundreds
     RecordType.X86_MSR_POLICY: 1 * MIB,
+    **ARM64_BODY_MAX,
     RecordType.IMAGE_DIGEST: 8 + 64,
     RecordType.PROVENANCE: 1 * MIB,
     RecordType.FOLLOWING: 8 + 16,

@@ -4,7 +4,7 @@
 the body; `offset` is where its record begins and appears in the `BadRecord` that wrong content raises. `order`
 is that of the image's numbers; what is opaque here (contexts, policies) is the same in either.
 Both sides check the same things, so that what is written can be read.
-Those of x86 PV guests are in `records_pv`.
+Those of x86 PV guests are in `records_pv`, those of arm64 guests in `records_arm64`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from saverestore.stream.record_base import (
     check_zero,
     refuse,
 )
+from saverestore.stream.records_arm64 import Arm64Platform, Arm64SharedInfo, Arm64Vcpu
 from saverestore.stream.records_pv import (
     SharedInfo,
     X86PvInfo,
@@ -38,6 +39,9 @@ from saverestore.stream.records_pv import (
 
 __all__ = [
     "RECORD_CLASSES",
+    "Arm64Platform",
+    "Arm64SharedInfo",
+    "Arm64Vcpu",
     "Checkpoint",
     "CheckpointDirtyPfnList",
     "End",
@@ -366,6 +370,9 @@ Record: TypeAlias = (
     | StaticDataEnd
     | X86CpuidPolicy
     | X86MsrPolicy
+    | Arm64Platform
+    | Arm64Vcpu
+    | Arm64SharedInfo
     | ImageDigest
     | Provenance
     | Following
@@ -392,6 +399,9 @@ RECORD_CLASSES: dict[RecordType, type[Record]] = {
         StaticDataEnd,
         X86CpuidPolicy,
         X86MsrPolicy,
+        Arm64Platform,
+        Arm64Vcpu,
+        Arm64SharedInfo,
         ImageDigest,
         Provenance,
         Following,

@@ -13,10 +13,12 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from pyxc import XenError, cpu
+from pyxc import XenError, arm64, cpu
 from pyxc.control import DomainConfig
 from pyxc.store import Permission, Transaction
 from saverestore.errors import DomainError
+from saverestore.guest.arm64 import journal as journals
+from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.guest.x86.common import Handles
 from saverestore.guest.x86.layout import HVM_PARAM_TIMER_MODE
@@ -31,6 +33,7 @@ HYPERVISOR_OVERHEAD_KIB = 4096
 """What Xen itself needs for a domain besides its memory and paging pool; a generous guess."""
 
 DOM0 = 0
+GIC_VERSIONS = {None: 0, "v2": 1, "v3": 2}  # XEN_DOMCTL_CONFIG_GIC_NATIVE, _V2, _V3
 EMULATE_LAPIC = 1 << 0  # XEN_X86_EMU_LAPIC: all that a PVH domain has
 MSR_RELAXED = 1 << 0  # XEN_X86_MSR_RELAXED
 
@@ -85,7 +88,8 @@ def paging_pool_kib(config: GuestConfig) -> int:
         return 0
     if config.paging_kib is not None:
         return config.paging_kib
-    tables = (1 if config.hap else 2) * (config.max_kib // 1024)
+    # On ARM, pages are 4 KiB each where they were restored one by one, whatever size they had before.
+    tables = (1 if config.hap and not is_arm64_host() else 2) * (config.max_kib // 1024)
     return 4 * (256 * config.max_vcpus + tables)
 
 
@@ -127,6 +131,19 @@ def create(handles: Handles, config: GuestConfig) -> FreshDomain:
 
 
 def _xen_config(config: GuestConfig) -> DomainConfig:
+    if is_arm64_host():
+        return DomainConfig(
+            uuid=config.uuid,
+            hvm=True,
+            hap=True,
+            max_vcpus=config.max_vcpus,
+            ssidref=config.ssidref,
+            max_evtchn_port=config.event_channels,
+            max_grant_frames=config.max_grant_frames,
+            max_maptrack_frames=config.max_maptrack_frames,
+            max_grant_version=1,  # ARM has no other
+            gic_version=GIC_VERSIONS[config.gic_version],
+        )
     is_hvm = config.kind != "pv"
     return DomainConfig(
         uuid=config.uuid,
@@ -155,10 +172,14 @@ def _prepare(handles: Handles, config: GuestConfig, domid: int) -> Channels:
     if config.kind == "pv":
         xen.set_memmap_limit(domid, config.max_kib)
     else:
-        cpu.set_hvm_param(xen, domid, HVM_PARAM_TIMER_MODE, config.timer_mode)
         pool_bytes = paging_pool_kib(config) * 1024
         xen.set_paging_pool_bytes(domid, -(-pool_bytes // 4096) * 4096)
-    cpu.set_tsc_info(xen, domid, cpu.TscInfo(config.tsc_mode, 0, 0, 0))
+    if is_arm64_host():
+        arm64.set_address_size(xen, domid)
+    else:
+        if config.kind != "pv":
+            cpu.set_hvm_param(xen, domid, HVM_PARAM_TIMER_MODE, config.timer_mode)
+        cpu.set_tsc_info(xen, domid, cpu.TscInfo(config.tsc_mode, 0, 0, 0))
     while True:
         try:
             with handles.store.transaction() as transaction:
@@ -305,6 +326,7 @@ def destroy(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> None:
         ):
             store.remove(path)
         _remove_vm_node(handles, domid, domain_uuid)
+        journals.remove(domid, domain_uuid)
         for file in userdata_path(domid, domain_uuid).parent.glob(f"userdata-?.{domid}.{domain_uuid}.*"):
             file.unlink(missing_ok=True)
 

@@ -74,6 +74,8 @@ class GuestConfig:
     timer_mode: int
     tsc_mode: int
     msr_relaxed: bool
+    gic_version: str | None
+    """arm64: "v2", "v3", or None where libxl would take the host's."""
 
     @property
     def devices(self) -> list[str]:
@@ -156,6 +158,7 @@ def parse(data: bytes) -> GuestConfig:
             timer_mode=TIMER_MODES.get(str(build.get("timer_mode")), DEFAULT_TIMER_MODE),
             tsc_mode=TSC_MODES.get(str(build.get("tsc_mode", "default")), 0),
             msr_relaxed=_flag(build.get("arch_x86") or {}, "msr_relaxed", False),
+            gic_version=_gic_version(build.get("arch_arm") or {}),
         )
     except KeyError as error:
         raise ImageError(f"the domain's configuration is not libxl's JSON: it lacks {error}") from error
@@ -204,6 +207,15 @@ def _limit(build: dict[str, Any], key: str) -> int:
     if not 0 <= int(value) <= MAX_GRANT_LIMIT:
         raise ValueError(f"{key} is {value}")
     return int(value)
+
+
+def _gic_version(arch_arm: dict[str, Any]) -> str | None:
+    value = arch_arm.get("gic_version")
+    if value in (None, "default"):
+        return None
+    if value not in ("v2", "v3"):
+        raise ValueError(f"gic_version is {value!r}")
+    return str(value)
 
 
 def _grant_version(build: dict[str, Any]) -> int:

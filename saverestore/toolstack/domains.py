@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyxc import DomainInfo, XenStore
 from saverestore.errors import DomainError, ImageError
+from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.x86.common import Handles
 from saverestore.guest.x86.suspend import how_it_stopped
 from saverestore.toolstack import config
@@ -81,6 +82,11 @@ def check_can_be_saved(domain: Domain) -> None:
         what = how_it_stopped(info.shutdown_reason)
         raise DomainError(f"{domain} {what}: there is nothing to save; nothing was done")
     if info.paused:
+        if journals.path_of(domain.domid, info.uuid).exists():
+            raise DomainError(
+                f"{domain} was being saved when that save died, and its processors are not as they were; "
+                f"'pysave --recover {domain.domid}' puts it right"
+            )
         raise DomainError(
             f"{domain} is paused, so it cannot answer the request to suspend; "
             f"'xl unpause {domain.domid}' first"

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stream_samples import NAMES, MemorySink, PipeLikeSource, StingySource, golden, source_of
 
+from saverestore.arm64_registers import WIDTHS, Kind
 from saverestore.errors import ImageError
 from saverestore.stream import DomainType, LibxcReader, LibxcWriter, PageData, PageType
 from saverestore.stream.digest import DigestAlgorithm, WrittenDigest
@@ -19,6 +20,9 @@ from saverestore.stream.layout import entries_of, has_data
 from saverestore.stream.limits import BODY_MAX
 from saverestore.stream.records import (
     RECORD_CLASSES,
+    Arm64Platform,
+    Arm64SharedInfo,
+    Arm64Vcpu,
     Checkpoint,
     CheckpointDirtyPfnList,
     End,
@@ -62,6 +66,35 @@ def p2m_frames(draw: Any, width: int = 8) -> X86PvP2mFrames:
     return X86PvP2mFrames(first, last, np.array(frames, dtype=np.uint64))
 
 
+@st.composite
+def arm64_platform(draw: Any) -> Arm64Platform:
+    banks, end = [], 0
+    for gap, pfns in draw(
+        st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 2**40)), min_size=1, max_size=4)
+    ):
+        banks.append((end + gap, pfns))
+        end += gap + pfns
+    gic, vcpus = draw(st.sampled_from([2, 3])), draw(st.integers(1, 128))
+    return Arm64Platform(gic, vcpus, draw(U64), draw(st.integers(1, 2**64 - 1)), tuple(banks))
+
+
+@st.composite
+def arm64_vcpu(draw: Any) -> Arm64Vcpu:
+    """Registers of any number, known or not."""
+    encodings = st.tuples(st.sampled_from(list(Kind)), st.integers(0, 2**24 - 1))
+    registers = [
+        (kind << 24 | number, draw(st.integers(0, 2 ** (8 * WIDTHS[kind]) - 1)))
+        for kind, number in draw(st.lists(encodings, max_size=6, unique=True))
+    ]
+    return Arm64Vcpu(draw(U32), draw(st.booleans()), tuple(registers))
+
+
+ARM64_SHARED_INFO = st.builds(
+    Arm64SharedInfo,
+    st.integers(2**50, 2**52),
+    st.lists(st.integers(0, 2**40).map(lambda n: 8 * n), min_size=1, max_size=5).map(tuple),
+)
+
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -84,6 +117,9 @@ RECORDS: dict[type, st.SearchStrategy] = {
     HvmParams: st.builds(HvmParams, st.lists(st.tuples(U64, U64), max_size=5).map(tuple)),
     X86CpuidPolicy: st.builds(X86CpuidPolicy, whole_entries(24)),
     X86MsrPolicy: st.builds(X86MsrPolicy, whole_entries(16)),
+    Arm64Platform: arm64_platform(),
+    Arm64Vcpu: arm64_vcpu(),
+    Arm64SharedInfo: ARM64_SHARED_INFO,
     Provenance: st.builds(Provenance, st.dictionaries(st.text("ab"), JSON, max_size=3)),
     ImageDigest: st.sampled_from([1, 2, 3]).flatmap(
         lambda kind: st.binary(min_size=DIGESTS[kind], max_size=DIGESTS[kind]).map(
@@ -143,11 +179,15 @@ def batches(draw: Any, max_pfn: int) -> tuple[np.ndarray, bytes]:
 def streams(draw: Any) -> tuple[DomainType, int, list]:
     """A valid stream: kind of domain, version, records, where (entries, pages) is PAGE_DATA."""
     domain = draw(st.sampled_from(DomainType))
-    version = draw(st.sampled_from([2, 3]))
-    optional = st.lists(RECORDS[Provenance] | RECORDS[X86TscInfo], max_size=1)
+    is_arm = domain is DomainType.ARM64
+    version = 3 if is_arm else draw(st.sampled_from([2, 3]))
+    anywhere = RECORDS[Provenance] if is_arm else RECORDS[Provenance] | RECORDS[X86TscInfo]
+    optional = st.lists(anywhere, max_size=1)
     records: list = []
     max_pfn = 2**52 - 1
-    if version == 3:
+    if is_arm:
+        records.append(draw(RECORDS[Arm64Platform]))
+    elif version == 3:
         records += draw(st.lists(RECORDS[X86CpuidPolicy] | RECORDS[X86MsrPolicy], max_size=2))
     if domain is DomainType.X86_PV:
         info = draw(RECORDS[X86PvInfo])
@@ -164,6 +204,8 @@ def streams(draw: Any) -> tuple[DomainType, int, list]:
         records += draw(optional)
         if domain is DomainType.X86_PV:
             tail = [draw(RECORDS[SharedInfo]), *(draw(RECORDS[kind]) for kind in VCPU)]
+        elif is_arm:
+            tail = [draw(RECORDS[kind]) for kind in (HvmParams, Arm64SharedInfo, Arm64Vcpu)]
         else:
             tail = [draw(RECORDS[HvmParams]), draw(RECORDS[HvmContext])]
         records += draw(st.permutations(tail))

@@ -30,6 +30,23 @@ HOST_PROGRAMS = {
 }
 """What the lab calls on the machine, and the Debian package each comes from."""
 
+ARM64_COMPILER = "aarch64-linux-gnu-gcc"
+ARM64_PROGRAMS = {
+    **{name: package for name, package in HOST_PROGRAMS.items() if name != "qemu-system-x86_64"},
+    "qemu-system-aarch64": "qemu-system-arm",
+    "depmod": "kmod",
+    ARM64_COMPILER: "gcc-aarch64-linux-gnu",
+}
+"""What it calls for arm64, where it compiles outside of the root file system."""
+
+ARM64_HOST_FILES = {
+    "/usr/aarch64-linux-gnu/lib/libc.a": "libc6-dev-arm64-cross",
+    "/usr/lib/python3/dist-packages/cffi/__init__.py": "python3-cffi",
+    "/usr/lib/python3/dist-packages/pip/__init__.py": "python3-pip",
+    "/usr/lib/python3/dist-packages/setuptools/__init__.py": "python3-setuptools",
+    "/usr/lib/python3/dist-packages/wheel/__init__.py": "python3-wheel",
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -123,9 +140,13 @@ def missing_host_packages(programs: dict[str, str] | None = None) -> list[str]:
     return sorted({package for name, package in wanted.items() if not shutil.which(name, path=path)})
 
 
-def install_host_packages(log: Path) -> None:
+def install_host_packages(arch: str, log: Path) -> None:
     """Install what the machine lacks; as another user than root, say what to install and raise."""
-    install_packages(missing_host_packages(), log)
+    if arch == "arm64":
+        files = [package for path, package in ARM64_HOST_FILES.items() if not Path(path).exists()]
+        install_packages([*missing_host_packages(ARM64_PROGRAMS), *files], log)
+    else:
+        install_packages(missing_host_packages(), log)
 
 
 def install_packages(missing: Sequence[str], log: Path) -> None:

@@ -11,8 +11,15 @@ from collections.abc import Sequence
 
 from xenlab import cache, console, runstate, ssh
 from xenlab.errors import Interrupted, LabError, raise_on_signals, say
-from xenlab.machine import CHECKOUT, DOM0_MEMORY_MIB, MEMORY_MIB, Machine
-from xenlab.variants import DEFAULT, VARIANTS
+from xenlab.machine import (
+    ARM64_DOM0_MEMORY_MIB,
+    ARM64_MEMORY_MIB,
+    CHECKOUT,
+    DOM0_MEMORY_MIB,
+    MEMORY_MIB,
+    Machine,
+)
+from xenlab.variants import ARCHITECTURES, DEFAULT, VARIANTS, of_architecture
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,7 +40,7 @@ _EPILOG = f"""\
 variants: {
     ", ".join(
         f"{v.name} ({v.suite}{', shadow paging: PV log-dirty works' if v.shadow else ''}"
-        f"{', stock xl only' if v.stock else ''})"
+        f"{', stock xl only' if v.stock else ''}{f', {v.arch}, GICv{v.gic}' if v.is_arm64 else ''})"
         for v in VARIANTS.values()
     )
 }; default {DEFAULT}
@@ -58,14 +65,18 @@ def _parser() -> argparse.ArgumentParser:
 
     def with_variant(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--xen", choices=VARIANTS, default=DEFAULT, help=f"variant (default {DEFAULT})")
+        sub.add_argument(
+            "--arch", choices=ARCHITECTURES, help="the variant with that Xen on this architecture"
+        )
         return sub
 
     with_variant(add("build", "build what `up` needs and is not in the cache", "Needs root the first time."))
 
     up = with_variant(add("up", "boot the lab and wait until its dom0 is ready", "Builds what is missing."))
-    up.add_argument("--memory", type=int, default=MEMORY_MIB, metavar="MIB", help=f"default {MEMORY_MIB}")
-    up.add_argument("--dom0-memory", type=int, default=DOM0_MEMORY_MIB, metavar="MIB",
-                    help=f"default {DOM0_MEMORY_MIB}")  # fmt: skip
+    up.add_argument("--memory", type=int, metavar="MIB",
+                    help=f"default {MEMORY_MIB}, on arm64 {ARM64_MEMORY_MIB}")  # fmt: skip
+    up.add_argument("--dom0-memory", type=int, metavar="MIB",
+                    help=f"default {DOM0_MEMORY_MIB}, on arm64 {ARM64_DOM0_MEMORY_MIB}")  # fmt: skip
 
     run = with_variant(add("ssh", "run a command in dom0, or a shell", "Exits with the command's status."))
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="one word: a shell line")
@@ -177,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     raise_on_signals()
     try:
+        if getattr(args, "arch", None):
+            args.xen = of_architecture(args.xen, args.arch)
         code: int = args.run(args)
     except LabError as error:
         if error.tail:

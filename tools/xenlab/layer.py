@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 from xenlab import cache, modules, rootfs
+from xenlab.apt import ARM64_COMPILER
 from xenlab.cpio import Archive
 from xenlab.errors import LabError, step
 from xenlab.proc import CHROOT_ENV, in_chroot, run_logged
@@ -26,7 +27,10 @@ PACKAGE = Path(__file__).resolve().parent
 GUEST_SOURCES = PACKAGE / "guest"
 DOM0_SOURCES = PACKAGE / "dom0"
 
-INITRD_MODULES = ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4")
+INITRD_MODULES = {
+    "amd64": ("crc32c_generic", "virtio_pci", "virtio_blk", "ext4"),
+    "arm64": ("crc32c_generic", "virtio_mmio", "virtio_blk", "ext4"),
+}
 GUEST_MODULES = ("crc32c_generic", "ext4", "xen_blkfront", "xen_netfront")
 GUEST_PROGRAMS = ("dirtier", "devices")
 
@@ -57,7 +61,7 @@ def dom0_path(variant: Variant) -> Path | None:
     """Return where the variant's initrd is when it is built; None when there are no keys yet."""
     if not (ssh_folder() / "host_key").is_file():
         return None
-    return cache.artefact_path(f"dom0-{variant.suite}", dom0_key(variant))
+    return cache.artefact_path(f"dom0-{variant.place}", dom0_key(variant))
 
 
 def ssh_folder() -> Path:
@@ -95,7 +99,7 @@ def ensure_guest(variant: Variant, root: Path, log: Path) -> Path:
     def build(folder: Path) -> None:
         with step("the lab's guest"):
             for program in GUEST_PROGRAMS:
-                _compile(program, root, folder, log)
+                _compile(program, variant, root, folder, log)
             archive = Archive()
             for name in ("bin", "dev", "disk", "modules", "proc", "sys", "sbin", "tmp"):
                 archive.directory(name)
@@ -112,7 +116,7 @@ def ensure_guest(variant: Variant, root: Path, log: Path) -> Path:
             _add_modules(archive, root, GUEST_MODULES)
             (folder / "initramfs.gz").write_bytes(gzip.compress(archive.finish(), mtime=0))
 
-    return cache.ensure(f"guest-{variant.suite}", guest_key(variant), build)
+    return cache.ensure(f"guest-{variant.place}", guest_key(variant), build)
 
 
 def ensure_dom0(variant: Variant, root: Path, guest: Path) -> Path:
@@ -120,11 +124,9 @@ def ensure_dom0(variant: Variant, root: Path, guest: Path) -> Path:
 
     def build(folder: Path) -> None:
         with step("dom0's initrd"):
-            (folder / "initrd").write_bytes(
-                _dom0_initrd(root, root.parent / "vmlinux", guest / "initramfs.gz")
-            )
+            (folder / "initrd").write_bytes(_dom0_initrd(variant, root, guest / "initramfs.gz"))
 
-    return cache.ensure(f"dom0-{variant.suite}", dom0_key(variant), build)
+    return cache.ensure(f"dom0-{variant.place}", dom0_key(variant), build)
 
 
 def busybox(root: Path) -> bytes:
@@ -135,9 +137,14 @@ def busybox(root: Path) -> bytes:
     raise LabError(f"{root} has no busybox: remove it and run `tools/lab build`")
 
 
-def _compile(program: str, root: Path, folder: Path, log: Path) -> None:
-    shutil.copy(GUEST_SOURCES / f"{program}.c", folder)
+def _compile(program: str, variant: Variant, root: Path, folder: Path, log: Path) -> None:
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
+    if variant.is_arm64:
+        argv = [ARM64_COMPILER, *flags, "-o", str(folder / program), str(GUEST_SOURCES / f"{program}.c")]
+        run_logged(argv, log, shown="gcc")
+        return
+    for source in (f"{program}.c", *(header.name for header in GUEST_SOURCES.glob("*.h"))):
+        shutil.copy(GUEST_SOURCES / source, folder)
     argv = ["gcc", *flags, "-o", f"/mnt/{program}", f"/mnt/{program}.c"]
     run_logged(in_chroot(root, {"/mnt": folder}, argv), log, shown="gcc", env=CHROOT_ENV)
 
@@ -151,7 +158,7 @@ def _add_modules(archive: Archive, root: Path, wanted: tuple[str, ...]) -> None:
     archive.file("modules/order", "".join(f"{name}\n" for name, _ in loaded).encode())
 
 
-def _dom0_initrd(root: Path, kernel: Path, initramfs: Path) -> bytes:
+def _dom0_initrd(variant: Variant, root: Path, initramfs: Path) -> bytes:
     archive = Archive()
     for name in ("dev", "proc", "newroot", "modules", "layer/lab/guest", "layer/root"):
         archive.directory(name)
@@ -159,14 +166,14 @@ def _dom0_initrd(root: Path, kernel: Path, initramfs: Path) -> bytes:
     archive.character_device("dev/console", 5, 1)
     archive.file("bin/busybox", busybox(root), 0o755)
     archive.file("init", (DOM0_SOURCES / "init").read_bytes(), 0o755)
-    _add_modules(archive, root, INITRD_MODULES)
+    _add_modules(archive, root, INITRD_MODULES[variant.arch])
 
     for source, (name, mode) in DOM0_FILES.items():
         archive.file(f"layer/{name}", (DOM0_SOURCES / source).read_bytes(), mode)
     archive.file("layer/usr/lib/python3/dist-packages/labline.py", (PACKAGE / "labline.py").read_bytes())
     archive.file("layer/usr/lib/python3/dist-packages/pysave.pth", b"/opt/pysave\n")
     archive.file("layer/lab/guest/initramfs.gz", initramfs.read_bytes())
-    archive.file("layer/lab/guest/vmlinuz", kernel.read_bytes())
+    archive.file("layer/lab/guest/vmlinuz", (root.parent / "vmlinux").read_bytes())
     archive.file("layer/root/.ssh/authorized_keys", (ssh_folder() / "id_ed25519.pub").read_bytes(), 0o600)
     for name, mode in (("host_key", 0o600), ("host_key.pub", 0o644)):
         archive.file(f"layer/etc/ssh/{name}", (ssh_folder() / name).read_bytes(), mode)

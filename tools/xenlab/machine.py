@@ -25,7 +25,10 @@ from xenlab.variants import DEFAULT, variant_named
 
 MEMORY_MIB = 6144
 DOM0_MEMORY_MIB = 2560
+ARM64_MEMORY_MIB = 3072
+ARM64_DOM0_MEMORY_MIB = 1536
 BOOT_TIMEOUT_S = 240.0
+ARM64_BOOT_TIMEOUT_S = 600.0  # 36 s on a machine at rest, 212 s were seen on a busy one
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 _FATAL = (b"Panic on CPU", b"Kernel panic", b"LAB-FAILED", b"LAB-DOM0-FAILED")
@@ -56,7 +59,7 @@ class Machine:
         with cache.locked(cache.build_lock(), "a build"):
             log = cache.cache_root() / f"build-{name}.log"
             log.write_bytes(b"")
-            apt.install_host_packages(log)
+            apt.install_host_packages(self.variant.arch, log)
             base = rootfs.ensure(self.variant, log)
             layer.ensure_ssh_keys(log)
             guest = layer.ensure_guest(self.variant, base / "root", log)
@@ -69,9 +72,20 @@ class Machine:
             disk=base / "disk.img",
             run_folder=self.folder,
             ssh_port=0,
-            memory_mib=MEMORY_MIB,
-            dom0_memory_mib=DOM0_MEMORY_MIB,
+            memory_mib=self.memory_mib,
+            dom0_memory_mib=self.dom0_memory_mib,
+            gic=self.variant.gic if self.variant.is_arm64 else None,
         )
+
+    @property
+    def memory_mib(self) -> int:
+        """How much memory the machine gets unless told otherwise."""
+        return ARM64_MEMORY_MIB if self.variant.is_arm64 else MEMORY_MIB
+
+    @property
+    def dom0_memory_mib(self) -> int:
+        """How much of it dom0 gets unless told otherwise."""
+        return ARM64_DOM0_MEMORY_MIB if self.variant.is_arm64 else DOM0_MEMORY_MIB
 
     @property
     def is_built(self) -> bool:
@@ -80,11 +94,13 @@ class Machine:
         parts = [rootfs.path(self.variant), *([shadow.path(self.variant)] if self.variant.shadow else [])]
         return dom0 is not None and dom0.is_dir() and all(part.is_dir() for part in parts)
 
-    def up(self, *, memory_mib: int = MEMORY_MIB, dom0_memory_mib: int = DOM0_MEMORY_MIB) -> RunState:
+    def up(self, *, memory_mib: int | None = None, dom0_memory_mib: int | None = None) -> RunState:
         """Boot the machine and return when its dom0 is ready; a machine that is up is left as it is.
 
         Raises LabError when dom0 is not ready in time; then nothing is left running.
         """
+        memory_mib = memory_mib or self.memory_mib
+        dom0_memory_mib = dom0_memory_mib or self.dom0_memory_mib
         if memory_mib < dom0_memory_mib + 512:
             raise LabError(
                 f"{memory_mib} MiB hold no dom0 of {dom0_memory_mib} MiB and guests: give --memory more"
@@ -222,7 +238,8 @@ class Machine:
         return state
 
     def _wait_for_dom0(self, process: subprocess.Popen[bytes], output: Path) -> None:
-        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        timeout_s = ARM64_BOOT_TIMEOUT_S if self.variant.is_arm64 else BOOT_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while True:
             seen = self.serial_log.read_bytes() if self.serial_log.exists() else b""
             if _READY in seen:
@@ -238,7 +255,7 @@ class Machine:
                 time.sleep(1)  # the lines after it say why
                 raise LabError(f"dom0 does not boot ({fatal})", tail_of(self.serial_log))
             if time.monotonic() > deadline:
-                raise LabError(f"dom0 is not ready after {BOOT_TIMEOUT_S:.0f} s", tail_of(self.serial_log))
+                raise LabError(f"dom0 is not ready after {timeout_s:.0f} s", tail_of(self.serial_log))
             time.sleep(0.1)
 
 

@@ -1,5 +1,8 @@
 """The checkout, installed for a suite at native speed in its root file system, as one tar for dom0.
 
+For arm64, where nothing of the root file system runs here, the machine's own Python and pip do it with a cross
+compiler that looks for headers and libraries in there.
+
     ROOT/push/SUITE/source/   the checkout's files; setuptools' build/ stays here, so C compiles once
     ROOT/push/SUITE/target/   what pip made of it
 
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xenlab import cache
+from xenlab.apt import ARM64_COMPILER
 from xenlab.errors import LabError, tail_of
 from xenlab.proc import CHROOT_ENV, in_chroot, run_logged
 from xenlab.variants import Variant
@@ -47,6 +51,17 @@ python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ig
 python3 -m compileall -q -s /opt/target -p /opt/pysave /opt/target
 """
 
+_CROSS_PIP = """set -e
+target=$1 source=$2 root=$3
+rm -rf "$target"/*
+cd "$source"
+/usr/bin/python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
+    --no-build-isolation --no-index --no-compile --target="$target" .
+# Under emulation compiling at each start costs seconds; another Python than dom0's would make what that cannot use.
+version=$(/usr/bin/python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+[ ! -d "$root/usr/lib/$version" ] || /usr/bin/python3 -m compileall -q -s "$target" -p /opt/pysave "$target"
+"""
+
 
 @dataclass(frozen=True)
 class Payload:
@@ -58,7 +73,7 @@ class Payload:
 
 def work_folder(variant: Variant) -> Path:
     """Return the folder where the suite's installation is made."""
-    return cache.cache_root() / "push" / variant.suite
+    return cache.cache_root() / "push" / variant.place
 
 
 def checkout_files(checkout: Path) -> list[Path]:
@@ -127,14 +142,36 @@ def build_payload(variant: Variant, root: Path, checkout: Path) -> Payload:
         log.write_bytes(b"")
         if (source / "pyproject.toml").is_file() or (source / "setup.py").is_file():
             forget_old_python(source)
-            for name in ("source", "target"):
-                (root / "opt" / name).mkdir(exist_ok=True)
-            binds = {"/opt/source": source, "/opt/target": target}
-            run_logged(in_chroot(root, binds, ["sh", "-c", _PIP]), log, shown="pip", env=CHROOT_ENV)
+            _install(variant, root, source, target, log)
         else:
             raise LabError(f"{checkout} has no pyproject.toml: nothing to install", tail_of(log))
         done.write_text(stamp)
     return pack(target, source)
+
+
+def _install(variant: Variant, root: Path, source: Path, target: Path, log: Path) -> None:
+    if variant.is_arm64:
+        argv = ["sh", "-c", _CROSS_PIP, "pip", str(target), str(source), str(root)]
+        run_logged(argv, log, shown="pip", env={**CHROOT_ENV, **_cross_environment(root)})
+        return
+    for name in ("source", "target"):
+        (root / "opt" / name).mkdir(exist_ok=True)
+    binds = {"/opt/source": source, "/opt/target": target}
+    run_logged(in_chroot(root, binds, ["sh", "-c", _PIP]), log, shown="pip", env=CHROOT_ENV)
+
+
+def _cross_environment(root: Path) -> dict[str, str]:
+    """Return what makes setuptools compile for arm64 against the root file system's headers and libraries."""
+    compiler = f"{ARM64_COMPILER} --sysroot={root}"
+    headers = sorted((root / "usr/include").glob("python3.*"))
+    return {
+        "CC": compiler,
+        "LDSHARED": f"{compiler} -shared",
+        "CFLAGS": " ".join(f"-I{folder}" for folder in headers),
+        "_PYTHON_HOST_PLATFORM": "linux-aarch64",
+        # All of it is wanted, or the lab would test something else than it seems to.
+        "PYSAVE_REQUIRE": "xen,libxl,kernels",
+    }
 
 
 def pack(target: Path, source: Path) -> Payload:

@@ -3,7 +3,7 @@
 KEY/root/       the files; kept as they were installed
 KEY/disk.img    ext4 with the same files (sparse)
 KEY/vmlinux     its kernel, uncompressed: under emulation, unpacking it at each boot costs seconds
-KEY/xen         its hypervisor, uncompressed, as QEMU wants it
+KEY/xen         its hypervisor, uncompressed, as QEMU wants it (arm64: both are so in their packages)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from xenlab import apt, cache
+from xenlab import apt, cache, foreign
 from xenlab.errors import LabError, step
 from xenlab.proc import isolated, run_logged
 from xenlab.variants import Variant
@@ -42,12 +42,14 @@ EXCLUDED = tuple(
 
 def key(variant: Variant) -> str:
     """Return the key of the variant's root file system (variants of a suite share it)."""
-    return cache.key_of(RECIPE, variant.suite, *variant.packages, "excluded", *EXCLUDED, str(DISK_BYTES))
+    foreign_recipe = (foreign.RECIPE,) if variant.is_arm64 else ()
+    parts = (*variant.packages, "excluded", *EXCLUDED, str(DISK_BYTES), *foreign_recipe)
+    return cache.key_of(RECIPE, variant.suite, *parts)
 
 
 def path(variant: Variant) -> Path:
     """Return where the variant's root file system is when it is built."""
-    return cache.artefact_path(f"rootfs-{variant.suite}", key(variant))
+    return cache.artefact_path(f"rootfs-{variant.place}", key(variant))
 
 
 def ensure(variant: Variant, log: Path) -> Path:
@@ -55,16 +57,22 @@ def ensure(variant: Variant, log: Path) -> Path:
 
     def build(folder: Path) -> None:
         _require_root()
-        with step(f"root file system of {variant.suite}"):
+        with step(f"root file system of {variant.place}"):
             _install_packages(variant, folder / "root", log)
         with step("its disk"):
             _make_disk(folder, log)
-        kernel = one_file(folder / "root/boot", "vmlinuz-*")
-        (folder / "vmlinux").write_bytes(uncompressed_kernel(kernel.read_bytes()))
+        kernel = one_file(folder / "root/boot", "vmlinuz-*").read_bytes()
+        if variant.is_arm64:
+            (folder / "vmlinux").write_bytes(kernel)
+            (folder / "xen").write_bytes(
+                one_file(folder / "root/boot", f"xen-{variant.xen}-arm64").read_bytes()
+            )
+            return
+        (folder / "vmlinux").write_bytes(uncompressed_kernel(kernel))
         hypervisor = one_file(folder / "root/boot", f"xen-{variant.xen}-amd64.gz")
         (folder / "xen").write_bytes(gzip.decompress(hypervisor.read_bytes()))
 
-    return cache.ensure(f"rootfs-{variant.suite}", key(variant), build)
+    return cache.ensure(f"rootfs-{variant.place}", key(variant), build)
 
 
 def one_file(folder: Path, pattern: str) -> Path:
@@ -81,7 +89,8 @@ def _require_root() -> None:
 
 
 def _install_packages(variant: Variant, root: Path, log: Path) -> None:
-    argv = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(variant.packages)}"]
+    kind = foreign.MMDEBSTRAP if variant.is_arm64 else ("--variant=minbase",)
+    argv = ["mmdebstrap", "--mode=root", *kind, f"--include={','.join(variant.packages)}"]
     argv += ['--aptopt=APT::Install-Recommends "0"']
     argv += [f"--aptopt={option}" for option in apt.acquire_options()]
     argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED]
@@ -92,6 +101,8 @@ def _install_packages(variant: Variant, root: Path, log: Path) -> None:
     # The kernel's hook would make an initrd for a minute; dom0 boots with one of ours.
     env = {**os.environ, "INITRD": "No", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     run_logged(isolated(argv), log, shown="mmdebstrap", env=env)
+    if variant.is_arm64:
+        foreign.settle(root, log)
 
 
 def _make_disk(folder: Path, log: Path) -> None:

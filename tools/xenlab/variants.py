@@ -18,12 +18,28 @@ class Variant:
     """Boot a Xen built from the suite's source package with CONFIG_SHADOW_PAGING=y."""
     stock: bool = False
     """Only for stock xl, to write images of an old Xen: this suite's Python is too old for the project."""
+    arch: str = "amd64"
+    """Debian's name of it: "amd64" or "arm64"."""
+    gic: int = 3
+    """arm64: the version of the machine's interrupt controller, which guests get, too."""
+
+    @property
+    def is_arm64(self) -> bool:
+        """Whether it is another architecture than the machine's: nothing of its packages can run here."""
+        return self.arch == "arm64"
+
+    @property
+    def place(self) -> str:
+        """What is the same for this and other variants of its suite and architecture is in folders of this name."""
+        return self.suite if self.arch == "amd64" else f"{self.suite}-{self.arch}"
 
     @property
     def packages(self) -> tuple[str, ...]:
         """Debian packages of the suite's root file system."""
-        more = () if self.stock else PROJECT_PACKAGES
-        return (f"xen-hypervisor-{self.xen}-amd64", f"xen-utils-{self.xen}", *DOM0_PACKAGES, *more)
+        xen = (f"xen-hypervisor-{self.xen}-{self.arch}", f"xen-utils-{self.xen}")
+        if self.is_arm64:
+            return (*xen, *ARM64_PACKAGES)
+        return (*xen, *DOM0_PACKAGES, *(() if self.stock else PROJECT_PACKAGES))
 
 
 DOM0_PACKAGES = (
@@ -46,6 +62,18 @@ PROJECT_PACKAGES = (
     "dpkg-dev", "bison", "flex",
 )  # fmt: skip
 
+ARM64_PACKAGES = (
+    # What every Debian has, but has to be named where packages are only unpacked.
+    "base-files", "base-passwd", "bash", "dash", "coreutils", "util-linux", "mount", "login", "passwd", "hostname",
+    "grep", "sed", "mawk", "findutils", "diffutils", "tar", "gzip", "usr-is-merged",
+    # the dom0
+    "linux-image-arm64", "busybox-static", "iproute2", "kmod", "procps", "openssh-server", "e2fsprogs", "strace",
+    "psmisc", "less", "zstd", "xenstore-utils", "bridge-utils",
+    # the project, and the headers that it is compiled with
+    "libxen-dev", "libxxhash-dev", "libc6-dev", "python3", "python3-dev", "python3-cffi", "python3-numpy",
+    "python3-zstandard", "python3-tqdm", "python3-xxhash", "python3-pytest", "python3-hypothesis",
+)  # fmt: skip
+
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -53,9 +81,12 @@ VARIANTS = {
         Variant("4.20", "trixie", "4.20"),
         Variant("4.17-shadow", "bookworm", "4.17", shadow=True),
         Variant("4.14", "bullseye", "4.14", stock=True),
+        Variant("4.17-arm64", "bookworm", "4.17", arch="arm64"),
+        Variant("4.17-arm64-gic2", "bookworm", "4.17", arch="arm64", gic=2),
     )
 }
 DEFAULT = "4.17"
+ARCHITECTURES = ("amd64", "arm64")
 
 
 def variant_named(name: str) -> Variant:
@@ -64,3 +95,13 @@ def variant_named(name: str) -> Variant:
         return VARIANTS[name]
     except KeyError:
         raise LabError(f"no variant {name!r}: choose one of {', '.join(VARIANTS)}") from None
+
+
+def of_architecture(name: str, arch: str) -> str:
+    """Return the name of the variant that has this variant's Xen on that architecture; LabError when none has."""
+    if VARIANTS[name].arch == arch:
+        return name
+    wanted = f"{VARIANTS[name].xen}-{arch}"
+    if wanted not in VARIANTS or VARIANTS[wanted].arch != arch:
+        raise LabError(f"there is no variant {name!r} on {arch}: choose one of {', '.join(VARIANTS)}")
+    return wanted

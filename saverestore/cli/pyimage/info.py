@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from saverestore.stream.survey import Survey
     from saverestore.stream.tally import PageDigests, PageStatistics
 
-KIND_NAMES = {"X86_PV": "x86 PV", "X86_HVM": "x86 HVM or PVH"}
+KIND_NAMES = {"X86_PV": "x86 PV", "X86_HVM": "x86 HVM or PVH", "ARM64": "arm64"}
 DIGEST_NAMES = {1: "XXH3-128", 2: "SHA-256", 3: "BLAKE3"}
 
 
@@ -32,7 +32,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run_info(arguments: argparse.Namespace) -> int:
     """Print everything that the image tells, whole or not."""
-    from saverestore.engine.digests import page_digests
+    from saverestore.kernels.page_digests import page_digests
 
     found = _survey(arguments.image, page_digests)
     print(as_json(found) if arguments.json else as_text(found))

@@ -65,7 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _title(image: str, index: ImageIndex) -> str:
-    kind = {"X86_PV": "PV", "X86_HVM": "HVM or PVH"}[index.domain.type.name] if index.domain else "?"
+    kind = (
+        {"X86_PV": "PV", "X86_HVM": "HVM or PVH", "ARM64": "arm64"}[index.domain.type.name]
+        if index.domain
+        else "?"
+    )
     creation = (index.config or {}).get("c_info")
     name = creation.get("name") if isinstance(creation, dict) else None
     return plain(f"{Path(image).name}: {kind} domain{f' {name}' if name else ''}")

@@ -90,6 +90,10 @@ class Populated:
         self._has_memory[gone] = False
         return gone
 
+    def pfns(self) -> U64:
+        """All that have memory, ascending."""
+        return np.flatnonzero(self._has_memory).astype(np.uint64)
+
 
 class MappedWindow:
     """Pages of a domain, mapped writable, to be read into. See PageWindow.

@@ -12,6 +12,7 @@ import errno
 import logging
 import select
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from pyxc import EventChannels, Xen, XenError, XenStore, cpu
@@ -56,7 +57,8 @@ class Suspender:
     """Suspends one domain and resumes it. Waits can be interrupted; `resume` then puts things right.
 
     `asked`: somebody else has asked it to suspend and can no longer take that back. `emulated`: it is an HVM domain
-    with a device model, whose guest may know nothing of Xen.
+    with a device model, whose guest may know nothing of Xen. `go_on`: lets a suspended domain go on; None for x86's
+    way, `resume_suspended`.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Suspender:
         timeout_s: float | None = None,
         asked: bool = False,
         emulated: bool = False,
+        go_on: Callable[[], None] | None = None,
     ) -> None:
         self._xen = xen
         self._store = store
@@ -77,6 +80,7 @@ class Suspender:
         self._suspend_timeout_s = timeout_s or SUSPEND_TIMEOUT_S
         self._asked = asked
         self._emulated = emulated
+        self._go_on = go_on or (lambda: resume_suspended(xen, store, domid))
 
     def suspend(self) -> None:
         """Return once the domain is shut down with reason "suspend".
@@ -114,7 +118,11 @@ class Suspender:
             self._wait_for_shutdown(self._suspend_timeout_s)
         info = self._xen.domain(self._domid)
         if info.suspended:
-            resume_suspended(self._xen, self._store, self._domid)
+            self._go_on()
+
+    def forget(self) -> None:
+        """It goes on already, by other means than `resume`."""
+        self._asked = False
 
     # ---- the two ways of asking, and one that does not ask ---------------------------------------
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from saverestore.engine import digests
+from saverestore.kernels import page_digests as digests
 
 needs_kernel = pytest.mark.skipif(
     digests._kernels is None,

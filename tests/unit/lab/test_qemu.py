@@ -44,6 +44,24 @@ def test_kernel_and_initrd_are_two_modules() -> None:
     assert second == "/c/initrd"
 
 
+ARM64 = dataclasses.replace(BOOT, gic=3)
+
+
+def test_an_arm64_machine_has_the_interrupt_controller_asked_for_and_room_for_xen_below_the_kernel() -> None:
+    argv = qemu.command_line(ARM64)
+    assert argv[0] == "qemu-system-aarch64"
+    assert after(argv, "-machine") == "virt,virtualization=on,gic-version=3"
+    assert "gic-version=2" in after(qemu.command_line(dataclasses.replace(BOOT, gic=2)), "-machine")
+    loaders = [word for word in argv if word.startswith("guest-loader")]
+    assert ["kernel=/c/vmlinux" in loaders[0], "initrd=/c/initrd" in loaders[1]] == [True, True]
+    assert qemu.ARM64_KERNEL_AT < qemu.ARM64_INITRD_AT
+
+
+def test_an_arm64_machine_is_as_cut_off_from_the_network_as_an_x86_one() -> None:
+    assert after(qemu.command_line(ARM64), "-netdev") == after(qemu.command_line(BOOT), "-netdev")
+    assert "snapshot=on" in after(qemu.command_line(ARM64), "-drive")
+
+
 def test_comma_in_a_module_path_is_refused_and_escaped_elsewhere() -> None:
     with pytest.raises(ValueError, match="comma"):
         qemu.command_line(dataclasses.replace(BOOT, initrd=Path("/a,b/initrd")))

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 try:
-    import pyxc  # noqa: F401
+    import pyxc
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
 from pyxc._xen import ffi, lib
 from saverestore.guest.x86 import layout
 
-CDEF = (Path(__file__).parents[3] / "pyxc" / "cdef" / "xen.h").read_text()
+CDEFS = Path(__file__).parents[3] / "pyxc" / "cdef"
+CDEF = "".join((CDEFS / f"{name}.h").read_text() for name in ("xen", pyxc.ARCHITECTURE))
 WITHOUT_COMMENTS = re.sub(r"/\*.*?\*/", "", CDEF, flags=re.DOTALL)
 
 STRUCTS = re.findall(r"^struct (\w+) \{", WITHOUT_COMMENTS, flags=re.MULTILINE)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stream_samples import MemorySink, PipeLikeSource, StingySource, golden, small_hvm_image, source_of
 
-from saverestore.engine.digests import page_digests
+from saverestore.kernels.page_digests import page_digests
 from saverestore.stream import DomainType, LibxcWriter, LibxlRecordType, LibxlWriter, PageType, XlHeader
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import entries_of

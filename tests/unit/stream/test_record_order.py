@@ -31,9 +31,12 @@ LETTERS = {
     "O": 0x8000_0001,
     "T": R.TOOLSTACK,
     "l": R.CHECKPOINT_DIRTY_PFN_LIST,
+    "a": R.ARM64_PLATFORM,
+    "i": R.ARM64_SHARED_INFO,
+    "c": R.ARM64_VCPU,
     "E": R.END,
 }
-PV, HVM = DomainType.X86_PV, DomainType.X86_HVM
+PV, HVM, ARM = DomainType.X86_PV, DomainType.X86_HVM, DomainType.ARM64
 
 
 def follow(domain: DomainType, version: int, letters: str) -> Grammar:
@@ -70,6 +73,9 @@ def follow(domain: DomainType, version: int, letters: str) -> Grammar:
         (HVM, 3, "SpHkdE"),
         (HVM, 3, "oSphHfdE"),
         (PV, 3, "ISFpptsbkfdE"),
+        (ARM, 3, "oaSpphiccE"),
+        (ARM, 3, "aSppcihdE"),
+        (ARM, 1, "aSppcihdE"),
     ],
 )
 def test_an_order_that_xen_or_this_project_writes_is_taken(domain, version, letters):
@@ -126,6 +132,16 @@ def test_an_order_that_xen_or_this_project_writes_is_taken(domain, version, lett
         (HVM, 3, "SpHfo", "PROVENANCE record after what is told"),
         (HVM, 3, "SpHdf", "FOLLOWING record after the image's digest"),
         (HVM, 2, "S", "STATIC_DATA_END record"),
+        (HVM, 3, "a", "ARM64_PLATFORM record among the static data of an x86 HVM image"),
+        (HVM, 3, "Spc", "ARM64_VCPU record among the pages of an x86 HVM image"),
+        (ARM, 3, "S", "STATIC_DATA_END record at the start of an arm64 image .* could be ARM64_PLATFORM"),
+        (ARM, 3, "aa", "ARM64_PLATFORM record among the static data"),
+        (ARM, 3, "aC", "X86_CPUID_POLICY record among the static data of an arm64 image"),
+        (ARM, 3, "aSt", "X86_TSC_INFO record among the pages of an arm64 image"),
+        (ARM, 3, "aSpH", "HVM_CONTEXT record among the pages of an arm64 image"),
+        (ARM, 3, "aSphcE", "END before any ARM64_SHARED_INFO record"),
+        (ARM, 3, "aSpiE", "END before any ARM64_VCPU and HVM_PARAMS record"),
+        (ARM, 2, "a", "ARM64_PLATFORM record at the start"),
         (HVM, 3, "T", "TOOLSTACK record: it is deprecated"),
         (HVM, 3, "SpHl", "CHECKPOINT_DIRTY_PFN_LIST record: it belongs to the back channel of COLO"),
     ],

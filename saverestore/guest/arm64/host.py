@@ -1,0 +1,43 @@
+"""What of an arm64 host decides how a domain is saved and restored: that it is one, and its interrupt controller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyxc
+from saverestore.errors import DomainError
+
+INTERRUPTS = Path("/proc/interrupts")
+
+CHIPS = {"GICv3": 3, "GICv2": 2, "GIC-0": 2}
+"""The version by the names that Linux has for the chip."""
+
+CONFIGURED = {"v2": 2, "v3": 3}
+"""libxl_types.idl, libxl_gic_version; "default" is the host's own."""
+
+
+def is_arm64_host() -> bool:
+    """Whether the running Xen is one for 64-bit ARM."""
+    return pyxc.ARCHITECTURE == pyxc.ARM64
+
+
+def gic_version(configured: str | None, interrupts: Path = INTERRUPTS) -> int:
+    """The version of the GIC that a domain has; `configured`: libxl's word for it, or None.
+
+    Without one it is the host's, which is told by the names of dom0's own interrupts. DomainError when they do not.
+    """
+    if configured in CONFIGURED:
+        return CONFIGURED[configured]
+    try:
+        words = set(interrupts.read_text().split())
+    except OSError as error:
+        raise DomainError(
+            f"{interrupts}: {error.strerror}; the version of this host's GIC is not known"
+        ) from error
+    found = {version for name, version in CHIPS.items() if name in words}
+    if len(found) != 1:
+        raise DomainError(
+            f"{interrupts} does not tell the version of this host's GIC, which domains get, too; nothing was done "
+            "('gic_version=\"v3\"' in the domain's configuration does)"
+        )
+    return found.pop()

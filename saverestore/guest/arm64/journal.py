@@ -1,0 +1,131 @@
+"""What was a guest's own before its vCPUs were made to run a stub: on the disk before anything is changed. Pure.
+
+With it `pysave --recover` puts a domain right whose saver died at any point. It says nothing of how far that came:
+what is to be undone is seen from the domain itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from saverestore.errors import DomainError, TransportError
+from saverestore.guest.arm64.vcpu import Context
+
+DIRECTORY = Path("/var/lib/xen")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+FORMAT = 1
+
+U64 = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """`contexts`: each vCPU's, as the guest suspended. `shared_info`: the page's gfn and content.
+
+    `digests`: once events are about to be sent, those of all pages of memory (shape (n, 2)), else None.
+    """
+
+    domid: int
+    uuid: uuid.UUID
+    contexts: tuple[Context, ...]
+    shared_info_gfn: int
+    shared_info: bytes
+    digests: U64 | None = None
+
+    def with_digests(self, digests: U64) -> Journal:
+        """A copy that has them."""
+        return dataclasses.replace(self, digests=digests)
+
+    def with_shared_info(self, content: bytes) -> Journal:
+        """A copy with this content of the page."""
+        return dataclasses.replace(self, shared_info=content)
+
+
+def path_of(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Path:
+    """Where a domain's journal is, if it has one."""
+    return directory / f"pysave-arm64.{domid}.{domain_uuid}.journal"
+
+
+def write(journal: Journal, directory: Path = DIRECTORY) -> None:
+    """Put it on the disk: when this returns it is there, whole. TransportError when it cannot be."""
+    path = path_of(journal.domid, journal.uuid, directory)
+    temporary = path.with_suffix(".new")
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "boot": _boot_id(),
+        "domid": journal.domid,
+        "uuid": str(journal.uuid),
+        "contexts": [dataclasses.asdict(context) for context in journal.contexts],
+        "shared_info_gfn": journal.shared_info_gfn,
+        "shared_info": base64.b64encode(journal.shared_info).decode(),
+        "digests": None
+        if journal.digests is None
+        else base64.b64encode(np.ascontiguousarray(journal.digests, dtype="<u8").tobytes()).decode(),
+    }
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        folder = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TransportError(f"{path}: {error.strerror}: the journal cannot be written") from error
+
+
+def read(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Journal | None:
+    """The domain's journal; None when it has none. DomainError when it is damaged.
+
+    One of an earlier boot of the host speaks of another domain, which has gone with that boot.
+    """
+    path = path_of(domid, domain_uuid, directory)
+    try:
+        document = json.loads(path.read_text())
+        if document["format"] != FORMAT:
+            raise ValueError(f"format {document['format']!r}")
+        if document["boot"] != _boot_id():
+            return None
+        digests = document["digests"]
+        return Journal(
+            domid=int(document["domid"]),
+            uuid=uuid.UUID(document["uuid"]),
+            contexts=tuple(
+                Context(**{**context, "x": tuple(context["x"])}) for context in document["contexts"]
+            ),
+            shared_info_gfn=int(document["shared_info_gfn"]),
+            shared_info=base64.b64decode(document["shared_info"], validate=True),
+            digests=None
+            if digests is None
+            else np.frombuffer(base64.b64decode(digests, validate=True), dtype="<u8").reshape(-1, 2),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DomainError(
+            f"{path}, which says how the processors of domain {domid} were, cannot be read: {error}; nothing was done"
+        ) from error
+
+
+def remove(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> None:
+    """The domain is right again, or gone. One that is not there is fine."""
+    path_of(domid, domain_uuid, directory).unlink(missing_ok=True)
+
+
+def _boot_id() -> str:
+    return BOOT_ID.read_text().strip()

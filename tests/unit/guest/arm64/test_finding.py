@@ -1,0 +1,119 @@
+"""shared_info and vcpu_info, found in pages by what Xen writes into them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from saverestore.guest.arm64 import find
+from saverestore.kernels.page_digests import page_digests
+
+WC = find.WC_AT // 4
+
+
+def pages(count: int) -> np.ndarray:
+    random = np.random.default_rng(7)
+    return random.integers(0, 256, (count, 4096), dtype=np.uint8)
+
+
+def shared_info(version: int = 4, sec: int = 1_790_000_000, nsec: int = 123) -> np.ndarray:
+    page = np.zeros(4096, dtype=np.uint8)
+    page[48:1000] = 0xA5  # event channels
+    page.view("<u4")[WC : WC + 3] = version, sec, nsec
+    return page
+
+
+def test_a_shared_info_page_is_found_among_others():
+    memory = pages(64)
+    memory[::3] = 0
+    memory[41] = shared_info()
+    assert find.shared_info_candidates(memory).tolist() == [41]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        shared_info(version=0),
+        shared_info(version=5),  # being written
+        shared_info(sec=1_400_000_000),
+        shared_info(nsec=1_000_000_000),
+    ],
+)
+def test_a_page_that_xen_could_not_have_written_is_no_candidate(page):
+    assert len(find.shared_info_candidates(page[None])) == 0
+
+
+def test_a_page_with_something_behind_the_clock_is_no_candidate():
+    page = shared_info()
+    page[4095] = 1
+    assert len(find.shared_info_candidates(page[None])) == 0
+
+
+def test_the_time_offset_is_what_the_clock_moved_by():
+    before = find.wall_clock(shared_info(version=4, sec=1_790_000_000))
+    drawn = 20_000_000
+    after = find.wall_clock(shared_info(version=6, sec=1_790_000_000 - 1234 + drawn))
+    assert find.time_offset_of(before, after, drawn) == 1234
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        shared_info(version=4, sec=1_800_000_000),  # Xen did not write it
+        shared_info(version=6, sec=1_800_000_000, nsec=124),  # another time of day
+    ],
+)
+def test_a_page_whose_clock_does_not_follow_is_not_proved(after):
+    before = find.wall_clock(shared_info(version=4))
+    assert find.time_offset_of(before, find.wall_clock(after), 20_000_000) is None
+
+
+def with_event(
+    page: np.ndarray, at: int, bit: int, *, was_pending: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """A page with a vcpu_info at byte `at`, before and after it got an event."""
+    before = page.copy()
+    words = before.view("<u8")
+    words[at // 8] = int(was_pending)
+    words[at // 8 + 1] &= ~np.uint64(1 << bit)
+    after = before.copy()
+    after.view("<u8")[at // 8] |= np.uint64(1)
+    after.view("<u8")[at // 8 + 1] |= np.uint64(1 << bit)
+    return before, after
+
+
+@pytest.mark.parametrize("was_pending", [False, True])
+@pytest.mark.parametrize(("at", "bit"), [(0, 0), (512, 3), (4032, 63)])
+def test_an_event_is_undone_to_the_very_page_that_was_there(at, bit, was_pending):
+    before, after = with_event(pages(1)[0], at, bit, was_pending=was_pending)
+    found = find.undone_event(after, page_digests(before[None])[0])
+    assert found is not None
+    assert found[0] == at
+    assert (found[1] == before).all()
+
+
+def test_an_event_whose_selector_bit_was_set_already_is_undone():
+    before, after = with_event(pages(1)[0], 256, 5)
+    before.view("<u8")[33] = after.view("<u8")[33]
+    found = find.undone_event(after, page_digests(before[None])[0])
+    assert found is not None
+    assert (found[1] == before).all()
+
+
+def test_a_page_that_changed_in_another_way_is_not_taken_for_a_vcpu_info():
+    before, after = with_event(pages(1)[0], 256, 5)
+    after[2000] ^= 1
+    assert find.undone_event(after, page_digests(before[None])[0]) is None
+
+
+def test_a_channel_of_ours_is_taken_out_of_shared_info_and_events_of_others_stay():
+    before = shared_info()
+    pending, mask = (slice(at, at + 512) for at in (find.PENDING_AT, find.MASK_AT))
+    before[pending], before[mask] = 0, 0xFF
+    now = before.copy()
+    now[pending].view("<u8")[3] = 1 << 7 | 1 << 9  # ours, and somebody else's
+    now[mask].view("<u8")[3] &= ~np.uint64(1 << 7)  # we unmasked it
+    now[pending].view("<u8")[0] = 1 << 2
+    find.undo_in_shared_info(now, before.tobytes())
+    assert (now[mask] == before[mask]).all()
+    assert now[pending].view("<u8")[[0, 3]].tolist() == [1 << 2, 1 << 9]

@@ -1,0 +1,151 @@
+"""Putting a domain right: what is done follows from what the domain looks like, wherever its saver died."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from types import SimpleNamespace
+
+import pytest
+
+try:
+    import pyxc  # noqa: F401
+except ImportError as error:
+    pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
+
+from saverestore.guest.arm64 import going_on, vcpu
+from saverestore.guest.arm64 import journal as journals
+from saverestore.guest.arm64.journal import Journal
+
+UUID = uuid.UUID("d29bd8ec-a490-455e-ae19-9949c59b62a1")
+
+
+def context(number: int) -> vcpu.Context:
+    names = [f.name for f in dataclasses.fields(vcpu.Context) if f.name not in ("x", "online")]
+    values = dict.fromkeys(names, 1073741825 + number)
+    return vcpu.Context(x=tuple(range(31)), **values, online=True)
+
+
+GUESTS_OWN = (context(0), context(1))
+
+
+def in_stub(number: int, verdict: int) -> vcpu.Context:
+    begun = vcpu.into_stub(GUESTS_OWN[number], number, 3, 0, run=True)
+    return dataclasses.replace(begun, x=(*begun.x[:30], verdict))
+
+
+class FakeDomain:
+    """A domain's state as Xen has it, and what was done to it, in order. A stub ends when it is waited for."""
+
+    def __init__(self, contexts, *, paused=False, suspended=False) -> None:
+        self.contexts = list(contexts)
+        self.paused = paused
+        self.suspended = suspended
+        self.done: list[str] = []
+
+    def domain(self, _domid: int) -> SimpleNamespace:
+        return SimpleNamespace(paused=self.paused, suspended=self.suspended)
+
+    def _runs(self, what: str) -> None:
+        self.done.append(what)
+        if self.paused or self.suspended:
+            return
+        ended = [one for one in self.contexts if one.has_ended]
+        assert not ended, "what has run to its end must not run on: its page may be gone"
+
+    def wait(self) -> None:
+        assert not self.paused and not self.suspended, "waited for what cannot run"
+        self.done.append("wait")
+        for number, one in enumerate(self.contexts):
+            if one.in_stub and one.online:
+                self.contexts[number] = in_stub(number, vcpu.DONE)
+
+    def pause(self, _domid: int) -> None:
+        self.done.append("pause")
+        self.paused = True
+
+    def unpause(self, _domid: int) -> None:
+        self.paused = False
+        self._runs("unpause")
+
+    def resume(self, _domid: int) -> None:
+        self.suspended = False
+        self._runs("resume")
+
+
+@pytest.fixture
+def put_right(monkeypatch, tmp_path):
+    monkeypatch.setattr(journals.write, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(journals.remove, "__defaults__", (tmp_path,))
+    journal = Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096))
+
+    def run(domain: FakeDomain) -> list[str]:
+        journals.write(journal)
+        store = SimpleNamespace(resume_domain=lambda domid: domain.done.append("store"))
+        handles = SimpleNamespace(xen=domain, store=store)
+        monkeypatch.setattr(going_on, "get_context", lambda h, d, number: domain.contexts[number])
+
+        def set_context(_handles, _domid, number, new):
+            assert domain.paused or domain.suspended, "contexts are set while the domain runs"
+            domain.contexts[number] = new
+
+        monkeypatch.setattr(going_on, "set_context", set_context)
+        monkeypatch.setattr(going_on, "release_scratch", lambda h, d, gfns: domain.done.append("release"))
+        monkeypatch.setattr(going_on, "wait_for_stub", lambda h, d, on: domain.wait())
+        said = going_on.put_right(handles, journal)
+        assert list(tmp_path.iterdir()) == []
+        return said
+
+    return run
+
+
+def goes_on(domain: FakeDomain) -> bool:
+    cancelled = (GUESTS_OWN[0].with_x0(going_on.CANCELLED), GUESTS_OWN[1])
+    return tuple(domain.contexts) == cancelled and not domain.paused and not domain.suspended
+
+
+def test_vcpus_that_ended_a_stub_get_their_own_registers_before_anything_runs(put_right):
+    domain = FakeDomain([in_stub(0, vcpu.DONE), in_stub(1, vcpu.FAULTED)], paused=True)
+    put_right(domain)
+    assert goes_on(domain)
+    assert domain.done == ["release", "store", "unpause"]
+
+
+def test_a_stub_under_way_comes_to_its_end_first(put_right):
+    domain = FakeDomain([in_stub(0, 0), in_stub(1, 0)])
+    put_right(domain)
+    assert goes_on(domain)
+    assert domain.done[:3] == ["wait", "pause", "release"]
+
+
+def test_a_stub_that_was_paused_midway_comes_to_its_end_first(put_right):
+    domain = FakeDomain([in_stub(0, 0), dataclasses.replace(in_stub(1, 0), online=False)], paused=True)
+    put_right(domain)
+    assert goes_on(domain)
+    assert domain.done[0] == "unpause"
+
+
+def test_a_saver_that_died_before_the_stub_was_started(put_right):
+    domain = FakeDomain([in_stub(0, 0), GUESTS_OWN[1]], suspended=True)
+    put_right(domain)
+    assert goes_on(domain)
+    assert domain.done == ["release", "resume", "store"]
+
+
+def test_a_saver_that_died_right_after_its_journal(put_right):
+    domain = FakeDomain(GUESTS_OWN, suspended=True)
+    assert put_right(domain) == ["it was suspended and goes on"]
+    assert goes_on(domain)
+
+
+def test_a_saver_that_died_when_all_was_right_but_the_pause(put_right):
+    domain = FakeDomain([GUESTS_OWN[0].with_x0(1), GUESTS_OWN[1]], paused=True)
+    assert put_right(domain) == ["it was paused and goes on"]
+    assert goes_on(domain)
+
+
+def test_a_domain_that_has_gone_on_already_keeps_the_registers_that_it_has(put_right):
+    elsewhere = [dataclasses.replace(one, pc=0x7777_0001) for one in GUESTS_OWN]
+    domain = FakeDomain(elsewhere)
+    assert put_right(domain) == []
+    assert domain.contexts == elsewhere

@@ -1,0 +1,107 @@
+"""What is decided by the architecture of the host, before anything is done."""
+
+from __future__ import annotations
+
+import pytest
+
+try:
+    import pyxc.arm64
+except ImportError as error:
+    pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
+
+from saverestore.errors import DomainError, ImageError, XenRefused
+from saverestore.guest.arm64 import host
+from saverestore.guest.arm64.restore import check_platform
+from saverestore.operations.restore_bare import check_architecture
+from saverestore.stream.layout import DomainType
+from saverestore.stream.records import Arm64Platform
+from saverestore.toolstack import choice
+
+
+@pytest.fixture
+def on_arm64(monkeypatch):
+    monkeypatch.setattr(pyxc, "ARCHITECTURE", pyxc.ARM64)
+
+
+@pytest.fixture
+def on_x86(monkeypatch):
+    monkeypatch.setattr(pyxc, "ARCHITECTURE", pyxc.X86)
+
+
+def test_an_arm64_image_is_refused_on_an_x86_host(on_x86):
+    with pytest.raises(ImageError, match="holds an arm64 domain, and this is an x86 host; nothing was done"):
+        check_architecture(DomainType.ARM64)
+    check_architecture(DomainType.X86_PV)
+
+
+def test_an_x86_image_is_refused_on_an_arm64_host(on_arm64):
+    with pytest.raises(ImageError, match="holds an x86 domain, and this is an arm64 host"):
+        check_architecture(DomainType.X86_HVM)
+    check_architecture(DomainType.ARM64)
+
+
+def test_on_arm64_the_bare_toolstack_is_taken_and_says_why(on_arm64):
+    libxl, why = choice.for_restoring(None, choice.AUTO)
+    assert libxl is None
+    assert "does not restore on ARM" in why
+
+
+def test_on_arm64_libxl_is_refused_when_asked_for(on_arm64):
+    with pytest.raises(XenRefused, match="nothing was done"):
+        choice.for_restoring(None, choice.LIBXL)
+    with pytest.raises(XenRefused, match="nothing was done"):
+        choice.for_saving(None, None, choice.LIBXL)
+
+
+INTERRUPTS = """\
+           CPU0       CPU1
+ 10:      31410      20007     {chip}  27 Level     arch_timer
+ 11:       2024          0  xen-dyn    -event     xenbus
+"""
+
+
+@pytest.mark.parametrize(("chip", "version"), [("GICv3", 3), ("GICv2", 2), ("GIC-0", 2)])
+def test_the_version_of_the_gic_is_told_by_dom0s_own_interrupts(tmp_path, chip, version):
+    interrupts = tmp_path / "interrupts"
+    interrupts.write_text(INTERRUPTS.format(chip=chip))
+    assert host.gic_version(None, interrupts) == version
+    assert host.gic_version("default", interrupts) == version
+
+
+def test_a_configuration_that_says_the_version_is_believed(tmp_path):
+    assert host.gic_version("v2", tmp_path / "missing") == 2
+
+
+@pytest.mark.parametrize("chips", ["", "GICv3 GICv2"])
+def test_interrupts_that_do_not_tell_the_version_are_refused(tmp_path, chips):
+    interrupts = tmp_path / "interrupts"
+    interrupts.write_text(chips)
+    with pytest.raises(DomainError, match="does not tell the version of this host's GIC"):
+        host.gic_version(None, interrupts)
+
+
+PLATFORM = Arm64Platform(gic=3, nr_vcpus=1, midr=0x411FD070, cntfrq=62_500_000, banks=((0x40000, 0x8000),))
+
+
+@pytest.mark.parametrize(
+    ("midr", "cntfrq", "gic", "message"),
+    [
+        (0x411FD070, 62_500_000, 2, "has a GICv3, this host gives domains a GICv2"),
+        (0x411FD070, 50_000_000, 3, "counts time at 62500000 Hz, this host at 50000000 Hz"),
+        (0x410FD034, 62_500_000, 3, r"another kind of processor .*; --force tries it"),
+    ],
+)
+def test_an_image_for_another_host_is_refused_before_a_domain_is_made(
+    monkeypatch, midr, cntfrq, gic, message
+):
+    monkeypatch.setattr("pyxc.arm64.processor", lambda: pyxc.arm64.Processor(midr, cntfrq))
+    with pytest.raises(ImageError, match=message):
+        check_platform(PLATFORM, gic, unless="--force")
+
+
+def test_an_image_for_another_processor_can_be_forced_but_not_one_for_another_gic(monkeypatch, caplog):
+    monkeypatch.setattr("pyxc.arm64.processor", lambda: pyxc.arm64.Processor(0x410FD034, 62_500_000))
+    check_platform(PLATFORM, 3, unless=None)
+    assert "the guest may crash" in caplog.text
+    with pytest.raises(ImageError):
+        check_platform(PLATFORM, 2, unless=None)

@@ -1,0 +1,69 @@
+"""arm64 guests: saved at rest and live, restored, and put right after a save that was killed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+from pathlib import Path
+
+import pytest
+from scenarios import a_saved_guest_goes_on, live_by_digests
+from xen_lab import Command, Guest, must, no_partial_files, run, state_of
+
+
+@pytest.fixture(autouse=True)
+def only_on_arm64() -> None:
+    if platform.machine() != "aarch64":
+        pytest.skip("this is no arm64 machine: tools/test --variant 4.17-arm64")
+
+
+one_vcpu = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["1vcpu"])
+VCPUS = pytest.mark.parametrize("guest", [("pvh", 1), ("pvh", 2)], indirect=True, ids=["1vcpu", "2vcpus"])
+
+
+@VCPUS
+def test_a_saved_guest_goes_on_in_a_new_domain_three_times_in_a_row(guest: Guest, images: Path):
+    for _ in range(3):
+        a_saved_guest_goes_on(guest, images)
+        (images / "a.img").unlink()
+
+
+@pytest.mark.parametrize("busy_guest", [("pvh", 1)], indirect=True, ids=["1vcpu"])
+def test_a_guest_saved_live_goes_on_and_so_does_its_copy(busy_guest: Guest, images: Path):
+    live_by_digests(busy_guest, images)
+
+
+@one_vcpu
+def test_the_image_tells_what_it_is_and_is_whole(guest: Guest, images: Path):
+    must("pysave", "-c", guest.name, str(images / "a.img"))
+    found = json.loads(must("pyimage", "verify", "--json", str(images / "a.img")))
+    assert (found["whole"], found["domain_type"], found["digest"]["compared"]) == (True, "ARM64", True)
+    assert found["records"]["ARM64_VCPU"]["count"] == guest.vcpus
+
+
+@one_vcpu
+@pytest.mark.parametrize("phase", ["suspending", "last round"])
+def test_a_guest_whose_save_was_killed_is_put_right_by_recover(guest: Guest, images: Path, phase: str):
+    before = guest.state()
+    save = Command("pysave", guest.name, str(images / "a.img"))
+    save.wait_for(phase)
+    save.send(signal.SIGKILL)
+    save.finish()
+    if set(state_of(guest.name)) & set("ps"):
+        refused = run("pysave", guest.name, str(images / "b.img"))
+        assert refused.returncode == 3
+        assert "--recover" in refused.stderr
+    must("pysave", "--recover", guest.name)
+    guest.goes_on(before)
+    a_saved_guest_goes_on(guest, images)
+    no_partial_files(images)
+    assert list(Path("/var/lib/xen").glob("pysave-arm64.*")) == []
+
+
+@one_vcpu
+def test_live_cannot_be_had_from_a_log_that_xen_has_not(guest: Guest, images: Path):
+    said = run("pysave", "--live", "--dirty", "log", guest.name, str(images / "a.img"))
+    assert said.returncode == 3
+    assert "does not log dirty pages" in said.stderr
+    assert guest.is_running()
