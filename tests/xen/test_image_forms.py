@@ -48,6 +48,8 @@ def test_a_compressed_image_goes_through_pipes_and_the_bare_toolstack(guest: Gue
         pytest.param(PVH, "deflate", id="pvh-deflate"),
         pytest.param(PVH, "zstd", id="pvh-zstd", marks=slow),
         pytest.param(PV, "deflate", id="pv-deflate", marks=slow),
+        pytest.param(PV, "lz4", id="pv-lz4", marks=slow),
+        pytest.param(PVH, "lz4", id="pvh-lz4", marks=slow),
         pytest.param(PV, "none", id="pv-none", marks=slow),
         pytest.param(PVH, "none", id="pvh-none", marks=slow),
     ],
@@ -100,6 +102,32 @@ def test_a_changed_byte_in_a_page_is_found_before_the_domain_runs(guest: Guest, 
             assert "XXH3-128 digest" in said.stderr
             assert domid_of(guest.name) is None
     must("pyrestore", "--toolstack", toolstack, str(image))
+    guest.goes_on(before)
+
+
+@slow
+@pytest.mark.parametrize("guest", [("hvm", 1)], indirect=True, ids=["hvm"])
+@pytest.mark.parametrize("way", ["file", "pipe"])
+def test_a_changed_byte_in_the_state_of_a_device_model_is_found_before_the_domain_runs(
+    guest: Guest, images: Path, way: str
+):
+    """It comes behind the libxc stream, where libxl reads: the helper looks ahead in a file, the relay on the way."""
+    before = guest.state()
+    image = images / "a.img"
+    restore = {"file": f"pyrestore {image}", "pipe": f"cat {image} | pyrestore -"}[way]
+    must("pysave", guest.name, str(image))
+    whole = image.read_bytes()
+    behind = whole.rindex(b"QEVM")  # as QEMU's state begins
+    with image.open("r+b") as file:
+        file.seek(behind + 5000)
+        file.write(bytes([whole[behind + 5000] ^ 1]))
+    assert run("pyimage", "verify", str(image)).returncode == 4
+    said = run("bash", "-c", restore)
+    assert said.returncode == 4, said.stderr
+    assert "behind the libxc stream" in said.stderr
+    assert domid_of(guest.name) is None
+    image.write_bytes(whole)
+    must("bash", "-o", "pipefail", "-c", restore)
     guest.goes_on(before)
 
 
