@@ -104,7 +104,13 @@ def is_at_work(helper: int | None) -> bool:
     return helper is not None and "pyxc/_xen" in Path(f"/proc/{helper}/maps").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="kill"),
+        pytest.param(signal.SIGTERM, id="term", marks=pytest.mark.slow),
+    ],
+)
 def test_a_helper_that_is_killed_leaves_nothing(with_disk: Path, number: signal.Signals):
     with nothing_left_over():
         read_end, write_end = os.pipe()
@@ -205,7 +211,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(guest: Guest, images
 
 @hvm
 @pytest.mark.parametrize(
-    "moment", [pytest.param("round 0", marks=pytest.mark.slow), "suspending", "last round"]
+    "moment",
+    [*(pytest.param(one, marks=pytest.mark.slow) for one in ("round 0", "suspending")), "last round"],
 )
 def test_ctrl_c_in_each_phase_leaves_a_running_guest_and_device_model(
     guest: Guest, images: Path, moment: str

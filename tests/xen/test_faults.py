@@ -14,6 +14,7 @@ from xen_lab import Command, Guest, domid_of, must, no_partial_files, run, state
 
 kinds = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
 one_kind = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
+slow = pytest.mark.slow
 pv_only = pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
 
 OTHER_UUID = "00000000-0000-4000-8000-00000000beef"
@@ -114,15 +115,14 @@ def test_the_reader_of_the_pipe_goes_away(guest: Guest, images: Path):
 @pytest.mark.parametrize(
     ("guest", "moment", "number"),
     [
-        (("pv", 1), "round 0", signal.SIGINT),
-        (("pvh", 1), "round 1", signal.SIGTERM),
-        (("pv", 1), "suspending", signal.SIGINT),
-        (("pvh", 1), "suspending", signal.SIGTERM),
-        (("pv", 1), "last round", signal.SIGTERM),
-        (("pvh", 1), "last round", signal.SIGINT),
+        pytest.param(("pv", 1), "round 0", signal.SIGINT, id="first-round", marks=slow),
+        pytest.param(("pvh", 1), "round 1", signal.SIGTERM, id="second-round"),
+        pytest.param(("pv", 1), "suspending", signal.SIGINT, id="suspending-pv", marks=slow),
+        pytest.param(("pvh", 1), "suspending", signal.SIGTERM, id="suspending-pvh"),
+        pytest.param(("pv", 1), "last round", signal.SIGTERM, id="last-round-pv"),
+        pytest.param(("pvh", 1), "last round", signal.SIGINT, id="last-round-pvh", marks=slow),
     ],
     indirect=["guest"],
-    ids=["first-round", "second-round", "suspending-pv", "suspending-pvh", "last-round-pv", "last-round-pvh"],
 )
 def test_a_signal_in_each_phase_of_a_live_save(
     guest: Guest, images: Path, moment: str, number: signal.Signals

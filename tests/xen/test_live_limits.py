@@ -11,7 +11,6 @@ import pytest
 from xen_lab import Command, Guest, must, run
 
 busy_pvh = pytest.mark.parametrize("busy_guest", [("pvh", 1)], indirect=True, ids=["pvh"])
-busy_kinds = pytest.mark.parametrize("busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
 
 # By digests a round takes so long that the dirtier writes all its pages in each: a stall, on any machine.
 THROTTLED = ("pysave", "--live", "-c", "--dirty", "digest", "--on-stall", "throttle")
@@ -30,7 +29,11 @@ def note_of(guest: Guest) -> str:
     return run("xenstore-read", f"/local/domain/{guest.domid}/pysave/cap").stdout.strip()
 
 
-@busy_kinds
+@pytest.mark.parametrize(
+    "busy_guest",
+    [pytest.param(("pv", 1), id="pv", marks=pytest.mark.slow), pytest.param(("pvh", 1), id="pvh")],
+    indirect=True,
+)
 def test_an_aim_is_in_the_report_with_what_came_of_it(busy_guest: Guest, images: Path):
     guest, before = busy_guest, busy_guest.state()
     command = ["pysave", "--live", "-c", "--downtime-ms", "20000", "--report", str(images / "r.json")]
@@ -79,7 +82,13 @@ def test_a_guest_that_writes_too_fast_is_slowed_down_and_then_has_all_its_time_a
 
 
 @busy_pvh
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, id="kill-9"),
+    ],
+)
 def test_a_save_that_ends_while_a_guest_is_slowed_down_gives_it_its_time_back(
     busy_guest: Guest, images: Path, number: signal.Signals
 ):

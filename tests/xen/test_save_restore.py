@@ -21,6 +21,10 @@ from scenarios import (
 from xen_lab import LESS_MEMORY_MIB, Command, Guest, must, run, state_of
 
 each_kind = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
+slow = pytest.mark.slow
+pv_and_slowly_pvh = pytest.mark.parametrize(
+    "guest", [pytest.param(("pv", 1), id="pv"), pytest.param(("pvh", 1), id="pvh", marks=slow)], indirect=True
+)
 each_busy_kind = pytest.mark.parametrize(
     "busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"]
 )
@@ -56,7 +60,7 @@ def test_an_image_goes_through_a_compressing_pipe(guest: Guest, images: Path):
     guest.goes_on(before)
 
 
-@each_kind
+@pv_and_slowly_pvh
 def test_what_we_restored_stock_xl_saves_and_restores(guest: Guest, images: Path):
     before = guest.state()
     must("pysave", guest.name, str(images / "a.img"))
@@ -91,7 +95,7 @@ def test_left_paused_it_waits_and_goes_on_when_unpaused(guest: Guest, images: Pa
     guest.goes_on(before)
 
 
-@each_kind
+@pv_and_slowly_pvh
 def test_restored_paused_it_waits_under_its_new_name_and_then_goes_on(guest: Guest, images: Path):
     before = guest.state()
     copy = Guest("other", guest.kind, guest.vcpus)
@@ -259,7 +263,11 @@ def test_a_guest_with_four_vcpus_goes_on(guest: Guest, images: Path):
     a_saved_guest_goes_on(guest, images)
 
 
-@each_busy_kind
+@pytest.mark.parametrize(
+    "busy_guest",
+    [pytest.param(("pv", 1), id="pv", marks=slow), pytest.param(("pvh", 1), id="pvh")],
+    indirect=True,
+)
 def test_a_guest_that_gives_memory_back_while_it_is_saved_live_goes_on(busy_guest: Guest, images: Path):
     before = busy_guest.state()
     save = Command("pysave", "--live", "-c", "--dirty", "digest", busy_guest.name, str(images / "a.img"))

@@ -25,7 +25,7 @@ def watchers_of(domid: int) -> list[str]:
     return run("pgrep", "-f", f"pyxc-watch.* {domid}$").stdout.split()
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", [pytest.param("pv", marks=pytest.mark.slow), "pvh"])
 def test_a_restored_domain_reboots_and_powers_off(kind: str, images: Path):
     guest = Guest(f"{kind}-watched", kind, 1)
     guest.destroy()
@@ -52,6 +52,7 @@ def test_a_restored_domain_reboots_and_powers_off(kind: str, images: Path):
         guest.destroy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
 def test_nothing_watches_a_domain_where_that_is_not_wanted(guest: Guest, images: Path):
     before = guest.state()
