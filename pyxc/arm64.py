@@ -5,7 +5,7 @@ Only on arm64: elsewhere each of these raises WrongArchitecture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pyxc._arch import ARM64, require
 from pyxc._handle import check_rc
@@ -37,10 +37,6 @@ class VcpuContext:
     ttbr0_el1: int
     ttbr1_el1: int
     online: bool
-
-    def with_x0(self, value: int) -> VcpuContext:
-        """A copy in which x0, the result of a hypercall, is this."""
-        return replace(self, x=(value, *self.x[1:]))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     arguments = _parser().parse_args(argv)
-    level = logging.WARNING if arguments.quiet else logging.INFO
+    level = logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO
     logging.basicConfig(stream=sys.stderr, format=f"%(asctime)s {PROG}: %(message)s", level=level)
     # Python would heed a signal only when libxl's call returns, which may take months.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -8,9 +8,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saverestore.errors import DomainError, TransportError
-from saverestore.toolstack.domains import Domain
+
+if TYPE_CHECKING:
+    from saverestore.toolstack.domains import Domain
 
 LOCK_DIR = Path("/run/pysave")
 
@@ -18,7 +21,14 @@ LOCK_DIR = Path("/run/pysave")
 @contextmanager
 def locked(domain: Domain) -> Iterator[None]:
     """Hold the domain's lock inside this block. DomainError when another process has it, with its number."""
-    path = LOCK_DIR / f"domain-{domain.domid}.lock"
+    with held(f"domain-{domain.domid}", f"{domain} is being saved, or recovered,"):
+        yield
+
+
+@contextmanager
+def held(name: str, busy: str) -> Iterator[None]:
+    """Hold the lock of this name inside this block. DomainError, "`busy` by process N", when another has it."""
+    path = LOCK_DIR / f"{name}.lock"
     try:
         LOCK_DIR.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -31,7 +41,7 @@ def locked(domain: Domain) -> Iterator[None]:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise TransportError(f"{path}: {error.strerror}") from error
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
-            raise DomainError(f"{domain} is being saved, or recovered, by process {holder or '?'}") from error
+            raise DomainError(f"{busy} by process {holder or '?'}") from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         yield

@@ -7,26 +7,25 @@ that process. What follows is its work. Actions are libxl's (libxl_types.idl, li
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saverestore.errors import DomainError
+from pyxc.control import ShutdownReason
+from pyxc.errors import XenError
+from saverestore.errors import DomainError, XenRefused
+from saverestore.toolstack.lock import held
 
 if TYPE_CHECKING:
     from pyxc.libxl import Libxl
 
 LOG = logging.getLogger(__name__)
-
-LOCK_DIR = Path("/run/pysave")
 
 DUMP_DIR = Path("/var/lib/xen/dump")
 """Where libxl's own configuration has core dumps (XEN_DUMP_DIR)."""
@@ -39,17 +38,6 @@ SHORTEST_LIFE_S = 10.0
 
 SUSPENDED_S = 1.0
 """How often to look whether a suspended domain goes on."""
-
-
-class Reason(IntEnum):
-    """Why a domain has shut down (xen/include/public/sched.h, SHUTDOWN_*)."""
-
-    POWEROFF = 0
-    REBOOT = 1
-    SUSPEND = 2
-    CRASH = 3
-    WATCHDOG = 4
-    SOFT_RESET = 5
 
 
 class Action(StrEnum):
@@ -70,7 +58,7 @@ def action_for(config: dict[str, Any], reason: int) -> Action:
     Destroy, where it says nothing, as libxl has it; where it says what we do not know, the domain is left as it is.
     """
     try:
-        key = f"on_{Reason(reason).name.lower()}"
+        key = f"on_{ShutdownReason(reason).name.lower()}"
     except ValueError:
         return Action.DESTROY
     try:
@@ -87,7 +75,9 @@ def watch_domain(
 
     with Libxl() as libxl:
         domid, config = _find(libxl, wanted)
-        with _only_one(domid, config):
+        name, uuid = config["c_info"]["name"], config["c_info"]["uuid"]
+        # Two would both start it anew. A UUID outlives reboots.
+        with held(f"watch-{uuid}", f"{name} (domain {domid}) is being watched already,"):
             watch(libxl, domid, ready=ready, undisturbed=undisturbed)
 
 
@@ -98,22 +88,6 @@ def _find(libxl: Libxl, wanted: str) -> tuple[int, dict[str, Any]]:
         return domid, json.loads(libxl.domain_config(domid))
     except OSError as error:
         raise DomainError(f"there is no domain {wanted!r}, or libxl does not know it: {error}") from error
-
-
-@contextmanager
-def _only_one(domid: int, config: dict[str, Any]) -> Iterator[None]:
-    """Two would both start it anew. The lock is the kernel's, and goes with its holder; a UUID outlives reboots."""
-    name, uuid = config["c_info"]["name"], config["c_info"]["uuid"]
-    LOCK_DIR.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(LOCK_DIR / f"watch-{uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DomainError(f"{name} (domain {domid}) is being watched already") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def watch(
@@ -139,7 +113,7 @@ def watch(
         if reason is None:
             LOG.info("domain %d is gone", domid)
             return
-        if reason == Reason.SUSPEND:
+        if reason == ShutdownReason.SUSPEND:
             # It is being saved, and goes on perhaps. libxl tells of one shutdown only, so it is watched anew.
             sleep(SUSPENDED_S)
             continue
@@ -150,8 +124,13 @@ def watch(
         sleep(max(SETTLE_S, SHORTEST_LIFE_S - (clock() - since)))
         since = clock()
         with undisturbed():
-            domid = libxl.create(config)
-            libxl.unpause(domid)
+            try:
+                domid = libxl.create(config)
+                libxl.unpause(domid)
+            except XenError as error:
+                raise XenRefused(
+                    f"what was domain {domid} could not be started anew: {error}; it is off, 'xl create' starts it"
+                ) from error
         LOG.info("restarted as domain %d", domid)
 
 
@@ -161,7 +140,7 @@ def _act(libxl: Libxl, domid: int, reason: int, dumps: Path) -> str | None:
     config = json.loads(text)
     name = config["c_info"]["name"]
     action = action_for(config, reason)
-    why = Reason(reason).name.lower() if reason in list(Reason) else f"reason {reason}"
+    why = ShutdownReason(reason).name.lower() if reason in list(ShutdownReason) else f"reason {reason}"
     LOG.info("%s (domain %d) has shut down: %s; to be done: %s", name, domid, why, action)
     if action in (Action.COREDUMP_DESTROY, Action.COREDUMP_RESTART):
         _dump(libxl, domid, dumps / name.replace("/", "_"))

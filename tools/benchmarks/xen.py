@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +47,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Run it all in the lab: what `xen_times` printed, with kind and size."""
     found: list[dict[str, Any]] = []
-    with _booted(variant) as machine:
+    with Machine(variant).up_meanwhile() as machine:
         for kind in kinds if "saves" in parts else ():
             for mib in sizes_mib:
                 say(f"{kind}, {mib} MiB: saves and restores, {pairs} pairs")
@@ -60,19 +59,6 @@ def measure(
                 say(f"pvh, {LIVE_MIB} MiB: live, {pairs} pairs at each rate")
                 found += _run(machine, "live", "pvh", LIVE_MIB, pairs)
     return found
-
-
-@contextmanager
-def _booted(variant: str) -> Iterator[Machine]:
-    machine = Machine(variant)
-    was_up = machine.state is not None
-    machine.up()
-    try:
-        machine.push()
-        yield machine
-    finally:
-        if not was_up:
-            machine.down()
 
 
 def _run(machine: Machine, what: str, kind: str, mib: int, pairs: int) -> list[dict[str, Any]]:

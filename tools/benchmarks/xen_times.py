@@ -51,22 +51,17 @@ def filled(argv: Sequence[str], name: str) -> list[str]:
     return [word.format(name=name) for word in argv]
 
 
-@contextlib.contextmanager
-def wide_pipe() -> Iterator[tuple[int, int]]:
-    """A pipe's two ends; whoever closes one early says so by -1 being no descriptor any more."""
+def wide_pipe() -> tuple[int, int]:
+    """A pipe's two ends, for the caller to close."""
     read_fd, write_fd = os.pipe()
     fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    try:
-        yield read_fd, write_fd
-    finally:
-        for fd in (read_fd, write_fd):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    return read_fd, write_fd
 
 
 def time_save(tool: str, name: str) -> dict[str, float]:
     """Nothing is copied on the reading side: pages are spliced into /dev/null."""
-    with wide_pipe() as (read_fd, write_fd), Path(os.devnull).open("wb") as nothing:
+    read_fd, write_fd = wide_pipe()
+    with os.fdopen(read_fd, "rb", 0), Path(os.devnull).open("wb") as nothing:
         started = time.monotonic()
         process = subprocess.Popen(
             filled(SAVE[tool], name), stdout=write_fd, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
@@ -119,21 +114,21 @@ def time_restore(tool: str, image: Path, xen: Xen) -> dict[str, float]:
                 pass
         os.close(write_fd)
 
-    with wide_pipe() as (read_fd, write_fd):
-        feeder = threading.Thread(target=feed, args=(write_fd,))
-        feeder.start()
-        started = time.monotonic()
-        process = subprocess.Popen(
-            RESTORE[tool], stdin=read_fd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        os.close(read_fd)
-        runs = poll(
-            f"{tool}: the restored domain runs",
-            lambda: process.poll() not in (None, 0) or running_besides(xen, known),
-        )
-        finished(process, RESTORE[tool])
-        whole_s = time.monotonic() - started
-        feeder.join()
+    read_fd, write_fd = wide_pipe()
+    feeder = threading.Thread(target=feed, args=(write_fd,), daemon=True)
+    feeder.start()
+    started = time.monotonic()
+    process = subprocess.Popen(
+        RESTORE[tool], stdin=read_fd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    os.close(read_fd)
+    runs = poll(
+        f"{tool}: the restored domain runs",
+        lambda: process.poll() not in (None, 0) or running_besides(xen, known),
+    )
+    finished(process, RESTORE[tool])
+    whole_s = time.monotonic() - started
+    feeder.join()
     return {"stream_s": runs - taken[0], "whole_s": whole_s, "stream_bytes": image.stat().st_size}
 
 

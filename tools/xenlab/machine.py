@@ -14,8 +14,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from xenlab import apt, cache, layer, push, qemu, rootfs, runstate, shadow, ssh
 from xenlab.errors import LabError, say, step, tail_of
@@ -47,6 +49,19 @@ class Machine:
     def state(self) -> RunState | None:
         """What runs now; None when the machine is down."""
         return runstate.read(self.variant.name)
+
+    @contextmanager
+    def up_meanwhile(self) -> Iterator[Self]:
+        """Inside this block the machine is up, with this checkout in it; then off again, unless it was up before."""
+        was_up = self.state is not None
+        try:
+            self.up()
+            if not self.variant.stock:
+                self.push()
+            yield self
+        finally:
+            if not was_up:
+                self.down()
 
     @property
     def serial_log(self) -> Path:

@@ -13,7 +13,6 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,23 +68,9 @@ def _not_newer(a: str, b: str) -> bool:
     return tuple(map(int, a.split("."))) <= tuple(map(int, b.split(".")))
 
 
-@contextmanager
-def _booted(xen: str) -> Iterator[Machine]:
-    machine = Machine(xen)
-    was_up = machine.state is not None
-    machine.up()
-    try:
-        if not VARIANTS[xen].stock:
-            machine.push()
-        yield machine
-    finally:
-        if not was_up:
-            machine.down()
-
-
 def _write(xen: str, folder: Path) -> Iterator[Saved]:
     """Guests of each kind, saved by each tool that there is."""
-    with _booted(xen) as machine:
+    with Machine(xen).up_meanwhile() as machine:
         for kind in KINDS:
             for tool in ("xl",) if VARIANTS[xen].stock else ("xl", "pysave"):
                 yield _save(machine, Saved(xen, kind, tool, folder / f"{xen}-{kind}-{tool}.img", 0, ""))
@@ -125,7 +110,7 @@ def _boot_guest(machine: Machine, wanted: Saved) -> dict[str, Any]:
 
 def _restore(xen: str, images: list[Saved]) -> Iterator[tuple[Saved, str, str]]:
     """What became of each image with each tool: "seen", or what went wrong."""
-    with _booted(xen) as machine:
+    with Machine(xen).up_meanwhile() as machine:
         for saved in images:
             machine.run("cat > /dev/shm/a.img", stdin=saved.image.read_bytes(), timeout=300)
             for tool, command in (("pyrestore", "pyrestore -q"), ("xl", "xl restore")):

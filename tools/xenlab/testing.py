@@ -162,22 +162,15 @@ def _run(name: str, command: list[str], failed: list[str]) -> None:
 
 def _run_on_xen(variant: str, tests: list[str], options: argparse.Namespace, failed: list[str]) -> None:
     """Boot the variant (unless it is up: then it is left so), push, run pytest in its dom0."""
-    machine = Machine(variant)
-    was_up = machine.state is not None
-    try:
-        machine.up()
-        machine.push()
-        slow = ["--slow"] if options.slow else []
-        # Short tracebacks: long ones show arguments, among them arrays over memory that is no longer mapped.
-        arguments = ["-q", "--tb=short", "--durations=15", *tests, *slow, *options.pytest]
-        line = (
-            f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
-            f"timeout {XEN_TIMEOUT_S} python3 -u -m pytest {' '.join(map(_quoted, arguments))}"
-        )
+    slow = ["--slow"] if options.slow else []
+    # Short tracebacks: long ones show arguments, among them arrays over memory that is no longer mapped.
+    arguments = ["-q", "--tb=short", "--durations=15", *tests, *slow, *options.pytest]
+    line = (
+        f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
+        f"timeout {XEN_TIMEOUT_S} python3 -u -m pytest {' '.join(map(_quoted, arguments))}"
+    )
+    with Machine(variant).up_meanwhile() as machine:
         _run(f"tests on Xen {variant}", ssh.command(variant, machine.require_up(), [line]), failed)
-    finally:
-        if not was_up:
-            machine.down()
 
 
 def _quoted(word: str) -> str:

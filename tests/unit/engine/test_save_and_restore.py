@@ -38,16 +38,24 @@ def settings_for(how: str, **more) -> SaveSettings:
     return SaveSettings(**more) if how == "suspended" else SaveSettings(live=True, dirty=how, **more)
 
 
-def page_data_of(image: bytes) -> list[tuple[int, int]]:
-    """(pfn, type) of every entry of an image, in order."""
+def page_data_records(image: bytes) -> list[PageData]:
     with source_of(image) as source:
         reader = LibxcReader(source)
         found = []
         while not reader.ended:
             record = reader.next()
             if isinstance(record, PageData):
-                found += zip(record.pfns.tolist(), record.types.tolist(), strict=True)
+                found.append(record)
         return found
+
+
+def page_data_of(image: bytes) -> list[tuple[int, int]]:
+    """(pfn, type) of every entry of an image, in order."""
+    return [
+        entry
+        for record in page_data_records(image)
+        for entry in zip(record.pfns.tolist(), record.types.tolist(), strict=True)
+    ]
 
 
 def check_round_trip(guest: MemorySave, how: str, **more) -> bytes:
@@ -58,17 +66,6 @@ def check_round_trip(guest: MemorySave, how: str, **more) -> bytes:
     assert_same(guest.domain, restored)
     restored.close()
     return image
-
-
-def pfns_of_records(image: bytes) -> list[np.ndarray]:
-    with source_of(image) as source:
-        reader = LibxcReader(source)
-        found = []
-        while not reader.ended:
-            record = reader.next()
-            if isinstance(record, PageData):
-                found.append(record.pfns)
-        return found
 
 
 # ---- round trips ---------------------------------------------------------------------------------
@@ -116,7 +113,7 @@ def test_the_pfns_of_a_large_page_are_in_one_record(holes):
     domain = MemoryDomain.pvh(6 * BATCH_PFNS)
     domain.balloon_out(np.array(holes, dtype=np.uint64))
     with opened(domain) as guest:
-        records = pfns_of_records(image_of(guest, SaveSettings()))
+        records = [record.pfns for record in page_data_records(image_of(guest, SaveSettings()))]
     assert sum(map(len, records)) == 6 * BATCH_PFNS - len(holes)
     assert max(map(len, records)) <= BATCH_PFNS
     large_pages = [set((pfns // 512).tolist()) for pfns in records]

@@ -13,8 +13,10 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
+from pyxc.control import ShutdownReason as Reason
 from pyxc.errors import XenError
-from saverestore.toolstack.watch import SHORTEST_LIFE_S, Action, Reason, action_for, watch
+from saverestore.errors import XenRefused
+from saverestore.toolstack.watch import SHORTEST_LIFE_S, Action, action_for, watch
 
 GONE = None
 
@@ -142,6 +144,8 @@ def test_a_restart_that_fails_is_an_error_and_not_tried_for_ever():
         raise XenError("libxl_domain_create_new", 12)
 
     libxl.create = create
-    with pytest.raises(XenError):
+    with pytest.raises(
+        XenRefused, match=r"domain 7 could not be started anew: libxl_domain_create_new.*it is off"
+    ):
         watched(libxl)
     assert libxl.done == ["watch 7", "destroy 7"]
