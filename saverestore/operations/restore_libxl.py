@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from saverestore import interrupts
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import XenRefused
+from saverestore.errors import SaveRestoreError, XenRefused
 from saverestore.guest.x86.common import XenError
 from saverestore.interrupts import shield
 from saverestore.operations.image import OpenedImage
@@ -57,7 +57,12 @@ def restore(
         try:
             # A signal is heeded in `tick`, and nowhere else until it is noted that there is a domain.
             with shield():
-                domid, told = toolstack.restore(guest_config, way.fileno(), task, tick)
+                try:
+                    domid, told = toolstack.restore(guest_config, way.fileno(), task, tick)
+                except SaveRestoreError:
+                    # A terminal sends Ctrl-C to the helper, too: it may have ended of it before `tick` came.
+                    interrupts.raise_pending()
+                    raise
             _take_over(told, report, time.monotonic() - started)
             way.finish()
             filled_at = time.monotonic()

@@ -17,7 +17,7 @@ except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
 from saverestore.engine.progress import RestoreReport, Silence
-from saverestore.errors import ImageError, Interrupted, SaveRestoreError
+from saverestore.errors import ImageError, Interrupted, SaveRestoreError, XenRefused
 from saverestore.interrupts import handled
 from saverestore.operations import restore_libxl
 from saverestore.operations.image import opened
@@ -184,6 +184,17 @@ def test_a_signal_while_libxl_is_at_work_ends_it(image: Path):
     with pytest.raises(Interrupted), handled():
         restored_by(libxl, image)
     assert libxl.alive == set()
+
+
+def test_a_signal_that_ends_the_helper_first_is_what_is_told(image: Path):
+    class HelperEnded(FakeLibxl):
+        def restore(self, config, fd, task, tick):
+            interrupt()
+            raise XenRefused("the helper died due to fatal signal Interrupt")
+
+    with pytest.raises(Interrupted) as caught, handled():
+        restored_by(HelperEnded(), image)
+    assert "no domain was left behind" in caught.value.__notes__
 
 
 def test_a_signal_when_libxl_has_just_made_the_domain_destroys_it(image: Path):
