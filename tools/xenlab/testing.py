@@ -164,7 +164,7 @@ def _run_on_xen(variant: str, tests: list[str], options: argparse.Namespace, fai
     """Boot the variant (unless it is up: then it is left so), push, run pytest in its dom0."""
     slow = ["--slow"] if options.slow else []
     # Short tracebacks: long ones show arguments, among them arrays over memory that is no longer mapped.
-    arguments = ["-q", "--tb=short", "--durations=15", *tests, *slow, *options.pytest]
+    arguments = ["-q", "--tb=short", "--durations=60", *tests, *slow, *options.pytest]
     line = (
         f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
         f"timeout {XEN_TIMEOUT_S} python3 -u -m pytest {' '.join(map(_quoted, arguments))}"
