@@ -11,7 +11,9 @@ import base64
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 from xml.sax.saxutils import escape
 
@@ -101,6 +103,20 @@ class Drawing:
         out = io.BytesIO()
         image.save(out, "PNG", optimize=True)
         return out.getvalue()
+
+
+Encoder = Callable[[Drawing], bytes]
+
+
+def encoder_for(name: str) -> Encoder:
+    """What makes a file of this name from a drawing. UsageError, before any work, when it cannot be had."""
+    suffix = PurePath(name).suffix.lower()
+    if suffix == ".svg":
+        return Drawing.as_svg
+    if suffix == ".png":
+        require_pillow()
+        return Drawing.as_png
+    raise UsageError(f"{name}: the name must end in .png or .svg, to tell the format")
 
 
 def require_pillow() -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from xenlab import apt
+from xenlab import apt, environment
 from xenlab.errors import Interrupted, LabError, raise_on_signals
 
 from benchmarks.errors import BenchError
 from benchmarks.running import CHECKOUT
+
+if TYPE_CHECKING:
+    from saverestore.image.drawing import Drawing
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -110,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rounds", type=_positive, default=ROUNDS, help=f"default {ROUNDS}")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons")
-    command.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the figures")
+    command.add_argument("--plot", type=_drawable, metavar="FILE", help="draw the figures: .svg or .png")
     command.add_argument(
         "--folder", type=Path, default=IN_MEMORY, help=f"tmpfs to work in (default {IN_MEMORY})"
     )
@@ -120,6 +123,23 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)
+
+
+def _drawable(text: str) -> Path:
+    from saverestore.errors import UsageError
+    from saverestore.image.drawing import encoder_for
+
+    try:
+        encoder_for(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+def _draw(path: Path, drawing: Drawing) -> None:
+    from saverestore.image.drawing import encoder_for
+
+    path.write_bytes(encoder_for(path.name)(drawing))
 
 
 def _image(args: argparse.Namespace) -> int:
@@ -158,7 +178,7 @@ def _codecs(args: argparse.Namespace) -> int:
             )
             for one in measured.figures
         ]
-        args.plot.write_bytes(bars("An image, compressed and decompressed", "MB/s", series, rows).as_svg())
+        _draw(args.plot, bars("An image, compressed and decompressed", "MB/s", series, rows))
     return OK
 
 
@@ -189,7 +209,7 @@ def _engine(args: argparse.Namespace) -> int:
         series = [Series(one.kind, color) for one, color in zip(large_ones, colors, strict=False)]
         names = dict.fromkeys(name for one in large_ones for name in one.seconds)
         rows = [Row(name, tuple(one.rate(name) or 0 for one in large_ones)) for name in names]
-        args.plot.write_bytes(bars("Guest memory saved and restored", "MB/s", series, rows).as_svg())
+        _draw(args.plot, bars("Guest memory saved and restored", "MB/s", series, rows))
     return OK
 
 
@@ -245,25 +265,14 @@ def _machine() -> str:
     return f"machine: {cores} cores, {memory_gib:.0f} GiB, load {load:.1f} before"
 
 
-def _require_packages() -> None:
-    """BenchError, with what to do, where what the project needs is not there."""
-    sys.path.insert(0, str(CHECKOUT))
-    for name in ("numpy", "xxhash", "zstandard", "lz4.frame", "saverestore"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise BenchError(
-                f"{name} cannot be imported here ({error}): run `PYTHON tools/bench` with the Python of a virtual "
-                "environment in which `pip install '.[lz4]'` was done"
-            ) from error
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `tools/bench` and return its exit code."""
-    args = _parser().parse_args(argv)
     raise_on_signals()
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        _require_packages()
+        if not {"-h", "--help"} & set(arguments):  # those need nothing
+            environment.enter([str(CHECKOUT / "tools/bench"), *arguments])
+        args = _parser().parse_args(arguments)
         from saverestore.errors import SaveRestoreError
 
         try:

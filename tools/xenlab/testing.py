@@ -1,7 +1,6 @@
 """`tools/test`: checks, tests without Xen, and tests on real Xen in the lab, one variant after the other.
 
-The Python packages for it live in a virtual environment in the lab's cache, keyed by what pyproject.toml asks
-for. On real Xen, pytest runs in the lab's dom0, on the checkout that `push` brought there.
+On real Xen, pytest runs in the lab's dom0, on the checkout that `push` brought there.
 """
 
 from __future__ import annotations
@@ -10,28 +9,15 @@ import argparse
 import os
 import subprocess
 import sys
-import sysconfig
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from xenlab import apt, cache, ssh
-from xenlab.errors import Interrupted, LabError, raise_on_signals, say, step
+from xenlab import environment, ssh
+from xenlab.errors import Interrupted, LabError, raise_on_signals, say
 from xenlab.machine import CHECKOUT, Machine
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
-
-HOST_PACKAGES = {
-    # what must be there -> the package that brings it
-    f"{sysconfig.get_path('include')}/Python.h": "python3-dev",
-    f"{sysconfig.get_path('stdlib')}/ensurepip/__init__.py": "python3-venv",
-    "/usr/include/stdio.h": "libc6-dev",
-    "/usr/include/xenctrl.h": "libxen-dev",
-    "/usr/include/xxhash.h": "libxxhash-dev",
-    "/usr/bin/gcc": "gcc",
-    "/usr/bin/git": "git",
-}
 
 FIRST_ROWS = {
     "4.17": ["tests/xen/test_first_row.py"],
@@ -60,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         if not options.xen_only:
-            python = _environment()
+            python = environment.ensure()
             for name, command in _checks(python, options.pytest).items():
                 _run(name, command, failed)
         if not options.no_xen:
@@ -98,44 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("pytest", nargs="*", help="further arguments for pytest, after --")
     return parser
-
-
-def _environment() -> Path:
-    """The virtual environment's python, made and filled when missing; this checkout is installed in it."""
-    missing = [package for path, package in HOST_PACKAGES.items() if not Path(path).exists()]
-    log = cache.cache_root() / "test-setup.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if missing:
-        apt.install_packages(missing, log)
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-    wanted = [
-        *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["test"],
-        "setuptools>=61",
-        "wheel",
-    ]
-    key = cache.key_of("venv 2", sys.version, *wanted)
-
-    def build(folder: Path) -> None:
-        with step("Python packages for the tests"):
-            _must([sys.executable, "-m", "venv", str(folder)], log)
-            _must([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *wanted], log)
-
-    python = cache.ensure("venv", key, build) / "bin/python"
-    with step("this checkout, compiled"):
-        install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", "."]
-        _must([str(python), *install], log, PYSAVE_REQUIRE="xen,libxl,kernels")
-    return python
-
-
-def _must(command: list[str], log: Path, **environment: str) -> None:
-    with log.open("ab") as sink:
-        done = subprocess.run(
-            command, stdout=sink, stderr=subprocess.STDOUT, check=False, env={**os.environ, **environment}
-        )
-    if done.returncode != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise LabError(f"{' '.join(command[:6])} …: exit {done.returncode}", tail)
 
 
 def _checks(python: Path, more: list[str]) -> dict[str, list[str]]:

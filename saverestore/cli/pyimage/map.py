@@ -17,12 +17,11 @@ from saverestore.cli.pyimage.common import (
     size_text,
     tell,
 )
-from saverestore.errors import ExitCode, UsageError
+from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
     from saverestore.image.index import ImageIndex
 
-FORMATS = {".svg": "as_svg", ".png": "as_png"}
 PAGE_SIZE = 4096
 
 
@@ -42,22 +41,19 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the picture."""
-    method = FORMATS.get(Path(arguments.output).suffix.lower())
-    if method is None:
-        raise UsageError(f"{arguments.output}: the name must end in .png or .svg, to tell the format")
+    from saverestore.image.drawing import encoder_for
+
+    encoder = encoder_for(arguments.output)  # before minutes of reading
     with opened(arguments.image) as (access, index):
-        from saverestore.image.drawing import require_pillow
         from saverestore.image.facts import gather
         from saverestore.image.pages import count_with_data
         from saverestore.image.picture import draw
 
-        if method == "as_png":
-            require_pillow()  # before minutes of reading
         nr_bytes = count_with_data(index.pages) * PAGE_SIZE
         with new_file(arguments) as file:
             with Bar(nr_bytes, "looking at pages") as bar:
                 facts = gather(access, index, bar.update_to)
-            file.sink.write(getattr(draw(facts, _title(arguments.image, index)), method)())
+            file.sink.write(encoder(draw(facts, _title(arguments.image, index))))
     tell(
         f"{arguments.output}: {size_text(nr_bytes)} of pages, {size_text(facts.packed_bytes)} when compressed"
     )

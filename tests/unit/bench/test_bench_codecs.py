@@ -13,6 +13,7 @@ from benchmarks.codecs import IN, OUT, Contender, Figures, Measured
 from benchmarks.errors import BenchError
 from benchmarks.image import make_image
 from benchmarks.running import Run
+from xenlab import environment
 
 COPY = ("cp", IN, OUT)
 
@@ -192,7 +193,27 @@ def test_rounds_must_be_a_number_above_0(capsys):
     assert "'0' is not a number above 0" in capsys.readouterr().err
 
 
-def test_a_missing_package_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    assert cli.main(["codecs", os.devnull]) == 1
-    assert "pip install" in capsys.readouterr().err
+def test_without_what_it_takes_it_goes_on_in_the_environment_of_the_tests(monkeypatch, tmp_path):
+    class Replaced(BaseException):
+        """What execv() does: nothing after it runs."""
+
+    def execv(program, arguments):
+        raise Replaced(program, *arguments)
+
+    monkeypatch.setattr(environment, "find_spec", lambda name: None if name == "lz4" else name)
+    monkeypatch.setattr(environment, "ensure", lambda: tmp_path / "bin/python")
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(Replaced) as caught:
+        cli.main(["codecs", "web1.img"])
+    python, _, program, *arguments = caught.value.args
+    assert str(python) == str(tmp_path / "bin/python")
+    assert program.endswith("/tools/bench")
+    assert arguments == ["codecs", "web1.img"]
+
+
+def test_what_is_missing_in_that_environment_is_one_error(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    monkeypatch.setattr(environment, "ensure", lambda: tmp_path / "bin/python")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert cli.main(["codecs", "web1.img"]) == 1
+    assert "cannot be imported" in capsys.readouterr().err
