@@ -17,8 +17,8 @@ import numpy as np
 
 from saverestore.guest.ports import U8, U64, Bool, LogDirty, PageBatch, SaveGuest
 from saverestore.kernels.page_digests import page_digests
+from saverestore.kernels.zero_pages import PAGE_WORDS, zero_pages
 from saverestore.stream.layout import PAGE_SIZE
-from saverestore.stream.zero_pages import PAGE_WORDS, zero_pages
 
 # No page has it: marks a pfn of which nothing was sent yet.
 NEVER_SENT = 0xFF

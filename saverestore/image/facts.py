@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from saverestore.image.index import ImageIndex, Progress, types_of_places, with_data
 from saverestore.image.pages import Pages, batches_of
+from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream.layout import PAGE_SIZE, PageType, U64Array
 from saverestore.transport.random_access import RandomAccess
 
@@ -87,7 +88,7 @@ def gather(access: RandomAccess, index: ImageIndex, on_progress: Progress | None
     packed_bytes = 0
     for batch in batches_of(access, index.pages, on_progress):
         at = np.searchsorted(pfns, batch.pfns)
-        has_content = batch.pages.view(np.uint64).any(axis=1)
+        has_content = ~zero_pages(batch.pages.view(np.uint64))
         zero = at[~has_content]
         kinds[zero[kinds[zero] == Kind.DATA]] = Kind.ZERO
         sizes, total = _compressed(compressor, batch.pages[has_content])

@@ -17,8 +17,8 @@ import numpy as np
 from saverestore.errors import TransportError
 from saverestore.image.pagemap import PageMap
 from saverestore.image.pages import Pages, read_pages
+from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream.layout import PAGE_SIZE, U64Array
-from saverestore.stream.zero_pages import zero_pages
 from saverestore.transport.fd import FdSink, FdSource
 from saverestore.transport.random_access import PlainFile
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from saverestore.errors import TransportError, UsageError
 from saverestore.image.pages import Pages, spans_of
+from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream.layout import PAGE_SIZE, U64Array
 from saverestore.transport.fd import SPACE_ERRORS
 
@@ -44,7 +45,7 @@ class SparseFile:
 
     def write_pages(self, offsets: U64Array, pages: Pages) -> None:
         """Write pages, shape (n, 4096), to these offsets; those of zeroes are left out. One call for each run."""
-        kept = np.flatnonzero(pages.view(np.uint64).any(axis=1))
+        kept = np.flatnonzero(~zero_pages(pages.view(np.uint64)))
         order = kept[np.argsort(offsets[kept], kind="stable")]
         ranked = offsets[order]
         for begin, end in spans_of(ranked, PAGE_SIZE):

@@ -7,12 +7,14 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-HEADERS = ("xxh3_pages.h", "xor_rle.h")
+HEADERS = ("xxh3_pages.h", "xor_rle.h", "zero_pages.h")
 
 ffibuilder = FFI()
 ffibuilder.cdef(
     """
     void xxh3_128_pages(const uint8_t *pages, size_t page_size, size_t nr_pages, uint64_t *digests);
+
+    size_t find_zero_pages(const uint64_t *pages, size_t page_words, size_t nr_pages, uint8_t *zero);
 
     size_t xor_rle_encode(const uint8_t *pages, const uint8_t *bases, const uint8_t *has_base,
                           size_t nr_pages, int big_endian, uint8_t *out, size_t out_bytes);

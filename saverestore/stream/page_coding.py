@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream import xor_rle
 from saverestore.stream.codecs import Codec, Coding, compress, decompress
 from saverestore.stream.framing import CODEC_MASK, CODEC_SHIFT, RecordBody, RecordOption
@@ -39,7 +40,6 @@ from saverestore.stream.layout import (
 from saverestore.stream.undecodable import Undecodable
 from saverestore.stream.versions import VersionCache
 from saverestore.stream.xor_rle import U8Array
-from saverestore.stream.zero_pages import zero_pages
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from saverestore.errors import ImageError
+from saverestore.kernels.zero_pages import PAGE_WORDS
 from saverestore.stream.codecs import Codec
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.errors import BadHeader
@@ -24,7 +25,6 @@ from saverestore.stream.records import Checkpoint, ImageDigest, Provenance, Unkn
 from saverestore.stream.tally import PageDigests, PageStatistics, WordPages
 from saverestore.stream.walk import walk
 from saverestore.stream.xl import XlHeader
-from saverestore.stream.zero_pages import PAGE_WORDS
 from saverestore.transport.base import ByteSource
 
 V = TypeVar("V")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream.layout import NR_PAGE_TYPES, PageType, U32Array, U64Array
-from saverestore.stream.zero_pages import zero_pages
 
 CHUNK_SHIFT = 15
 CHUNK_PFNS = 1 << CHUNK_SHIFT

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saverestore.errors import TransportError
+from saverestore.kernels.zero_pages import PAGE_WORDS, zero_pages
 from saverestore.transport.fd import FdSink, nbytes_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 PAGE_BYTES = 4096
-PAGE_WORDS = PAGE_BYTES // 8
 
 SMALLEST_HOLE = 32 << 10
 """Shorter ones are written: each hole costs two calls, and the file system an extent."""
@@ -32,7 +32,7 @@ SMALLEST_HOLE = 32 << 10
 def _zero_runs(buffer: ReadableBuffer, begin: int) -> Iterator[tuple[int, int]]:
     """Runs of pages of a buffer that are all zero, as (begin, end) in terms of the file; short ones are left out."""
     pages = np.frombuffer(memoryview(buffer), dtype=np.uint64).reshape(-1, PAGE_WORDS)
-    zero = np.bitwise_or.reduce(pages, axis=1) == 0
+    zero = zero_pages(pages)
     if not zero.any():
         return
     edges = np.diff(np.concatenate(([0], zero.view(np.int8), [0])))

@@ -10,13 +10,13 @@ import pytest
 from stream_samples import MemorySink, PipeLikeSource, StingySource, golden, small_hvm_image, source_of
 
 from saverestore.kernels.page_digests import page_digests
+from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream import DomainType, LibxcWriter, LibxlRecordType, LibxlWriter, PageType, XlHeader
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import entries_of
 from saverestore.stream.records import Checkpoint, HvmContext, Provenance, StaticDataEnd, Verify
 from saverestore.stream.survey import OTHER_RECORDS, RECORD_NAMES_MAX, Survey, note_trailing_bytes, survey
 from saverestore.stream.tally import CHUNK_PFNS, PageStatistics, PfnSet
-from saverestore.stream.zero_pages import zero_pages
 
 CONFIG = {
     "c_info": {"type": "pvh", "name": "web", "uuid": "1-2"},
