@@ -4,6 +4,10 @@ Work that may be given up at any point runs as it is: the signal raises `Interru
 that must not be cut in two (a domain has been created but its number not yet noted; a guest is being resumed)
 run in `shield()`, which holds the signal back until they are done. Only the first signal raises: by the
 second, what was begun is being undone already. So it is while any exception is being handled.
+
+Waiting for another thread must not be cut in two either. Where an exception comes amid the lock of a `Future` or an
+`Event`, that stays locked, and who would wake us waits for it forever; or it is unlocked twice. `result_of` and
+`waited_for` heed signals between their looks.
 """
 
 from __future__ import annotations
@@ -11,11 +15,19 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from saverestore.errors import Interrupted
+
+HEED_S = 0.1
+"""How long a signal may go unheeded while another thread is waited for."""
+
+ResultT = TypeVar("ResultT")
 
 
 class _State:
@@ -95,3 +107,28 @@ def shield() -> Iterator[None]:
     if _state.pending and not _state.depth and not _state.raised and not _is_undoing():
         _state.raised = True
         raise Interrupted(f"interrupted by {_state.pending}")
+
+
+def result_of(future: Future[ResultT]) -> ResultT:
+    """What comes of it, or its exception; `Interrupted` when a signal comes first. On any thread."""
+    waited_for(lambda seconds: bool(wait((future,), seconds).done))
+    with shield():
+        return future.result()
+
+
+def waited_for(look: Callable[[float], bool], timeout_s: float | None = None) -> bool:
+    """Call `look(seconds)`, which waits for something that long at most, until it has come: false when in vain.
+
+    A signal that comes meanwhile raises `Interrupted`, as soon as `look` returns; within a `shield`, at its end.
+    """
+    free = threading.current_thread() is threading.main_thread() and not _state.depth and not _is_undoing()
+    end = None if timeout_s is None else time.monotonic() + timeout_s
+    with shield():
+        while True:
+            left = HEED_S if end is None else min(HEED_S, end - time.monotonic())
+            if look(max(0.0, left)):
+                return True
+            if left <= 0:
+                return False
+            if free:
+                raise_pending()

@@ -104,6 +104,7 @@ class Bar:
         from tqdm import tqdm  # only where somebody looks: it costs as much to import as all the rest
 
         self.close()
+        tqdm.monitor_interval = 0  # no thread of its own: a signal amid its lock would let it wait forever
         self._bar = tqdm(total=total, unit="B", desc=desc, unit_scale=True, unit_divisor=1024, file=Unread())
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, TypeVar
 
-from saverestore.interrupts import shield
+from saverestore.interrupts import result_of, shield
 
 
 class Closeable(Protocol):
@@ -24,6 +24,17 @@ class Closeable(Protocol):
 
 Item = TypeVar("Item")
 Result = TypeVar("Result", bound=Closeable)
+
+
+@contextmanager
+def workers(nr: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that have ended when the block has."""
+    pool = ThreadPoolExecutor(nr, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        with shield():
+            pool.shutdown(wait=True)
 
 
 @contextmanager
@@ -41,7 +52,7 @@ def ahead(
     def first() -> Iterator[Result]:
         # It stays in `pending` until the caller comes back: a signal may come while it is waited for, and
         # before the caller has it in hand.
-        yield pending[0].result()
+        yield result_of(pending[0])
         pending.popleft()
 
     def results() -> Iterator[Result]:

@@ -20,7 +20,7 @@ from saverestore.engine.dirty import (
     copied,
     zero_pages_in,
 )
-from saverestore.engine.pipeline import ahead
+from saverestore.engine.pipeline import ahead, workers
 from saverestore.engine.policy import ALL_OF_IT, Decision, Limits, OnStall, RoundStats, decide
 from saverestore.engine.progress import Progress, SaveReport, Silence, peak_memory_bytes
 from saverestore.errors import DomainError
@@ -113,7 +113,7 @@ def save(
         if how:
             progress.phase(how)
         with ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(settings.workers, thread_name_prefix="pages"))
+            pool = stack.enter_context(workers(settings.workers, "pages"))
             digest = None if settings.digest is None else stack.enter_context(WrittenDigest(settings.digest))
             writer = _writer(sink, guest, settings, digest)
             _write_head(writer, guest, settings)

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from saverestore.interrupts import shield
+from saverestore.interrupts import result_of, shield
 from saverestore.stream.layout import U64Array
 from saverestore.stream.writer import LibxcWriter, PreparedPages
 
@@ -56,7 +56,7 @@ class CodingAhead:
 
     def _write_first(self) -> None:
         buffer, future = self._begun[0]
-        self._writer.write_prepared(future.result())
+        self._writer.write_prepared(result_of(future))
         self._begun.popleft()
         self._spare.append(buffer)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 
-from saverestore.interrupts import shield
+from saverestore.interrupts import result_of, shield
 from saverestore.transport.base import EndOfStream
 from saverestore.transport.cores import usable_cores
 from saverestore.transport.fd import FdSource, nbytes_of
@@ -180,7 +180,7 @@ class DecompressedSource:
             if not self._begun:
                 return False
             job, future = self._begun[0]
-            content = future.result()
+            content = result_of(future)
             self._begun.popleft()
             if job.check is not None:
                 job.check(content)

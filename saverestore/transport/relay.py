@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from saverestore.errors import ImageError, SaveRestoreError, TransportError
-from saverestore.interrupts import shield
+from saverestore.interrupts import shield, waited_for
 from saverestore.transport.base import ByteSource
 
 if TYPE_CHECKING:
@@ -114,11 +114,10 @@ class Relay:
 
     def finish(self) -> None:
         """Whoever read has read all of the image: raise what is wrong with it, or with the rest of the source."""
-        if not self._followed.wait(END_TIMEOUT_S):
+        if not waited_for(self._followed.wait, END_TIMEOUT_S):
             raise TransportError(f"{self._source.name}: its end has not been seen")
-        self._thread.join(
-            END_TIMEOUT_S
-        )  # the sender of a pipe may keep it open; then nothing can be said of it
+        # The sender of a pipe may keep it open; then nothing can be said of it.
+        waited_for(self._has_ended, END_TIMEOUT_S)
         if self._error is not None:
             raise self._error
 
@@ -138,8 +137,17 @@ class Relay:
         finally:
             os.close(self._write_end)
 
+    def _has_ended(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def __enter__(self) -> Self:
-        self._thread.start()
+        try:
+            with shield():
+                self._thread.start()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(
@@ -147,4 +155,5 @@ class Relay:
     ) -> None:
         with shield():
             os.close(self._read_end)
-            self._thread.join(END_TIMEOUT_S if error is None else 1.0)
+            if self._thread.ident is not None:
+                self._thread.join(END_TIMEOUT_S if error is None else 1.0)

@@ -25,7 +25,7 @@ import numpy as np
 import xxhash
 import zstandard
 
-from saverestore.interrupts import shield
+from saverestore.interrupts import result_of, shield
 from saverestore.transport.base import ByteSink
 from saverestore.transport.cores import usable_cores
 from saverestore.transport.fd import nbytes_of
@@ -125,7 +125,7 @@ class ZstdSink:
             future = self._pool.submit(self._compress, self._frame[: self._filled])
             self._begun.append((self._frame, self._filled, future))
             self._filled = 0
-        while len(self._begun) >= self._workers + AHEAD or (self._begun and self._begun[0][2].done()):
+        while len(self._begun) >= self._workers + AHEAD or self._first_is_done():
             self._write_first()
         self._frame = self._spare.pop() if self._spare else np.empty(FRAME_BYTES, dtype=np.uint8)
 
@@ -145,10 +145,14 @@ class ZstdSink:
         frame: bytes = compressor.compress(content.data)
         return frame
 
+    def _first_is_done(self) -> bool:
+        with shield():  # no signal amid the future's lock, see `interrupts`
+            return bool(self._begun) and self._begun[0][2].done()
+
     def _write_first(self) -> None:
         """Wait for the frame that was begun first, and write it."""
         buffer, content_size, future = self._begun[0]
-        frame = future.result()
+        frame = result_of(future)
         self._begun.popleft()
         self._spare.append(buffer)
         is_first = not self._table[0]

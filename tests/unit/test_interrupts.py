@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
 from saverestore.errors import ExitCode, Interrupted
-from saverestore.interrupts import handled, shield
+from saverestore.interrupts import HEED_S, handled, result_of, shield, waited_for
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 
@@ -217,3 +219,83 @@ def test_a_terminal_that_hangs_up_is_a_signal_like_the_others_unless_nohup_has_i
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+class SignalledOnEntry(threading.Condition):
+    """A signal comes right after it was locked, before the `with` block has begun: nobody would unlock it."""
+
+    def __enter__(self):
+        entered = super().__enter__()
+        send()
+        return entered
+
+
+def can_be_locked_by_another(lock: threading.Condition) -> bool:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lock.acquire, timeout=1).result()
+
+
+def test_a_signal_amid_the_lock_of_a_future_leaves_it_unlocked():
+    future: Future[int] = Future()
+    future.set_result(1)
+    lock = future._condition = SignalledOnEntry()
+    with pytest.raises(Interrupted), handled():
+        result_of(future)
+    assert can_be_locked_by_another(lock)
+
+
+def test_what_comes_of_a_future_is_given_or_raised():
+    good, bad = Future(), Future()
+    good.set_result(7)
+    bad.set_exception(KeyError("gone"))
+    with handled():
+        assert result_of(good) == 7
+        with pytest.raises(KeyError):
+            result_of(bad)
+
+
+def test_a_signal_ends_the_wait_for_a_future_that_never_comes():
+    with pytest.raises(Interrupted), handled():
+        threading.Timer(HEED_S / 2, send).start()
+        result_of(Future())
+
+
+def test_within_a_shield_a_wait_goes_on_to_its_end():
+    future: Future[int] = Future()
+    got = []
+    with pytest.raises(Interrupted), handled(), shield():
+        send()
+        threading.Timer(2 * HEED_S, future.set_result, [7]).start()
+        got.append(result_of(future))
+    assert got == [7]
+
+
+def test_while_something_is_undone_a_wait_goes_on_to_its_end():
+    future: Future[int] = Future()
+    with handled(), pytest.raises(ValueError):
+        try:
+            raise ValueError("the first cause")
+        except ValueError:
+            send()
+            threading.Timer(2 * HEED_S, future.set_result, [7]).start()
+            assert result_of(future) == 7
+            raise
+
+
+def test_another_thread_that_waits_leaves_the_signal_to_the_main_thread():
+    future: Future[int] = Future()
+    with ThreadPoolExecutor(1) as pool, handled():
+        waiting = pool.submit(result_of, future)
+        with pytest.raises(Interrupted), shield():
+            send()
+            time.sleep(2 * HEED_S)
+        future.set_result(7)
+        assert waiting.result() == 7
+
+
+def test_a_wait_ends_in_vain_when_its_time_is_over():
+    looks = []
+    with handled():
+        assert not waited_for(lambda seconds: looks.append(seconds) or time.sleep(seconds), 2.5 * HEED_S)
+    assert 3 <= len(looks) <= 5
+    assert max(looks) <= HEED_S

@@ -93,6 +93,7 @@ class Bar:
             from tqdm import tqdm
         except ImportError:  # an adornment: the command works without it
             return
+        tqdm.monitor_interval = 0  # as in cli/progress.py
         self._bar = tqdm(
             total=total_bytes,
             unit="B",
