@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
+from saverestore.engine.filling import PageFiller
 from saverestore.engine.progress import Progress, RestoreReport, Silence, peak_memory_bytes
 from saverestore.errors import ImageError
-from saverestore.guest.ports import U8, Channels, PageWindow, RestoredPages, RestoreGuest
-from saverestore.interrupts import shield
+from saverestore.guest.ports import Channels, RestoredPages, RestoreGuest
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import UnknownOptional
 from saverestore.transport.base import ByteSource
+from saverestore.transport.cores import usable_cores
 
 # Ours to know about, nothing to apply: provenance and digests say something of the image, not of the domain.
 NOT_FOR_THE_DOMAIN = frozenset(
@@ -28,18 +27,23 @@ def restore(
     channels: Channels,
     progress: Progress | None = None,
     report: RestoreReport | None = None,
+    *,
+    workers: int | None = None,
 ) -> tuple[RestoredPages, RestoreReport]:
     """Read a stream, whose headers `reader` has, to its END, into `guest`: where the domain has its rings.
 
     When it returns, the domain is complete and paused, the image's digest (if it has one) holds, and `source` stands
     right behind END. When it raises, the domain is of no use and is the caller's to destroy.
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
+    `workers`: with 1 all is done on the caller's thread, with more it reads while another one fills; None: as many as
+    there are cores.
     """
     progress = progress or Silence()
     report = RestoreReport() if report is None else report
     started, begun_at = time.monotonic(), source.offset
     try:
-        _read_all(reader, source, guest, progress, report)
+        with PageFiller(reader, guest, workers=workers or usable_cores()) as filler:
+            _read_all(reader, source, guest, filler, progress, report)
         report.digest = reader.checked_digest
         report.memory_s = time.monotonic() - started
         progress.phase("completing the domain")
@@ -54,13 +58,20 @@ def restore(
 
 
 def _read_all(
-    reader: LibxcReader, source: ByteSource, guest: RestoreGuest, progress: Progress, report: RestoreReport
+    reader: LibxcReader,
+    source: ByteSource,
+    guest: RestoreGuest,
+    filler: PageFiller,
+    progress: Progress,
+    report: RestoreReport,
 ) -> None:
-    """Every record to END: pages into the domain, the others taken by it."""
+    """Every record to END: pages into the domain, the others taken by it, each when it has all pages before it."""
     static_data_done = False
     while not reader.ended:
         record = reader.next()
         report.records += 1
+        if not isinstance(record, PageData):
+            filler.drain()
         if reader.static_data_ended and not static_data_done:
             # In version 3 a record says so, in version 2 the first one that is not static data.
             guest.static_data_done()
@@ -69,7 +80,7 @@ def _read_all(
             if reader.verifying:
                 reader.skip_pages()
             else:
-                _restore_pages(reader, record, guest)
+                filler.put(record)
             report.pages += record.nr_data
             progress.pages(record.nr_data, source.offset)
         elif isinstance(record, UnknownOptional) or record.type in NOT_FOR_THE_DOMAIN:
@@ -78,21 +89,3 @@ def _read_all(
             raise ImageError("the image is a stream of checkpoints (Remus), which cannot be restored yet")
         elif record.type not in (RecordType.END, RecordType.VERIFY):
             guest.take(record)
-
-
-def _restore_pages(reader: LibxcReader, record: PageData, guest: RestoreGuest) -> None:
-    """Pages go from the source straight into the domain's memory, or are brought up to date there (XOR)."""
-    types: U8 = record.types.astype(np.uint8)
-    window: PageWindow | None = None
-    try:
-        with shield():  # what was mapped must be known to whoever unmaps it
-            window = guest.write_pages(record.pfns, types)
-        if record.nr_data:
-            reader.read_pages(window.buffers)
-        window.commit()
-        with shield():
-            window.close()
-    except BaseException:
-        if window is not None:
-            window.close()  # once more, if a signal came at its beginning
-        raise

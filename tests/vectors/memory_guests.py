@@ -36,11 +36,11 @@ def opened(domain: MemoryDomain, *, log_dirty: bool = True) -> Iterator[MemorySa
     domain.close()
 
 
-def restored_from(image: bytes, like: MemoryDomain) -> MemoryDomain:
+def restored_from(image: bytes, like: MemoryDomain, *, workers: int = 2) -> MemoryDomain:
     """The domain that an image makes."""
     guest = MemoryRestore(empty_like(like))
     with source_of(image) as source:
-        pages, _ = restore(LibxcReader(source), source, guest, CHANNELS)
+        pages, _ = restore(LibxcReader(source), source, guest, CHANNELS, workers=workers)
         assert source.at_end()
     assert guest.buffers.nr_open == 0
     rings = (pages.store_gfn, pages.console_gfn)

@@ -34,20 +34,25 @@ class HalfUnmapped(MemoryWindow):
         super().close()
 
 
-def interrupted(guest: MemoryRestore, image: bytes) -> None:
+@pytest.fixture(params=[1, 2], ids=["one-thread", "two-threads"])
+def workers(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+def interrupted(guest: MemoryRestore, image: bytes, workers: int) -> None:
     with source_of(image) as source, pytest.raises(Interrupted), handled():
-        restore(LibxcReader(source), source, guest, CHANNELS)
+        restore(LibxcReader(source), source, guest, CHANNELS, workers=workers)
     assert guest.buffers.nr_open == 0
     assert "complete" not in guest.moments.calls
 
 
-def test_a_signal_when_pages_have_just_been_mapped_unmaps_them():
+def test_a_signal_when_pages_have_just_been_mapped_unmaps_them(workers: int):
     domain = MemoryDomain.pvh(100)
-    interrupted(JustMapped(empty_like(domain)), image_of(MemorySave(domain)))
+    interrupted(JustMapped(empty_like(domain)), image_of(MemorySave(domain)), workers)
 
 
-def test_a_signal_while_pages_are_being_unmapped_leaves_none(monkeypatch):
+def test_a_signal_while_pages_are_being_unmapped_leaves_none(monkeypatch, workers: int):
     domain = MemoryDomain.pvh(100)
     image = image_of(MemorySave(domain))
     monkeypatch.setattr("saverestore.guest.memory.MemoryWindow", HalfUnmapped)
-    interrupted(MemoryRestore(empty_like(domain)), image)
+    interrupted(MemoryRestore(empty_like(domain)), image, workers)
