@@ -8,16 +8,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saverestore import __version__
 from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
 
 if TYPE_CHECKING:
+    from saverestore.engine.progress import RestoreReport
     from saverestore.helper.arguments import RestoreArguments, SaveArguments
     from saverestore.helper.channel import Channel
     from saverestore.helper.settings import Settings
-    from saverestore.toolstack.helper_link import HelperReport
 
 PROG = "pyxc-save-helper"
 
@@ -109,22 +110,24 @@ def _run(arguments: SaveArguments | RestoreArguments, channel: Channel) -> int:
     """Do it, and tell libxl how it went."""
     from saverestore import interrupts
     from saverestore.cli.common import tell
+    from saverestore.engine.progress import RestoreReport
     from saverestore.helper.channel import LibxlGone
     from saverestore.helper.messages import Level, MessageType
-    from saverestore.toolstack.helper_link import HelperReport
 
+    measured = RestoreReport()
     result, errnoval = 0, 0
     try:
         with interrupts.handled():
             try:
-                _leave(_work(arguments, channel))
+                _work(arguments, channel, measured)
+                _leave(measured)
                 interrupts.too_late()
             except LibxlGone:
                 raise
             except BaseException as error:  # whatever it is, libxl waits to be told
                 interrupts.too_late()
                 result, errnoval = FAILED, _errno_of(error)
-                _leave(HelperReport(error=_in_full(error), exit_code=_exit_code_of(error)))
+                _leave(measured, error)
                 channel.log(Level.ERROR, _in_full(error), errnoval=errnoval)
             channel.ask(MessageType.COMPLETE, result, errnoval)
     except LibxlGone as error:
@@ -149,13 +152,17 @@ def _let_go_on(domid: int) -> None:
         tell(f"{PROG}: domain {domid} goes on")
 
 
-def _leave(report: HelperReport) -> None:
-    """For whoever asked libxl, if they want to know. That it cannot be left is no failure of the work."""
-    from saverestore.toolstack.helper_link import Task
+def _leave(measured: RestoreReport, error: BaseException | None = None) -> None:
+    """For whoever asked libxl to restore, if they want to know. That it cannot be left is no failure of the work."""
+    from saverestore.toolstack.helper_link import NUMBERS, HelperReport, Task
 
-    if (task := Task.of(os.environ)) is not None:
-        with contextlib.suppress(OSError):
-            report.leave(task.report)
+    if (task := Task.of(os.environ)) is None:
+        return
+    report = HelperReport(**{name: getattr(measured, name) for name in NUMBERS})
+    if error is not None:
+        report = replace(report, error=_in_full(error), exit_code=_exit_code_of(error))
+    with contextlib.suppress(OSError):
+        report.leave(task.report)
 
 
 def _exit_code_of(error: BaseException) -> int:
@@ -164,12 +171,12 @@ def _exit_code_of(error: BaseException) -> int:
     return ExitCode.XEN if hasattr(error, "call") else ExitCode.IO
 
 
-def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> HelperReport:
+def _work(arguments: SaveArguments | RestoreArguments, channel: Channel, measured: RestoreReport) -> None:
+    """Save, or restore and fill in what was `measured`, of a failure, too."""
     from saverestore.helper.arguments import SaveArguments
     from saverestore.helper.messages import MessageType
     from saverestore.helper.settings import read_settings
     from saverestore.helper.telling import ChannelHandler
-    from saverestore.toolstack.helper_link import HelperReport
 
     settings = read_settings(os.environ)
     _set_up_logging(ChannelHandler(channel), settings)
@@ -187,25 +194,15 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel) -> Help
             report.downtime_s,
             expected,
         )
-        return HelperReport(pages=report.pages_sent, stream_bytes=report.stream_bytes, total_s=report.total_s)
+        return
 
     from saverestore.helper.restoring import restore
 
     store_gfn = console_gfn = 0
     try:
-        pages, read = restore(arguments, settings, channel)
+        pages = restore(arguments, settings, channel, measured)
         store_gfn, console_gfn = pages.store_gfn, pages.console_gfn
-        logging.info("%d pages in %.1f s", read.pages, read.total_s)
-        return HelperReport(
-            pages=read.pages,
-            records=read.records,
-            stream_bytes=read.stream_bytes,
-            total_s=read.total_s,
-            digest=read.digest,
-            memory_s=read.memory_s,
-            complete_s=read.complete_s,
-            peak_memory_bytes=read.peak_memory_bytes,
-        )
+        logging.info("%d pages in %.1f s", measured.pages, measured.total_s)
     finally:
         # Also after a failure: libxl takes a restore without results for a helper that died.
         if channel.takes(MessageType.RESTORE_RESULTS):

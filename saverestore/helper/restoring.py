@@ -78,12 +78,12 @@ def _unless(settings: Settings, task: Task | None) -> str | None:
 
 
 def restore(
-    arguments: RestoreArguments, settings: Settings, channel: Channel
-) -> tuple[RestoredPages, RestoreReport]:
+    arguments: RestoreArguments, settings: Settings, channel: Channel, report: RestoreReport
+) -> RestoredPages:
     """Read one libxc stream to its END, and no byte more, into the domain: where its rings are.
 
     Of what libxl will read behind that, a file is looked at beforehand; what comes through a pipe cannot be.
-    On any error the domain is of no use; libxl destroys it.
+    On any error the domain is of no use; libxl destroys it. What was done goes into `report`, then, too.
     """
     if arguments.stream_type != StreamType.PLAIN:
         raise DomainError(
@@ -117,8 +117,8 @@ def restore(
             console_domid=arguments.console_domid,
         )
         try:
-            restored = engine.restore(
-                reader, source, LibxlRestoreGuest(guest, channel), channels, ChannelProgress(channel)
+            restored, _ = engine.restore(
+                reader, source, LibxlRestoreGuest(guest, channel), channels, ChannelProgress(channel), report
             )
             check_ahead(source, reader.following)
             return restored

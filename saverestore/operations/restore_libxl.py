@@ -17,7 +17,7 @@ from saverestore.operations.image import OpenedImage
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.libxl import CONTEXT_HEAD
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.helper_link import HelperReport, Task
+from saverestore.toolstack.helper_link import NUMBERS, HelperReport, Task
 from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.transport.fd import FdSource
 from saverestore.transport.relay import Relay
@@ -54,16 +54,18 @@ def restore(
                 told_at = now
                 progress.pages(0, now)
 
+        def told(helper: HelperReport) -> None:
+            _take_over(helper, report, time.monotonic() - started)
+
         try:
             # A signal is heeded in `tick`, and nowhere else until it is noted that there is a domain.
             with shield():
                 try:
-                    domid, told = toolstack.restore(guest_config, way.fileno(), task, tick)
+                    domid = toolstack.restore(guest_config, way.fileno(), task, tick, told)
                 except SaveRestoreError:
                     # A terminal sends Ctrl-C to the helper, too: it may have ended of it before `tick` came.
                     interrupts.raise_pending()
                     raise
-            _take_over(told, report, time.monotonic() - started)
             way.finish()
             filled_at = time.monotonic()
             with shield():
@@ -87,7 +89,7 @@ def restore(
 
 def _take_over(told: HelperReport, report: RestoreReport, seconds: float) -> None:
     """What the helper measured, and what of `seconds` libxl took for the rest: creating the domain, its devices."""
-    for name in ("stream_bytes", "pages", "records", "memory_s", "complete_s", "peak_memory_bytes"):
+    for name in NUMBERS:
         setattr(report, name, getattr(told, name))
     report.digest = None if told.digest is None else DigestAlgorithm(told.digest)
     report.create_s = max(0.0, seconds - told.memory_s - told.complete_s)

@@ -32,6 +32,19 @@ ERRORS: dict[int, type[SaveRestoreError]] = {
 }
 
 
+NUMBERS = (
+    "pages",
+    "records",
+    "stream_bytes",
+    "total_s",
+    "digest",
+    "memory_s",
+    "complete_s",
+    "peak_memory_bytes",
+)
+"""What the helper measures of a RestoreReport, and what they are called in a `HelperReport`."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What the helper is to know.
@@ -64,7 +77,7 @@ class Task:
 
 @dataclass(frozen=True)
 class HelperReport:
-    """One helper's work. `error` is None when it succeeded; the numbers are those of a RestoreReport."""
+    """One helper's restore. `error` is None when it succeeded; the numbers are those of a RestoreReport."""
 
     error: str | None = None
     exit_code: int = ExitCode.DONE

@@ -73,20 +73,26 @@ class LibxlToolstack:
     # ---- restoring ---------------------------------------------------------------------------------
 
     def restore(
-        self, guest_config: GuestConfig, fd: int, task: Task, tick: Callable[[], None]
-    ) -> tuple[int, HelperReport]:
-        """Create the domain and fill it from `fd`, which stands at libxl's header: its domid, and what was read.
+        self,
+        guest_config: GuestConfig,
+        fd: int,
+        task: Task,
+        tick: Callable[[], None],
+        told: Callable[[HelperReport], None],
+    ) -> int:
+        """Create the domain and fill it from `fd`, which stands at libxl's header: its domid.
 
-        It is complete and paused. `task` is what our helper, which does the filling, is to know. `tick` is called a
-        few times a second meanwhile. On any error there is no domain: an error of the helper's is raised as it would
-        have been here, with its exit code; any other as XenRefused.
+        It is complete and paused. `task` is what our helper, which does the filling, is to know; `told` is called
+        with what it measured, however it ended. `tick` is called a few times a second meanwhile. On any error there
+        is no domain: an error of the helper's is raised as it would have been here, with its exit code; any other as
+        XenRefused.
         """
         with linked(task) as link, _our_helper(link.task):
             try:
-                domid = self._libxl.restore(guest_config.to_json().decode(), fd, tick)
+                return self._libxl.restore(guest_config.to_json().decode(), fd, tick)
             except XenError as error:
-                if (told := link.report().as_error()) is not None:
-                    raise told from error
+                if (helpers := link.report().as_error()) is not None:
+                    raise helpers from error
                 if error.call == CONFIG_CALL:
                     raise ImageError(
                         f"libxl does not understand the image's configuration: {error}; nothing was done "
@@ -96,7 +102,8 @@ class LibxlToolstack:
                     f"libxl could not restore {guest_config.name}: {error} "
                     "(the logs in /var/log/xen may say more)"
                 ) from error
-            return domid, link.report()
+            finally:
+                told(link.report())
 
     def unpause(self, domid: int) -> None:
         """Let a restored domain run."""

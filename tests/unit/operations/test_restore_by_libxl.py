@@ -47,15 +47,14 @@ class FakeLibxl:
         self.running: set[int] = set()
         self.read = b""
 
-    def restore(self, config, fd, task, tick):
+    def restore(self, config, fd, task, tick, told):
         with os.fdopen(os.dup(fd), "rb") as file:
             self.read = file.read()
         self.meanwhile()
         tick()
         self.alive.add(DOMID)
-        return DOMID, HelperReport(
-            pages=1, stream_bytes=5, memory_s=0.25, complete_s=0.5, peak_memory_bytes=9
-        )
+        told(HelperReport(pages=1, stream_bytes=5, memory_s=0.25, complete_s=0.5, peak_memory_bytes=9))
+        return DOMID
 
     def unpause(self, domid):
         self.running.add(domid)
@@ -188,7 +187,7 @@ def test_a_signal_while_libxl_is_at_work_ends_it(image: Path):
 
 def test_a_signal_that_ends_the_helper_first_is_what_is_told(image: Path):
     class HelperEnded(FakeLibxl):
-        def restore(self, config, fd, task, tick):
+        def restore(self, config, fd, task, tick, told):
             interrupt()
             raise XenRefused("the helper died due to fatal signal Interrupt")
 
@@ -199,8 +198,8 @@ def test_a_signal_that_ends_the_helper_first_is_what_is_told(image: Path):
 
 def test_a_signal_when_libxl_has_just_made_the_domain_destroys_it(image: Path):
     class JustMade(FakeLibxl):
-        def restore(self, config, fd, task, tick):
-            made = super().restore(config, fd, task, tick)
+        def restore(self, config, fd, task, tick, told):
+            made = super().restore(config, fd, task, tick, told)
             interrupt()
             return made
 
@@ -223,6 +222,20 @@ def test_what_the_helper_measured_is_in_the_report(image: Path):
     assert (report.pages, report.stream_bytes, report.peak_memory_bytes) == (1, 5, 9)
     assert (report.memory_s, report.complete_s, report.create_s) == (0.25, 0.5, 0.0)
     assert report.total_s > report.start_s >= 0
+
+
+def test_what_the_helper_measured_before_it_failed_is_in_the_report_too(image: Path):
+    class Failing(FakeLibxl):
+        def restore(self, config, fd, task, tick, told):
+            told(HelperReport(error="damaged", exit_code=4, pages=3, memory_s=0.25))
+            raise ImageError("damaged")
+
+    report = RestoreReport()
+    with opened(str(image)) as found, pytest.raises(ImageError):
+        restore_libxl.restore(
+            Failing(), found, found.config, Silence(), report, paused=False, force=False, require_digest=False
+        )
+    assert (report.pages, report.memory_s) == (3, 0.25)
 
 
 def test_a_task_and_a_report_reach_the_other_side():
