@@ -18,6 +18,11 @@ from saverestore.stream.layout import PageType
 CHUNK_PAGES = 1024
 
 
+def gfns_of(layout: Layout) -> U64:
+    """All gfns that may have memory, ascending."""
+    return np.concatenate([np.arange(first, first + n, dtype=np.uint64) for first, n in layout.banks])
+
+
 class KeptMemory:
     """Mappings of a domain's memory, made when first asked for. Any thread.
 
@@ -41,9 +46,7 @@ class KeptMemory:
 
     def gfns(self) -> U64:
         """All gfns that may have memory, ascending."""
-        return np.concatenate(
-            [np.arange(first, first + n, dtype=np.uint64) for first, n in self._layout.banks]
-        )
+        return gfns_of(self._layout)
 
     def read(self, gfns: U64) -> PageBatch:
         """Pages of these gfns, sorted; holes are XTAB. The buffers stay mapped when the batch is closed."""

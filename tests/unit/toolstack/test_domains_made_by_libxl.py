@@ -1,0 +1,83 @@
+"""On ARM, libxl makes a domain that is to boot a kernel of ours; what it keeps of it is the image's configuration."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+
+try:
+    from saverestore.toolstack import libxl_maker
+except ImportError as error:
+    pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
+
+from saverestore.toolstack.config import GuestConfig, not_carried_on_arm64, parse
+
+CONFIG = {
+    "c_info": {"type": "pvh", "name": "web1", "uuid": "00000000-0000-4000-8000-000000000001"},
+    "b_info": {
+        "max_vcpus": 2,
+        "max_memkb": 131072,
+        "kernel": "/boot/vmlinuz",
+        "ramdisk": "/boot/initrd",
+        "cmdline": "console=hvc0",
+        "type.pvh": {"bootloader": "/usr/bin/pygrub"},
+        "arch_arm": {"gic_version": "v3"},
+    },
+    "disks": [{"pdev_path": "/srv/web1.img", "vdev": "xvda"}],
+}
+
+
+def config(**build: object) -> GuestConfig:
+    return parse(json.dumps({**CONFIG, "b_info": CONFIG["b_info"] | build}).encode())
+
+
+def test_a_loader_takes_the_idle_kernel_for_one_of_64_bit_arm():
+    kernel = libxl_maker.idle_kernel()
+    assert kernel[56:60] == b"ARM\x64"
+    text_offset, size = struct.unpack_from("<QQ", kernel, 8)
+    assert (text_offset, size) == (0, len(kernel))
+
+
+def test_the_domain_is_made_with_nothing_to_boot_but_our_kernel_and_all_else_as_it_was():
+    made = json.loads(libxl_maker.with_kernel(config(device_tree="/boot/own.dtb"), "/kernel"))
+    wanted = json.loads(json.dumps(CONFIG))
+    del wanted["b_info"]["ramdisk"], wanted["b_info"]["cmdline"], wanted["b_info"]["type.pvh"]["bootloader"]
+    wanted["b_info"]["kernel"] = "/kernel"
+    assert made == wanted
+
+
+def test_what_libxl_keeps_boots_what_the_image_says_when_the_domain_is_started_anew():
+    original = config()
+    made = json.loads(libxl_maker.with_kernel(original, "/kernel"))
+    made["disks"][0]["backend_domid"] = 0  # libxl fills in what it has decided
+    kept = libxl_maker.with_boot_settings_of(parse(json.dumps(made).encode()), original)
+    assert kept.raw["b_info"] == original.raw["b_info"]
+    assert kept.raw["disks"][0]["backend_domid"] == 0
+
+
+def test_a_domain_that_had_no_kernel_of_its_own_is_left_with_none():
+    original = config(bootloader="/usr/bin/pygrub")
+    del original.raw["b_info"]["kernel"]
+    made = parse(libxl_maker.with_kernel(original, "/kernel").encode())
+    assert "kernel" not in libxl_maker.with_boot_settings_of(made, original).raw["b_info"]
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        ({"arch_arm": {"vuart": "sbsa_uart"}}, "an emulated UART"),
+        ({"acpi": "True"}, "ACPI tables"),
+        ({"tee": "optee"}, r"a trusted execution environment (optee)"),
+        ({"device_tree": "/boot/own.dtb"}, "a device tree of its own"),
+    ],
+)
+def test_what_nobody_can_carry_on_arm_is_named(build, told):
+    assert not_carried_on_arm64(config(**build)) == [told]
+    assert not_carried_on_arm64(config()) == []
+
+
+def test_passed_through_devices_cannot_be_carried_on_arm():
+    raw = CONFIG | {"dtdevs": [{"path": "/soc/ethernet"}]}
+    assert not_carried_on_arm64(parse(json.dumps(raw).encode())) == ["device-tree devices"]
