@@ -9,7 +9,7 @@ at boot, and never again. So both are looked for by what Xen writes into them.
       0x430  u32 wc_version, even when whole
       0x434  u32 wc_sec; 0x438 u32 wc_nsec
       0x43c  u32 wc_sec_hi
-      0x440  zero to the end of the page
+      0x440  zero to the end of the page           16  time, which Xen leaves alone on ARM: zero
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ WC_SEC_LEAST = 1_500_000_000  # 2017: a host whose clock is before that has none
 NS_PER_S = 1_000_000_000
 
 PAGE_BYTES = 4096
+PAGE_WORDS = PAGE_BYTES // 8
+PENDING = 1
 PENDING_SEL_WORD = 1
+VCPU_INFO_WORDS = 6  # these two, and struct vcpu_time_info of 32 bytes
 EVENT_BYTES = 16
 """Of a vcpu_info: what an event changes of it."""
 
@@ -94,6 +97,19 @@ def undone_event(page: U8, digest: U64) -> tuple[int, U8] | None:
             if (page_digests(restored.reshape(1, PAGE_BYTES))[0] == digest).all():
                 return int(at) * 8, restored
     return None
+
+
+def pending_candidates(pages: U8) -> tuple[npt.NDArray[np.intp], U64]:
+    """Where in `pages`, shape (n, 4096), a vcpu_info with an event pending may be: byte offsets, and selectors.
+
+    On ARM Xen writes nothing but these two into one, so what follows them, its time, is zero.
+    """
+    words = pages.reshape(-1).view("<u8")
+    at = np.flatnonzero(words == PENDING)
+    at = at[at % PAGE_WORDS <= PAGE_WORDS - VCPU_INFO_WORDS]
+    for word in range(PENDING_SEL_WORD + 1, VCPU_INFO_WORDS):
+        at = at[words[at + word] == 0]
+    return at * 8, words[at + PENDING_SEL_WORD].astype(np.uint64)
 
 
 def undo_in_shared_info(page: U8, before: bytes) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from pyxc import DomainInfo, XenError
+from pyxc import DomainInfo, Mapping, XenError
 from pyxc.memory import nr_gpfns
 from saverestore.errors import DomainError
 from saverestore.guest.arm64 import journal as journals
-from saverestore.guest.arm64.find import EVENT_BYTES, undo_in_shared_info, undone_event
+from saverestore.guest.arm64.find import EVENT_BYTES, PENDING, undo_in_shared_info, undone_event
 from saverestore.guest.arm64.journal import Journal
 from saverestore.guest.arm64.layout import PAGE_SHIFT, PAGE_SIZE, Layout
 from saverestore.guest.arm64.memory import KeptMemory, digests_of
@@ -22,9 +24,11 @@ from saverestore.guest.arm64.stubs import (
     set_context,
     wait_for_stub,
 )
-from saverestore.guest.ports import U64
+from saverestore.guest.ports import U64, Bool
 from saverestore.guest.x86.common import Handles
 from saverestore.interrupts import shield
+
+MAPPED_PAGES = 1024
 
 CANCELLED = 1
 """What a guest's suspend hypercall returns in x0 when it was not restored: 0 would be a BUG in the old domain."""
@@ -53,6 +57,10 @@ def put_right(handles: Handles, journal: Journal) -> list[str]:
             if under_way or not info.paused:
                 xen.pause(domid)
         if journal.digests is not None and (in_stub or info.paused):
+            # In this order: what was cleared was so after all that the digests tell of had been undone.
+            if journal.cleared is not None:
+                put_back_cleared(handles, domid, journal.cleared)
+                done.append("places in its memory that had been cleared are as they were")
             done += _undo_events(handles, journal, journal.digests)
         release_scratch(handles, domid, scratch_gfns(len(journal.contexts)))
         if in_stub:
@@ -156,3 +164,46 @@ def undo_event(handles: Handles, domid: int, event: Event) -> None:
     gfn, offset = event.address >> PAGE_SHIFT, event.address & (PAGE_SIZE - 1)
     with handles.memory.map_page(domid, gfn, writable=True) as mapping:
         mapping.buffer[offset : offset + EVENT_BYTES] = event.before
+
+
+def write_cleared(handles: Handles, domid: int, places: U64) -> None:
+    """Make places that may be a vcpu_info (shape (n, 2): address, selector) ones without an event pending."""
+    _write_places(handles, domid, places, np.zeros((len(places), 2), dtype=np.uint64))
+
+
+def put_back_cleared(handles: Handles, domid: int, places: U64) -> None:
+    """Make them what they were. Twice is fine."""
+    values = places.copy()
+    values[:, 0] = PENDING
+    _write_places(handles, domid, places, values)
+
+
+def _write_places(handles: Handles, domid: int, places: U64, values: U64) -> None:
+    for mapping, rows, words in _mapped(handles, domid, places, writable=True):
+        view = mapping.pages.reshape(-1).view("<u8")
+        view[words] = values[rows, 0]
+        view[words + 1] = values[rows, 1]
+
+
+def pending_of(handles: Handles, domid: int, places: U64) -> Bool:
+    """Which of these places have an event pending."""
+    found = np.zeros(len(places), dtype=bool)
+    for mapping, rows, words in _mapped(handles, domid, places, writable=False):
+        found[rows] = mapping.pages.reshape(-1).view("<u8")[words] == PENDING
+    return found
+
+
+def _mapped(
+    handles: Handles, domid: int, places: U64, *, writable: bool
+) -> Iterator[tuple[Mapping, slice, npt.NDArray[np.intp]]]:
+    """The places, ascending, some pages at a time: the mapping, which rows are there, and at which of its words."""
+    gfns = places[:, 0] >> np.uint64(PAGE_SHIFT)
+    wanted = np.unique(gfns)
+    for at in range(0, len(wanted), MAPPED_PAGES):
+        some = wanted[at : at + MAPPED_PAGES]
+        rows = slice(int(np.searchsorted(gfns, some[0])), int(np.searchsorted(gfns, some[-1], side="right")))
+        page = np.searchsorted(some, gfns[rows])
+        inside = places[rows, 0] & np.uint64(PAGE_SIZE - 1)
+        words = page * (PAGE_SIZE // 8) + (inside >> np.uint64(3)).astype(np.intp)
+        with handles.memory.map(domid, some, writable=writable) as mapping:
+            yield mapping, rows, words

@@ -117,3 +117,28 @@ def test_a_channel_of_ours_is_taken_out_of_shared_info_and_events_of_others_stay
     find.undo_in_shared_info(now, before.tobytes())
     assert (now[mask] == before[mask]).all()
     assert now[pending].view("<u8")[[0, 3]].tolist() == [1 << 2, 1 << 9]
+
+
+def test_places_that_may_be_a_vcpu_info_with_an_event_pending_are_found_with_their_selectors():
+    memory = pages(3)
+    for page, at, selector in ((0, 64, 5), (1, 4096 - 48, 0), (2, 0, 2**64 - 1)):
+        words = memory[page].view("<u8")
+        words[at // 8 : at // 8 + 6] = [1, selector, 0, 0, 0, 0]
+    offsets, selectors = find.pending_candidates(memory)
+    assert offsets.tolist() == [64, 4096 + 4096 - 48, 2 * 4096]
+    assert selectors.tolist() == [5, 0, 2**64 - 1]
+
+
+@pytest.mark.parametrize(
+    "words", [[0, 0, 0, 0, 0, 0], [1, 0, 7, 0, 0, 0], [1, 0, 0, 0, 0, 7], [257, 0, 0, 0, 0, 0]]
+)
+def test_a_place_without_an_event_or_with_a_time_is_no_candidate(words):
+    page = np.zeros((1, 4096), dtype=np.uint8)
+    page[0].view("<u8")[8:14] = words
+    assert len(find.pending_candidates(page)[0]) == 0
+
+
+def test_a_vcpu_info_does_not_go_on_in_the_next_page():
+    memory = np.zeros((2, 4096), dtype=np.uint8)
+    memory[0].view("<u8")[512 - 5] = 1
+    assert len(find.pending_candidates(memory)[0]) == 0
