@@ -49,6 +49,11 @@ class WallClock:
     sec: int
     nsec: int
 
+    @property
+    def ns(self) -> int:
+        """All of it."""
+        return self.sec * NS_PER_S + self.nsec
+
 
 def wall_clock(page: U8) -> WallClock:
     """As it stands in this page now."""
@@ -63,16 +68,6 @@ def shared_info_candidates(pages: U8) -> npt.NDArray[np.intp]:
     likely = np.flatnonzero((version != 0) & (version % 2 == 0) & (sec > WC_SEC_LEAST) & (nsec < NS_PER_S))
     empty = ~pages[likely, SHARED_INFO_BYTES:].any(axis=1)
     return likely[empty]
-
-
-def time_offset_of(before: WallClock, after: WallClock, offset: int) -> int | None:
-    """What the time offset was, when setting it to `offset` turned `before` into `after`; None when it did not.
-
-    Both times Xen was told the same wall clock time, so what moved is the difference of the offsets.
-    """
-    if after.version == before.version or after.nsec != before.nsec:
-        return None
-    return offset - (after.sec - before.sec)
 
 
 def undone_event(page: U8, digest: U64) -> tuple[int, U8] | None:

@@ -49,25 +49,6 @@ def test_a_page_with_something_behind_the_clock_is_no_candidate():
     assert len(find.shared_info_candidates(page[None])) == 0
 
 
-def test_the_time_offset_is_what_the_clock_moved_by():
-    before = find.wall_clock(shared_info(version=4, sec=1_790_000_000))
-    drawn = 20_000_000
-    after = find.wall_clock(shared_info(version=6, sec=1_790_000_000 - 1234 + drawn))
-    assert find.time_offset_of(before, after, drawn) == 1234
-
-
-@pytest.mark.parametrize(
-    "after",
-    [
-        shared_info(version=4, sec=1_800_000_000),  # Xen did not write it
-        shared_info(version=6, sec=1_800_000_000, nsec=124),  # another time of day
-    ],
-)
-def test_a_page_whose_clock_does_not_follow_is_not_proved(after):
-    before = find.wall_clock(shared_info(version=4))
-    assert find.time_offset_of(before, find.wall_clock(after), 20_000_000) is None
-
-
 def with_event(
     page: np.ndarray, at: int, bit: int, *, was_pending: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
