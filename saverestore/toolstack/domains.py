@@ -82,7 +82,7 @@ def check_can_be_saved(domain: Domain) -> None:
         what = how_it_stopped(info.shutdown_reason)
         raise DomainError(f"{domain} {what}: there is nothing to save; nothing was done")
     if info.paused:
-        if journals.path_of(domain.domid, info.uuid).exists():
+        if journals.is_there(domain.domid, info.uuid):
             raise DomainError(
                 f"{domain} was being saved when that save died, and its processors are not as they were; "
                 f"'pysave --recover {domain.domid}' puts it right"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,7 +39,8 @@ def put_right(handles: Handles, journal: Journal) -> list[str]:
     """Let the journal's domain go on as it would have without us: what was done, in words.
 
     What is to be undone is seen from the domain: a vCPU in our page, or a domain shut down for suspend. One that has
-    neither has gone on already, and is left alone. The journal is gone when this returns.
+    neither has gone on already, and is left alone. The journal is settled before anything of the domain runs, so that
+    nobody puts back what is the guest's by then; it is gone when this returns.
     """
     domid, xen = journal.domid, handles.xen
     done: list[str] = []
@@ -69,14 +71,21 @@ def put_right(handles: Handles, journal: Journal) -> list[str]:
             done.append("its processors are as they were when it suspended")
         elif info.suspended:
             set_context(handles, domid, 0, journal.contexts[0].with_x0(CANCELLED))
-        journals.remove(domid, journal.uuid)
-        if xen.domain(domid).suspended:
-            xen.resume(domid)
-            done.append("it was suspended and goes on")
-        _tell_store(handles, domid)
-        if xen.domain(domid).paused:
-            xen.unpause(domid)
-            done.append("it was paused and goes on")
+        journals.settle(domid, journal.uuid)
+        return done + _run(handles, domid, journal.uuid)
+
+
+def _run(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> list[str]:
+    """Let a domain go on that is right but for that: what was done."""
+    done = []
+    if handles.xen.domain(domid).suspended:
+        handles.xen.resume(domid)
+        done.append("it was suspended and goes on")
+    _tell_store(handles, domid)
+    if handles.xen.domain(domid).paused:
+        handles.xen.unpause(domid)
+        done.append("it was paused and goes on")
+    journals.remove(domid, domain_uuid)
     return done
 
 
@@ -85,6 +94,9 @@ def recover(handles: Handles, info: DomainInfo) -> list[str]:
     journal = journals.read(info.domid, info.uuid)
     if journal is not None:
         return put_right(handles, journal)
+    if journals.is_settled(info.domid, info.uuid):
+        with shield():
+            return _run(handles, info.domid, info.uuid)
     if not info.suspended:
         return []
     resume_untouched(handles, info.domid)

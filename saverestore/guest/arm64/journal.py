@@ -125,9 +125,32 @@ def read(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Jou
         ) from error
 
 
+def settle(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> None:
+    """All that the journal tells of has been put back: what is left to do is to let the domain go on."""
+    path = path_of(domid, domain_uuid, directory)
+    if path.exists():
+        path.rename(_settled(path))
+
+
+def is_settled(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> bool:
+    """Whether somebody died between `settle` and `remove`."""
+    return _settled(path_of(domid, domain_uuid, directory)).exists()
+
+
+def is_there(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> bool:
+    """Whether the domain has one, settled or not."""
+    return path_of(domid, domain_uuid, directory).exists() or is_settled(domid, domain_uuid, directory)
+
+
 def remove(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> None:
-    """The domain is right again, or gone. One that is not there is fine."""
-    path_of(domid, domain_uuid, directory).unlink(missing_ok=True)
+    """The domain goes on, or is gone. One that is not there is fine."""
+    path = path_of(domid, domain_uuid, directory)
+    path.unlink(missing_ok=True)
+    _settled(path).unlink(missing_ok=True)
+
+
+def _settled(path: Path) -> Path:
+    return path.with_suffix(".settled")
 
 
 def _packed(pairs: U64 | None) -> str | None:

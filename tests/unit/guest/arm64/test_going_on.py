@@ -42,12 +42,15 @@ class FakeDomain:
         self.paused = paused
         self.suspended = suspended
         self.done: list[str] = []
+        self.journals = list
+        self.names_when_it_ran: list[list[str]] = []
 
     def domain(self, _domid: int) -> SimpleNamespace:
         return SimpleNamespace(paused=self.paused, suspended=self.suspended)
 
     def _runs(self, what: str) -> None:
         self.done.append(what)
+        self.names_when_it_ran.append(self.journals())
         if self.paused or self.suspended:
             return
         ended = [one for one in self.contexts if one.has_ended]
@@ -76,11 +79,13 @@ class FakeDomain:
 @pytest.fixture
 def put_right(monkeypatch, tmp_path):
     monkeypatch.setattr(journals.write, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(journals.remove, "__defaults__", (tmp_path,))
+    for function in (journals.settle, journals.is_settled, journals.remove):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
     journal = Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096))
 
     def run(domain: FakeDomain) -> list[str]:
         journals.write(journal)
+        domain.journals = lambda: [path.suffix for path in tmp_path.iterdir()]
         store = SimpleNamespace(resume_domain=lambda domid: domain.done.append("store"))
         handles = SimpleNamespace(xen=domain, store=store)
         monkeypatch.setattr(going_on, "get_context", lambda h, d, number: domain.contexts[number])
@@ -109,6 +114,7 @@ def test_vcpus_that_ended_a_stub_get_their_own_registers_before_anything_runs(pu
     put_right(domain)
     assert goes_on(domain)
     assert domain.done == ["release", "store", "unpause"]
+    assert domain.names_when_it_ran == [[".settled"]]
 
 
 def test_a_stub_under_way_comes_to_its_end_first(put_right):
@@ -149,3 +155,18 @@ def test_a_domain_that_has_gone_on_already_keeps_the_registers_that_it_has(put_r
     domain = FakeDomain(elsewhere)
     assert put_right(domain) == []
     assert domain.contexts == elsewhere
+
+
+def test_one_whose_journal_is_settled_is_let_go_on_and_nothing_of_it_is_touched(monkeypatch, tmp_path):
+    for function in (journals.write, journals.settle, journals.is_settled, journals.remove):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(journals.read, "__defaults__", (tmp_path,))
+    journals.write(Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096)))
+    journals.settle(1, UUID)
+    journals.settle(1, UUID)
+    domain = FakeDomain(GUESTS_OWN, paused=True)
+    handles = SimpleNamespace(xen=domain, store=SimpleNamespace(resume_domain=lambda domid: None))
+    info = SimpleNamespace(domid=1, uuid=UUID, suspended=False)
+    assert going_on.recover(handles, info) == ["it was paused and goes on"]
+    assert domain.done == ["unpause"]
+    assert list(tmp_path.iterdir()) == []
