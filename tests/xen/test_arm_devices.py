@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,7 @@ import pytest
 from equipped import Equipped, equipped_guest
 from xen_lab import domid_of, must, run
 
-
-@pytest.fixture(autouse=True)
-def only_on_arm64() -> None:
-    if platform.machine() != "aarch64":
-        pytest.skip("this is no arm64 machine: tools/test --variant 4.17-arm64")
+pytestmark = pytest.mark.usefixtures("on_arm64")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -22,10 +21,7 @@ one_vcpu = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["1
 VCPUS = pytest.mark.parametrize("guest", [("pvh", 1), ("pvh", 2)], indirect=True, ids=["1vcpu", "2vcpus"])
 
 
-@pytest.fixture(autouse=True)
-def only_on_arm64() -> None:
-    if platform.machine() != "aarch64":
-        pytest.skip("this is no arm64 machine: tools/test --variant 4.17-arm64")
+pytestmark = pytest.mark.usefixtures("on_arm64")
 
 
 def with_fault(*argv: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,7 @@ MOST_S = 120
 """So long at most between a register being loaded and it being read again, under emulation."""
 
 
-@pytest.fixture(autouse=True)
-def only_on_arm64() -> None:
-    if platform.machine() != "aarch64":
-        pytest.skip("this is no arm64 machine: tools/test --variant 4.17-arm64")
+pytestmark = pytest.mark.usefixtures("on_arm64")
 
 
 def in_image(image: Path) -> tuple[int, list]:
