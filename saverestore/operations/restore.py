@@ -14,7 +14,8 @@ from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
 from saverestore.guest.arm64.restore import check_platform, check_size
-from saverestore.guest.x86.common import FORCE, Handles, check_cpu_policy, open_handles
+from saverestore.guest.common.handles import FORCE, Handles, open_handles
+from saverestore.guest.x86.common import check_cpu_policy
 from saverestore.operations import restore_here
 from saverestore.operations.image import opened
 from saverestore.operations.preflight import Findings, duration, vcpus

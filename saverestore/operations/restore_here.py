@@ -13,8 +13,8 @@ from saverestore.errors import DomainError, ImageError
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
 from saverestore.guest.arm64.layout import last_gfn
 from saverestore.guest.arm64.restore import Arm64Restore
+from saverestore.guest.common.handles import FORCE, Handles
 from saverestore.guest.ports import RestoredPages, RestoreGuest
-from saverestore.guest.x86.common import FORCE, Handles
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.interrupts import shield

@@ -18,9 +18,9 @@ from pyxc.store import Permission, Transaction
 from saverestore.errors import DomainError
 from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64.host import is_arm64_host
+from saverestore.guest.common.handles import Handles
+from saverestore.guest.common.hvm_params import HVM_PARAM_TIMER_MODE
 from saverestore.guest.ports import Channels, RestoredPages
-from saverestore.guest.x86.common import Handles
-from saverestore.guest.x86.layout import HVM_PARAM_TIMER_MODE
 from saverestore.interrupts import shield
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.domains import Domain, config_of, devices_of, kind_of, userdata_path

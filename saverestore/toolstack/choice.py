@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from saverestore.errors import DomainError, XenRefused
-from saverestore.guest.x86.common import Handles, XenError
+from saverestore.guest.common.handles import Handles, XenError
 from saverestore.toolstack.bare import Bare
 from saverestore.toolstack.domains import Domain, userdata_path
 from saverestore.toolstack.ports import Toolstack

@@ -10,8 +10,8 @@ from pathlib import Path
 from pyxc import DomainInfo, XenStore
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.arm64 import journal as journals
-from saverestore.guest.x86.common import Handles
-from saverestore.guest.x86.suspend import how_it_stopped
+from saverestore.guest.common.handles import Handles
+from saverestore.guest.common.suspend import how_it_stopped
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 

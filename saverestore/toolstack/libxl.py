@@ -16,7 +16,7 @@ from pyxc.libxl import CONFIG_CALL, Libxl
 from saverestore.errors import DomainError, ImageError, XenRefused
 from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64.host import is_arm64_host
-from saverestore.guest.x86.common import Handles, XenError
+from saverestore.guest.common.handles import Handles, XenError
 from saverestore.interrupts import shield
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig

@@ -17,9 +17,9 @@ from typing import Any
 
 from pyxc import cpu
 from saverestore.errors import ImageError, XenRefused
+from saverestore.guest.common.handles import Handles
+from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_STORE_EVTCHN
 from saverestore.guest.ports import Channels, RestoredPages
-from saverestore.guest.x86.common import Handles
-from saverestore.guest.x86.layout import HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_STORE_EVTCHN
 from saverestore.interrupts import shield
 from saverestore.toolstack.bare import SLACK_KIB, write_userdata
 from saverestore.toolstack.config import GuestConfig, parse

@@ -35,7 +35,7 @@ class Point:
 POINTS = {
     "Xen's clock moved": Point(f"{ARM64}.shared", "arm64.set_host_time", number=2),
     "shared_info found": Point(f"{ARM64}.save", "find_shared_info"),
-    "suspended": Point("saverestore.guest.x86.suspend", "Suspender.suspend"),
+    "suspended": Point("saverestore.guest.common.suspend", "Suspender.suspend"),
     "journal on the disk": Point(f"{ARM64}.save", "journals.write"),
     "pages lent": Point(f"{ARM64}.stubs", "xen_memory.populate"),
     "a context set": Point(f"{ARM64}.stubs", "set_context"),

@@ -40,7 +40,7 @@ def in_domain(domid: int, gic: int, nr_vcpus: int) -> list:
     """The same of a paused domain, which is left as it was."""
     from saverestore.guest.arm64.stubs import Piece, Scratch, get_context, set_context
     from saverestore.guest.arm64.vcpu import read_slots
-    from saverestore.guest.x86.common import open_handles
+    from saverestore.guest.common.handles import open_handles
 
     with open_handles() as handles:
         contexts = [get_context(handles, domid, number) for number in range(nr_vcpus)]

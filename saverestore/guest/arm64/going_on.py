@@ -25,8 +25,8 @@ from saverestore.guest.arm64.stubs import (
     set_context,
     wait_for_stub,
 )
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import U64, Bool
-from saverestore.guest.x86.common import Handles
 from saverestore.interrupts import shield
 
 MAPPED_PAGES = 1024

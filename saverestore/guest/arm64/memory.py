@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from pyxc import Mapping
 from saverestore.guest.arm64.layout import PAGE_SIZE, Layout
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import U8, U64, Bool, PageBatch, runs_of
-from saverestore.guest.x86.common import Handles
 from saverestore.kernels.page_digests import page_digests
 from saverestore.stream.layout import PageType
 

@@ -20,16 +20,16 @@ from saverestore.guest.arm64.layout import PAGE_SIZE, Control, Flag, Layout
 from saverestore.guest.arm64.memory import consecutive, gfns_of
 from saverestore.guest.arm64.stubs import Piece, Scratch, code_of, set_context
 from saverestore.guest.arm64.vcpu import Context
-from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
-from saverestore.guest.x86.common import FORCE, Handles
-from saverestore.guest.x86.grants import seed_grant_table
-from saverestore.guest.x86.layout import (
+from saverestore.guest.common.grants import seed_grant_table
+from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.hvm_params import (
     HVM_PARAM_CONSOLE_EVTCHN,
     HVM_PARAM_CONSOLE_PFN,
     HVM_PARAM_STORE_EVTCHN,
     HVM_PARAM_STORE_PFN,
 )
-from saverestore.guest.x86.pages import MappedWindow, Populated
+from saverestore.guest.common.pages import MappedWindow, Populated
+from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
 from saverestore.interrupts import shield
 from saverestore.stream.layout import PageType, has_data
 from saverestore.stream.records import Arm64Platform, Arm64SharedInfo, Arm64Vcpu, HvmParams, Record

@@ -25,10 +25,10 @@ from saverestore.guest.arm64.shared import find_shared_info
 from saverestore.guest.arm64.stubs import Piece, Scratch, code_of, get_context
 from saverestore.guest.arm64.vcpu import Context
 from saverestore.guest.arm64.vcpu_info import VcpuInfoSearch, done_with
+from saverestore.guest.common.handles import Handles
+from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_PFN
+from saverestore.guest.common.suspend import Suspender
 from saverestore.guest.ports import U64, Bool, LogDirty, LogDirtyUnavailable, PageBatch
-from saverestore.guest.x86.common import Handles
-from saverestore.guest.x86.layout import HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_PFN
-from saverestore.guest.x86.suspend import Suspender
 from saverestore.interrupts import shield
 from saverestore.stream.layout import DomainType, PageType
 from saverestore.stream.records import Arm64Platform, Arm64SharedInfo, HvmParams, Record

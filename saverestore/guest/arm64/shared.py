@@ -10,7 +10,7 @@ from pyxc import arm64
 from saverestore.errors import DomainError
 from saverestore.guest.arm64.find import WallClock, shared_info_candidates, wall_clock
 from saverestore.guest.arm64.memory import KeptMemory
-from saverestore.guest.x86.common import Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.interrupts import shield
 
 SHIFTS_NS = (100_000_000, 900_000_000)

@@ -28,8 +28,8 @@ from saverestore.guest.arm64.layout import PAGE_SHIFT, PAGE_SIZE, Control
 from saverestore.guest.arm64.memory import KeptMemory, digests_of
 from saverestore.guest.arm64.stubs import Piece, Scratch
 from saverestore.guest.arm64.vcpu import control_result, write_priority
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import U64
-from saverestore.guest.x86.common import Handles
 
 LOWEST_PRIORITY = 15
 """EVTCHN_FIFO_PRIORITY_MIN. Guests use 7 and 0; each event has one of its own, as a queue tells of its first only."""
