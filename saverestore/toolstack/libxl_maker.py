@@ -43,22 +43,27 @@ def idle_kernel() -> bytes:
     return header.ljust(KERNEL_BYTES, b"\0")
 
 
-def with_kernel(config: GuestConfig, path: str) -> str:
-    """The configuration, JSON, with nothing to boot from but this kernel."""
+def to_be_made(config: GuestConfig, kernel: str) -> str:
+    """The configuration, JSON, with nothing to boot but this kernel, and no more memory than the domain is to have.
+
+    libxl gives a new domain all the memory that it may ever have. Of one that has given memory back it would be too
+    much, and more than libxl's own limit lets it have.
+    """
     raw: dict[str, Any] = json.loads(config.to_json())
     build = raw["b_info"]
     for section in (build, *(build[key] for key in build if key.startswith("type."))):
         for name in BOOT_SETTINGS:
             section.pop(name, None)
-    build["kernel"] = path
+    build["kernel"] = kernel
+    build["max_memkb"] = build["target_memkb"] = config.target_kib
     return json.dumps(raw)
 
 
-def with_boot_settings_of(made: GuestConfig, original: GuestConfig) -> GuestConfig:
-    """`made` again, booting from what `original` boots from."""
+def to_be_kept(made: GuestConfig, original: GuestConfig) -> GuestConfig:
+    """What libxl made of the former, with memory and boot settings of the domain's own configuration."""
     raw: dict[str, Any] = json.loads(made.to_json())
     build, wanted = raw["b_info"], original.raw["b_info"]
-    for name in BOOT_SETTINGS:
+    for name in (*BOOT_SETTINGS, "max_memkb", "target_memkb"):
         build.pop(name, None)
         if name in wanted:
             build[name] = wanted[name]
@@ -81,7 +86,7 @@ class LibxlMaker:
     def create(self, config: GuestConfig) -> FreshDomain:
         """By libxl, with devices and hotplug scripts: it takes as long as these do."""
         with _idle_kernel_file() as path, shield():
-            domid = self._toolstack.create(config.name, with_kernel(config, path))
+            domid = self._toolstack.create(config.name, to_be_made(config, path))
             try:
                 # A guest that was saved live may have grown since, and a stub needs pages of its own.
                 self._handles.xen.set_max_memory(domid, max(config.max_kib, config.target_kib) + SLACK_KIB)
@@ -95,14 +100,15 @@ class LibxlMaker:
         return FreshDomain(domid, channels, is_built=True)
 
     def connect(self, fresh: FreshDomain, config: GuestConfig, pages: RestoredPages) -> None:
-        """It is connected already: what is left is to have libxl forget the kernel that was not the domain's."""
+        """It is connected already: what is left is to have libxl forget what was not the domain's."""
         self._handles.xen.set_max_memory(fresh.domid, config.target_kib + SLACK_KIB)
+        self._handles.store.write(f"/local/domain/{fresh.domid}/memory/static-max", str(config.max_kib))
         path = userdata_path(fresh.domid, config.uuid)
         try:
             made = parse(path.read_bytes())
         except (OSError, ImageError) as error:
             raise XenRefused(f"what libxl keeps of {config.name}, {path}, cannot be read: {error}") from error
-        write_userdata(fresh.domid, with_boot_settings_of(made, config))
+        write_userdata(fresh.domid, to_be_kept(made, config))
 
     def unpause(self, domid: int) -> None:
         """By libxl, as it may have a device model to tell."""

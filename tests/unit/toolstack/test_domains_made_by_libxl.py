@@ -18,7 +18,8 @@ CONFIG = {
     "c_info": {"type": "pvh", "name": "web1", "uuid": "00000000-0000-4000-8000-000000000001"},
     "b_info": {
         "max_vcpus": 2,
-        "max_memkb": 131072,
+        "max_memkb": 262144,
+        "target_memkb": 131072,
         "kernel": "/boot/vmlinuz",
         "ramdisk": "/boot/initrd",
         "cmdline": "console=hvc0",
@@ -40,19 +41,19 @@ def test_a_loader_takes_the_idle_kernel_for_one_of_64_bit_arm():
     assert (text_offset, size) == (0, len(kernel))
 
 
-def test_the_domain_is_made_with_nothing_to_boot_but_our_kernel_and_all_else_as_it_was():
-    made = json.loads(libxl_maker.with_kernel(config(device_tree="/boot/own.dtb"), "/kernel"))
+def test_the_domain_is_made_with_nothing_to_boot_but_our_kernel_and_with_the_memory_that_it_is_to_have():
+    made = json.loads(libxl_maker.to_be_made(config(device_tree="/boot/own.dtb"), "/kernel"))
     wanted = json.loads(json.dumps(CONFIG))
     del wanted["b_info"]["ramdisk"], wanted["b_info"]["cmdline"], wanted["b_info"]["type.pvh"]["bootloader"]
-    wanted["b_info"]["kernel"] = "/kernel"
+    wanted["b_info"] |= {"kernel": "/kernel", "max_memkb": 131072}
     assert made == wanted
 
 
 def test_what_libxl_keeps_boots_what_the_image_says_when_the_domain_is_started_anew():
     original = config()
-    made = json.loads(libxl_maker.with_kernel(original, "/kernel"))
+    made = json.loads(libxl_maker.to_be_made(original, "/kernel"))
     made["disks"][0]["backend_domid"] = 0  # libxl fills in what it has decided
-    kept = libxl_maker.with_boot_settings_of(parse(json.dumps(made).encode()), original)
+    kept = libxl_maker.to_be_kept(parse(json.dumps(made).encode()), original)
     assert kept.raw["b_info"] == original.raw["b_info"]
     assert kept.raw["disks"][0]["backend_domid"] == 0
 
@@ -60,8 +61,8 @@ def test_what_libxl_keeps_boots_what_the_image_says_when_the_domain_is_started_a
 def test_a_domain_that_had_no_kernel_of_its_own_is_left_with_none():
     original = config(bootloader="/usr/bin/pygrub")
     del original.raw["b_info"]["kernel"]
-    made = parse(libxl_maker.with_kernel(original, "/kernel").encode())
-    assert "kernel" not in libxl_maker.with_boot_settings_of(made, original).raw["b_info"]
+    made = parse(libxl_maker.to_be_made(original, "/kernel").encode())
+    assert "kernel" not in libxl_maker.to_be_kept(made, original).raw["b_info"]
 
 
 @pytest.mark.parametrize(
