@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyxc import cpu
+from saverestore import interrupts
 from saverestore.errors import ImageError, XenRefused
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_STORE_EVTCHN
@@ -84,9 +85,14 @@ class LibxlMaker:
         """libxl knows where its daemons run."""
 
     def create(self, config: GuestConfig) -> FreshDomain:
-        """By libxl, with devices and hotplug scripts: it takes as long as these do."""
+        """By libxl, with devices and hotplug scripts: it takes as long as these do, and signals wait for it."""
         with _idle_kernel_file() as path, shield():
-            domid = self._toolstack.create(config.name, to_be_made(config, path))
+            try:
+                domid = self._toolstack.create(config.name, to_be_made(config, path))
+            except XenRefused:
+                # A terminal sends Ctrl-C to hotplug scripts, too: they may have failed of it.
+                interrupts.raise_pending()
+                raise
             try:
                 # A guest that was saved live may have grown since, and a stub needs pages of its own.
                 self._handles.xen.set_max_memory(domid, max(config.max_kib, config.target_kib) + SLACK_KIB)

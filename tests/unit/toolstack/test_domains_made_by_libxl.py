@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +16,9 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
-from saverestore.errors import XenRefused
+from saverestore.errors import Interrupted, XenRefused
 from saverestore.guest.ports import Channels, RestoredPages
+from saverestore.interrupts import handled
 from saverestore.toolstack.config import GuestConfig, not_carried_on_arm64, parse
 from saverestore.toolstack.ports import FreshDomain
 
@@ -138,6 +141,16 @@ def test_nothing_is_left_of_a_domain_that_could_not_be_made_ready(host):
     with pytest.raises(KeyboardInterrupt):
         maker_on(host).create(config())
     assert host.alive == set()
+
+
+def test_ctrl_c_that_a_hotplug_script_dies_of_is_told_as_such(host):
+    def create(*_: str) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise XenRefused("hotplug script failed")
+
+    host.create = create
+    with pytest.raises(Interrupted), handled():
+        maker_on(host).create(config())
 
 
 def test_a_filled_domain_is_known_to_libxl_as_what_it_is(host, monkeypatch, tmp_path):
