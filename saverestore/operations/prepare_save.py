@@ -122,14 +122,16 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
         return
     told = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
     if not request.force:
-        raise DomainError(
-            f"{told}; nothing was done (--force -p or -c saves it all the same, for 'xl restore')"
-        )
+        raise DomainError(f"{told}; nothing was done (--force -p or -c saves it all the same{_for_whom()})")
     if request.afterwards is Afterwards.DESTROY:
         raise DomainError(
             f"{told}, nor take away; nothing was done (use --force with -p, then 'xl destroy {domain.domid}')"
         )
     LOG.warning("%s; saved all the same, as --force says", told)
+
+
+def _for_whom() -> str:
+    return "" if is_arm64_host() else ", for 'xl restore'"
 
 
 def _guest_of(

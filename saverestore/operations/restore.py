@@ -173,15 +173,20 @@ def _check_left_out(guest_config: GuestConfig, why_bare: str, *, force: bool) ->
     if guest_config.devices and not force:
         raise DomainError(
             f"{guest_config.name} has devices that the bare toolstack cannot bring back{why_bare}: "
-            f"{', '.join(guest_config.devices)}; nothing was done (--force restores it without them; "
-            "'xl restore' brings them back)"
+            f"{', '.join(guest_config.devices)}; nothing was done (--force restores it without them"
+            f"{_who_does('them')})"
         )
     if guest_config.left_out:
         LOG.warning(
-            "%s: the bare toolstack does not bring back: %s; 'xl restore' does",
+            "%s: the bare toolstack does not bring back: %s%s",
             guest_config.name,
             ", ".join(guest_config.left_out),
+            _who_does("that"),
         )
+
+
+def _who_does(what: str) -> str:
+    return "" if is_arm64_host() else f"; 'xl restore' brings {what} back"
 
 
 def _check_there(guest_config: GuestConfig, *, force: bool) -> None:
