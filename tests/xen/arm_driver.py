@@ -43,9 +43,8 @@ POINTS = {
     "stub ended": Point(f"{ARM64}.stubs", "wait_for_stub"),
     "registers read": Point(f"{ARM64}.stubs", "Scratch.run"),
     "memory being written": Point(f"{ARM64}.save", "Arm64Save.read_pages", number=5),
-    "about to send events": Point(f"{ARM64}.save", "journals.write", number=2),
     "event sent": Point(f"{ARM64}.stubs", "Scratch.run", number=2),
-    "event undone": Point(f"{ARM64}.vcpu_info", "undo_event"),
+    "about to clear places": Point(f"{ARM64}.save", "journals.write", number=2),
     "places cleared": Point(f"{ARM64}.vcpu_info", "write_cleared"),
     "places put back": Point(f"{ARM64}.vcpu_info", "put_back_cleared"),
     "lent pages taken back": Point(f"{ARM64}.stubs", "release_scratch"),
@@ -56,7 +55,7 @@ POINTS = {
     "running again": Point(f"{ARM64}.going_on", "journals.remove", "before"),
 }
 
-NEEDS_PENDING = ("places cleared", "places put back")
+NEEDS_PENDING = ("about to clear places", "places cleared", "places put back")
 """What happens only when a vCPU had an event pending."""
 
 ONLY_WHEN_IT_GOES_ON = ("own contexts set", "journal settled", "running again")
@@ -112,7 +111,7 @@ def events_are_pending() -> None:
     """As if a back end had something to tell: the event that we send first is left as it is."""
 
     def make(_function: Callable[..., Any]) -> Callable[..., Any]:
-        def instead(self: Any, journal: Any, number: int, _known: set[int]) -> None:
+        def instead(self: Any, journal: Any, _digests: Any, number: int, _known: set[int]) -> None:
             self._send(journal, number, 7)
 
         return instead

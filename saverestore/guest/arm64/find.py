@@ -37,8 +37,6 @@ PAGE_WORDS = PAGE_BYTES // 8
 PENDING = 1
 PENDING_SEL_WORD = 1
 VCPU_INFO_WORDS = 6  # these two, and struct vcpu_time_info of 32 bytes
-EVENT_BYTES = 16
-"""Of a vcpu_info: what an event changes of it."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,14 @@ def shared_info_candidates(pages: U8) -> npt.NDArray[np.intp]:
     return likely[empty]
 
 
-def undone_event(page: U8, digest: U64) -> tuple[int, U8] | None:
-    """Where in `page` a vcpu_info got an event since the page had this digest, and the page as it was before that.
+def event_since(page: U8, digest: U64) -> int | None:
+    """At which byte of `page` a vcpu_info got an event since the page had this digest; None when that is not all.
 
     Found by undoing: of all words that could be it, the one with which undone the page digests to what it was. So
-    what comes out is the page as it was, bit for bit, and nothing else that changed goes unnoticed.
+    nothing else that changed goes unnoticed.
     """
     words = page.view("<u8")
-    pending = np.flatnonzero(page.reshape(-1, 8)[:, 0] == 1)
+    pending = np.flatnonzero(page.reshape(-1, 8)[:, 0] == PENDING)
     for at in pending[pending + PENDING_SEL_WORD < len(words)]:
         selector = int(words[at + PENDING_SEL_WORD])
         bits = [bit for bit in range(64) if selector >> bit & 1]
@@ -88,9 +86,8 @@ def undone_event(page: U8, digest: U64) -> tuple[int, U8] | None:
                 before[at] &= ~np.uint64(0xFF)
             if bit is not None:
                 before[at + PENDING_SEL_WORD] = selector & ~(1 << bit)
-            restored = before.view(np.uint8)
-            if (page_digests(restored.reshape(1, PAGE_BYTES))[0] == digest).all():
-                return int(at) * 8, restored
+            if (page_digests(before.view(np.uint8).reshape(1, PAGE_BYTES))[0] == digest).all():
+                return int(at) * 8
     return None
 
 

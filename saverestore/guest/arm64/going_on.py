@@ -5,19 +5,15 @@ from __future__ import annotations
 import errno
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from pyxc import DomainInfo, Mapping, XenError
-from pyxc.memory import nr_gpfns
-from saverestore.errors import DomainError
 from saverestore.guest.arm64 import journal as journals
-from saverestore.guest.arm64.find import EVENT_BYTES, PENDING, undo_in_shared_info, undone_event
+from saverestore.guest.arm64.find import PENDING, undo_in_shared_info
 from saverestore.guest.arm64.journal import Journal
-from saverestore.guest.arm64.layout import PAGE_SHIFT, PAGE_SIZE, Layout
-from saverestore.guest.arm64.memory import KeptMemory, digests_of
+from saverestore.guest.arm64.layout import PAGE_SHIFT, PAGE_SIZE
 from saverestore.guest.arm64.stubs import (
     get_context,
     release_scratch,
@@ -58,12 +54,11 @@ def put_right(handles: Handles, journal: Journal) -> list[str]:
                 wait_for_stub(handles, domid, under_way)
             if under_way or not info.paused:
                 xen.pause(domid)
-        if journal.digests is not None and (in_stub or info.paused):
-            # In this order: what was cleared was so after all that the digests tell of had been undone.
+        if in_stub or info.paused:
+            undo_channel(handles, journal)
             if journal.cleared is not None:
                 put_back_cleared(handles, domid, journal.cleared)
                 done.append("places in its memory that had been cleared are as they were")
-            done += _undo_events(handles, journal, journal.digests)
         release_scratch(handles, domid, scratch_gfns(len(journal.contexts)))
         if in_stub:
             for number, context in enumerate(journal.contexts):
@@ -119,82 +114,26 @@ def _tell_store(handles: Handles, domid: int) -> None:
             raise
 
 
-def _undo_events(handles: Handles, journal: Journal, digests: U64) -> list[str]:
-    """Undo what events sent to find a vcpu_info left in memory: pages that do not digest as in the journal."""
-    info = handles.xen.domain(journal.domid)
-    layout = Layout.of_domain(nr_gpfns(handles.xen, journal.domid), info.max_pages)
-    memory = KeptMemory(handles, journal.domid, layout)
-    try:
-        undo_channel(handles, journal)
-        found = events_in(memory, digests, but=journal.shared_info_gfn)
-    finally:
-        memory.drop()
-    for event in found:
-        undo_event(handles, journal.domid, event)
-    return ["an event that it was sent is undone" for _ in found]
-
-
-@dataclass(frozen=True)
-class Event:
-    """A vcpu_info that got an event: where, and what stood there before."""
-
-    address: int
-    before: bytes
-
-
 def undo_channel(handles: Handles, journal: Journal) -> None:
     """Take our event channel out of the shared_info page."""
     with handles.memory.map_page(journal.domid, journal.shared_info_gfn, writable=True) as mapping:
         undo_in_shared_info(mapping.pages[0], journal.shared_info)
 
 
-def events_in(memory: KeptMemory, digests: U64, *, but: int) -> list[Event]:
-    """Each vcpu_info in memory that got an event since the pages had these digests; the frame `but` is passed over.
-
-    What has changed in any other way (a backend that completed something, say) is none of our business.
-    """
-    gfns = memory.gfns()
-    now = digests_of(memory)
-    if len(now) != len(digests):
-        raise DomainError("the domain's memory is not what its journal tells of; nothing was done")
-    found = []
-    for index in (now != digests).any(axis=1).nonzero()[0]:
-        gfn = int(gfns[index])
-        with memory.read(gfns[index : index + 1]) as batch:
-            if gfn == but or not batch.nr_data:
-                continue
-            page = batch.copy_data(np.empty((1, PAGE_SIZE), dtype=np.uint8))[0]
-        event = undone_event(page, digests[index])
-        if event is not None:
-            offset, before = event
-            found.append(Event((gfn << PAGE_SHIFT) + offset, before[offset : offset + EVENT_BYTES].tobytes()))
-    return found
-
-
-def undo_event(handles: Handles, domid: int, event: Event) -> None:
-    """Make a vcpu_info what it was."""
-    gfn, offset = event.address >> PAGE_SHIFT, event.address & (PAGE_SIZE - 1)
-    with handles.memory.map_page(domid, gfn, writable=True) as mapping:
-        mapping.buffer[offset : offset + EVENT_BYTES] = event.before
-
-
 def write_cleared(handles: Handles, domid: int, places: U64) -> None:
     """Make places that may be a vcpu_info (shape (n, 2): address, selector) ones without an event pending."""
-    _write_places(handles, domid, places, np.zeros((len(places), 2), dtype=np.uint64))
+    for mapping, _, words in _mapped(handles, domid, places, writable=True):
+        view = mapping.pages.reshape(-1).view("<u8")
+        view[words] = 0
+        view[words + 1] = 0
 
 
 def put_back_cleared(handles: Handles, domid: int, places: U64) -> None:
-    """Make them what they were. Twice is fine."""
-    values = places.copy()
-    values[:, 0] = PENDING
-    _write_places(handles, domid, places, values)
-
-
-def _write_places(handles: Handles, domid: int, places: U64, values: U64) -> None:
+    """Make them what they were, but for events that have come meanwhile: these stay. Twice is fine."""
     for mapping, rows, words in _mapped(handles, domid, places, writable=True):
         view = mapping.pages.reshape(-1).view("<u8")
-        view[words] = values[rows, 0]
-        view[words + 1] = values[rows, 1]
+        view[words] = PENDING
+        view[words + 1] |= places[rows, 1]
 
 
 def pending_of(handles: Handles, domid: int, places: U64) -> Bool:

@@ -32,8 +32,8 @@ U64 = npt.NDArray[np.uint64]
 class Journal:
     """`contexts`: each vCPU's, as the guest suspended. `shared_info`: the page's gfn and content.
 
-    `digests`: once events are about to be sent, those of all pages of memory (shape (n, 2)), else None. `cleared`:
-    once places that may be a vcpu_info are about to be cleared, these (shape (n, 2): address, selector), else None.
+    `cleared`: once places that may be a vcpu_info are about to be cleared, these (shape (n, 2): address, selector),
+    else None.
     """
 
     domid: int
@@ -41,20 +41,11 @@ class Journal:
     contexts: tuple[Context, ...]
     shared_info_gfn: int
     shared_info: bytes
-    digests: U64 | None = None
     cleared: U64 | None = None
-
-    def with_digests(self, digests: U64) -> Journal:
-        """A copy that has them."""
-        return dataclasses.replace(self, digests=digests)
 
     def with_cleared(self, cleared: U64) -> Journal:
         """A copy that has them."""
         return dataclasses.replace(self, cleared=cleared)
-
-    def with_shared_info(self, content: bytes) -> Journal:
-        """A copy with this content of the page."""
-        return dataclasses.replace(self, shared_info=content)
 
 
 def path_of(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Path:
@@ -74,7 +65,6 @@ def write(journal: Journal, directory: Path = DIRECTORY) -> None:
         "contexts": [dataclasses.asdict(context) for context in journal.contexts],
         "shared_info_gfn": journal.shared_info_gfn,
         "shared_info": base64.b64encode(journal.shared_info).decode(),
-        "digests": _packed(journal.digests),
         "cleared": _packed(journal.cleared),
     }
     try:
@@ -114,7 +104,6 @@ def read(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Jou
             ),
             shared_info_gfn=int(document["shared_info_gfn"]),
             shared_info=base64.b64decode(document["shared_info"], validate=True),
-            digests=_unpacked(document["digests"]),
             cleared=_unpacked(document["cleared"]),
         )
     except FileNotFoundError:

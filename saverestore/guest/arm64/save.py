@@ -1,7 +1,7 @@
 """Saving an arm64 domain: its vCPUs' hidden registers are read by code that they run themselves.
 
     running ──find shared_info──► running ──suspend──► suspended ──contexts──► journal on the disk
-      ──scratch pages, save stub──► paused ──last round of pages──► event stub on each vCPU, undone ──► scratch off
+      ──scratch pages, save stub──► paused ──last round of pages──► event stub on each vCPU ──► scratch off
 
 Up to the journal nothing of the guest has been changed; from there on it says how to put everything back.
 """
@@ -24,7 +24,7 @@ from saverestore.guest.arm64.memory import KeptMemory
 from saverestore.guest.arm64.shared import find_shared_info
 from saverestore.guest.arm64.stubs import Piece, Scratch, code_of, get_context
 from saverestore.guest.arm64.vcpu import Context
-from saverestore.guest.arm64.vcpu_info import VcpuInfoSearch, done_with
+from saverestore.guest.arm64.vcpu_info import VcpuInfoSearch
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_PFN
 from saverestore.guest.common.suspend import Suspender
@@ -188,7 +188,6 @@ class Arm64Save:
         return records
 
     def _find_vcpu_info(self) -> tuple[int, ...]:
-        """Everything is as before when this returns."""
         assert self._scratch is not None and self._journal is not None, "not suspended"
 
         def keep(journal: Journal) -> None:
@@ -197,10 +196,7 @@ class Arm64Save:
                 self._journal = journal
 
         search = VcpuInfoSearch(self._handles, self._memory, self._scratch, keep)
-        addresses = search.addresses(self._journal.with_shared_info(self._shared_info_page()))
-        # From here on nothing is to be undone: going on need not look for it.
-        self._journal = done_with(self._journal)
-        return addresses
+        return search.addresses(self._journal)
 
     def close(self) -> None:
         """Unmap everything."""

@@ -1,26 +1,27 @@
-"""Where a suspended guest has its vCPUs' vcpu_info: Xen is made to write into each, and everything is undone.
+"""Where a suspended guest has its vCPUs' vcpu_info: Xen is made to write into each.
 
 Xen notes an event in the vcpu_info of the vCPU that it is for: pending becomes 1, by which the place is known. Where
 it was 1 already (a back end has something to tell, say) nothing changes. So in a second pass every place that could
-be one with an event pending is cleared first, and what Xen then sets again is looked for.
+be one with an event pending is cleared first, what Xen then sets again is looked for, and all else is put back.
+
+That each vCPU has an event pending afterwards is left so: guests cope with one that turns out to be nothing (Xen
+itself marks everything as pending when a vcpu_info is registered), and one of a back end's that came meanwhile is not
+lost.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 from collections.abc import Callable
 
 import numpy as np
 
 from saverestore.errors import DomainError
-from saverestore.guest.arm64.find import pending_candidates
+from saverestore.guest.arm64.find import event_since, pending_candidates
 from saverestore.guest.arm64.going_on import (
-    events_in,
     pending_of,
     put_back_cleared,
     undo_channel,
-    undo_event,
     write_cleared,
 )
 from saverestore.guest.arm64.journal import Journal
@@ -57,33 +58,43 @@ class VcpuInfoSearch:
         self._keep = keep
 
     def addresses(self, journal: Journal) -> tuple[int, ...]:
-        """The physical address of each vCPU's; everything is as before when this returns.
-
-        `journal` has the shared_info page as it is now. DomainError unless there is exactly one for each vCPU.
-        """
-        journal = journal.with_digests(digests_of(self._memory))
-        self._keep(journal)
+        """The physical address of each vCPU's. DomainError unless there is exactly one for each."""
+        numbers = range(len(journal.contexts))
+        digests = digests_of(self._memory)
         found: dict[int, int] = {}
-        for number in range(len(journal.contexts)):
-            address = self._by_change(journal, number, set(found.values()))
+        for number in numbers:
+            address = self._by_change(journal, digests, number, set(found.values()))
             if address is not None:
                 found[number] = address
-        missing = [number for number in range(len(journal.contexts)) if number not in found]
+        missing = [number for number in numbers if number not in found]
         if missing:
             found |= self._by_clearing(journal, missing, set(found.values()))
-        return tuple(found[number] for number in sorted(found))
+        return tuple(found[number] for number in numbers)
 
-    def _by_change(self, journal: Journal, number: int, known: set[int]) -> int | None:
-        """The place that got the event; None when it cannot be told."""
+    def _by_change(self, journal: Journal, digests: U64, number: int, known: set[int]) -> int | None:
+        """The place that got the event; None when it cannot be told. The `known` ones are those of other vCPUs."""
         self._send(journal, number, LOWEST_PRIORITY)
-        assert journal.digests is not None
-        events = events_in(self._memory, journal.digests, but=journal.shared_info_gfn)
-        # The known ones are those of other vCPUs, which got an event from somebody else.
-        events = [event for event in events if event.address not in known]
-        if len(events) != 1:
-            return None
-        undo_event(self._handles, journal.domid, events[0])
-        return events[0].address
+        changed = self._got_an_event(digests, but=journal.shared_info_gfn) - known
+        return changed.pop() if len(changed) == 1 else None
+
+    def _got_an_event(self, digests: U64, *, but: int) -> set[int]:
+        """Where memory changed as a vcpu_info does that gets an event; the frame `but` is passed over.
+
+        What has changed in any other way (a back end that completed something, say) is none of our business.
+        """
+        gfns = self._memory.gfns()
+        now = digests_of(self._memory)
+        found = set()
+        for index in (now != digests).any(axis=1).nonzero()[0]:
+            gfn = int(gfns[index])
+            with self._memory.read(gfns[index : index + 1]) as batch:
+                if gfn == but or not batch.nr_data:
+                    continue
+                page = batch.copy_data(np.empty((1, PAGE_SIZE), dtype=np.uint8))[0]
+            offset = event_since(page, digests[index])
+            if offset is not None:
+                found.add((gfn << PAGE_SHIFT) + offset)
+        return found
 
     def _by_clearing(self, journal: Journal, numbers: list[int], known: set[int]) -> dict[int, int]:
         cleared = self._candidates(known, but=journal.shared_info_gfn)
@@ -140,11 +151,6 @@ class VcpuInfoSearch:
                     f"domain {journal.domid}: Xen did not {step} an event channel of vCPU {number} "
                     f"(error {-result}); it cannot be saved, and goes on"
                 )
-
-
-def done_with(journal: Journal) -> Journal:
-    """The journal when nothing of the search is left to be undone."""
-    return dataclasses.replace(journal, digests=None, cleared=None)
 
 
 def _not_one(domid: int, number: int, count: int) -> DomainError:

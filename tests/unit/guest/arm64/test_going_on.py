@@ -96,6 +96,7 @@ def put_right(monkeypatch, tmp_path):
 
         monkeypatch.setattr(going_on, "set_context", set_context)
         monkeypatch.setattr(going_on, "release_scratch", lambda h, d, gfns: domain.done.append("release"))
+        monkeypatch.setattr(going_on, "undo_channel", lambda h, journal: domain.done.append("channel"))
         monkeypatch.setattr(going_on, "wait_for_stub", lambda h, d, on: domain.wait())
         said = going_on.put_right(handles, journal)
         assert list(tmp_path.iterdir()) == []
@@ -113,7 +114,7 @@ def test_vcpus_that_ended_a_stub_get_their_own_registers_before_anything_runs(pu
     domain = FakeDomain([in_stub(0, vcpu.DONE), in_stub(1, vcpu.FAULTED)], paused=True)
     put_right(domain)
     assert goes_on(domain)
-    assert domain.done == ["release", "store", "unpause"]
+    assert domain.done == ["channel", "release", "store", "unpause"]
     assert domain.names_when_it_ran == [[".settled"]]
 
 
@@ -121,7 +122,7 @@ def test_a_stub_under_way_comes_to_its_end_first(put_right):
     domain = FakeDomain([in_stub(0, 0), in_stub(1, 0)])
     put_right(domain)
     assert goes_on(domain)
-    assert domain.done[:3] == ["wait", "pause", "release"]
+    assert domain.done[:4] == ["wait", "pause", "channel", "release"]
 
 
 def test_a_stub_that_was_paused_midway_comes_to_its_end_first(put_right):
@@ -135,7 +136,7 @@ def test_a_saver_that_died_before_the_stub_was_started(put_right):
     domain = FakeDomain([in_stub(0, 0), GUESTS_OWN[1]], suspended=True)
     put_right(domain)
     assert goes_on(domain)
-    assert domain.done == ["release", "resume", "store"]
+    assert domain.done == ["channel", "release", "resume", "store"]
 
 
 def test_a_saver_that_died_right_after_its_journal(put_right):
