@@ -97,12 +97,6 @@ def map_shared_info(xen: Xen, domid: int, gfn: int) -> None:
     check_rc(rc, "xc_domain_add_to_physmap", domid, detail=f"shared_info at gfn {gfn:#x}")
 
 
-def set_time_offset(xen: Xen, domid: int, seconds: int) -> None:
-    """Set by how much the domain's wall clock differs from the host's. There is no call to read it."""
-    require(ARM64, "xc_domain_set_time_offset", domid)
-    check_rc(lib.xc_domain_set_time_offset(xen.ptr, domid, seconds), "xc_domain_set_time_offset", domid)
-
-
 def set_host_time(xen: Xen, time_ns: int, system_time_ns: int) -> None:
     """Tell Xen the wall clock time at a system time, as dom0's kernel does now and then (XENPF_settime64).
 

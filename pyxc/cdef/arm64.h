@@ -16,5 +16,4 @@ int pyxc_arm64_processor(uint64_t *midr, uint64_t *cntfrq);
 int xc_domain_cacheflush(xc_interface *xch, uint32_t domid, xen_pfn_t start_pfn, xen_pfn_t nr_pfns);
 int xc_domain_add_to_physmap(xc_interface *xch, uint32_t domid, unsigned int space, unsigned long idx,
                              xen_pfn_t gpfn);
-int xc_domain_set_time_offset(xc_interface *xch, uint32_t domid, int32_t time_offset_seconds);
 #define XENMAPSPACE_shared_info ...

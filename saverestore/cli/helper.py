@@ -84,7 +84,7 @@ def _check() -> int:
     from saverestore.cli.common import tell
 
     try:
-        from saverestore.guest.x86.common import open_handles
+        from saverestore.guest.common.handles import open_handles
         from saverestore.helper.settings import read_settings
 
         settings = read_settings(os.environ)

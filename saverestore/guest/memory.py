@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from saverestore.errors import DomainError, ImageError
+from saverestore.guest.common import hvm_params
 from saverestore.guest.memory_domain import FIRST_VCPU_STATE, INVALID, MemoryDomain, Processors
 from saverestore.guest.memory_views import Buffers, Moments, copy_frames, runs
 from saverestore.guest.ports import (
@@ -25,7 +26,7 @@ from saverestore.guest.ports import (
     PageWindow,
     RestoredPages,
 )
-from saverestore.guest.x86 import layout, tables, vcpu
+from saverestore.guest.x86 import tables, vcpu
 from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType, has_data
 from saverestore.stream.records import (
     HvmContext,
@@ -354,7 +355,7 @@ class MemoryRestore:
 
     def _take_params(self, record: HvmParams) -> None:
         for index, value in record.params:
-            if index in (layout.HVM_PARAM_STORE_PFN, layout.HVM_PARAM_CONSOLE_PFN):
+            if index in (hvm_params.HVM_PARAM_STORE_PFN, hvm_params.HVM_PARAM_CONSOLE_PFN):
                 if value >= self.domain.nr_pfns:
                     raise ImageError(f"HVM parameter {index} names pfn {value:#x}, beyond the domain's last")
                 self.domain.write([value], 0)
@@ -382,12 +383,12 @@ class MemoryRestore:
 
     def _complete_hvm(self, channels: Channels) -> RestoredPages:
         params = self.domain.state.hvm_params
-        missing = {layout.HVM_PARAM_STORE_PFN, layout.HVM_PARAM_CONSOLE_PFN} - params.keys()
+        missing = {hvm_params.HVM_PARAM_STORE_PFN, hvm_params.HVM_PARAM_CONSOLE_PFN} - params.keys()
         if missing or not self.domain.state.hvm_context:
             raise ImageError(f"the image lacks HVM parameters {sorted(missing)}, or the context")
-        params[layout.HVM_PARAM_STORE_EVTCHN] = channels.store_port
-        params[layout.HVM_PARAM_CONSOLE_EVTCHN] = channels.console_port
-        return RestoredPages(params[layout.HVM_PARAM_STORE_PFN], params[layout.HVM_PARAM_CONSOLE_PFN])
+        params[hvm_params.HVM_PARAM_STORE_EVTCHN] = channels.store_port
+        params[hvm_params.HVM_PARAM_CONSOLE_EVTCHN] = channels.console_port
+        return RestoredPages(params[hvm_params.HVM_PARAM_STORE_PFN], params[hvm_params.HVM_PARAM_CONSOLE_PFN])
 
     def _complete_pv(self, channels: Channels) -> RestoredPages:
         domain, contexts = self.domain, self.domain.state.contexts

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from saverestore.errors import DomainError, ImageError
+from saverestore.guest.common import hvm_params
 from saverestore.guest.ports import U8, U64, Bool
 from saverestore.guest.x86 import layout, tables
 from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType
@@ -96,7 +97,7 @@ class MemoryDomain:
         has_memory[hole.start : hole.stop] = False
         domain.populate(np.flatnonzero(has_memory).astype(np.uint64))
         domain._number_pages()
-        rings = {layout.HVM_PARAM_STORE_PFN: STORE_RING, layout.HVM_PARAM_CONSOLE_PFN: CONSOLE_RING}
+        rings = {hvm_params.HVM_PARAM_STORE_PFN: STORE_RING, hvm_params.HVM_PARAM_CONSOLE_PFN: CONSOLE_RING}
         domain.state.hvm_params = rings
         return domain
 

@@ -7,8 +7,8 @@ import os
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ImageError
+from saverestore.guest.common.handles import FORCE, open_handles
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
-from saverestore.guest.x86.common import FORCE, open_handles
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.helper.arguments import RestoreArguments, StreamType

@@ -12,11 +12,11 @@ from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport
 from saverestore.errors import DomainError
+from saverestore.guest.common.handles import Handles, open_handles
+from saverestore.guest.common.suspend import Suspender
 from saverestore.guest.ports import SaveGuest
-from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
-from saverestore.guest.x86.suspend import Suspender
 from saverestore.helper.arguments import SaveArguments, SaveFlag, StreamType
 from saverestore.helper.channel import Channel
 from saverestore.helper.messages import MessageType

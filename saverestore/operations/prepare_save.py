@@ -13,11 +13,11 @@ from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import DomainError, SaveRestoreError, TransportError, UsageError
 from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.guest.arm64.save import guest_of as arm64_guest_of
+from saverestore.guest.common.handles import Handles, open_handles
+from saverestore.guest.common.suspend import Suspender, Suspending
 from saverestore.guest.ports import SaveGuest, Throttle
-from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
-from saverestore.guest.x86.suspend import Suspender, Suspending
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
@@ -122,14 +122,16 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
         return
     told = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
     if not request.force:
-        raise DomainError(
-            f"{told}; nothing was done (--force -p or -c saves it all the same, for 'xl restore')"
-        )
+        raise DomainError(f"{told}; nothing was done (--force -p or -c saves it all the same{_for_whom()})")
     if request.afterwards is Afterwards.DESTROY:
         raise DomainError(
             f"{told}, nor take away; nothing was done (use --force with -p, then 'xl destroy {domain.domid}')"
         )
     LOG.warning("%s; saved all the same, as --force says", told)
+
+
+def _for_whom() -> str:
+    return "" if is_arm64_host() else ", for 'xl restore'"
 
 
 def _guest_of(

@@ -7,8 +7,8 @@ import contextlib
 from saverestore.errors import DomainError
 from saverestore.guest.arm64.going_on import recover as recover_arm64
 from saverestore.guest.arm64.host import is_arm64_host
-from saverestore.guest.x86.common import Handles, XenError, open_handles
-from saverestore.guest.x86.suspend import resume_suspended, withdraw_request
+from saverestore.guest.common.handles import Handles, XenError, open_handles
+from saverestore.guest.common.suspend import resume_suspended, withdraw_request
 from saverestore.toolstack import domains, processor_cap
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.lock import locked

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
-from saverestore.guest.arm64.host import gic_version
-from saverestore.guest.arm64.restore import check_platform
-from saverestore.guest.x86.common import FORCE, Handles, check_cpu_policy, open_handles
-from saverestore.operations import restore_bare
+from saverestore.guest.arm64.host import gic_version, is_arm64_host
+from saverestore.guest.arm64.restore import check_platform, check_size
+from saverestore.guest.common.handles import FORCE, Handles, open_handles
+from saverestore.guest.x86.common import check_cpu_policy
+from saverestore.operations import restore_here
 from saverestore.operations.image import opened
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.stream.layout import DomainType, RecordType
@@ -23,6 +24,7 @@ from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import Arm64Platform, X86CpuidPolicy, X86MsrPolicy
 from saverestore.toolstack import bare, choice, domains, host_fit, watcher
 from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.ports import Maker
 from saverestore.transport.opening import ImageSource
 
 if TYPE_CHECKING:
@@ -84,9 +86,10 @@ def restore_domain(
             "force": request.force,
             "require_digest": request.require_digest,
         }
-        if ready.libxl is None:
-            domid = restore_bare.restore(handles, image, image.config, progress, report, **options)
+        if (maker := _maker(handles, ready)) is not None:
+            domid = restore_here.restore(handles, maker, image, image.config, progress, report, **options)
         else:
+            assert ready.libxl is not None  # or the bare toolstack would have made it
             from saverestore.operations import restore_libxl
 
             domid = restore_libxl.restore(ready.libxl, image, image.config, progress, report, **options)
@@ -96,6 +99,17 @@ def restore_domain(
         if request.watch:
             _watch(domid, image.config.name)
         return Restored(domid, image.config.name, report)
+
+
+def _maker(handles: Handles, ready: _Prepared) -> Maker | None:
+    """Who makes a domain for this process to fill; None where libxl has that done."""
+    if ready.libxl is None:
+        return bare.BareMaker(handles)
+    if not is_arm64_host():
+        return None
+    from saverestore.toolstack.libxl_maker import LibxlMaker
+
+    return LibxlMaker(handles, ready.libxl)
 
 
 def _watch(domid: int, name: str) -> None:
@@ -159,15 +173,20 @@ def _check_left_out(guest_config: GuestConfig, why_bare: str, *, force: bool) ->
     if guest_config.devices and not force:
         raise DomainError(
             f"{guest_config.name} has devices that the bare toolstack cannot bring back{why_bare}: "
-            f"{', '.join(guest_config.devices)}; nothing was done (--force restores it without them; "
-            "'xl restore' brings them back)"
+            f"{', '.join(guest_config.devices)}; nothing was done (--force restores it without them"
+            f"{_who_does('them')})"
         )
     if guest_config.left_out:
         LOG.warning(
-            "%s: the bare toolstack does not bring back: %s; 'xl restore' does",
+            "%s: the bare toolstack does not bring back: %s%s",
             guest_config.name,
             ", ".join(guest_config.left_out),
+            _who_does("that"),
         )
+
+
+def _who_does(what: str) -> str:
+    return "" if is_arm64_host() else f"; 'xl restore' brings {what} back"
 
 
 def _check_there(guest_config: GuestConfig, *, force: bool) -> None:
@@ -188,7 +207,7 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
     with opened(request.image) as image:
         reader = LibxcReader(image.source)
         unless = None if request.force else FORCE
-        restore_bare.check_architecture(reader.domain.type)
+        restore_here.check_architecture(reader.domain.type)
         leaves = msrs = b""
         while not reader.static_data_ended:
             record = reader.next()
@@ -200,6 +219,7 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
                 msrs = record.entries
             elif isinstance(record, Arm64Platform):
                 check_platform(record, gic_version(image.config.gic_version), unless=unless)
+                check_size(record, image.config.max_vcpus, image.config.max_kib)
         if reader.domain.type is not DomainType.ARM64:
             is_hvm = reader.domain.type == DomainType.X86_HVM
             check_cpu_policy(handles.xen, is_hvm, leaves, msrs, unless=unless)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from saverestore import interrupts
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import SaveRestoreError, XenRefused
-from saverestore.guest.x86.common import XenError
+from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
 from saverestore.operations.image import OpenedImage
 from saverestore.stream.digest import DigestAlgorithm

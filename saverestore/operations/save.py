@@ -19,8 +19,8 @@ from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits
 from saverestore.engine.progress import Progress, SaveReport
 from saverestore.errors import DomainError, XenRefused
+from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.ports import SaveGuest
-from saverestore.guest.x86.common import Handles, XenError, open_handles
 from saverestore.interrupts import shield
 from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import (

@@ -11,7 +11,6 @@ import errno
 import os
 import time
 import uuid
-from dataclasses import dataclass
 
 from pyxc import XenError, arm64, cpu
 from pyxc.control import DomainConfig
@@ -19,12 +18,13 @@ from pyxc.store import Permission, Transaction
 from saverestore.errors import DomainError
 from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64.host import is_arm64_host
+from saverestore.guest.common.handles import Handles
+from saverestore.guest.common.hvm_params import HVM_PARAM_TIMER_MODE
 from saverestore.guest.ports import Channels, RestoredPages
-from saverestore.guest.x86.common import Handles
-from saverestore.guest.x86.layout import HVM_PARAM_TIMER_MODE
 from saverestore.interrupts import shield
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.domains import Domain, config_of, devices_of, kind_of, userdata_path
+from saverestore.toolstack.ports import FreshDomain
 
 SLACK_KIB = 1024
 """More than its target that a domain may have, as libxl allows (LIBXL_MAXMEM_CONSTANT)."""
@@ -74,12 +74,31 @@ class Bare:
         """Nothing was opened."""
 
 
-@dataclass(frozen=True)
-class FreshDomain:
-    """A domain just created: empty, paused, known to nobody but Xen and xenstore."""
+class BareMaker:
+    """See ports.Maker."""
 
-    domid: int
-    channels: Channels
+    def __init__(self, handles: Handles) -> None:
+        self._handles = handles
+
+    def check_host(self) -> None:
+        """See below, as all of these."""
+        check_host(self._handles)
+
+    def create(self, config: GuestConfig) -> FreshDomain:
+        """It is empty, and known to nobody but Xen and xenstore."""
+        return create(self._handles, config)
+
+    def connect(self, fresh: FreshDomain, config: GuestConfig, pages: RestoredPages) -> None:
+        """Its rings, and `xl`."""
+        introduce(self._handles, fresh, config, pages)
+
+    def unpause(self, domid: int) -> None:
+        """By Xen alone."""
+        self._handles.xen.unpause(domid)
+
+    def destroy(self, domid: int, domain_uuid: uuid.UUID) -> None:
+        """By Xen and xenstore."""
+        destroy(self._handles, domid, domain_uuid)
 
 
 def paging_pool_kib(config: GuestConfig) -> int:

@@ -1,7 +1,4 @@
-"""Which toolstack: libxl for what libxl made, where its binding was built; the bare one elsewhere, or when told.
-
-On ARM it is always the bare one: libxl has no restoring there.
-"""
+"""Which toolstack: libxl for what libxl made, where its binding was built; the bare one elsewhere, or when told."""
 
 from __future__ import annotations
 
@@ -9,8 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from saverestore.errors import DomainError, XenRefused
-from saverestore.guest.arm64.host import is_arm64_host
-from saverestore.guest.x86.common import Handles, XenError
+from saverestore.guest.common.handles import Handles, XenError
 from saverestore.toolstack.bare import Bare
 from saverestore.toolstack.domains import Domain, userdata_path
 from saverestore.toolstack.ports import Toolstack
@@ -21,16 +17,11 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-NOT_ON_ARM = " (libxl, which could elsewhere, does not restore on ARM)"
-
 AUTO, BARE, LIBXL = CHOICES = ("auto", "bare", "libxl")
 
 
 def for_saving(handles: Handles, domain: Domain, wanted: str) -> Toolstack:
     """The toolstack that a domain is saved with. DomainError when it is to be libxl and libxl does not know it."""
-    if is_arm64_host():
-        _refuse_libxl_on_arm(wanted)
-        return Bare(handles, NOT_ON_ARM)
     known = userdata_path(domain.domid, domain.info.uuid).exists()
     if wanted == LIBXL and not known:
         raise DomainError(
@@ -45,17 +36,9 @@ def for_saving(handles: Handles, domain: Domain, wanted: str) -> Toolstack:
 
 def for_restoring(handles: Handles, wanted: str) -> tuple[LibxlToolstack | None, str]:
     """libxl's toolstack, or None for the bare one, and why it is that."""
-    if is_arm64_host():
-        _refuse_libxl_on_arm(wanted)
-        return None, NOT_ON_ARM
     if wanted == BARE:
         return None, ""
     return _libxl(handles, wanted)
-
-
-def _refuse_libxl_on_arm(wanted: str) -> None:
-    if wanted == LIBXL:
-        raise XenRefused("on ARM the libxl toolstack can neither save nor restore; nothing was done")
 
 
 def _libxl(handles: Handles, wanted: str) -> tuple[LibxlToolstack | None, str]:

@@ -127,6 +127,20 @@ class GuestConfig:
         return parse(json.dumps(raw).encode())
 
 
+def not_carried_on_arm64(config: GuestConfig) -> list[str]:
+    """What an arm64 domain has of which nobody can read the state, or which is outside of its memory: for people."""
+    build = config.raw["b_info"]
+    arch = build.get("arch_arm") or {}
+    found = {
+        "an emulated UART": arch.get("vuart") not in (None, "unknown"),
+        "ACPI tables": _flag(build, "acpi", False),
+        f"a trusted execution environment ({build.get('tee')})": build.get("tee") not in (None, "none"),
+        "a device tree of its own": bool(build.get("device_tree")),
+    }
+    passed = [f"{DEVICE_LISTS[key]}s" for key in ("pcidevs", "dtdevs", "rdms") if config.raw.get(key)]
+    return [*passed, *(name for name, is_there in found.items() if is_there)]
+
+
 def parse(data: bytes) -> GuestConfig:
     """Read libxl's JSON. ImageError when it is not that, or lacks what every domain has."""
     try:

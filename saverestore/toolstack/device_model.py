@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from pyxc import XenStore
 from saverestore.errors import DomainError
-from saverestore.guest.x86.suspend import Suspending
+from saverestore.guest.common.suspend import Suspending
 from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, EmulatorId, EmulatorState, LibxlRecordType
 
 RUN_DIR = Path("/run/xen")

@@ -10,8 +10,8 @@ from pathlib import Path
 from pyxc import DomainInfo, XenStore
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.arm64 import journal as journals
-from saverestore.guest.x86.common import Handles
-from saverestore.guest.x86.suspend import how_it_stopped
+from saverestore.guest.common.handles import Handles
+from saverestore.guest.common.suspend import how_it_stopped
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 
@@ -82,7 +82,7 @@ def check_can_be_saved(domain: Domain) -> None:
         what = how_it_stopped(info.shutdown_reason)
         raise DomainError(f"{domain} {what}: there is nothing to save; nothing was done")
     if info.paused:
-        if journals.path_of(domain.domid, info.uuid).exists():
+        if journals.is_there(domain.domid, info.uuid):
             raise DomainError(
                 f"{domain} was being saved when that save died, and its processors are not as they were; "
                 f"'pysave --recover {domain.domid}' puts it right"

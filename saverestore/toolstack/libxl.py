@@ -2,7 +2,8 @@
 
 Saving, libxl is asked for the configuration, and to destroy the domain with its devices; memory, processors and
 the device model's state are read here, by the same engine that the bare toolstack has. Restoring, libxl is the
-one that creates: it runs our save helper, which fills the domain from the stream, and brings up its devices.
+one that creates: it runs our save helper, which fills the domain from the stream, and brings up its devices. On
+ARM it cannot do that: see `libxl_maker`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 
 from pyxc.libxl import CONFIG_CALL, Libxl
 from saverestore.errors import DomainError, ImageError, XenRefused
-from saverestore.guest.x86.common import Handles, XenError
+from saverestore.guest.arm64 import journal as journals
+from saverestore.guest.arm64.host import is_arm64_host
+from saverestore.guest.common.handles import Handles, XenError
 from saverestore.interrupts import shield
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
@@ -54,8 +57,8 @@ class LibxlToolstack:
             raise DomainError(f"{domain}: {error}; nothing was done") from error
 
     def cannot_carry(self, domain: Domain) -> list[str]:
-        """None: libxl brings all devices back that it can save at all."""
-        return []
+        """None on x86, where libxl brings all devices back that it can save at all."""
+        return config.not_carried_on_arm64(self.config_of(domain)) if is_arm64_host() else []
 
     def device_model_of(self, domain: Domain) -> DeviceModel | None:
         """QEMU, of an HVM domain."""
@@ -69,6 +72,7 @@ class LibxlToolstack:
         """As `xl destroy` does: device model, devices and their hotplug scripts, too."""
         with shield():
             self._libxl.destroy(domain.domid)
+            journals.remove(domain.domid, domain.info.uuid)
 
     # ---- restoring ---------------------------------------------------------------------------------
 
@@ -104,6 +108,15 @@ class LibxlToolstack:
                 ) from error
             finally:
                 told(link.report())
+
+    def create(self, name: str, config_json: str) -> int:
+        """Create a domain with its devices, paused and about to boot: its domid. On any error there is none."""
+        try:
+            return self._libxl.create(config_json)
+        except XenError as error:
+            raise XenRefused(
+                f"libxl could not create {name}: {error} (the logs in /var/log/xen may say more)"
+            ) from error
 
     def unpause(self, domid: int) -> None:
         """Let a restored domain run."""

@@ -1,4 +1,4 @@
-"""What an operation needs of a toolstack: who knows a domain's devices, and takes them away with it.
+"""What an operation needs of a toolstack: who knows a domain's devices, and takes them away with it; who makes one.
 
 Two there are: `bare`, libxenctrl and xenstore alone, for domains without devices; and `libxl`, for whatever
 `xl create` made. `choice` chooses.
@@ -6,8 +6,11 @@ Two there are: `bare`, libxenctrl and xenstore alone, for domains without device
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import dataclass
 from typing import Protocol
 
+from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
@@ -34,3 +37,31 @@ class Toolstack(Protocol):
 
     def close(self) -> None:
         """Twice is fine."""
+
+
+@dataclass(frozen=True)
+class FreshDomain:
+    """A domain just created, paused. `is_built`: it has memory and its rings already; else it is empty."""
+
+    domid: int
+    channels: Channels
+    is_built: bool = False
+
+
+class Maker(Protocol):
+    """Makes domains that this process fills."""
+
+    def check_host(self) -> None:
+        """DomainError when this host is none that it can make domains on."""
+
+    def create(self, config: GuestConfig) -> FreshDomain:
+        """On any error there is none."""
+
+    def connect(self, fresh: FreshDomain, config: GuestConfig, pages: RestoredPages) -> None:
+        """It is filled: connect it with all that is not yet. It stays paused."""
+
+    def unpause(self, domid: int) -> None:
+        """Let it run."""
+
+    def destroy(self, domid: int, domain_uuid: uuid.UUID) -> None:
+        """Destroy it after all, and what belongs to it."""

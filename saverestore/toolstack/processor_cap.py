@@ -17,7 +17,7 @@ from dataclasses import replace
 from pyxc import Xen, XenError, XenStore, sched
 from pyxc.sched import Scheduler, Share
 from saverestore.errors import DomainError
-from saverestore.guest.x86.common import Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.toolstack.domains import Domain
 
 LOG = logging.getLogger(__name__)

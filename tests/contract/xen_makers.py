@@ -19,11 +19,11 @@ from guest_makers import EmptyDomain, GuestMaker
 from p2m_in_place import p2m_at
 from xen_lab import Guest
 
+from saverestore.guest.common.handles import Handles, open_handles
+from saverestore.guest.common.suspend import Suspender
 from saverestore.guest.ports import SaveGuest
-from saverestore.guest.x86.common import Handles, open_handles
 from saverestore.guest.x86.hvm import HvmRestore, HvmSave
 from saverestore.guest.x86.pv import PvRestore, PvSave
-from saverestore.guest.x86.suspend import Suspender
 from saverestore.stream.records import X86PvP2mFrames
 from saverestore.toolstack import bare, config, domains
 

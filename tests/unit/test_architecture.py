@@ -5,7 +5,9 @@
 
 A module imports from its own layer and from layers to its right, and:
 
-  - `pyxc` imports nothing of `saverestore`; it is imported by `guest/x86` and `toolstack` only.
+  - `pyxc` imports nothing of `saverestore`; it is imported by `guest/common`, `guest/x86`, `guest/arm64` and
+    `toolstack` only.
+  - The kinds `guest/x86` and `guest/arm64` know nothing of each other; what they share is in `guest/common`.
   - `engine` sees a guest through `guest.ports` and nothing else of `guest`; `toolstack` does not use `engine`.
   - `report` knows what the engine tells of its work, and nothing of domains or Xen.
   - `image` is of use to `cli` only: what works on domains does not need it.
@@ -45,7 +47,12 @@ LAYERS = [
     "errors",
 ]
 
-MAY_IMPORT_PYXC = ("saverestore.guest.arm64.", "saverestore.guest.x86.", "saverestore.toolstack.")
+MAY_IMPORT_PYXC = (
+    "saverestore.guest.arm64.",
+    "saverestore.guest.common.",
+    "saverestore.guest.x86.",
+    "saverestore.toolstack.",
+)
 
 PURE = (
     "saverestore.guest.ports",
@@ -54,6 +61,8 @@ PURE = (
     "saverestore.guest.arm64.journal",
     "saverestore.guest.arm64.layout",
     "saverestore.guest.arm64.vcpu",
+    "saverestore.guest.common",
+    "saverestore.guest.common.hvm_params",
     "saverestore.guest.memory",
     "saverestore.guest.memory_domain",
     "saverestore.guest.memory_views",
@@ -150,6 +159,18 @@ def test_the_engine_sees_guests_through_their_ports_only():
         if layer_of(module) == "engine" and target.startswith("saverestore.guest")
     }
     assert seen == {"saverestore.guest.ports"}
+
+
+def test_kinds_of_guests_know_nothing_of_each_other_and_what_they_share_knows_none():
+    kinds = ("x86", "arm64")
+    seen = [
+        f"{module} -> {target}"
+        for module, target in ARROWS
+        for kind, others in (*((kind, [k for k in kinds if k != kind]) for kind in kinds), ("common", kinds))
+        if module.startswith(f"saverestore.guest.{kind}")
+        and target.startswith(tuple(f"saverestore.guest.{other}" for other in others))
+    ]
+    assert seen == []
 
 
 def test_the_helper_does_not_use_operations():

@@ -10,10 +10,10 @@ from stream_samples import MemorySink, source_of
 
 from saverestore.engine.restore import restore
 from saverestore.engine.save import SaveSettings, save
+from saverestore.guest.common import hvm_params
 from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
 from saverestore.guest.memory_domain import CONSOLE_RING, START_INFO, STORE_RING, MemoryDomain
 from saverestore.guest.ports import Channels
-from saverestore.guest.x86 import layout
 from saverestore.stream.layout import PageType
 from saverestore.stream.reader import LibxcReader
 
@@ -52,7 +52,9 @@ def rewritten_pfns(domain: MemoryDomain) -> set[int]:
     """Pages that a restore changes by design."""
     if domain.is_pv:
         return {START_INFO, *domain.p2m_frames.tolist()}
-    return {domain.state.hvm_params[i] for i in (layout.HVM_PARAM_STORE_PFN, layout.HVM_PARAM_CONSOLE_PFN)}
+    return {
+        domain.state.hvm_params[i] for i in (hvm_params.HVM_PARAM_STORE_PFN, hvm_params.HVM_PARAM_CONSOLE_PFN)
+    }
 
 
 def assert_same(saved: MemoryDomain, restored: MemoryDomain) -> None:

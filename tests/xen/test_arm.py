@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import signal
 from pathlib import Path
 
@@ -11,12 +10,7 @@ import pytest
 from scenarios import a_saved_guest_goes_on, live_by_digests
 from xen_lab import Command, Guest, must, no_partial_files, run, state_of
 
-
-@pytest.fixture(autouse=True)
-def only_on_arm64() -> None:
-    if platform.machine() != "aarch64":
-        pytest.skip("this is no arm64 machine: tools/test --variant 4.17-arm64")
-
+pytestmark = pytest.mark.usefixtures("on_arm64")
 
 one_vcpu = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["1vcpu"])
 VCPUS = pytest.mark.parametrize("guest", [("pvh", 1), ("pvh", 2)], indirect=True, ids=["1vcpu", "2vcpus"])

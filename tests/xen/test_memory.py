@@ -27,10 +27,10 @@ def digests_of(name: str) -> dict[int, tuple[int, int, int]]:
 
     PV page tables are normalised, so that equal tables digest alike whatever frames they lie in.
     """
-    from saverestore.guest.x86.common import open_handles
+    from saverestore.guest.common.handles import open_handles
+    from saverestore.guest.common.suspend import Suspender
     from saverestore.guest.x86.hvm import HvmSave
     from saverestore.guest.x86.pv import PvSave
-    from saverestore.guest.x86.suspend import Suspender
     from saverestore.kernels.page_digests import page_digests
     from saverestore.toolstack import domains
 

@@ -285,8 +285,8 @@ def test_a_guest_that_gives_memory_back_while_it_is_saved_live_goes_on(busy_gues
 def test_a_guest_that_is_resumed_keeps_its_vector_registers(guest: Guest):
     """libxc's own way of resuming resets what lies beyond the SSE registers: the upper halves of AVX ones."""
     from pyxc import cpu
-    from saverestore.guest.x86.common import open_handles
-    from saverestore.guest.x86.suspend import Suspender
+    from saverestore.guest.common.handles import open_handles
+    from saverestore.guest.common.suspend import Suspender
 
     avx = 1 << 2
     xstate_bv = 16 + 512  # behind Xen's own header of two words and the legacy area

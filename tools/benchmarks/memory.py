@@ -185,7 +185,7 @@ def _write_image(guest: MemorySave, sink: Any, settings: dict[str, Any]) -> None
 
 
 def restore(case: Case, size_mib: int, folder: Path) -> Run:
-    """As operations/restore_bare.py does."""
+    """As operations/restore_here.py does."""
     guest = MemoryRestore(domain_of(size_mib))
     path = str(case.path(folder, size_mib))
 

@@ -31,7 +31,13 @@ EVERYTHING = FIRST_ROWS | {
 }
 """What runs without it: on the default variant also faults, memory page by page, the contract …"""
 
-ON_REQUEST = {name: ["tests/xen/test_arm.py"] for name in ("4.17-arm64", "4.17-arm64-gic2")}
+ARM_TESTS = [
+    "tests/xen/test_arm.py",
+    "tests/xen/test_arm_devices.py",
+    "tests/xen/test_arm_faults.py",
+    "tests/xen/test_arm_registers.py",
+]
+ON_REQUEST = dict.fromkeys(("4.17-arm64", "4.17-arm64-gic2"), ARM_TESTS)
 """What runs only with --variant: arm64 is emulated even more slowly."""
 
 XEN_TIMEOUT_S = 4200

@@ -9,7 +9,7 @@ at boot, and never again. So both are looked for by what Xen writes into them.
       0x430  u32 wc_version, even when whole
       0x434  u32 wc_sec; 0x438 u32 wc_nsec
       0x43c  u32 wc_sec_hi
-      0x440  zero to the end of the page
+      0x440  zero to the end of the page           16  time, which Xen leaves alone on ARM: zero
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ WC_SEC_LEAST = 1_500_000_000  # 2017: a host whose clock is before that has none
 NS_PER_S = 1_000_000_000
 
 PAGE_BYTES = 4096
+PAGE_WORDS = PAGE_BYTES // 8
+PENDING = 1
 PENDING_SEL_WORD = 1
-EVENT_BYTES = 16
-"""Of a vcpu_info: what an event changes of it."""
+VCPU_INFO_WORDS = 6  # these two, and struct vcpu_time_info of 32 bytes
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class WallClock:
     version: int
     sec: int
     nsec: int
+
+    @property
+    def ns(self) -> int:
+        """All of it."""
+        return self.sec * NS_PER_S + self.nsec
 
 
 def wall_clock(page: U8) -> WallClock:
@@ -62,24 +68,14 @@ def shared_info_candidates(pages: U8) -> npt.NDArray[np.intp]:
     return likely[empty]
 
 
-def time_offset_of(before: WallClock, after: WallClock, offset: int) -> int | None:
-    """What the time offset was, when setting it to `offset` turned `before` into `after`; None when it did not.
-
-    Both times Xen was told the same wall clock time, so what moved is the difference of the offsets.
-    """
-    if after.version == before.version or after.nsec != before.nsec:
-        return None
-    return offset - (after.sec - before.sec)
-
-
-def undone_event(page: U8, digest: U64) -> tuple[int, U8] | None:
-    """Where in `page` a vcpu_info got an event since the page had this digest, and the page as it was before that.
+def event_since(page: U8, digest: U64) -> int | None:
+    """At which byte of `page` a vcpu_info got an event since the page had this digest; None when that is not all.
 
     Found by undoing: of all words that could be it, the one with which undone the page digests to what it was. So
-    what comes out is the page as it was, bit for bit, and nothing else that changed goes unnoticed.
+    nothing else that changed goes unnoticed.
     """
     words = page.view("<u8")
-    pending = np.flatnonzero(page.reshape(-1, 8)[:, 0] == 1)
+    pending = np.flatnonzero(page.reshape(-1, 8)[:, 0] == PENDING)
     for at in pending[pending + PENDING_SEL_WORD < len(words)]:
         selector = int(words[at + PENDING_SEL_WORD])
         bits = [bit for bit in range(64) if selector >> bit & 1]
@@ -90,10 +86,22 @@ def undone_event(page: U8, digest: U64) -> tuple[int, U8] | None:
                 before[at] &= ~np.uint64(0xFF)
             if bit is not None:
                 before[at + PENDING_SEL_WORD] = selector & ~(1 << bit)
-            restored = before.view(np.uint8)
-            if (page_digests(restored.reshape(1, PAGE_BYTES))[0] == digest).all():
-                return int(at) * 8, restored
+            if (page_digests(before.view(np.uint8).reshape(1, PAGE_BYTES))[0] == digest).all():
+                return int(at) * 8
     return None
+
+
+def pending_candidates(pages: U8) -> tuple[npt.NDArray[np.intp], U64]:
+    """Where in `pages`, shape (n, 4096), a vcpu_info with an event pending may be: byte offsets, and selectors.
+
+    On ARM Xen writes nothing but these two into one, so what follows them, its time, is zero.
+    """
+    words = pages.reshape(-1).view("<u8")
+    at = np.flatnonzero(words == PENDING)
+    at = at[at % PAGE_WORDS <= PAGE_WORDS - VCPU_INFO_WORDS]
+    for word in range(PENDING_SEL_WORD + 1, VCPU_INFO_WORDS):
+        at = at[words[at + word] == 0]
+    return at * 8, words[at + PENDING_SEL_WORD].astype(np.uint64)
 
 
 def undo_in_shared_info(page: U8, before: bytes) -> None:

@@ -23,7 +23,7 @@ from saverestore.guest.arm64.vcpu import Context
 
 DIRECTORY = Path("/var/lib/xen")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-FORMAT = 1
+FORMAT = 2
 
 U64 = npt.NDArray[np.uint64]
 
@@ -32,7 +32,8 @@ U64 = npt.NDArray[np.uint64]
 class Journal:
     """`contexts`: each vCPU's, as the guest suspended. `shared_info`: the page's gfn and content.
 
-    `digests`: once events are about to be sent, those of all pages of memory (shape (n, 2)), else None.
+    `cleared`: once places that may be a vcpu_info are about to be cleared, these (shape (n, 2): address, selector),
+    else None.
     """
 
     domid: int
@@ -40,15 +41,11 @@ class Journal:
     contexts: tuple[Context, ...]
     shared_info_gfn: int
     shared_info: bytes
-    digests: U64 | None = None
+    cleared: U64 | None = None
 
-    def with_digests(self, digests: U64) -> Journal:
+    def with_cleared(self, cleared: U64) -> Journal:
         """A copy that has them."""
-        return dataclasses.replace(self, digests=digests)
-
-    def with_shared_info(self, content: bytes) -> Journal:
-        """A copy with this content of the page."""
-        return dataclasses.replace(self, shared_info=content)
+        return dataclasses.replace(self, cleared=cleared)
 
 
 def path_of(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Path:
@@ -68,9 +65,7 @@ def write(journal: Journal, directory: Path = DIRECTORY) -> None:
         "contexts": [dataclasses.asdict(context) for context in journal.contexts],
         "shared_info_gfn": journal.shared_info_gfn,
         "shared_info": base64.b64encode(journal.shared_info).decode(),
-        "digests": None
-        if journal.digests is None
-        else base64.b64encode(np.ascontiguousarray(journal.digests, dtype="<u8").tobytes()).decode(),
+        "cleared": _packed(journal.cleared),
     }
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -101,7 +96,6 @@ def read(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Jou
             raise ValueError(f"format {document['format']!r}")
         if document["boot"] != _boot_id():
             return None
-        digests = document["digests"]
         return Journal(
             domid=int(document["domid"]),
             uuid=uuid.UUID(document["uuid"]),
@@ -110,9 +104,7 @@ def read(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Jou
             ),
             shared_info_gfn=int(document["shared_info_gfn"]),
             shared_info=base64.b64decode(document["shared_info"], validate=True),
-            digests=None
-            if digests is None
-            else np.frombuffer(base64.b64decode(digests, validate=True), dtype="<u8").reshape(-1, 2),
+            cleared=_unpacked(document["cleared"]),
         )
     except FileNotFoundError:
         return None
@@ -122,9 +114,42 @@ def read(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Jou
         ) from error
 
 
+def settle(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> None:
+    """All that the journal tells of has been put back: what is left to do is to let the domain go on."""
+    path = path_of(domid, domain_uuid, directory)
+    if path.exists():
+        path.rename(_settled(path))
+
+
+def is_settled(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> bool:
+    """Whether somebody died between `settle` and `remove`."""
+    return _settled(path_of(domid, domain_uuid, directory)).exists()
+
+
+def is_there(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> bool:
+    """Whether the domain has one, settled or not."""
+    return path_of(domid, domain_uuid, directory).exists() or is_settled(domid, domain_uuid, directory)
+
+
 def remove(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> None:
-    """The domain is right again, or gone. One that is not there is fine."""
-    path_of(domid, domain_uuid, directory).unlink(missing_ok=True)
+    """The domain goes on, or is gone. One that is not there is fine."""
+    path = path_of(domid, domain_uuid, directory)
+    path.unlink(missing_ok=True)
+    _settled(path).unlink(missing_ok=True)
+
+
+def _settled(path: Path) -> Path:
+    return path.with_suffix(".settled")
+
+
+def _packed(pairs: U64 | None) -> str | None:
+    return None if pairs is None else base64.b64encode(np.ascontiguousarray(pairs, "<u8").tobytes()).decode()
+
+
+def _unpacked(text: str | None) -> U64 | None:
+    if text is None:
+        return None
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<u8").reshape(-1, 2)
 
 
 def _boot_id() -> str:

@@ -57,6 +57,8 @@ class Control:
     CLOSED = 0x28
     VCPU_INFO = 0x30  # struct vcpu_register_vcpu_info: u64 mfn, u32 offset, u32 reserved
     REGISTERED = 0x40
+    PRIORITY = 0x48  # struct evtchn_set_priority: u32 port, u32 priority, which is filled in beforehand
+    PRIORITIZED = 0x50
 
 
 class Flag(IntFlag):

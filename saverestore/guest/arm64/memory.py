@@ -10,12 +10,17 @@ import numpy.typing as npt
 
 from pyxc import Mapping
 from saverestore.guest.arm64.layout import PAGE_SIZE, Layout
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import U8, U64, Bool, PageBatch, runs_of
-from saverestore.guest.x86.common import Handles
 from saverestore.kernels.page_digests import page_digests
 from saverestore.stream.layout import PageType
 
 CHUNK_PAGES = 1024
+
+
+def gfns_of(layout: Layout) -> U64:
+    """All gfns that may have memory, ascending."""
+    return np.concatenate([np.arange(first, first + n, dtype=np.uint64) for first, n in layout.banks])
 
 
 class KeptMemory:
@@ -41,9 +46,7 @@ class KeptMemory:
 
     def gfns(self) -> U64:
         """All gfns that may have memory, ascending."""
-        return np.concatenate(
-            [np.arange(first, first + n, dtype=np.uint64) for first, n in self._layout.banks]
-        )
+        return gfns_of(self._layout)
 
     def read(self, gfns: U64) -> PageBatch:
         """Pages of these gfns, sorted; holes are XTAB. The buffers stay mapped when the batch is closed."""

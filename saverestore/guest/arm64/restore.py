@@ -16,20 +16,20 @@ from pyxc import memory as xen_memory
 from saverestore.arm64_registers import Register
 from saverestore.errors import ImageError
 from saverestore.guest.arm64 import vcpu
-from saverestore.guest.arm64.layout import Control, Flag
-from saverestore.guest.arm64.memory import consecutive
+from saverestore.guest.arm64.layout import PAGE_SIZE, Control, Flag, Layout
+from saverestore.guest.arm64.memory import consecutive, gfns_of
 from saverestore.guest.arm64.stubs import Piece, Scratch, code_of, set_context
 from saverestore.guest.arm64.vcpu import Context
-from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
-from saverestore.guest.x86.common import FORCE, Handles
-from saverestore.guest.x86.grants import seed_grant_table
-from saverestore.guest.x86.layout import (
+from saverestore.guest.common.grants import seed_grant_table
+from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.hvm_params import (
     HVM_PARAM_CONSOLE_EVTCHN,
     HVM_PARAM_CONSOLE_PFN,
     HVM_PARAM_STORE_EVTCHN,
     HVM_PARAM_STORE_PFN,
 )
-from saverestore.guest.x86.pages import MappedWindow, Populated
+from saverestore.guest.common.pages import MappedWindow, Populated
+from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
 from saverestore.interrupts import shield
 from saverestore.stream.layout import PageType, has_data
 from saverestore.stream.records import Arm64Platform, Arm64SharedInfo, Arm64Vcpu, HvmParams, Record
@@ -40,6 +40,9 @@ RESTORED = 0
 """What a guest's suspend hypercall returns in x0 in a domain that was restored."""
 
 FLUSH_PAGES = 8192
+PAGE_KIB = PAGE_SIZE // 1024
+SLACK_KIB = 1024
+"""A domain may have that much more than it was made with: libxl's LIBXL_MAXMEM_CONSTANT."""
 
 
 def check_platform(platform: Arm64Platform, gic: int, *, unless: str | None) -> None:
@@ -65,17 +68,48 @@ def check_platform(platform: Arm64Platform, gic: int, *, unless: str | None) -> 
     LOG.warning("%s; restored all the same: the guest may crash", told)
 
 
-class Arm64Restore:
-    """Fills a fresh arm64 domain. See RestoreGuest. `gic`: the version that it was made with."""
+def check_size(platform: Arm64Platform, max_vcpus: int, max_kib: int) -> None:
+    """ImageError when the image's own configuration would make a domain that its memory does not fit into."""
+    if platform.nr_vcpus != max_vcpus:
+        raise ImageError(
+            f"the image's domain has {platform.nr_vcpus} vCPUs, its configuration would make one with {max_vcpus}"
+        )
+    kib = sum(pages for _, pages in platform.banks) * PAGE_KIB
+    if kib > max_kib + SLACK_KIB:
+        raise ImageError(
+            f"the image's domain has {kib} KiB of memory, its configuration would make one with {max_kib}"
+        )
 
-    def __init__(self, handles: Handles, info: DomainInfo, gic: int, *, unless: str | None = FORCE) -> None:
+
+class Arm64Restore:
+    """Fills a fresh arm64 domain. See RestoreGuest.
+
+    `gic`: the version that it was made with. `is_built`: whoever made it gave it memory and rings as to one that is
+    to boot; else it has neither.
+    """
+
+    def __init__(
+        self,
+        handles: Handles,
+        info: DomainInfo,
+        gic: int,
+        *,
+        unless: str | None = FORCE,
+        is_built: bool = False,
+    ) -> None:
         self._handles = handles
         self._domid = info.domid
         self._nr_vcpus = info.max_vcpu_id + 1
         self._gic = gic
         self._unless = unless
         code_of(Piece.LOAD, gic)
+        self._is_built = is_built
         self._populated = Populated()
+        self._foreign = Populated()  # of these, those that have what whoever made it put there
+        if is_built:
+            layout = Layout.of_domain(xen_memory.nr_gpfns(handles.xen, info.domid), info.tot_pages)
+            self._foreign.take_new(gfns_of(layout))
+            self._populated.take_new(gfns_of(layout))
         self._platform: Arm64Platform | None = None
         self._params: dict[int, int] = {}
         self._shared_info: Arm64SharedInfo | None = None
@@ -109,16 +143,21 @@ class Arm64Restore:
 
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """Give the domain memory where it has none yet, and map what has data."""
-        gone = self._populated.take_gone(pfns[types == PageType.XTAB])
-        if len(gone):
-            xen_memory.release(self._handles.xen, self._domid, gone)
+        self._take_away(pfns[types == PageType.XTAB])
         wanted = pfns[has_data(types)]
         self._check_in_memory(wanted)
+        self._foreign.take_gone(wanted)
         new = self._populated.take_new(wanted)
         if len(new):
             xen_memory.populate(self._handles.xen, self._domid, new)
         mapping = self._handles.memory.map(self._domid, wanted, writable=True) if len(wanted) else None
         return MappedWindow(mapping)
+
+    def _take_away(self, pfns: U64) -> None:
+        self._foreign.take_gone(pfns)
+        gone = self._populated.take_gone(pfns)
+        if len(gone):
+            xen_memory.release(self._handles.xen, self._domid, gone)
 
     def _check_in_memory(self, pfns: U64) -> None:
         assert self._platform is not None  # as above
@@ -131,7 +170,8 @@ class Arm64Restore:
     def complete(self, channels: Channels) -> RestoredPages:
         """Everything has been read: set processors and rings. The domain is still paused, and nothing of it ran."""
         contexts, hidden = self._processors()
-        pages = self._set_rings(channels)
+        self._take_away(self._foreign.pfns())
+        pages = self._rings(channels)
         assert self._shared_info is not None  # the grammar: it is needed
         for first, end in consecutive(self._populated.pfns()):
             for at in range(first, end, FLUSH_PAGES):
@@ -157,13 +197,33 @@ class Arm64Restore:
         contexts, hidden = [context for context, _ in unpacked], [values for _, values in unpacked]
         return [contexts[0].with_x0(RESTORED), *contexts[1:]], hidden
 
-    def _set_rings(self, channels: Channels) -> RestoredPages:
+    def _rings(self, channels: Channels) -> RestoredPages:
         missing = {HVM_PARAM_STORE_PFN, HVM_PARAM_CONSOLE_PFN} - self._params.keys()
         if missing:
             raise ImageError(f"the image lacks HVM parameters {sorted(missing)}: no xenstore or console page")
         pages = RestoredPages(
             store_gfn=self._params[HVM_PARAM_STORE_PFN], console_gfn=self._params[HVM_PARAM_CONSOLE_PFN]
         )
+        if self._is_built:
+            self._check_rings(pages)
+        else:
+            self._set_rings(pages, channels)
+        return pages
+
+    def _check_rings(self, pages: RestoredPages) -> None:
+        """The daemons know the rings already, so they must be where the guest will look for them."""
+        for name, index, wanted in (
+            ("xenstore", HVM_PARAM_STORE_PFN, pages.store_gfn),
+            ("console", HVM_PARAM_CONSOLE_PFN, pages.console_gfn),
+        ):
+            found = cpu.hvm_param(self._handles.xen, self._domid, index)
+            if found != wanted:
+                raise ImageError(
+                    f"the image's domain has its {name} ring at {wanted:#x}, libxl's of this host have it at "
+                    f"{found:#x} ('--toolstack bare' puts it where it was, and brings back no devices)"
+                )
+
+    def _set_rings(self, pages: RestoredPages, channels: Channels) -> None:
         xen, domid = self._handles.xen, self._domid
         rings = np.array([pages.console_gfn, pages.store_gfn], dtype=np.uint64)
         new = self._populated.take_new(rings)
@@ -179,7 +239,6 @@ class Arm64Restore:
             (HVM_PARAM_CONSOLE_EVTCHN, channels.console_port),
         ):
             cpu.set_hvm_param(xen, domid, index, value)
-        return pages
 
     def _load(
         self, contexts: list[Context], hidden: list[dict[Register, int]], vcpu_info: tuple[int, ...]

@@ -1,14 +1,12 @@
 """Saving an arm64 domain: its vCPUs' hidden registers are read by code that they run themselves.
 
     running ──find shared_info──► running ──suspend──► suspended ──contexts──► journal on the disk
-      ──scratch pages, save stub──► paused ──last round of pages──► event stub on each vCPU, undone ──► scratch off
+      ──scratch pages, save stub──► paused ──last round of pages──► event stub on each vCPU ──► scratch off
 
 Up to the journal nothing of the guest has been changed; from there on it says how to put everything back.
 """
 
 from __future__ import annotations
-
-import dataclasses
 
 import numpy as np
 
@@ -18,18 +16,19 @@ from saverestore.arm64_registers import Register
 from saverestore.errors import DomainError
 from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64 import vcpu
-from saverestore.guest.arm64.going_on import events_in, put_right, resume_untouched, undo_channel, undo_event
+from saverestore.guest.arm64.going_on import put_right, resume_untouched
 from saverestore.guest.arm64.host import gic_version
 from saverestore.guest.arm64.journal import Journal
-from saverestore.guest.arm64.layout import Control, Layout
-from saverestore.guest.arm64.memory import KeptMemory, digests_of
+from saverestore.guest.arm64.layout import Layout
+from saverestore.guest.arm64.memory import KeptMemory
 from saverestore.guest.arm64.shared import find_shared_info
 from saverestore.guest.arm64.stubs import Piece, Scratch, code_of, get_context
 from saverestore.guest.arm64.vcpu import Context
+from saverestore.guest.arm64.vcpu_info import VcpuInfoSearch
+from saverestore.guest.common.handles import Handles
+from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_PFN
+from saverestore.guest.common.suspend import Suspender
 from saverestore.guest.ports import U64, Bool, LogDirty, LogDirtyUnavailable, PageBatch
-from saverestore.guest.x86.common import Handles
-from saverestore.guest.x86.layout import HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_PFN
-from saverestore.guest.x86.suspend import Suspender
 from saverestore.interrupts import shield
 from saverestore.stream.layout import DomainType, PageType
 from saverestore.stream.records import Arm64Platform, Arm64SharedInfo, HvmParams, Record
@@ -189,48 +188,15 @@ class Arm64Save:
         return records
 
     def _find_vcpu_info(self) -> tuple[int, ...]:
-        """Send each vCPU an event and see where Xen notes it; everything is as before when this returns."""
         assert self._scratch is not None and self._journal is not None, "not suspended"
-        digests = digests_of(self._memory)
-        journal = self._journal.with_digests(digests).with_shared_info(self._shared_info_page())
-        with shield():
-            journals.write(journal)
-            self._journal = journal
-        addresses = []
-        for number in range(self._nr_vcpus):
-            self._scratch.run(
-                Piece.EVENT, self._contexts, [number], lambda: self._handles.xen.unpause(self._domid)
-            )
-            self._check_event(number)
-            undo_channel(self._handles, journal)
-            found = events_in(self._memory, digests, but=journal.shared_info_gfn)
-            if len(found) != 1:
-                raise DomainError(
-                    f"domain {self._domid}: {len(found)} places in its memory changed as the vcpu_info of vCPU "
-                    f"{number} does when it gets an event, and only one can be it; it goes on (try again)"
-                )
-            undo_event(self._handles, self._domid, found[0])
-            addresses.append(found[0].address)
-        # From here on nothing is to be undone: going on need not look for it.
-        self._journal = dataclasses.replace(journal, digests=None)
-        return tuple(addresses)
 
-    def _check_event(self, number: int) -> None:
-        assert self._scratch is not None, "not suspended"
-        page = self._scratch.data(number)
-        steps = {
-            "bind": Control.BOUND,
-            "unmask": Control.UNMASKED,
-            "send": Control.SENT,
-            "close": Control.CLOSED,
-        }
-        for step, at in steps.items():
-            result = vcpu.control_result(page, at)
-            if result:
-                raise DomainError(
-                    f"domain {self._domid}: Xen did not {step} an event channel of vCPU {number} (error {-result}); "
-                    "it cannot be saved, and goes on"
-                )
+        def keep(journal: Journal) -> None:
+            with shield():
+                journals.write(journal)
+                self._journal = journal
+
+        search = VcpuInfoSearch(self._handles, self._memory, self._scratch, keep)
+        return search.addresses(self._journal)
 
     def close(self) -> None:
         """Unmap everything."""

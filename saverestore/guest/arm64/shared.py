@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import ExitStack
 
 from pyxc import arm64
 from saverestore.errors import DomainError
-from saverestore.guest.arm64.find import WallClock, shared_info_candidates, time_offset_of, wall_clock
+from saverestore.guest.arm64.find import WallClock, shared_info_candidates, wall_clock
 from saverestore.guest.arm64.memory import KeptMemory
-from saverestore.guest.x86.common import Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.interrupts import shield
 
-OFFSETS = (1 << 24, 1 << 25)
-"""Of these a time offset is drawn: larger than any that a domain on a sane host has, so that it cannot be one."""
+SHIFTS_NS = (100_000_000, 900_000_000)
+"""Of these it is drawn how far the clock is moved: nothing else moves by that."""
 
-WHOLE_OFFSET = 1 << 31
+ATTEMPTS = 3
+"""Dom0's kernel tells Xen the time now and then, and may do so just between two of our steps."""
 
 
 def find_shared_info(handles: Handles, domid: int, memory: KeptMemory) -> int:
     """The gfn of the domain's shared_info page. DomainError unless exactly one page proves to be it.
 
-    The domain is paused for the proof, some milliseconds, during which its wall clock offset is another one.
+    The domain goes on running. For some milliseconds Xen believes that the wall clock is less than a second further
+    than it is; were we killed meanwhile, until dom0's kernel tells it again, eleven minutes later at most.
     """
-    proved = []
-    for gfn in _candidates(memory):
-        offset = _prove(handles, domid, gfn)
-        if offset is not None:
-            proved.append(gfn)
-    if len(proved) != 1:
-        found = f"{len(proved)} pages" if proved else "no page"
-        raise DomainError(
-            f"domain {domid}: {found} of its memory prove{'s' if not proved else ''} to be what it shares with Xen "
-            "(shared_info); it cannot be saved, and goes on running"
-        )
-    return proved[0]
+    gfns = _candidates(memory)
+    proved: list[int] = []
+    for _ in range(ATTEMPTS):
+        proved = _prove(handles, domid, gfns)
+        if len(proved) == 1:
+            return proved[0]
+    found = f"{len(proved)} pages" if proved else "no page"
+    raise DomainError(
+        f"domain {domid}: {found} of its memory prove{'s' if not proved else ''} to be what it shares with Xen "
+        "(shared_info); it cannot be saved, and goes on running"
+    )
 
 
 def _candidates(memory: KeptMemory) -> list[int]:
@@ -49,34 +51,27 @@ def _candidates(memory: KeptMemory) -> list[int]:
     return found
 
 
-def _prove(handles: Handles, domid: int, gfn: int) -> int | None:
-    """Set the domain's time offset and see whether this page's clock moves: the offset it had before, or None.
+def _prove(handles: Handles, domid: int, gfns: list[int]) -> list[int]:
+    """Move Xen's wall clock by a time drawn by lot, and back: those of these pages whose clocks moved just so.
 
-    Xen writes a domain's wall clock when it is told the host's. Told the same pair of times again and again, the only
-    thing that moves it is the offset. There is no call to read that (and on ARM it is not 0, but the time at which
-    the domain was made): it is what the clock moved by, and is put back.
+    Xen thereupon writes the clock in each domain's shared_info page anew, and nobody else does.
     """
-    xen = handles.xen
-    with shield(), handles.memory.map_page(domid, gfn) as mapping:
-        page = mapping.pages[0]
-        now_ns, system_ns = time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    now_ns, system_ns = time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    drawn_ns = random.randrange(*SHIFTS_NS)
 
-        def told() -> WallClock:
-            arm64.set_host_time(xen, now_ns, system_ns)
-            return wall_clock(page)
+    def told(time_ns: int) -> list[WallClock]:
+        arm64.set_host_time(handles.xen, time_ns, system_ns)
+        return [wall_clock(page) for page in pages]
 
-        xen.pause(domid)
+    with ExitStack() as stack, shield():
+        pages = [stack.enter_context(handles.memory.map_page(domid, gfn)).pages[0] for gfn in gfns]
+        before = told(now_ns)
         try:
-            before = told()
-            drawn = random.randrange(*OFFSETS)
-            arm64.set_time_offset(xen, domid, drawn)
-            original = time_offset_of(before, told(), drawn)
-            if original is not None and not -WHOLE_OFFSET <= original < WHOLE_OFFSET:
-                original = None
-            if original is None:
-                return None
-            arm64.set_time_offset(xen, domid, original)
-            after = told()
-            return original if (after.sec, after.nsec) == (before.sec, before.nsec) else None
+            moved = told(now_ns + drawn_ns)
         finally:
-            xen.unpause(domid)
+            after = told(now_ns)
+    return [
+        gfn
+        for gfn, *clocks in zip(gfns, before, moved, after, strict=True)
+        if [clock.ns - clocks[0].ns for clock in clocks] == [0, drawn_ns, 0]
+    ]

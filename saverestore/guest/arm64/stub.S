@@ -30,6 +30,7 @@
     .equ EVTCHNOP_SEND, 4
     .equ EVTCHNOP_BIND_IPI, 7
     .equ EVTCHNOP_UNMASK, 9
+    .equ EVTCHNOP_SET_PRIORITY, 13
     .equ SGI_SELF, 0x02000000           /* v2, GICD_SGIR: to whoever asks */
 
 /* ---- one register, from or into its slot ---- */
@@ -271,7 +272,7 @@ pysave_stub_\name\()_end:
 
 /*
  * An event to the vCPU itself: Xen sets a bit in its vcpu_info, and so betrays where that is. The channel is a new
- * one, and is closed again.
+ * one, of the priority that the data page says, and is closed again.
  */
     piece   event
 0:  arguments
@@ -283,7 +284,9 @@ pysave_stub_\name\()_end:
     event_channel EVTCHNOP_BIND_IPI, CONTROL_BIND_IPI, CONTROL_BOUND
     ldr     w4, [x25, #CONTROL_PORT]
     str     w4, [x25, #CONTROL_SEND]
+    str     w4, [x25, #CONTROL_PRIORITY]
     dsb     sy
+    event_channel EVTCHNOP_SET_PRIORITY, CONTROL_PRIORITY, CONTROL_PRIORITIZED
     event_channel EVTCHNOP_UNMASK, CONTROL_SEND, CONTROL_UNMASKED
     event_channel EVTCHNOP_SEND, CONTROL_SEND, CONTROL_SENT
     event_channel EVTCHNOP_CLOSE, CONTROL_SEND, CONTROL_CLOSED

@@ -15,8 +15,8 @@ from pyxc import memory as xen_memory
 from saverestore.errors import DomainError
 from saverestore.guest.arm64 import layout, vcpu
 from saverestore.guest.arm64.vcpu import Context
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import U8, U64
-from saverestore.guest.x86.common import Handles
 from saverestore.interrupts import shield
 
 TIMEOUT_S = 60.0

@@ -122,6 +122,13 @@ def write_vcpu_info(page: U8, address: int) -> None:
     page[Control.VCPU_INFO : Control.VCPU_INFO + len(data)] = np.frombuffer(data, dtype=np.uint8)
 
 
+def write_priority(page: U8, priority: int) -> None:
+    """The priority of the event channel that the event stub makes."""
+    page[Control.PRIORITY + 4 : Control.PRIORITY + 8] = np.frombuffer(
+        struct.pack("<I", priority), dtype=np.uint8
+    )
+
+
 def control_result(page: U8, at: int) -> int:
     """The result of a hypercall: 0, or a negative number."""
     return int(page[at : at + 8].view("<i8")[0])

@@ -1,37 +1,16 @@
-"""What all x86 domains share: CPU policy and time stamp counter records, and the handles they need."""
+"""What all x86 domains share: CPU policy and time stamp counter records."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
-from pyxc import DomainInfo, ForeignMemory, Xen, XenStore, cpu
-from pyxc import XenError as XenError  # for `operations` too, which catches it and knows nothing else of pyxc
+from pyxc import DomainInfo, Xen, XenError, cpu
 from saverestore.errors import ImageError
+from saverestore.guest.common.handles import FORCE, Handles
 from saverestore.guest.x86 import cpu_features
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy, X86TscInfo
 
 LOG = logging.getLogger(__name__)
-
-FORCE = "--force"
-
-
-@dataclass(frozen=True)
-class Handles:
-    """The libraries' handles, opened once and shared by everything that works on a domain."""
-
-    xen: Xen
-    memory: ForeignMemory
-    store: XenStore
-
-
-@contextmanager
-def open_handles() -> Iterator[Handles]:
-    """Everything a save or restore needs of Xen, opened once and closed at the end of the block."""
-    with Xen() as xen, ForeignMemory() as memory, XenStore() as store:
-        yield Handles(xen, memory, store)
 
 
 def policy_records(xen: Xen, domid: int) -> list[Record]:

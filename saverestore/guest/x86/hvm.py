@@ -12,6 +12,11 @@ import numpy as np
 from pyxc import DomainInfo, Mapping, XenError, cpu
 from pyxc import memory as xen_memory
 from saverestore.errors import DomainError, ImageError
+from saverestore.guest.common import hvm_params
+from saverestore.guest.common.grants import seed_grant_table
+from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.pages import MappedBatch, MappedWindow, Populated, map_for_save
+from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.ports import (
     U8,
     U64,
@@ -24,10 +29,7 @@ from saverestore.guest.ports import (
     RestoredPages,
 )
 from saverestore.guest.x86 import layout
-from saverestore.guest.x86.common import FORCE, CommonRestore, Handles, policy_records, tsc_record
-from saverestore.guest.x86.grants import seed_grant_table
-from saverestore.guest.x86.pages import MappedBatch, MappedWindow, Populated, map_for_save
-from saverestore.guest.x86.suspend import Suspending
+from saverestore.guest.x86.common import CommonRestore, policy_records, tsc_record
 from saverestore.interrupts import shield
 from saverestore.stream.layout import DomainType, PageType, has_data
 from saverestore.stream.records import HvmContext, HvmParams, Record
@@ -210,13 +212,13 @@ class HvmRestore(CommonRestore):
 
     def _set_params(self, record: HvmParams) -> None:
         cleared = (
-            layout.HVM_PARAM_STORE_PFN,
-            layout.HVM_PARAM_CONSOLE_PFN,
-            layout.HVM_PARAM_IOREQ_PFN,
-            layout.HVM_PARAM_BUFIOREQ_PFN,
+            hvm_params.HVM_PARAM_STORE_PFN,
+            hvm_params.HVM_PARAM_CONSOLE_PFN,
+            hvm_params.HVM_PARAM_IOREQ_PFN,
+            hvm_params.HVM_PARAM_BUFIOREQ_PFN,
         )
         for index, value in record.params:
-            if index == layout.HVM_PARAM_PAE_ENABLED:
+            if index == hvm_params.HVM_PARAM_PAE_ENABLED:
                 continue  # obsolete: older senders used it to pass on what CPUID says
             if index in cleared:
                 # Rings start empty: what was in flight belongs to backends that are gone.
@@ -261,13 +263,13 @@ class HvmRestore(CommonRestore):
 
     def complete(self, channels: Channels) -> RestoredPages:
         """Set event channels and the hypervisor's context; grant the rings to their backends."""
-        missing = {layout.HVM_PARAM_STORE_PFN, layout.HVM_PARAM_CONSOLE_PFN} - self._params.keys()
+        missing = {hvm_params.HVM_PARAM_STORE_PFN, hvm_params.HVM_PARAM_CONSOLE_PFN} - self._params.keys()
         if missing:
             raise ImageError(f"the image lacks HVM parameters {sorted(missing)}: no xenstore or console page")
         if self._context is None:
             raise ImageError("the image has no HVM_CONTEXT record: no processor state")
-        cpu.set_hvm_param(self._xen, self._domid, layout.HVM_PARAM_STORE_EVTCHN, channels.store_port)
-        cpu.set_hvm_param(self._xen, self._domid, layout.HVM_PARAM_CONSOLE_EVTCHN, channels.console_port)
+        cpu.set_hvm_param(self._xen, self._domid, hvm_params.HVM_PARAM_STORE_EVTCHN, channels.store_port)
+        cpu.set_hvm_param(self._xen, self._domid, hvm_params.HVM_PARAM_CONSOLE_EVTCHN, channels.console_port)
         try:
             cpu.set_hvm_context(self._xen, self._domid, self._context)
         except XenError as error:
@@ -281,8 +283,8 @@ class HvmRestore(CommonRestore):
             self._superpages_refused,
         )
         pages = RestoredPages(
-            store_gfn=self._params[layout.HVM_PARAM_STORE_PFN],
-            console_gfn=self._params[layout.HVM_PARAM_CONSOLE_PFN],
+            store_gfn=self._params[hvm_params.HVM_PARAM_STORE_PFN],
+            console_gfn=self._params[hvm_params.HVM_PARAM_CONSOLE_PFN],
         )
         seed_grant_table(self._memory, self._domid, pages, channels)
         return pages

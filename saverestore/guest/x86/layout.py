@@ -88,18 +88,6 @@ ENTRIES_A_TABLE = 512
 XEN_L4_SLOTS = slice(256, 272)
 XEN_HOLE = (0xFFFF_8000_0000_0000, 0xFFFF_87FF_FFFF_FFFF)
 
-# HVM parameters (xen/public/hvm/params.h).
-HVM_PARAM_CALLBACK_IRQ = 0
-HVM_PARAM_STORE_PFN = 1
-HVM_PARAM_STORE_EVTCHN = 2
-HVM_PARAM_PAE_ENABLED = 4
-HVM_PARAM_IOREQ_PFN = 5
-HVM_PARAM_BUFIOREQ_PFN = 6
-HVM_PARAM_TIMER_MODE = 10
-HVM_PARAM_ACPI_S_STATE = 14
-HVM_PARAM_CONSOLE_PFN = 17
-HVM_PARAM_CONSOLE_EVTCHN = 18
-
 # What a save carries, where not zero: store, ioreq, buffered ioreq, paging ring, monitor ring, sharing ring,
 # VM86 TSS, console, ACPI ports, viridian, identity page table, generation id, ioreq server and its pages,
 # x87 FIP width, MCA capabilities.

@@ -7,15 +7,16 @@ import numpy as np
 from pyxc import DomainInfo, Mapping, XenError, cpu
 from pyxc import memory as xen_memory
 from saverestore.errors import DomainError, ImageError
+from saverestore.guest.common.grants import seed_grant_table
+from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.pages import MappedBatch, MappedWindow, Populated, map_for_save
+from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.ports import U8, U64, Bool, Channels, LogDirty, PageBatch, PageWindow, RestoredPages
 from saverestore.guest.x86 import tables, vcpu
-from saverestore.guest.x86.common import FORCE, CommonRestore, Handles, policy_records, tsc_record
-from saverestore.guest.x86.grants import seed_grant_table
+from saverestore.guest.x86.common import CommonRestore, policy_records, tsc_record
 from saverestore.guest.x86.hvm import open_log_dirty
 from saverestore.guest.x86.layout import VCPU_CONTEXT
 from saverestore.guest.x86.p2m import P2m
-from saverestore.guest.x86.pages import MappedBatch, MappedWindow, Populated, map_for_save
-from saverestore.guest.x86.suspend import Suspending
 from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType, has_data
 from saverestore.stream.records import (
     Record,

@@ -21,8 +21,8 @@ from saverestore.engine import restore as engine_restore
 from saverestore.engine import save as engine_save
 from saverestore.engine.save import SaveSettings
 from saverestore.errors import ImageError
+from saverestore.guest.common import hvm_params
 from saverestore.guest.memory import MemoryRestore, empty_like
-from saverestore.guest.x86 import layout
 from saverestore.stream import LibxcReader, LibxlReader, LibxlRecordType, LibxlWriter, XlHeader
 from saverestore.stream.behind import BehindSink, BehindSource, check_ahead
 from saverestore.stream.codecs import Coding
@@ -47,7 +47,7 @@ CONFIG = json.dumps({"c_info": {"name": "web1"}}).encode()
 def tiny_domain():
     """One page of memory, which holds both rings."""
     domain = MemoryDomain.pvh(4, hole=range(1, 4))
-    domain.state.hvm_params = {layout.HVM_PARAM_STORE_PFN: 0, layout.HVM_PARAM_CONSOLE_PFN: 0}
+    domain.state.hvm_params = {hvm_params.HVM_PARAM_STORE_PFN: 0, hvm_params.HVM_PARAM_CONSOLE_PFN: 0}
     return domain
 
 

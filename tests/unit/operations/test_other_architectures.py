@@ -9,13 +9,12 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
-from saverestore.errors import DomainError, ImageError, XenRefused
+from saverestore.errors import DomainError, ImageError
 from saverestore.guest.arm64 import host
-from saverestore.guest.arm64.restore import check_platform
-from saverestore.operations.restore_bare import check_architecture
+from saverestore.guest.arm64.restore import check_platform, check_size
+from saverestore.operations.restore_here import check_architecture
 from saverestore.stream.layout import DomainType
 from saverestore.stream.records import Arm64Platform
-from saverestore.toolstack import choice
 
 
 @pytest.fixture
@@ -40,17 +39,21 @@ def test_an_x86_image_is_refused_on_an_arm64_host(on_arm64):
     check_architecture(DomainType.ARM64)
 
 
-def test_on_arm64_the_bare_toolstack_is_taken_and_says_why(on_arm64):
-    libxl, why = choice.for_restoring(None, choice.AUTO)
-    assert libxl is None
-    assert "does not restore on ARM" in why
+@pytest.mark.parametrize(
+    ("vcpus", "kib", "message"),
+    [
+        (2, 131072, "has 1 vCPUs, its configuration would make one with 2"),
+        (1, 65536, "has 131072 KiB of memory, its configuration would make one with 65536"),
+    ],
+)
+def test_an_image_whose_configuration_is_of_another_domain_is_refused(vcpus, kib, message):
+    with pytest.raises(ImageError, match=message):
+        check_size(PLATFORM, vcpus, kib)
 
 
-def test_on_arm64_libxl_is_refused_when_asked_for(on_arm64):
-    with pytest.raises(XenRefused, match="nothing was done"):
-        choice.for_restoring(None, choice.LIBXL)
-    with pytest.raises(XenRefused, match="nothing was done"):
-        choice.for_saving(None, None, choice.LIBXL)
+def test_an_image_of_a_domain_that_had_given_memory_back_fits_its_configuration():
+    check_size(PLATFORM, 1, 131072)
+    check_size(PLATFORM, 1, 262144)
 
 
 INTERRUPTS = """\

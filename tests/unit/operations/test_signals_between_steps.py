@@ -22,7 +22,7 @@ from saverestore.errors import Interrupted
 from saverestore.guest.memory import MemorySave
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.interrupts import handled
-from saverestore.operations import prepare_save, restore, restore_bare, save
+from saverestore.operations import prepare_save, restore, save
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.transport import FdSink
 
@@ -59,9 +59,9 @@ def test_a_signal_while_the_domain_is_being_created_destroys_it(tmp_path: Path, 
     monkeypatch.setattr(restore.bare, "check_memory", lambda *_: None)
     monkeypatch.setattr(restore, "_check_cpu", lambda *_: None)
     monkeypatch.setattr(restore.choice, "for_restoring", lambda *_: (None, ""))
-    monkeypatch.setattr(restore_bare.bare, "check_host", lambda *_: None)
-    monkeypatch.setattr(restore_bare.bare, "create", create)
-    monkeypatch.setattr(restore_bare.bare, "destroy", lambda handles, domid, uuid: alive.discard(domid))
+    monkeypatch.setattr(restore.bare, "check_host", lambda *_: None)
+    monkeypatch.setattr(restore.bare, "create", create)
+    monkeypatch.setattr(restore.bare, "destroy", lambda handles, domid, uuid: alive.discard(domid))
     with pytest.raises(Interrupted), handled():
         restore.restore_domain(restore.RestoreRequest(str(path)), Silence())
     assert alive == set()

@@ -25,7 +25,7 @@ from saverestore.engine.save import SaveSettings, save
 from saverestore.errors import Interrupted
 from saverestore.guest.memory import MemoryRestore, MemorySave, MemoryWindow, empty_like
 from saverestore.guest.memory_domain import MemoryDomain
-from saverestore.operations import restore, restore_bare
+from saverestore.operations import restore, restore_here
 from saverestore.operations.restore import RestoreRequest
 from saverestore.stream import LibxlWriter, XlHeader
 from saverestore.stream.codecs import Coding
@@ -109,12 +109,12 @@ class Host:
         patch.setattr(restore.bare, "check_memory", lambda *_: None)
         patch.setattr(restore, "_check_cpu", lambda *_: None)
         patch.setattr(restore.choice, "for_restoring", lambda *_: (None, ""))
-        patch.setattr(restore_bare.bare, "check_host", lambda *_: None)
-        patch.setattr(restore_bare.bare, "create", self.create)
-        patch.setattr(restore_bare.bare, "destroy", self.destroy)
-        patch.setattr(restore_bare.bare, "introduce", self.introduce)
-        patch.setattr(restore_bare, "PvRestore", lambda *_, **__: self.guest)
-        patch.setattr(restore_bare, "HvmRestore", lambda *_, **__: self.guest)
+        patch.setattr(restore.bare, "check_host", lambda *_: None)
+        patch.setattr(restore.bare, "create", self.create)
+        patch.setattr(restore.bare, "destroy", self.destroy)
+        patch.setattr(restore.bare, "introduce", self.introduce)
+        patch.setattr(restore_here, "PvRestore", lambda *_, **__: self.guest)
+        patch.setattr(restore_here, "HvmRestore", lambda *_, **__: self.guest)
         yield
 
 
@@ -127,8 +127,8 @@ PLACES = {
     "decode": (CodedPages, "_load", False),
     "populate": (MemoryDomain, "populate", False),
     "write": (MemoryWindow, "commit", False),
-    "create": (restore_bare.bare, "create", False),
-    "introduce": (restore_bare.bare, "introduce", False),
+    "create": (restore.bare, "create", False),
+    "introduce": (restore.bare, "introduce", False),
 }
 """Other stages: where they are, and whether only the system could fail there."""
 

@@ -49,25 +49,6 @@ def test_a_page_with_something_behind_the_clock_is_no_candidate():
     assert len(find.shared_info_candidates(page[None])) == 0
 
 
-def test_the_time_offset_is_what_the_clock_moved_by():
-    before = find.wall_clock(shared_info(version=4, sec=1_790_000_000))
-    drawn = 20_000_000
-    after = find.wall_clock(shared_info(version=6, sec=1_790_000_000 - 1234 + drawn))
-    assert find.time_offset_of(before, after, drawn) == 1234
-
-
-@pytest.mark.parametrize(
-    "after",
-    [
-        shared_info(version=4, sec=1_800_000_000),  # Xen did not write it
-        shared_info(version=6, sec=1_800_000_000, nsec=124),  # another time of day
-    ],
-)
-def test_a_page_whose_clock_does_not_follow_is_not_proved(after):
-    before = find.wall_clock(shared_info(version=4))
-    assert find.time_offset_of(before, find.wall_clock(after), 20_000_000) is None
-
-
 def with_event(
     page: np.ndarray, at: int, bit: int, *, was_pending: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -84,26 +65,21 @@ def with_event(
 
 @pytest.mark.parametrize("was_pending", [False, True])
 @pytest.mark.parametrize(("at", "bit"), [(0, 0), (512, 3), (4032, 63)])
-def test_an_event_is_undone_to_the_very_page_that_was_there(at, bit, was_pending):
+def test_an_event_is_seen_where_it_was_noted(at, bit, was_pending):
     before, after = with_event(pages(1)[0], at, bit, was_pending=was_pending)
-    found = find.undone_event(after, page_digests(before[None])[0])
-    assert found is not None
-    assert found[0] == at
-    assert (found[1] == before).all()
+    assert find.event_since(after, page_digests(before[None])[0]) == at
 
 
-def test_an_event_whose_selector_bit_was_set_already_is_undone():
+def test_an_event_whose_selector_bit_was_set_already_is_seen():
     before, after = with_event(pages(1)[0], 256, 5)
     before.view("<u8")[33] = after.view("<u8")[33]
-    found = find.undone_event(after, page_digests(before[None])[0])
-    assert found is not None
-    assert (found[1] == before).all()
+    assert find.event_since(after, page_digests(before[None])[0]) == 256
 
 
 def test_a_page_that_changed_in_another_way_is_not_taken_for_a_vcpu_info():
     before, after = with_event(pages(1)[0], 256, 5)
     after[2000] ^= 1
-    assert find.undone_event(after, page_digests(before[None])[0]) is None
+    assert find.event_since(after, page_digests(before[None])[0]) is None
 
 
 def test_a_channel_of_ours_is_taken_out_of_shared_info_and_events_of_others_stay():
@@ -117,3 +93,28 @@ def test_a_channel_of_ours_is_taken_out_of_shared_info_and_events_of_others_stay
     find.undo_in_shared_info(now, before.tobytes())
     assert (now[mask] == before[mask]).all()
     assert now[pending].view("<u8")[[0, 3]].tolist() == [1 << 2, 1 << 9]
+
+
+def test_places_that_may_be_a_vcpu_info_with_an_event_pending_are_found_with_their_selectors():
+    memory = pages(3)
+    for page, at, selector in ((0, 64, 5), (1, 4096 - 48, 0), (2, 0, 2**64 - 1)):
+        words = memory[page].view("<u8")
+        words[at // 8 : at // 8 + 6] = [1, selector, 0, 0, 0, 0]
+    offsets, selectors = find.pending_candidates(memory)
+    assert offsets.tolist() == [64, 4096 + 4096 - 48, 2 * 4096]
+    assert selectors.tolist() == [5, 0, 2**64 - 1]
+
+
+@pytest.mark.parametrize(
+    "words", [[0, 0, 0, 0, 0, 0], [1, 0, 7, 0, 0, 0], [1, 0, 0, 0, 0, 7], [257, 0, 0, 0, 0, 0]]
+)
+def test_a_place_without_an_event_or_with_a_time_is_no_candidate(words):
+    page = np.zeros((1, 4096), dtype=np.uint8)
+    page[0].view("<u8")[8:14] = words
+    assert len(find.pending_candidates(page)[0]) == 0
+
+
+def test_a_vcpu_info_does_not_go_on_in_the_next_page():
+    memory = np.zeros((2, 4096), dtype=np.uint8)
+    memory[0].view("<u8")[512 - 5] = 1
+    assert len(find.pending_candidates(memory)[0]) == 0

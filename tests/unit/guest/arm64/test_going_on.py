@@ -42,12 +42,15 @@ class FakeDomain:
         self.paused = paused
         self.suspended = suspended
         self.done: list[str] = []
+        self.journals = list
+        self.names_when_it_ran: list[list[str]] = []
 
     def domain(self, _domid: int) -> SimpleNamespace:
         return SimpleNamespace(paused=self.paused, suspended=self.suspended)
 
     def _runs(self, what: str) -> None:
         self.done.append(what)
+        self.names_when_it_ran.append(self.journals())
         if self.paused or self.suspended:
             return
         ended = [one for one in self.contexts if one.has_ended]
@@ -76,11 +79,13 @@ class FakeDomain:
 @pytest.fixture
 def put_right(monkeypatch, tmp_path):
     monkeypatch.setattr(journals.write, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(journals.remove, "__defaults__", (tmp_path,))
+    for function in (journals.settle, journals.is_settled, journals.remove):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
     journal = Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096))
 
     def run(domain: FakeDomain) -> list[str]:
         journals.write(journal)
+        domain.journals = lambda: [path.suffix for path in tmp_path.iterdir()]
         store = SimpleNamespace(resume_domain=lambda domid: domain.done.append("store"))
         handles = SimpleNamespace(xen=domain, store=store)
         monkeypatch.setattr(going_on, "get_context", lambda h, d, number: domain.contexts[number])
@@ -91,6 +96,7 @@ def put_right(monkeypatch, tmp_path):
 
         monkeypatch.setattr(going_on, "set_context", set_context)
         monkeypatch.setattr(going_on, "release_scratch", lambda h, d, gfns: domain.done.append("release"))
+        monkeypatch.setattr(going_on, "undo_channel", lambda h, journal: domain.done.append("channel"))
         monkeypatch.setattr(going_on, "wait_for_stub", lambda h, d, on: domain.wait())
         said = going_on.put_right(handles, journal)
         assert list(tmp_path.iterdir()) == []
@@ -108,14 +114,15 @@ def test_vcpus_that_ended_a_stub_get_their_own_registers_before_anything_runs(pu
     domain = FakeDomain([in_stub(0, vcpu.DONE), in_stub(1, vcpu.FAULTED)], paused=True)
     put_right(domain)
     assert goes_on(domain)
-    assert domain.done == ["release", "store", "unpause"]
+    assert domain.done == ["channel", "release", "store", "unpause"]
+    assert domain.names_when_it_ran == [[".settled"]]
 
 
 def test_a_stub_under_way_comes_to_its_end_first(put_right):
     domain = FakeDomain([in_stub(0, 0), in_stub(1, 0)])
     put_right(domain)
     assert goes_on(domain)
-    assert domain.done[:3] == ["wait", "pause", "release"]
+    assert domain.done[:4] == ["wait", "pause", "channel", "release"]
 
 
 def test_a_stub_that_was_paused_midway_comes_to_its_end_first(put_right):
@@ -129,7 +136,7 @@ def test_a_saver_that_died_before_the_stub_was_started(put_right):
     domain = FakeDomain([in_stub(0, 0), GUESTS_OWN[1]], suspended=True)
     put_right(domain)
     assert goes_on(domain)
-    assert domain.done == ["release", "resume", "store"]
+    assert domain.done == ["channel", "release", "resume", "store"]
 
 
 def test_a_saver_that_died_right_after_its_journal(put_right):
@@ -149,3 +156,18 @@ def test_a_domain_that_has_gone_on_already_keeps_the_registers_that_it_has(put_r
     domain = FakeDomain(elsewhere)
     assert put_right(domain) == []
     assert domain.contexts == elsewhere
+
+
+def test_one_whose_journal_is_settled_is_let_go_on_and_nothing_of_it_is_touched(monkeypatch, tmp_path):
+    for function in (journals.write, journals.settle, journals.is_settled, journals.remove):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(journals.read, "__defaults__", (tmp_path,))
+    journals.write(Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096)))
+    journals.settle(1, UUID)
+    journals.settle(1, UUID)
+    domain = FakeDomain(GUESTS_OWN, paused=True)
+    handles = SimpleNamespace(xen=domain, store=SimpleNamespace(resume_domain=lambda domid: None))
+    info = SimpleNamespace(domid=1, uuid=UUID, suspended=False)
+    assert going_on.recover(handles, info) == ["it was paused and goes on"]
+    assert domain.done == ["unpause"]
+    assert list(tmp_path.iterdir()) == []

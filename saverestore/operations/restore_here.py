@@ -1,4 +1,4 @@
-"""Restoring by the bare toolstack: this process creates the domain, fills it and connects it."""
+"""Restoring where this process fills the domain, which the bare toolstack has made; on ARM also libxl."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from saverestore.errors import DomainError, ImageError
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
 from saverestore.guest.arm64.layout import last_gfn
 from saverestore.guest.arm64.restore import Arm64Restore
-from saverestore.guest.ports import RestoreGuest
-from saverestore.guest.x86.common import FORCE, Handles
+from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.ports import RestoredPages, RestoreGuest
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.interrupts import shield
 from saverestore.operations.image import OpenedImage
 from saverestore.stream.layout import DomainType
 from saverestore.stream.reader import LibxcReader
-from saverestore.toolstack import bare
-from saverestore.toolstack.bare import FreshDomain
 from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.ports import FreshDomain, Maker
 from saverestore.transport.base import ByteSource
 
 
 def restore(
     handles: Handles,
+    maker: Maker,
     image: OpenedImage,
     guest_config: GuestConfig,
     progress: Progress,
@@ -42,39 +42,40 @@ def restore(
     # The image first: what is wrong with it can be told before anything is done.
     reader = LibxcReader(image.source, before=image.before, require_digest=require_digest)
     _check_kind(guest_config, reader)
-    bare.check_host(handles)
+    maker.check_host()
     progress.phase(f"creating {guest_config.name}")
-    with _FreshDomain(handles, guest_config) as fresh:
+    with _Making(maker, guest_config) as making:
         started = time.monotonic()
-        made = fresh.create()
+        fresh = making.create()
         report.create_s = time.monotonic() - started
-        _fill(handles, made, guest_config, reader, image.source, progress, report, force=force)
+        pages = _fill(handles, fresh, guest_config, reader, image.source, progress, report, force=force)
+        maker.connect(fresh, guest_config, pages)
         image.expect_end(reader.following)
         filled_at = time.monotonic()
         with shield():
             if not paused:
-                handles.xen.unpause(fresh.domid)
-            fresh.keep()
+                maker.unpause(fresh.domid)
+            making.keep()
             interrupts.too_late()
         report.start_s = time.monotonic() - filled_at
         report.total_s = time.monotonic() - started
     return fresh.domid
 
 
-class _FreshDomain:
+class _Making:
     """A domain being made: destroyed at the end of the block unless `keep` was called."""
 
-    def __init__(self, handles: Handles, guest_config: GuestConfig) -> None:
-        self._handles = handles
+    def __init__(self, maker: Maker, guest_config: GuestConfig) -> None:
+        self._maker = maker
         self._config = guest_config
         self._kept = False
-        self.domid = -1
+        self._domid: int | None = None
 
     def create(self) -> FreshDomain:
         """Create it."""
         with shield():  # it must not come into being without this object knowing of it
-            fresh = bare.create(self._handles, self._config)
-            self.domid = fresh.domid
+            fresh = self._maker.create(self._config)
+            self._domid = fresh.domid
         return fresh
 
     def keep(self) -> None:
@@ -87,10 +88,10 @@ class _FreshDomain:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._kept or self.domid < 0:
+        if self._kept or self._domid is None:
             return
         with shield():
-            bare.destroy(self._handles, self.domid, self._config.uuid)
+            self._maker.destroy(self._domid, self._config.uuid)
         if error is not None:
             error.add_note("no domain was left behind")
 
@@ -131,12 +132,14 @@ def _fill(
     report: RestoreReport,
     *,
     force: bool,
-) -> None:
+) -> RestoredPages:
     unless = None if force else FORCE
     info = handles.xen.domain(fresh.domid)
     guest: RestoreGuest
     if reader.domain.type == DomainType.ARM64:
-        guest = Arm64Restore(handles, info, gic_version(guest_config.gic_version), unless=unless)
+        guest = Arm64Restore(
+            handles, info, gic_version(guest_config.gic_version), unless=unless, is_built=fresh.is_built
+        )
         reader.max_pfn = last_gfn(guest_config.max_kib // 4)
     elif reader.domain.type == DomainType.X86_PV:
         guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4), unless=unless)
@@ -147,4 +150,4 @@ def _fill(
         pages, _ = engine.restore(reader, source, guest, fresh.channels, progress, report)
     finally:
         guest.close()
-    bare.introduce(handles, fresh, guest_config, pages)
+    return pages

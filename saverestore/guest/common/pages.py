@@ -8,8 +8,8 @@ import numpy as np
 
 from pyxc import Mapping, XenError
 from saverestore.errors import DomainError
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import U8, U64, Bool, PageBatch, gather_runs
-from saverestore.guest.x86.common import Handles
 
 
 class MappedBatch(PageBatch):

@@ -18,7 +18,7 @@ from typing import Protocol
 from pyxc import EventChannels, Xen, XenError, XenStore, cpu
 from pyxc.control import ShutdownReason
 from saverestore.errors import DomainError
-from saverestore.guest.x86.layout import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
+from saverestore.guest.common.hvm_params import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
 from saverestore.interrupts import shield
 
 LOG = logging.getLogger(__name__)

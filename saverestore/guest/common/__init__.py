@@ -1,0 +1,1 @@
+"""What all kinds of real domains have in common, whatever they run on."""

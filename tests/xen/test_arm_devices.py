@@ -1,0 +1,76 @@
+"""arm64 guests with a disk and a network card: libxl makes the domain, we fill it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from equipped import Equipped, equipped_guest
+from xen_lab import domid_of, must, run
+
+pytestmark = pytest.mark.usefixtures("on_arm64")
+
+
+@pytest.fixture
+def equipped(request: pytest.FixtureRequest, images: Path) -> Iterator[Equipped]:
+    with equipped_guest("pvh", request.param, images) as found:
+        yield found
+
+
+vcpus = pytest.mark.parametrize("equipped", [1, 2], indirect=True, ids=["1vcpu", "2vcpus"])
+one_vcpu = pytest.mark.parametrize("equipped", [1], indirect=True, ids=["1vcpu"])
+
+
+@vcpus
+def test_saved_and_restored_twice_nothing_is_lost_or_doubled(equipped: Equipped, images: Path):
+    for _ in range(2):
+        equipped.saved_and_restored("pysave", "pyrestore", images / "a.img")
+        (images / "a.img").unlink()
+
+
+@one_vcpu
+def test_saved_live_it_goes_on_with_all_its_devices_and_so_does_what_is_saved_next(
+    equipped: Equipped, images: Path
+):
+    before = equipped.guest.state()
+    must("pysave", "--live", "-c", equipped.guest.name, str(images / "a.img"))
+    equipped.goes_on(before)
+    must("pyimage", "verify", str(images / "a.img"))
+    (images / "a.img").unlink()
+    equipped.saved_and_restored("pysave", "pyrestore", images / "b.img", "--live")
+
+
+@one_vcpu
+def test_what_libxl_keeps_of_a_restored_domain_is_what_it_was(equipped: Equipped, images: Path):
+    def kept() -> dict:
+        (domain,) = json.loads(must("xl", "list", "-l", equipped.guest.name))
+        return domain["config"]
+
+    before = kept()
+    equipped.saved_and_restored("pysave", "pyrestore", images / "a.img")
+    assert kept() == before
+
+
+@one_vcpu
+def test_without_its_disk_or_by_the_bare_toolstack_it_is_refused_and_no_domain_is_made(
+    equipped: Equipped, images: Path
+):
+    guest = equipped.guest
+    before = guest.state()
+    refused = run("pysave", "--toolstack", "bare", guest.name, str(images / "a.img"))
+    assert refused.returncode == 3
+    assert "vbd" in refused.stderr and "vif" in refused.stderr
+    must("pysave", guest.name, str(images / "a.img"))
+    disk = Path(f"/lab/{guest.name}.disk")
+    moved = disk.rename(disk.with_suffix(".moved"))
+    refused = run("pyrestore", str(images / "a.img"))
+    assert refused.returncode == 3
+    assert f"disk xvda: {disk} is not there" in refused.stderr
+    refused = run("pyrestore", "--force", str(images / "a.img"))
+    assert refused.returncode == 6, refused.stderr
+    assert domid_of(guest.name) is None
+    moved.rename(disk)
+    must("pyrestore", str(images / "a.img"))
+    equipped.goes_on(before)
