@@ -264,6 +264,7 @@ def test_a_killed_save_leaves_a_guest_and_device_model_that_recover_puts_right(g
     assert qemu_runs(guest)
 
 
+@pytest.mark.slow
 def test_a_device_model_that_is_gone_is_told_before_anything_is_done(images: Path):
     guest = Guest("hvm-without-qemu", "hvm", 1)
     guest.destroy()

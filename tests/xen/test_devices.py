@@ -25,7 +25,7 @@ kinds = pytest.mark.parametrize("equipped", ["pv", "pvh", "hvm"], indirect=True)
 
 @pytest.mark.parametrize(
     ("equipped", "saver", "restorer"),
-    [("pv", "pysave", "xl"), ("pvh", "xl", "pyrestore"), ("hvm", "pysave", "pyrestore")],
+    [("pv", "pysave", "xl"), ("pvh", "xl", "pyrestore")],
     indirect=["equipped"],
 )
 def test_saved_and_restored_nothing_is_lost_or_doubled(

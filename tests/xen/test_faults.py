@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from xen_lab import Command, Guest, domid_of, must, no_partial_files, run, state_of
 
-kinds = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
 one_kind = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
 slow = pytest.mark.slow
 pv_only = pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
@@ -224,7 +223,9 @@ def test_damaged_images_leave_no_domain_and_name_the_place(guest: Guest, images:
     guest.goes_on(before)
 
 
-@kinds
+@pytest.mark.parametrize(
+    "guest", [pytest.param(("pv", 1), id="pv"), pytest.param(("pvh", 1), id="pvh", marks=slow)], indirect=True
+)
 def test_a_pfn_beyond_the_domain_is_refused_and_no_domain_is_left(guest: Guest, images: Path):
     must("pysave", "--plain", "-c", guest.name, str(images / "a.img"))
     data = bytearray((images / "a.img").read_bytes())

@@ -45,7 +45,7 @@ def test_a_compressed_image_goes_through_pipes_and_the_bare_toolstack(guest: Gue
     ("guest", "codec"),
     [
         pytest.param(PV, "zstd", id="pv-zstd"),
-        pytest.param(PVH, "deflate", id="pvh-deflate"),
+        pytest.param(PVH, "deflate", id="pvh-deflate", marks=slow),
         pytest.param(PVH, "zstd", id="pvh-zstd", marks=slow),
         pytest.param(PV, "deflate", id="pv-deflate", marks=slow),
         pytest.param(PV, "lz4", id="pv-lz4", marks=slow),

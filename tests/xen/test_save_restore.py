@@ -20,20 +20,10 @@ from scenarios import (
 )
 from xen_lab import LESS_MEMORY_MIB, Command, Guest, must, run, state_of
 
-each_kind = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
 slow = pytest.mark.slow
 pv_and_slowly_pvh = pytest.mark.parametrize(
     "guest", [pytest.param(("pv", 1), id="pv"), pytest.param(("pvh", 1), id="pvh", marks=slow)], indirect=True
 )
-each_busy_kind = pytest.mark.parametrize(
-    "busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"]
-)
-two_busy_vcpus = pytest.mark.parametrize(
-    "busy_guest",
-    [pytest.param(("pv", 2), id="pv"), pytest.param(("pvh", 2), id="pvh", marks=pytest.mark.slow)],
-    indirect=True,
-)
-
 VERIFIER = "/usr/lib/xen-{0}/bin/verify-stream-v2"
 
 
@@ -52,6 +42,7 @@ def test_restoring_straight_from_a_save_is_refused_as_the_original_still_exists(
     guest.goes_on(before)
 
 
+@slow
 @pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
 def test_an_image_goes_through_a_compressing_pipe(guest: Guest, images: Path):
     before = guest.state()
@@ -145,7 +136,7 @@ def test_xl_sees_a_restored_domain_as_one_of_its_own(guest: Guest, images: Path)
     assert len(vcpus) == guest.vcpus
 
 
-@each_kind
+@pv_and_slowly_pvh
 def test_a_guest_that_gave_memory_back_keeps_what_it_has(guest: Guest, images: Path):
     before = guest.state()
     must("xl", "mem-set", guest.name, str(LESS_MEMORY_MIB))
@@ -235,18 +226,16 @@ def test_a_guest_of_2_gib_keeps_its_large_pages(images: Path):
         image.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(
-    "guest",
-    [pytest.param(("pvh", 2), id="pvh"), pytest.param(("pv", 2), id="pv", marks=pytest.mark.slow)],
-    indirect=True,
-)
+@slow
+@pytest.mark.parametrize("guest", [("pvh", 2), ("pv", 2)], indirect=True, ids=["pvh", "pv"])
 def test_images_of_guests_with_two_vcpus_go_both_ways_between_xl_and_us(guest: Guest, images: Path):
     stock_xl_restores_ours(guest, images)
     (images / "a.img").unlink()
     we_restore_stock_xls(guest, images)
 
 
-@two_busy_vcpus
+@slow
+@pytest.mark.parametrize("busy_guest", [("pv", 2), ("pvh", 2)], indirect=True, ids=["pv", "pvh"])
 def test_a_guest_with_two_vcpus_is_saved_live_by_digests(busy_guest: Guest, images: Path):
     live_by_digests(busy_guest, images)
 

@@ -62,6 +62,7 @@ def test_nothing_watches_a_domain_where_that_is_not_wanted(guest: Guest, images:
     assert watchers_of(guest.domid) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
 def test_a_domain_that_is_saved_and_goes_on_is_watched_on_until_it_is_destroyed(guest: Guest, images: Path):
     before = guest.state()

@@ -79,6 +79,31 @@ class GuestLog:
     boots: int = 0
     """How many different hashes followed one another; 1 unless the guest was started again."""
 
+    def take(self, text: str) -> int:
+        """Take what follows of the log: how many characters. A last line without its end does not count yet."""
+        whole = text.rpartition("\n")[0]
+        for line in whole.splitlines():
+            self._take_line(line)
+        return len(whole) + 1 if "\n" in text else 0
+
+    def _take_line(self, line: str) -> None:
+        now = parse_line(line)
+        if now is None:
+            complaint = _COMPLAINT.search(line)
+            if complaint:
+                self.complaints.append(complaint[0].rstrip())
+            return
+        before = self.last
+        if before is None or before.hash != now.hash:
+            self.boots += 1
+        else:
+            if now.counter != before.counter + 1:
+                self.gaps.append((before.counter, now.counter))
+            if now.uptime_s < before.uptime_s:
+                self.backwards.append((before.uptime_s, now.uptime_s))
+        self.lines += 1
+        self.last = now
+
     def clean(self) -> bool:
         """Return whether the guest ran and found nothing wrong; gaps are for the caller to judge."""
         last = self.last
@@ -104,21 +129,5 @@ class GuestLog:
 def parse_log(text: str) -> GuestLog:
     """Return what the console log `text` tells; a last line without its end does not count."""
     log = GuestLog()
-    for line in text.rpartition("\n")[0].splitlines():
-        now = parse_line(line)
-        if now is None:
-            complaint = _COMPLAINT.search(line)
-            if complaint:
-                log.complaints.append(complaint[0].rstrip())
-            continue
-        before = log.last
-        if before is None or before.hash != now.hash:
-            log.boots += 1
-        else:
-            if now.counter != before.counter + 1:
-                log.gaps.append((before.counter, now.counter))
-            if now.uptime_s < before.uptime_s:
-                log.backwards.append((before.uptime_s, now.uptime_s))
-        log.lines += 1
-        log.last = now
+    log.take(text)
     return log

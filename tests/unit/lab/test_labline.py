@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from xenlab.labline import parse_line, parse_log
+from hypothesis import given
+from hypothesis import strategies as st
+from xenlab.labline import GuestLog, parse_line, parse_log
 
 BOOT = "0123456789abcdef"
 
@@ -50,3 +52,15 @@ def test_guest_that_goes_on_after_a_restore_is_clean() -> None:
     assert log.clean()
     assert log.gaps == []
     assert parse_log("").clean() is False
+
+
+@given(st.lists(st.integers(min_value=0, max_value=400), max_size=6))
+def test_a_log_read_bit_by_bit_tells_the_same(cuts):
+    text = "\r\n".join(
+        [lab(5, 5), "CORRUPT pfn=0x1", lab(7, 4), "xen: resumed", lab(1, 1, hash_="f" * 16), lab(2, 2)]
+    )
+    whole, log, taken = parse_log(text), GuestLog(), 0
+    for cut in [*sorted(cuts), len(text)]:
+        taken += log.take(text[taken : max(cut, taken)])
+    assert log == whole
+    assert text[taken:] == lab(2, 2)
