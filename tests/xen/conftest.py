@@ -100,7 +100,7 @@ def handles() -> Iterator[Any]:
     if not is_control_domain():
         yield None
         return
-    from saverestore.guest.x86.common import open_handles
+    from saverestore.guest.common.handles import open_handles
 
     with open_handles() as opened:
         yield opened
