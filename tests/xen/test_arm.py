@@ -23,6 +23,11 @@ def test_a_saved_guest_goes_on_in_a_new_domain_three_times_in_a_row(guest: Guest
         (images / "a.img").unlink()
 
 
+@one_vcpu
+def test_a_guest_saved_and_restored_by_the_bare_toolstack_goes_on(guest: Guest, images: Path):
+    a_saved_guest_goes_on(guest, images, "bare")
+
+
 @pytest.mark.parametrize("busy_guest", [("pvh", 1)], indirect=True, ids=["1vcpu"])
 def test_a_guest_saved_live_goes_on_and_so_does_its_copy(busy_guest: Guest, images: Path):
     live_by_digests(busy_guest, images)
