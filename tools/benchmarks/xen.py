@@ -10,6 +10,7 @@ import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from xenlab import ssh
@@ -21,7 +22,7 @@ from benchmarks.results import Comparison, compare, table
 
 PARTS = ("saves", "live")
 LIVE_MIB = 256
-SCRIPT = "tools/benchmarks/xen_times.py"
+SCRIPT = Path(__file__).with_name("xen_times.py")
 
 FASTER = 1.3
 NO_LONGER = 1.0
@@ -62,14 +63,16 @@ def measure(
 
 
 def _run(machine: Machine, what: str, kind: str, mib: int, pairs: int) -> list[dict[str, Any]]:
-    line = f"cd /root/pysave && python3 {SCRIPT} {what} --kind {kind} --memory {mib} --pairs {pairs}"
-    done = subprocess.run(
-        ssh.command(machine.variant.name, machine.require_up(), [line]),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    # Through standard input: dom0 has the package and its tests, not the tools of this repository.
+    line = f"python3 - {what} --kind {kind} --memory {mib} --pairs {pairs}"
+    with SCRIPT.open("rb") as script:
+        done = subprocess.run(
+            ssh.command(machine.variant.name, machine.require_up(), [line]),
+            stdin=script,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     if done.returncode != 0:
         raise BenchError(
             f"{what} of {kind}, {mib} MiB: exit {done.returncode} in dom0; what it said is above"
