@@ -41,3 +41,10 @@ def test_streams_of_a_gib_and_downtimes_have_targets():
         "pv, 1024 MiB, save: whole process": (None, None),
         "pvh, 256 MiB, live, 200 pages/s: downtime": (1.0, True),
     }
+
+
+def test_a_pair_that_was_cut_short_is_left_out():
+    found = [saved("ours", 0, 1), saved("xl", 0, 2), saved("xl", 1, 9)]
+    stream, _ = put_together(found)
+    assert stream.ratios == (2,)
+    assert put_together([saved("ours", 0, 1)]) == []
