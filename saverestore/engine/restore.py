@@ -42,10 +42,12 @@ def restore(
     report = RestoreReport() if report is None else report
     started, begun_at = time.monotonic(), source.offset
     try:
-        with PageFiller(reader, guest, workers=workers or usable_cores()) as filler:
-            _read_all(reader, source, guest, filler, progress, report)
+        try:
+            with PageFiller(reader, guest, workers=workers or usable_cores()) as filler:
+                _read_all(reader, source, guest, filler, progress, report)
+        finally:
+            report.memory_s = time.monotonic() - started
         report.digest = reader.checked_digest
-        report.memory_s = time.monotonic() - started
         progress.phase("completing the domain")
         completing_at = time.monotonic()
         pages = guest.complete(channels)

@@ -20,14 +20,12 @@ from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_TIMER_MODE
+from saverestore.guest.common.pages import SLACK_KIB
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import shield
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.domains import Domain, config_of, devices_of, kind_of, userdata_path
 from saverestore.toolstack.ports import FreshDomain
-
-SLACK_KIB = 1024
-"""More than its target that a domain may have, as libxl allows (LIBXL_MAXMEM_CONSTANT)."""
 
 HYPERVISOR_OVERHEAD_KIB = 4096
 """What Xen itself needs for a domain besides its memory and paging pool; a generous guess."""

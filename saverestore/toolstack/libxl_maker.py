@@ -20,9 +20,10 @@ from saverestore import interrupts
 from saverestore.errors import ImageError, XenRefused
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_STORE_EVTCHN
+from saverestore.guest.common.pages import SLACK_KIB
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import shield
-from saverestore.toolstack.bare import SLACK_KIB, write_userdata
+from saverestore.toolstack.bare import write_userdata
 from saverestore.toolstack.config import GuestConfig, parse
 from saverestore.toolstack.domains import userdata_path
 from saverestore.toolstack.libxl import LibxlToolstack

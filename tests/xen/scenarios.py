@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
-from xen_lab import Guest, must, run, state_of
+from xen_lab import Command, Guest, must, run, state_of
 
 
 def a_saved_guest_goes_on(guest: Guest, images: Path, toolstack: str = "auto") -> None:
@@ -67,3 +68,23 @@ def copy_goes_on(guest: Guest, before: dict) -> None:
     assert now["uptime_s"] > before["uptime_s"]
     assert now["vcpus"] == before["vcpus"]
     assert now["corrupt"] == now["corrupt_lines"] == 0, now
+
+
+def the_disk_fills_up_half_way(guest: Guest, images: Path) -> None:
+    """A save is given up, no half image is left, and the guest goes on."""
+    before = guest.state()
+    small = images / "small"
+    small.mkdir()
+    must("mount", "-t", "tmpfs", "-o", f"size={guest.memory_mib + 20}m", "none", str(small))
+    try:
+        save = Command("pysave", guest.name, str(small / "a.img"))
+        save.wait_for("last round")
+        # After the check for free space: somebody else takes it. Zero pages need none, so little is left.
+        with (small / "other").open("wb") as other:
+            os.posix_fallocate(other.fileno(), 0, guest.memory_mib << 20)
+        assert save.finish() == 5
+        assert "No space left" in save.said
+        assert {path.name for path in small.iterdir()} == {"other"}
+    finally:
+        must("umount", str(small))
+    guest.goes_on(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from arm_driver import ONLY_WHEN_IT_GOES_ON, POINTS
-from scenarios import a_saved_guest_goes_on
-from xen_lab import COMMAND_TIMEOUT_S, Command, Guest, domid_of, must, no_partial_files, run, state_of
+from scenarios import a_saved_guest_goes_on, the_disk_fills_up_half_way
+from xen_lab import COMMAND_TIMEOUT_S, Guest, domid_of, must, no_partial_files, run, state_of
 
 DRIVER = str(Path(__file__).with_name("arm_driver.py"))
 
@@ -102,22 +101,7 @@ def test_a_fault_in_the_stub_of_a_restore_leaves_no_domain(guest: Guest, images:
 
 @one_vcpu
 def test_a_disk_that_fills_up_leaves_the_guest_running_and_no_half_image(guest: Guest, images: Path):
-    before = guest.state()
-    small = images / "small"
-    small.mkdir()
-    must("mount", "-t", "tmpfs", "-o", f"size={guest.memory_mib + 20}m", "none", str(small))
-    try:
-        save = Command("pysave", guest.name, str(small / "a.img"))
-        save.wait_for("last round")
-        # After the check for free space: somebody else takes it. Zero pages need none, so little is left.
-        with (small / "other").open("wb") as other:
-            os.posix_fallocate(other.fileno(), 0, guest.memory_mib << 20)
-        assert save.finish() == 5
-        assert "No space left" in save.said
-        assert {path.name for path in small.iterdir()} == {"other"}
-    finally:
-        must("umount", str(small))
-    guest.goes_on(before)
+    the_disk_fills_up_half_way(guest, images)
     assert journals() == []
     a_saved_guest_goes_on(guest, images)
 

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from scenarios import the_disk_fills_up_half_way
 from xen_lab import Command, Guest, domid_of, must, no_partial_files, run, state_of
 
 one_kind = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
@@ -62,22 +63,7 @@ def next_save_is_whole(guest: Guest, images: Path) -> None:
 
 @pv_only
 def test_a_disk_that_fills_up_half_way(guest: Guest, images: Path):
-    before = guest.state()
-    small = images / "small"
-    small.mkdir()
-    must("mount", "-t", "tmpfs", "-o", f"size={guest.memory_mib + 20}m", "none", str(small))
-    try:
-        save = Command("pysave", guest.name, str(small / "a.img"))
-        save.wait_for("last round")
-        # After the check for free space: somebody else takes it. Zero pages need none, so little is left.
-        with (small / "other").open("wb") as other:
-            os.posix_fallocate(other.fileno(), 0, guest.memory_mib << 20)
-        assert save.finish() == 5
-        assert "No space left" in save.said
-        assert {path.name for path in small.iterdir()} == {"other"}
-    finally:
-        must("umount", str(small))
-    guest.goes_on(before)
+    the_disk_fills_up_half_way(guest, images)
     next_save_is_whole(guest, images)
 
 

@@ -269,6 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `tools/bench` and return its exit code."""
     raise_on_signals()
     arguments = sys.argv[1:] if argv is None else list(argv)
+    sys.path.insert(0, str(CHECKOUT))  # what is measured is this checkout, whichever one is installed
     try:
         if not {"-h", "--help"} & set(arguments):  # those need nothing
             environment.enter([str(CHECKOUT / "tools/bench"), *arguments])

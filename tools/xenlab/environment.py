@@ -17,6 +17,9 @@ from xenlab import apt, cache
 from xenlab.errors import LabError, step
 from xenlab.machine import CHECKOUT
 
+NEEDED = ("numpy", "xxhash", "zstandard", "lz4", "PIL", "saverestore")
+"""What a benchmark imports, besides the compiled kernels."""
+
 HOST_PACKAGES = {
     # what must be there -> the package that brings it
     f"{sysconfig.get_path('include')}/Python.h": "python3-dev",
@@ -72,7 +75,7 @@ def enter(command: list[str]) -> None:
 
     So a benchmark can be asked for on a fresh machine, and in a virtual environment of somebody's own as well.
     """
-    if all(find_spec(name) for name in ("lz4", "PIL", "saverestore")) and find_spec("saverestore._kernels"):
+    if all(find_spec(name) for name in NEEDED) and find_spec("saverestore._kernels"):
         return
     python = ensure()
     if Path(sys.prefix) == python.parent.parent:

@@ -28,7 +28,7 @@ from saverestore.guest.common.hvm_params import (
     HVM_PARAM_STORE_EVTCHN,
     HVM_PARAM_STORE_PFN,
 )
-from saverestore.guest.common.pages import MappedWindow, Populated
+from saverestore.guest.common.pages import SLACK_KIB, MappedWindow, Populated
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
 from saverestore.interrupts import shield
 from saverestore.stream.layout import PageType, has_data
@@ -41,8 +41,6 @@ RESTORED = 0
 
 FLUSH_PAGES = 8192
 PAGE_KIB = PAGE_SIZE // 1024
-SLACK_KIB = 1024
-"""A domain may have that much more than it was made with: libxl's LIBXL_MAXMEM_CONSTANT."""
 
 
 def check_platform(platform: Arm64Platform, gic: int, *, unless: str | None) -> None:

@@ -11,6 +11,9 @@ from saverestore.errors import DomainError
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import U8, U64, Bool, PageBatch, gather_runs
 
+SLACK_KIB = 1024
+"""More than its target that a domain may have, as libxl allows (LIBXL_MAXMEM_CONSTANT)."""
+
 
 class MappedBatch(PageBatch):
     """Pages in a domain's own memory; those with a private copy (`staged`) are taken from there."""

@@ -11,6 +11,7 @@ from stream_samples import MemorySink, source_of
 
 from saverestore.engine.filling import BUFFER_PAGES
 from saverestore.engine.policy import Limits
+from saverestore.engine.progress import RestoreReport
 from saverestore.engine.restore import restore
 from saverestore.engine.save import SaveSettings
 from saverestore.errors import ImageError
@@ -143,3 +144,21 @@ def test_a_changed_byte_is_found_before_the_domain_is_completed_however_many_wor
         restored(bytes(image), guest)
     assert "complete" not in guest.moments.calls
     assert guest.buffers.nr_open == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_time_that_pages_took_is_known_of_a_restore_that_failed_amid_them(workers):
+    domain = MemoryDomain.pvh(NR_PFNS)
+    image = image_of(MemorySave(domain))[: 9 << 20]
+    report = RestoreReport()
+    with source_of(image) as source, pytest.raises(EndOfStream):
+        restore(
+            LibxcReader(source),
+            source,
+            MemoryRestore(empty_like(domain)),
+            CHANNELS,
+            None,
+            report,
+            workers=workers,
+        )
+    assert 0 < report.memory_s <= report.total_s
