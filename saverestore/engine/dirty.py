@@ -4,7 +4,7 @@
     DigestSource     everything is read again; what does not digest to what was sent is sent. Works for every
                      domain on every Xen, and costs a pass over memory for each round.
 
-A digest is of bytes that were *sent*, so a batch is copied first, and the copy is both digested and written.
+A digest is of bytes that were *sent*, so what is digested and written is one copy (see `copies`).
 Digesting the domain's own memory instead would lose pages: a page A that becomes B between the digest and the
 write, and A again later, would digest as unchanged although B was sent.
 """
@@ -15,10 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from saverestore.guest.ports import U8, U64, Bool, LogDirty, PageBatch, SaveGuest
+from saverestore.engine.copies import CopiedBatch
+from saverestore.guest.ports import U64, Bool, LogDirty, SaveGuest
 from saverestore.kernels.page_digests import page_digests
-from saverestore.kernels.zero_pages import PAGE_WORDS, zero_pages
-from saverestore.stream.layout import PAGE_SIZE
 
 # No page has it: marks a pfn of which nothing was sent yet.
 NEVER_SENT = 0xFF
@@ -35,7 +34,7 @@ class DirtySource(Protocol):
     def known_dirty(self) -> int | None:
         """How many pages are known to be waiting for the next round; None when only reading tells."""
 
-    def select(self, batch: PageBatch) -> PageBatch:
+    def select(self, batch: CopiedBatch) -> CopiedBatch:
         """The part of a batch that must be sent. May be called on any thread, for one batch at a time a pfn."""
 
     def close(self) -> None:
@@ -58,7 +57,7 @@ class EverythingOnce:
         """None are waiting."""
         return 0
 
-    def select(self, batch: PageBatch) -> PageBatch:
+    def select(self, batch: CopiedBatch) -> CopiedBatch:
         """All of it."""
         return batch
 
@@ -94,38 +93,13 @@ class LogDirtySource:
         self._waiting = fresh if self._waiting is None else self._waiting | fresh
         return int(np.count_nonzero(self._waiting))
 
-    def select(self, batch: PageBatch) -> PageBatch:
+    def select(self, batch: CopiedBatch) -> CopiedBatch:
         """All of it: the hypervisor said so."""
         return batch
 
     def close(self) -> None:
         """Log-dirty off."""
         self._log.close()
-
-
-class CopiedBatch(PageBatch):
-    """Pages in private memory: nobody else changes them."""
-
-    def __init__(self, pfns: U64, types: U8, pages: U8, deferred: U64) -> None:
-        buffers = [pages.reshape(-1).data] if len(pages) else []
-        super().__init__(pfns, types, buffers, deferred)
-
-
-def copied(batch: PageBatch) -> CopiedBatch:
-    """The same pages in private memory; the batch itself is closed."""
-    if isinstance(batch, CopiedBatch):
-        return batch
-    with batch:
-        pages = batch.copy_data(np.empty((batch.nr_data, PAGE_SIZE), dtype=np.uint8))
-    return CopiedBatch(batch.pfns, batch.types, pages, batch.deferred)
-
-
-def zero_pages_in(batch: PageBatch) -> int:
-    """How many pages of a batch are all zero. Of memory that changes meanwhile: at some moment."""
-    return sum(
-        int(np.count_nonzero(zero_pages(np.frombuffer(run, dtype=np.uint64).reshape(-1, PAGE_WORDS))))
-        for run in batch.pages
-    )
 
 
 class DigestSource:
@@ -149,20 +123,15 @@ class DigestSource:
         """Not known before everything is read again."""
         return None
 
-    def select(self, batch: PageBatch) -> PageBatch:
-        """Pages whose content or type is not what was sent last; the batch itself is closed."""
-        with batch:
-            pages = batch.copy_data(np.empty((batch.nr_data, PAGE_SIZE), dtype=np.uint8))
-        digests = page_digests(pages)
+    def select(self, batch: CopiedBatch) -> CopiedBatch:
+        """Pages whose content or type is not what was sent last."""
+        digests = page_digests(batch.data)
         changed = self._types[batch.pfns] != batch.types
         with_data = batch.with_data
         changed[with_data] |= (self._digests[batch.pfns[with_data]] != digests).any(axis=1)
         self._types[batch.pfns] = batch.types
         self._digests[batch.pfns[with_data]] = digests
-        sent = changed[with_data]
-        if not sent.all():  # in the first round all are sent: a second copy would double what the batch takes
-            pages = pages[sent]
-        return CopiedBatch(batch.pfns[changed], batch.types[changed], pages, batch.deferred)
+        return batch.only(changed)
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from saverestore.engine.copies import CopiedBatch, Copies
 from saverestore.engine.dirty import (
     DigestSource,
     DirtySource,
     EverythingOnce,
     LogDirtySource,
-    copied,
-    zero_pages_in,
 )
 from saverestore.engine.pipeline import ahead, workers
 from saverestore.engine.policy import ALL_OF_IT, Decision, Limits, OnStall, RoundStats, decide
 from saverestore.engine.progress import Progress, SaveReport, Silence, peak_memory_bytes
 from saverestore.errors import DomainError
-from saverestore.guest.ports import U64, LogDirtyUnavailable, PageBatch, SaveGuest, Throttle
+from saverestore.guest.ports import U64, LogDirtyUnavailable, SaveGuest, Throttle
 from saverestore.interrupts import shield
+from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import Before, DigestAlgorithm, WrittenDigest, integrity_fields
 from saverestore.stream.layout import DRAFT_B_VERSION, MIB, PageType, entries_of
@@ -249,10 +249,14 @@ def _send_live(
 
 @dataclass
 class _Ready:
-    """A batch on its way: read, and its record prepared (None where there is nothing to tell)."""
+    """A batch on its way: read, and its record prepared (None where there is nothing to tell).
 
-    batch: PageBatch
+    `nr_zero`: how many of its pages are all zero.
+    """
+
+    batch: CopiedBatch
     prepared: PreparedPages | None
+    nr_zero: int
 
     def close(self) -> None:
         self.batch.close()
@@ -279,9 +283,7 @@ class _PageSender:
         self._progress = progress
         self._depth = settings.workers + AHEAD - 1
         self._batch_pfns = XOR_BATCH_PFNS if _keeps_versions(settings) else BATCH_PFNS
-        # What is digested or summed up must be what is written: the domain's own memory may change in between, even
-        # while it is suspended (a backend completes what it had begun, the console's writes into its ring).
-        self._needs_copy = settings.digest is not None or writer.needs_still_pages
+        self._copies = Copies(self._batch_pfns)
         self.zero_pages = 0
         self._was_sent = np.zeros(guest.nr_pfns, dtype=bool)
         self._deferred: list[U64] = []
@@ -301,15 +303,14 @@ class _PageSender:
         sent = 0
 
         def read(some: U64) -> _Ready:
-            batch = self._source.select(self._guest.read_pages(some, final=final))
-            return self._prepare(copied(batch) if self._needs_copy else batch)
+            return self._prepare(self._copies.of(self._guest.read_pages(some, final=final)))
 
         with ahead(self._pool, read, self._batches(pfns), depth=self._depth) as batches:
             for ready in batches:
                 batch = ready.batch
                 with batch:
                     sent += self._write(ready)
-                    self.zero_pages += batch.nr_zero
+                    self.zero_pages += ready.nr_zero
                 if len(batch.deferred):
                     self._deferred.append(batch.deferred)
                 done = min(self._asked.popleft(), left)
@@ -331,21 +332,21 @@ class _PageSender:
         """Of how many pfns a page was sent, however often."""
         return int(np.count_nonzero(self._was_sent))
 
-    def _prepare(self, batch: PageBatch) -> _Ready:
-        """One batch as one PAGE_DATA record. Any thread: within a round, no two batches have a pfn in common.
+    def _prepare(self, batch: CopiedBatch) -> _Ready:
+        """What of a batch is to be sent, as one PAGE_DATA record. The batch is closed when this raises.
 
-        A pfn without memory is only told when it had some before: holes cost nothing.
+        Any thread: within a round, no two batches have a pfn in common. A pfn without memory is only told when it
+        had some before: holes cost nothing.
         """
         try:
-            batch.nr_zero = zero_pages_in(batch)
+            batch = self._source.select(batch)
             told = (batch.types != PageType.XTAB) | self._was_sent[batch.pfns]
             pfns = batch.pfns[told]
-            if not len(pfns):
-                return _Ready(batch, None)
-            prepared = self._writer.prepare_pages(entries_of(pfns, batch.types[told]), batch.pages)
-            if self._writer.needs_still_pages:
-                batch.pages = ()  # what of them is needed, the record has
-            return _Ready(batch, prepared)
+            prepared = None
+            if len(pfns):
+                prepared = self._writer.prepare_pages(entries_of(pfns, batch.types[told]), batch.pages)
+            nr_zero = int(np.count_nonzero(zero_pages(batch.data.view(np.uint64))))
+            return _Ready(batch, prepared, nr_zero)
         except BaseException:
             batch.close()
             raise

@@ -44,7 +44,6 @@ class PageBatch(AbstractContextManager["PageBatch"]):
     `pages` are buffers that, one after the other, hold a page for each pfn whose type has data, in the
     order of `pfns`; they may be the domain's own memory, mapped, which changes while the domain runs.
     `deferred` are pfns that were asked for but could not be read now: not among `pfns`, to be read again.
-    `nr_zero`: how many of the pages are all zero, once the engine has looked.
     After the `with` block the buffers are gone.
     """
 
@@ -52,7 +51,6 @@ class PageBatch(AbstractContextManager["PageBatch"]):
     types: U8
     pages: Sequence[memoryview]
     deferred: U64 = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
-    nr_zero: int = 0
 
     def __post_init__(self) -> None:
         self.with_data: Bool = has_data(self.types)

@@ -83,11 +83,6 @@ class LibxcWriter:
         self._sink.writev([self.image.pack(), self.domain.pack(self.image.order)])
 
     @property
-    def needs_still_pages(self) -> bool:
-        """Whether pages must not change between `prepare_pages` and the write: they are summed up and coded."""
-        return self._encoder is not None
-
-    @property
     def verifying(self) -> bool:
         """Whether VERIFY has been written."""
         return self._grammar.verifying

@@ -11,7 +11,7 @@ from pathlib import Path
 
 # -smap: before QEMU 9.1, an IRET from user mode to user mode faults under SMAP, and each PV kernel does
 # those. -rdtscp: otherwise each RDTSCP of a PVH guest fails in Xen's SVM code ("Insn mismatch").
-CPU = "max,-smap,-la57,-pku,-rdtscp"
+CPU = "max,-smap,-la57,-pku,-rdtscp,-erms,-fsrm"
 
 # Under emulation Xen's lazy switching of the vector registers mixes those of different vCPUs: programs in
 # dom0 and guests compute wrong, crash, or lose connections. Seen with the guest's self-check (FPU-CORRUPT within

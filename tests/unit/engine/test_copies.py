@@ -1,0 +1,69 @@
+"""Private copies of batches, and the memory they are in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from memory_guests import opened
+
+from saverestore.engine.copies import Copies
+from saverestore.guest.memory_domain import MemoryDomain
+
+NR_PFNS = 100
+
+
+@pytest.fixture
+def guest():
+    with opened(MemoryDomain.pvh(NR_PFNS, hole=range(50, 60))) as found:
+        yield found
+
+
+def read(guest, pfns):
+    return guest.read_pages(np.array(pfns, dtype=np.uint64), final=False)
+
+
+def test_a_copy_has_all_that_the_batch_had_and_the_batch_is_closed(guest):
+    guest.domain.write([3], 7)
+    with Copies(10).of(read(guest, [3, 55, 4])) as copy:
+        assert guest.buffers.nr_open == 0
+        assert copy.pfns.tolist() == [3, 55, 4]
+        assert copy.with_data.tolist() == [True, False, True]
+        assert (copy.data == guest.domain.read(np.array([3, 4], dtype=np.uint64))).all()
+        assert b"".join(copy.pages) == copy.data.tobytes()
+
+
+def test_memory_is_used_again_once_a_copy_is_closed_and_not_before(guest):
+    copies = Copies(10)
+    first, second = copies.of(read(guest, [1, 2])), copies.of(read(guest, [3, 4]))
+    assert not np.shares_memory(first.data, second.data)
+    place = first.data.ctypes.data
+    first.close()
+    first.close()  # twice is once
+    third, fourth = copies.of(read(guest, [5, 6])), copies.of(read(guest, [7, 8]))
+    assert third.data.ctypes.data == place
+    assert not np.shares_memory(third.data, fourth.data)
+    assert (second.data == guest.domain.read(np.array([3, 4], dtype=np.uint64))).all()
+
+
+def test_a_part_of_a_copy_is_in_memory_of_its_own_and_gives_back_that_of_the_whole(guest):
+    copies = Copies(10)
+    whole = copies.of(read(guest, [1, 55, 2]))
+    place = whole.data.ctypes.data
+    part = whole.only(np.array([False, True, True]))
+    again = copies.of(read(guest, [3, 4]))
+    assert again.data.ctypes.data == place
+    assert part.pfns.tolist() == [55, 2]
+    assert (part.data == guest.domain.read(np.array([2], dtype=np.uint64))).all()
+
+
+def test_all_of_a_copy_is_the_copy_itself(guest):
+    whole = Copies(10).of(read(guest, [1, 55, 2]))
+    assert whole.only(np.ones(3, dtype=bool)) is whole
+
+
+def test_a_batch_that_cannot_be_copied_is_closed_all_the_same(guest, monkeypatch):
+    batch = read(guest, [1, 2])
+    monkeypatch.setattr(batch, "copy_data", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Copies(10).of(batch)
+    assert guest.buffers.nr_open == 0
