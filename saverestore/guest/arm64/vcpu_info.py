@@ -103,8 +103,13 @@ class VcpuInfoSearch:
         write_cleared(self._handles, journal.domid, cleared)
         found = {number: self._set_again(journal, cleared, number) for number in numbers}
         put_back_cleared(self._handles, journal.domid, cleared)
-        if len(set(found.values())) != len(numbers):
-            raise _not_one(journal.domid, numbers[0], 0)
+        owner: dict[int, int] = {}
+        for number, address in found.items():
+            if owner.setdefault(address, number) != number:
+                raise DomainError(
+                    f"domain {journal.domid}: vCPUs {owner[address]} and {number} seem to have their vcpu_info at "
+                    f"one place, {address:#x}, which cannot be; it goes on (try again)"
+                )
         return found
 
     def _set_again(self, journal: Journal, cleared: U64, number: int) -> int:

@@ -164,6 +164,21 @@ def test_when_an_event_comes_for_another_vcpu_each_time_it_is_given_up(xen):
         search(xen)
 
 
+def test_two_that_seem_to_be_at_one_place_are_told_as_that(xen):
+    def back_end(number: int) -> None:
+        if number == 1:  # of vCPU 1 itself Xen has nothing to tell, its queues being full
+            xen.ready[0] &= ~(1 << 7)
+            xen.event(0, 7)
+
+    xen.meanwhile = back_end
+    for number in range(2):
+        xen.event(number, 7)
+    xen.ready[1] = 2**16 - 1
+    with pytest.raises(DomainError, match="vCPUs 0 and 1 seem to have their vcpu_info at one place, 0x40"):
+        search(xen)
+    assert xen.is_as_it_was_but_for_events()
+
+
 @pytest.mark.parametrize("dies_at", range(1, 8))
 def test_whoever_dies_meanwhile_leaves_a_journal_by_which_memory_is_put_back(xen, dies_at):
     for number in range(2):
