@@ -35,6 +35,15 @@ class Equipped:
         run_by(restorer, *RESTORERS[restorer], str(image))
         self.goes_on(before)
 
+    def saved_live_twice(self, images: Path) -> None:
+        """First it goes on itself, then what was saved of it."""
+        before = self.guest.state()
+        must("pysave", "--live", "-c", self.guest.name, str(images / "a.img"))
+        self.goes_on(before)
+        must("pyimage", "verify", str(images / "a.img"))
+        (images / "a.img").unlink()
+        self.saved_and_restored("pysave", "pyrestore", images / "b.img", "--live")
+
     def goes_on(self, since: dict[str, Any]) -> None:
         """All of it."""
         self.guest.goes_on(since)

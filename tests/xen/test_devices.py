@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from equipped import RESTORERS, SAVERS, WITH_HELPER, Equipped, equipped_guest, run_by
-from xen_lab import must
 
 
 @pytest.fixture
@@ -51,12 +50,7 @@ def test_saved_and_restored_by_every_pair_of_tools_nothing_is_lost_or_doubled(
     indirect=True,
 )
 def test_saved_live_it_goes_on_with_all_its_devices(equipped: Equipped, images: Path):
-    before = equipped.guest.state()
-    must("pysave", "--live", "-c", equipped.guest.name, str(images / "a.img"))
-    equipped.goes_on(before)
-    must("pyimage", "verify", str(images / "a.img"))
-    (images / "a.img").unlink()
-    equipped.saved_and_restored("pysave", "pyrestore", images / "b.img", "--live")
+    equipped.saved_live_twice(images)
 
 
 @pytest.mark.slow
