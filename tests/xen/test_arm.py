@@ -12,23 +12,44 @@ from xen_lab import Command, Guest, must, no_partial_files, run, state_of
 
 pytestmark = pytest.mark.usefixtures("on_arm64")
 
+slow = pytest.mark.slow
 one_vcpu = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["1vcpu"])
 VCPUS = pytest.mark.parametrize("guest", [("pvh", 1), ("pvh", 2)], indirect=True, ids=["1vcpu", "2vcpus"])
+UP_TO_FOUR = [
+    pytest.param(("pvh", 1), id="1vcpu"),
+    pytest.param(("pvh", 2), id="2vcpus"),
+    pytest.param(("pvh", 4), id="4vcpus", marks=slow),
+]
 
 
+@pytest.mark.parametrize("guest", UP_TO_FOUR, indirect=True)
+def test_a_saved_guest_goes_on_in_a_new_domain(guest: Guest, images: Path):
+    a_saved_guest_goes_on(guest, images)
+
+
+@slow
 @VCPUS
-def test_a_saved_guest_goes_on_in_a_new_domain_three_times_in_a_row(guest: Guest, images: Path):
+def test_a_guest_saved_and_restored_three_times_in_a_row_goes_on_each_time(guest: Guest, images: Path):
     for _ in range(3):
         a_saved_guest_goes_on(guest, images)
         (images / "a.img").unlink()
 
 
+@slow
 @one_vcpu
 def test_a_guest_saved_and_restored_by_the_bare_toolstack_goes_on(guest: Guest, images: Path):
     a_saved_guest_goes_on(guest, images, "bare")
 
 
-@pytest.mark.parametrize("busy_guest", [("pvh", 1)], indirect=True, ids=["1vcpu"])
+@pytest.mark.parametrize(
+    "busy_guest",
+    [
+        pytest.param(("pvh", 1), id="1vcpu"),
+        pytest.param(("pvh", 2), id="2vcpus", marks=slow),
+        pytest.param(("pvh", 4), id="4vcpus", marks=slow),
+    ],
+    indirect=True,
+)
 def test_a_guest_saved_live_goes_on_and_so_does_its_copy(busy_guest: Guest, images: Path):
     live_by_digests(busy_guest, images)
 
@@ -41,6 +62,7 @@ def test_the_image_tells_what_it_is_and_is_whole(guest: Guest, images: Path):
     assert found["records"]["ARM64_VCPU"]["count"] == guest.vcpus
 
 
+@slow
 @one_vcpu
 @pytest.mark.parametrize("phase", ["suspending", "last round"])
 def test_a_guest_whose_save_was_killed_is_put_right_by_recover(guest: Guest, images: Path, phase: str):
@@ -60,6 +82,7 @@ def test_a_guest_whose_save_was_killed_is_put_right_by_recover(guest: Guest, ima
     assert list(Path("/var/lib/xen").glob("pysave-arm64.*")) == []
 
 
+@slow
 @one_vcpu
 def test_live_cannot_be_had_from_a_log_that_xen_has_not(guest: Guest, images: Path):
     said = run("pysave", "--live", "--dirty", "log", guest.name, str(images / "a.img"))

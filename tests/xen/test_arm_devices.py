@@ -19,10 +19,17 @@ def equipped(request: pytest.FixtureRequest, images: Path) -> Iterator[Equipped]
         yield found
 
 
+slow = pytest.mark.slow
 vcpus = pytest.mark.parametrize("equipped", [1, 2], indirect=True, ids=["1vcpu", "2vcpus"])
 one_vcpu = pytest.mark.parametrize("equipped", [1], indirect=True, ids=["1vcpu"])
 
 
+@one_vcpu
+def test_saved_and_restored_nothing_is_lost_or_doubled(equipped: Equipped, images: Path):
+    equipped.saved_and_restored("pysave", "pyrestore", images / "a.img")
+
+
+@slow
 @vcpus
 def test_saved_and_restored_twice_nothing_is_lost_or_doubled(equipped: Equipped, images: Path):
     for _ in range(2):
@@ -30,18 +37,15 @@ def test_saved_and_restored_twice_nothing_is_lost_or_doubled(equipped: Equipped,
         (images / "a.img").unlink()
 
 
+@slow
 @one_vcpu
 def test_saved_live_it_goes_on_with_all_its_devices_and_so_does_what_is_saved_next(
     equipped: Equipped, images: Path
 ):
-    before = equipped.guest.state()
-    must("pysave", "--live", "-c", equipped.guest.name, str(images / "a.img"))
-    equipped.goes_on(before)
-    must("pyimage", "verify", str(images / "a.img"))
-    (images / "a.img").unlink()
-    equipped.saved_and_restored("pysave", "pyrestore", images / "b.img", "--live")
+    equipped.saved_live_twice(images)
 
 
+@slow
 @one_vcpu
 def test_what_libxl_keeps_of_a_restored_domain_is_what_it_was(equipped: Equipped, images: Path):
     def kept() -> dict:
@@ -53,6 +57,7 @@ def test_what_libxl_keeps_of_a_restored_domain_is_what_it_was(equipped: Equipped
     assert kept() == before
 
 
+@slow
 @one_vcpu
 def test_without_its_disk_or_by_the_bare_toolstack_it_is_refused_and_no_domain_is_made(
     equipped: Equipped, images: Path

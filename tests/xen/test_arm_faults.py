@@ -16,11 +16,15 @@ from xen_lab import COMMAND_TIMEOUT_S, Guest, domid_of, must, no_partial_files, 
 
 DRIVER = str(Path(__file__).with_name("arm_driver.py"))
 
+slow = pytest.mark.slow
 one_vcpu = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["1vcpu"])
 VCPUS = pytest.mark.parametrize("guest", [("pvh", 1), ("pvh", 2)], indirect=True, ids=["1vcpu", "2vcpus"])
 
 
 pytestmark = pytest.mark.usefixtures("on_arm64")
+
+CORE_POINT = "places cleared"
+"""Where most has to be put back: contexts, lent pages, an event channel, words of the guest's memory."""
 
 
 def with_fault(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +36,9 @@ def journals() -> list[Path]:
 
 
 @one_vcpu
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=() if point == CORE_POINT else slow) for point in POINTS]
+)
 def test_a_save_killed_at_any_point_is_put_right_by_recover(guest: Guest, images: Path, point: str):
     before = guest.state()
     options = ["-c"] if point in ONLY_WHEN_IT_GOES_ON else []
@@ -49,6 +55,7 @@ def test_a_save_killed_at_any_point_is_put_right_by_recover(guest: Guest, images
         assert json.loads(must("pyimage", "verify", "--json", str(images / "a.img")))["whole"]
 
 
+@slow
 @VCPUS
 def test_after_being_killed_at_the_worst_point_and_recovered_a_guest_can_be_saved_and_restored(
     guest: Guest, images: Path
@@ -61,6 +68,7 @@ def test_after_being_killed_at_the_worst_point_and_recovered_a_guest_can_be_save
     no_partial_files(images)
 
 
+@slow
 @VCPUS
 def test_a_guest_with_events_pending_is_saved_and_restored(guest: Guest, images: Path):
     before = guest.state()
@@ -75,7 +83,7 @@ def test_a_guest_with_events_pending_is_saved_and_restored(guest: Guest, images:
 
 
 @one_vcpu
-@pytest.mark.parametrize("piece", ["SAVE", "EVENT"])
+@pytest.mark.parametrize("piece", ["SAVE", pytest.param("EVENT", marks=slow)])
 def test_a_fault_in_a_stub_leaves_the_guest_running(guest: Guest, images: Path, piece: str):
     before = guest.state()
     said = with_fault("undefined", piece, "pysave", guest.name, str(images / "a.img"))
@@ -87,6 +95,7 @@ def test_a_fault_in_a_stub_leaves_the_guest_running(guest: Guest, images: Path, 
     a_saved_guest_goes_on(guest, images)
 
 
+@slow
 @one_vcpu
 def test_a_fault_in_the_stub_of_a_restore_leaves_no_domain(guest: Guest, images: Path):
     before = guest.state()
@@ -99,6 +108,7 @@ def test_a_fault_in_the_stub_of_a_restore_leaves_no_domain(guest: Guest, images:
     guest.goes_on(before)
 
 
+@slow
 @one_vcpu
 def test_a_disk_that_fills_up_leaves_the_guest_running_and_no_half_image(guest: Guest, images: Path):
     the_disk_fills_up_half_way(guest, images)

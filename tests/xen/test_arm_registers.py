@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from xen_lab import Guest, must
 
-VCPUS = pytest.mark.parametrize("guest", [("pvh", 1), ("pvh", 2)], indirect=True, ids=["1vcpu", "2vcpus"])
+VCPUS = pytest.mark.parametrize(
+    "guest",
+    [pytest.param(("pvh", 1), id="1vcpu"), pytest.param(("pvh", 2), id="2vcpus", marks=pytest.mark.slow)],
+    indirect=True,
+)
 
 MOST_S = 120
 """So long at most between a register being loaded and it being read again, under emulation."""
