@@ -30,6 +30,8 @@ CONFIG_CALL = "libxl_domain_config_from_json"
 """The call of a LibxlError that says that a configuration is none."""
 
 INVALID_DOMID = 0xFFFF_FFFF
+NEW = -1
+"""Instead of a descriptor to restore from: a domain that is to boot."""
 
 
 class LibxlError(XenError):
@@ -113,13 +115,12 @@ class Libxl(Handle):
         self._check(lib.libxl_name_to_domid(self.ptr, name.encode(), domid), "libxl_name_to_domid", None)
         return int(domid[0])
 
-    def create(self, config_json: str) -> int:
-        """Create a domain with its devices, ready to boot and paused: its domid. On any error there is none."""
-        _errors.clear()
-        domid = ffi.new("uint32_t *")
-        rc = lib.pyxc_libxl_create(self.ptr, config_json.encode(), domid)
-        self._check(rc, "libxl_domain_create_new", None)
-        return int(domid[0])
+    def create(self, config_json: str, tick: Callable[[], None] = lambda: None) -> int:
+        """Create a domain with its devices, ready to boot and paused: its domid. On any error there is none.
+
+        It waits for hotplug scripts and device models. `tick`, signals: see `restore`.
+        """
+        return self._make("libxl_domain_create_new", config_json, NEW, tick)
 
     def core_dump(self, domid: int, path: str) -> None:
         """Write the memory of a domain that has crashed to a new file."""
@@ -164,17 +165,20 @@ class Libxl(Handle):
         aborts the restore. On any error there is no domain. A signal that raises when this has just ended would
         leave a domain that nobody knows of: hold signals back, and let `tick` raise for them.
         """
+        return self._make("libxl_domain_create_restore", config_json, fd, tick)
+
+    def _make(self, call: str, config_json: str, fd: int, tick: Callable[[], None]) -> int:
         _errors.clear()
         rc = ffi.new("int *")
-        restore = lib.pyxc_restore_new(self.ptr, config_json.encode(), rc)
+        making = lib.pyxc_making_new(self.ptr, config_json.encode(), rc)
         self._check(rc[0], CONFIG_CALL, None)
         try:
-            self._run(restore, fd, tick)
-            return int(restore.domid)
+            self._run(call, making, fd, tick)
+            return int(making.domid)
         finally:
-            lib.pyxc_restore_free(restore)
+            lib.pyxc_making_free(making)
 
-    def _run(self, restore: ffi.CData, fd: int, tick: Callable[[], None]) -> None:
+    def _run(self, call: str, making: ffi.CData, fd: int, tick: Callable[[], None]) -> None:
         """From start to end on a thread of its own, so that signals reach the main thread at once.
 
         The start, too: a signal between it and the wait would leave libxl with a child that nobody looks after.
@@ -185,8 +189,8 @@ class Libxl(Handle):
 
         def run() -> None:
             try:
-                rc = lib.pyxc_restore_start(self.ptr, restore, fd)
-                result.append(rc or lib.pyxc_restore_wait(self.ptr, restore))
+                rc = lib.pyxc_making_start(self.ptr, making, fd)
+                result.append(rc or lib.pyxc_making_wait(self.ptr, making))
             finally:
                 over.set()
 
@@ -199,11 +203,11 @@ class Libxl(Handle):
         except BaseException:
             # "Not found" is fine: it has not begun, or is over already.
             while thread.ident is not None and not over.wait(TICK_S):
-                lib.pyxc_restore_abort(self.ptr, restore)
-            # libxl destroys what it could not restore, but need not when it was told to stop, or was done.
-            if restore.domid != INVALID_DOMID and result and result[0] in (0, lib.ERROR_ABORTED):
+                lib.pyxc_making_abort(self.ptr, making)
+            # libxl destroys what it could not make, but need not when it was told to stop, or was done.
+            if making.domid != INVALID_DOMID and result and result[0] in (0, lib.ERROR_ABORTED):
                 with suppress(LibxlError):
-                    self.destroy(restore.domid)
+                    self.destroy(making.domid)
             raise
-        domid = None if restore.domid == INVALID_DOMID else restore.domid
-        self._check(result[0], "libxl_domain_create_restore", domid)
+        domid = None if making.domid == INVALID_DOMID else making.domid
+        self._check(result[0], call, domid)

@@ -10,16 +10,15 @@ extern "Python" void pyxc_log_message(int level, int errnoval, char *context, ch
 libxl_ctx *pyxc_libxl_open(void);
 char *pyxc_libxl_domain_config(libxl_ctx *ctx, uint32_t domid, int *rc);
 
-struct pyxc_restore { uint32_t domid; int rc; ...; };
-struct pyxc_restore *pyxc_restore_new(libxl_ctx *ctx, const char *config_json, int *rc);
-int pyxc_restore_start(libxl_ctx *ctx, struct pyxc_restore *restore, int fd);
-int pyxc_restore_wait(libxl_ctx *ctx, struct pyxc_restore *restore);
-int pyxc_restore_abort(libxl_ctx *ctx, struct pyxc_restore *restore);
-void pyxc_restore_free(struct pyxc_restore *restore);
+struct pyxc_making { uint32_t domid; int rc; ...; };
+struct pyxc_making *pyxc_making_new(libxl_ctx *ctx, const char *config_json, int *rc);
+int pyxc_making_start(libxl_ctx *ctx, struct pyxc_making *making, int fd);
+int pyxc_making_wait(libxl_ctx *ctx, struct pyxc_making *making);
+int pyxc_making_abort(libxl_ctx *ctx, struct pyxc_making *making);
+void pyxc_making_free(struct pyxc_making *making);
 
 int pyxc_libxl_destroy(libxl_ctx *ctx, uint32_t domid);
 int pyxc_libxl_unpause(libxl_ctx *ctx, uint32_t domid);
-int pyxc_libxl_create(libxl_ctx *ctx, const char *config_json, uint32_t *domid);
 int pyxc_libxl_core_dump(libxl_ctx *ctx, uint32_t domid, const char *path);
 int pyxc_libxl_preserve(libxl_ctx *ctx, uint32_t domid, const char *config_json, const char *suffix);
 int pyxc_libxl_wait_for_end(libxl_ctx *ctx, uint32_t domid, int *reason);

@@ -40,8 +40,8 @@ static char *pyxc_libxl_domain_config(libxl_ctx *ctx, uint32_t domid, int *rc)
     return json;
 }
 
-/* One libxl_domain_create_restore, which goes on while others look after signals. */
-struct pyxc_restore {
+/* One domain being made, restored or new, which goes on while others look after signals. */
+struct pyxc_making {
     uint32_t domid;
     int rc;
     libxl_domain_config config;
@@ -49,43 +49,49 @@ struct pyxc_restore {
     libxl_asyncop_how how;
 };
 
-static struct pyxc_restore *pyxc_restore_new(libxl_ctx *ctx, const char *config_json, int *rc)
+static struct pyxc_making *pyxc_making_new(libxl_ctx *ctx, const char *config_json, int *rc)
 {
-    struct pyxc_restore *restore = calloc(1, sizeof(*restore));
+    struct pyxc_making *making = calloc(1, sizeof(*making));
 
-    if ( !restore )
+    if ( !making )
     {
         *rc = ERROR_NOMEM;
         return NULL;
     }
-    libxl_domain_config_init(&restore->config);
-    libxl_domain_restore_params_init(&restore->params);
-    *rc = libxl_domain_config_from_json(ctx, &restore->config, config_json);
+    libxl_domain_config_init(&making->config);
+    libxl_domain_restore_params_init(&making->params);
+    *rc = libxl_domain_config_from_json(ctx, &making->config, config_json);
     if ( *rc )
     {
-        libxl_domain_restore_params_dispose(&restore->params);
-        libxl_domain_config_dispose(&restore->config);
-        free(restore);
+        libxl_domain_restore_params_dispose(&making->params);
+        libxl_domain_config_dispose(&making->config);
+        free(making);
         return NULL;
     }
-    restore->params.checkpointed_stream = LIBXL_CHECKPOINTED_STREAM_NONE;
-    restore->params.stream_version = 2;
-    libxl_defbool_set(&restore->params.userspace_colo_proxy, false);
-    restore->domid = INVALID_DOMID;
-    if ( !libxl_domid_valid_guest(restore->config.c_info.domid) )
-        restore->config.c_info.domid = INVALID_DOMID;
-    restore->how.u.for_event = (uintptr_t)restore;
-    return restore;
+    making->params.checkpointed_stream = LIBXL_CHECKPOINTED_STREAM_NONE;
+    making->params.stream_version = 2;
+    libxl_defbool_set(&making->params.userspace_colo_proxy, false);
+    making->domid = INVALID_DOMID;
+    if ( !libxl_domid_valid_guest(making->config.c_info.domid) )
+        making->config.c_info.domid = INVALID_DOMID;
+    making->how.u.for_event = (uintptr_t)making;
+    return making;
 }
 
-static int pyxc_restore_start(libxl_ctx *ctx, struct pyxc_restore *restore, int fd)
+/* `fd`: what it is restored from; -1: it is a new one. */
+static int pyxc_making_start(libxl_ctx *ctx, struct pyxc_making *making, int fd)
 {
-    return libxl_domain_create_restore(ctx, &restore->config, &restore->domid, fd, -1, &restore->params,
-                                       &restore->how, NULL);
+    if ( fd < 0 )
+    {
+        making->config.c_info.domid = INVALID_DOMID;
+        return libxl_domain_create_new(ctx, &making->config, &making->domid, &making->how, NULL);
+    }
+    return libxl_domain_create_restore(ctx, &making->config, &making->domid, fd, -1, &making->params,
+                                       &making->how, NULL);
 }
 
-/* Runs libxl's event loop until the restore is over. */
-static int pyxc_restore_wait(libxl_ctx *ctx, struct pyxc_restore *restore)
+/* Runs libxl's event loop until that is over. */
+static int pyxc_making_wait(libxl_ctx *ctx, struct pyxc_making *making)
 {
     bool over = false;
 
@@ -97,24 +103,24 @@ static int pyxc_restore_wait(libxl_ctx *ctx, struct pyxc_restore *restore)
         if ( rc )
             return rc;
         over = event->type == LIBXL_EVENT_TYPE_OPERATION_COMPLETE &&
-               event->for_user == restore->how.u.for_event;
+               event->for_user == making->how.u.for_event;
         if ( over )
-            restore->rc = event->u.operation_complete.rc;
+            making->rc = event->u.operation_complete.rc;
         libxl_event_free(ctx, event);
     }
-    return restore->rc;
+    return making->rc;
 }
 
-static int pyxc_restore_abort(libxl_ctx *ctx, struct pyxc_restore *restore)
+static int pyxc_making_abort(libxl_ctx *ctx, struct pyxc_making *making)
 {
-    return libxl_ao_abort(ctx, &restore->how);
+    return libxl_ao_abort(ctx, &making->how);
 }
 
-static void pyxc_restore_free(struct pyxc_restore *restore)
+static void pyxc_making_free(struct pyxc_making *making)
 {
-    libxl_domain_restore_params_dispose(&restore->params);
-    libxl_domain_config_dispose(&restore->config);
-    free(restore);
+    libxl_domain_restore_params_dispose(&making->params);
+    libxl_domain_config_dispose(&making->config);
+    free(making);
 }
 
 static int pyxc_libxl_destroy(libxl_ctx *ctx, uint32_t domid)
@@ -125,24 +131,6 @@ static int pyxc_libxl_destroy(libxl_ctx *ctx, uint32_t domid)
 static int pyxc_libxl_unpause(libxl_ctx *ctx, uint32_t domid)
 {
     return libxl_domain_unpause(ctx, domid, NULL);
-}
-
-/* A new domain with its devices, paused. */
-static int pyxc_libxl_create(libxl_ctx *ctx, const char *config_json, uint32_t *domid)
-{
-    libxl_domain_config config;
-    int rc;
-
-    *domid = INVALID_DOMID;
-    libxl_domain_config_init(&config);
-    rc = libxl_domain_config_from_json(ctx, &config, config_json);
-    if ( !rc )
-    {
-        config.c_info.domid = INVALID_DOMID;
-        rc = libxl_domain_create_new(ctx, &config, domid, NULL, NULL);
-    }
-    libxl_domain_config_dispose(&config);
-    return rc;
 }
 
 static int pyxc_libxl_core_dump(libxl_ctx *ctx, uint32_t domid, const char *path)

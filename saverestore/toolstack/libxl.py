@@ -109,10 +109,13 @@ class LibxlToolstack:
             finally:
                 told(link.report())
 
-    def create(self, name: str, config_json: str) -> int:
-        """Create a domain with its devices, paused and about to boot: its domid. On any error there is none."""
+    def create(self, name: str, config_json: str, tick: Callable[[], None]) -> int:
+        """Create a domain with its devices, paused and about to boot: its domid. On any error there is none.
+
+        `tick` is called a few times a second meanwhile; an exception of it ends that.
+        """
         try:
-            return self._libxl.create(config_json)
+            return self._libxl.create(config_json, tick)
         except XenError as error:
             raise XenRefused(
                 f"libxl could not create {name}: {error} (the logs in /var/log/xen may say more)"

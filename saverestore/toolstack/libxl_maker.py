@@ -86,10 +86,11 @@ class LibxlMaker:
         """libxl knows where its daemons run."""
 
     def create(self, config: GuestConfig) -> FreshDomain:
-        """By libxl, with devices and hotplug scripts: it takes as long as these do, and signals wait for it."""
+        """By libxl, with devices and hotplug scripts: it takes as long as these do, or until a signal comes."""
         with _idle_kernel_file() as path, shield():
             try:
-                domid = self._toolstack.create(config.name, to_be_made(config, path))
+                made_of = to_be_made(config, path)
+                domid = self._toolstack.create(config.name, made_of, interrupts.raise_pending)
             except XenRefused:
                 # A terminal sends Ctrl-C to hotplug scripts, too: they may have failed of it.
                 interrupts.raise_pending()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from equipped import Equipped, equipped_guest
-from xen_lab import domid_of, must, run
+from xen_lab import COMMAND_TIMEOUT_S, Command, domid_of, must, run
 
 pytestmark = pytest.mark.usefixtures("on_arm64")
+
+BLOCK_SCRIPT = Path("/etc/xen/scripts/block")
+LIBXL_WAITS_S = 40
+"""So long for a hotplug script, and then it fails."""
 
 
 @pytest.fixture
@@ -77,5 +83,32 @@ def test_without_its_disk_or_by_the_bare_toolstack_it_is_refused_and_no_domain_i
     assert refused.returncode == 6, refused.stderr
     assert domid_of(guest.name) is None
     moved.rename(disk)
+    must("pyrestore", str(images / "a.img"))
+    equipped.goes_on(before)
+
+
+@slow
+@one_vcpu
+def test_ctrl_c_while_a_hotplug_script_is_waited_for_leaves_no_domain(equipped: Equipped, images: Path):
+    guest = equipped.guest
+    before = guest.state()
+    must("pysave", guest.name, str(images / "a.img"))
+    script, begun = BLOCK_SCRIPT.read_bytes(), images / "begun"
+    BLOCK_SCRIPT.write_text(
+        f'#!/bin/sh\n[ "$1" = add ] || exit 0\ntouch {begun}\nexec sleep {LIBXL_WAITS_S}\n'
+    )
+    try:
+        restore = Command("pyrestore", str(images / "a.img"))
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        while not begun.exists():
+            assert time.monotonic() < deadline, "the hotplug script was not begun"
+            time.sleep(0.1)
+        since = time.monotonic()
+        restore.send(signal.SIGINT)
+        assert restore.finish() == 130, restore.said
+        assert time.monotonic() - since < LIBXL_WAITS_S
+        assert domid_of(guest.name) is None
+    finally:
+        BLOCK_SCRIPT.write_bytes(script)
     must("pyrestore", str(images / "a.img"))
     equipped.goes_on(before)

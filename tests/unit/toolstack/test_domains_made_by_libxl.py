@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,8 +102,11 @@ class FakeHost:
         self.nodes: dict[str, str] = {}
         self.max_kib: list[int] = []
         self.fails = False
+        self.meanwhile: Callable[[], None] = lambda: None
 
-    def create(self, _name: str, config_json: str) -> int:
+    def create(self, _name: str, config_json: str, tick: Callable[[], None]) -> int:
+        self.meanwhile()
+        tick()
         self.kernel = Path(json.loads(config_json)["b_info"]["kernel"]).read_bytes()
         self.alive.add(4)
         return 4
@@ -139,6 +143,13 @@ def test_a_domain_is_made_with_our_kernel_and_the_channels_that_libxl_gave_it(ho
 def test_nothing_is_left_of_a_domain_that_could_not_be_made_ready(host):
     host.fails = True
     with pytest.raises(KeyboardInterrupt):
+        maker_on(host).create(config())
+    assert host.alive == set()
+
+
+def test_ctrl_c_ends_the_wait_for_a_hotplug_script(host):
+    host.meanwhile = lambda: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Interrupted), handled():
         maker_on(host).create(config())
     assert host.alive == set()
 
