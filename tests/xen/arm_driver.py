@@ -10,6 +10,7 @@ Nothing of this is in the product: it is put over it from outside.
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import signal
 import sys
@@ -72,16 +73,15 @@ def over(module: str, name: str, make: Callable[[Callable[..., Any]], Callable[.
 
 
 def kill_at(point: Point) -> None:
-    calls = 0
+    calls = itertools.count(1)  # on any thread
 
     def make(function: Callable[..., Any]) -> Callable[..., Any]:
         def instead(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == point.number and point.when == "before":
+            is_it = next(calls) == point.number
+            if is_it and point.when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             result = function(*args, **kwargs)
-            if calls == point.number:
+            if is_it:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
