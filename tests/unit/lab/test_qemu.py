@@ -67,3 +67,8 @@ def test_comma_in_a_module_path_is_refused_and_escaped_elsewhere() -> None:
         qemu.command_line(dataclasses.replace(BOOT, initrd=Path("/a,b/initrd")))
     argv = qemu.command_line(dataclasses.replace(BOOT, disk=Path("/a,b/disk.img")))
     assert "file=/a,,b/disk.img," in after(argv, "-drive")
+
+
+def test_a_machine_with_gicv2_has_one_processor_and_others_have_two() -> None:
+    assert after(qemu.command_line(dataclasses.replace(BOOT, gic=2)), "-smp") == "1"
+    assert {after(qemu.command_line(boot), "-smp") for boot in (BOOT, ARM64)} == {"2"}
