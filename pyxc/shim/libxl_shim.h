@@ -14,11 +14,19 @@
 
 #include "log.h"
 
+/* libxl waits for its own children only: those of the program are the program's. */
+static const libxl_childproc_hooks pyxc_children = {
+    .chldowner = libxl_sigchld_owner_libxl_always_selective_reap,
+};
+
 static libxl_ctx *pyxc_libxl_open(void)
 {
     libxl_ctx *ctx = NULL;
 
-    return libxl_ctx_alloc(&ctx, LIBXL_VERSION, 0, pyxc_logger()) ? NULL : ctx;
+    if ( libxl_ctx_alloc(&ctx, LIBXL_VERSION, 0, pyxc_logger()) )
+        return NULL;
+    libxl_childproc_setmode(ctx, &pyxc_children, NULL);
+    return ctx;
 }
 
 /* What `xl save` would put into an image; to be freed. No domid: the restored domain takes a free one. */

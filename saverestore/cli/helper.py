@@ -211,7 +211,7 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel, measure
 
 def _set_up_logging(handler: logging.Handler, settings: Settings) -> None:
     level = {"debug": logging.DEBUG, "info": logging.INFO}.get(settings.log_level, logging.WARNING)
-    logging.basicConfig(handlers=[handler], format="%(message)s", level=level)
+    logging.basicConfig(handlers=[handler], format="%(message)s", level=level, force=True)
     if settings.log_level != "debug":
         # libxc also logs what is no error for us, such as pages that cannot be mapped just now.
         logging.getLogger("pyxc.libxc").setLevel(logging.WARNING)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 
 from saverestore.cli import common, reporting
@@ -88,11 +88,12 @@ def _restore(arguments: argparse.Namespace) -> int | None:
         reporting.reporting(
             "pyrestore", arguments, arguments.name, lambda outcome: facts_of_restore(outcome, report)
         ) as run,
+        _helper_for(arguments) as helper,
         closing(
             progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
         ) as progress,
     ):
-        restored = restore_domain(request, progress, report)
+        restored = restore_domain(request, progress, report, helper=helper)
         run.outcome = replace(run.outcome, domain=restored.name)
     common.answer(str(restored.domid))
     if not arguments.quiet:
@@ -102,6 +103,18 @@ def _restore(arguments: argparse.Namespace) -> int | None:
             f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s"
         )
     return None
+
+
+def _helper_for(arguments: argparse.Namespace) -> AbstractContextManager[Mapping[str, str]]:
+    """A save helper for libxl that waits, where one may be needed."""
+    from saverestore.guest.arm64.host import is_arm64_host
+
+    if arguments.toolstack == "bare" or is_arm64_host():
+        return nullcontext({})
+    from saverestore.cli import helper
+    from saverestore.helper.ready import ready_helper
+
+    return ready_helper(helper.main)
 
 
 def _size_of(image: str) -> int | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import stat
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import Progress, RestoreReport
@@ -34,6 +36,7 @@ LOG = logging.getLogger(__name__)
 
 STDIN = "-"
 SAMPLE_BYTES = 64 << 20
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,15 @@ class _Prepared:
 
 
 def restore_domain(
-    request: RestoreRequest, progress: Progress, report: RestoreReport | None = None
+    request: RestoreRequest,
+    progress: Progress,
+    report: RestoreReport | None = None,
+    *,
+    helper: Mapping[str, str] = NO_VARIABLES,
 ) -> Restored:
     """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none.
+
+    `helper`: variables by which libxl finds a save helper that waits; where there are none, it starts its own.
 
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
     """
@@ -92,7 +101,9 @@ def restore_domain(
             assert ready.libxl is not None  # or the bare toolstack would have made it
             from saverestore.operations import restore_libxl
 
-            domid = restore_libxl.restore(ready.libxl, image, image.config, progress, report, **options)
+            domid = restore_libxl.restore(
+                ready.libxl, image, image.config, progress, report, **options, helper=helper
+            )
         report.domain_state = "paused" if request.paused else "running"
         if report.digest is None:
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)

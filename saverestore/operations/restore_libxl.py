@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -37,8 +37,12 @@ def restore(
     paused: bool,
     force: bool,
     require_digest: bool,
+    helper: Mapping[str, str],
 ) -> int:
-    """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none."""
+    """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none.
+
+    `helper`: variables by which libxl finds a save helper that waits.
+    """
     started = time.monotonic()
     progress.phase(f"creating {guest_config.name}")
     source = image.source
@@ -61,7 +65,7 @@ def restore(
             # A signal is heeded in `tick`, and nowhere else until it is noted that there is a domain.
             with shield():
                 try:
-                    domid = toolstack.restore(guest_config, way.fileno(), task, tick, told)
+                    domid = toolstack.restore(guest_config, way.fileno(), task, tick, told, helper)
                 except SaveRestoreError:
                     # A terminal sends Ctrl-C to the helper, too: it may have ended of it before `tick` came.
                     interrupts.raise_pending()

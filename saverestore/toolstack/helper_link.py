@@ -25,6 +25,7 @@ from saverestore.errors import (
 )
 from saverestore.stream.digest import Before
 
+HELPER_VARIABLE = "LIBXL_SAVE_HELPER"
 TASK_VARIABLE = "PYXC_TASK"
 
 ERRORS: dict[int, type[SaveRestoreError]] = {

@@ -9,7 +9,7 @@ ARM it cannot do that: see `libxl_maker`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from pyxc.libxl import CONFIG_CALL, Libxl
@@ -22,10 +22,8 @@ from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain, kind_of, userdata_path
-from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
+from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE, HelperReport, Task, linked
 from saverestore.toolstack.programs import HELPER, path_of
-
-HELPER_VARIABLE = "LIBXL_SAVE_HELPER"
 
 
 class LibxlToolstack:
@@ -83,15 +81,17 @@ class LibxlToolstack:
         task: Task,
         tick: Callable[[], None],
         told: Callable[[HelperReport], None],
+        helper: Mapping[str, str],
     ) -> int:
         """Create the domain and fill it from `fd`, which stands at libxl's header: its domid.
 
         It is complete and paused. `task` is what our helper, which does the filling, is to know; `told` is called
-        with what it measured, however it ended. `tick` is called a few times a second meanwhile. On any error there
+        with what it measured, however it ended. `helper`: variables by which libxl finds one that waits; where there
+        are none, it runs the program. `tick` is called a few times a second meanwhile. On any error there
         is no domain: an error of the helper's is raised as it would have been here, with its exit code; any other as
         XenRefused.
         """
-        with linked(task) as link, _our_helper(link.task):
+        with linked(task) as link, _our_helper(link.task, helper):
             try:
                 return self._libxl.restore(guest_config.to_json().decode(), fd, tick)
             except XenError as error:
@@ -132,9 +132,9 @@ class LibxlToolstack:
 
 
 @contextmanager
-def _our_helper(task: Task) -> Iterator[None]:
+def _our_helper(task: Task, helper: Mapping[str, str]) -> Iterator[None]:
     """Inside this block, libxl runs our helper, with this task."""
-    ours = {HELPER_VARIABLE: str(path_of(HELPER)), TASK_VARIABLE: task.pack()}
+    ours = {**(helper or {HELPER_VARIABLE: str(path_of(HELPER))}), TASK_VARIABLE: task.pack()}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:

@@ -94,14 +94,20 @@ def test_a_hotplug_script_that_fails_is_told_and_leaves_nothing(with_disk: Path)
         BLOCK_SCRIPT.write_bytes(script)
 
 
-def helper_of(pid: int) -> int | None:
-    found = run("pgrep", "-P", str(pid), "-f", "pyxc-save-helper").stdout.split()
-    return int(found[0]) if found else None
+def helper_of(pid: int) -> dict[str, int]:
+    """What libxl has been given for a helper: the program that it runs, and the process that does the work."""
+    found = {
+        what: run("pgrep", "-P", str(pid), "-f", "--", pattern).stdout.split()
+        for what, pattern in (("stand-in", "--restore-domain"), ("worker", "pyrestore"))
+    }
+    return {what: int(pids[0]) for what, pids in found.items() if pids}
 
 
-def is_at_work(helper: int | None) -> bool:
-    """It heeds signals: it does before it loads the binding. Until then SIGTERM ends it without a word."""
-    return helper is not None and "pyxc/_xen" in Path(f"/proc/{helper}/maps").read_text()
+def heeds(pid: int, number: signal.Signals) -> bool:
+    """Whether it catches a signal: before, it would end of it without a word."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize(
@@ -111,22 +117,26 @@ def is_at_work(helper: int | None) -> bool:
         pytest.param(signal.SIGTERM, id="term", marks=pytest.mark.slow),
     ],
 )
-def test_a_helper_that_is_killed_leaves_nothing(with_disk: Path, number: signal.Signals):
+@pytest.mark.parametrize("what", ["stand-in", "worker"])
+def test_a_helper_that_is_killed_leaves_nothing(with_disk: Path, what: str, number: signal.Signals):
     with nothing_left_over():
         read_end, write_end = os.pipe()
         restore = subprocess.Popen(["pyrestore", "-"], stdin=read_end, stderr=subprocess.PIPE, text=True)
         os.close(read_end)
         os.write(write_end, with_disk.read_bytes()[: 1 << 16])
         deadline = time.monotonic() + 60
-        while not is_at_work(helper := helper_of(restore.pid)):
+        while "stand-in" not in (helper := helper_of(restore.pid)) or not heeds(
+            helper["worker"], signal.SIGTERM
+        ):
             assert time.monotonic() < deadline, "no helper was started"
             time.sleep(0.1)
-        assert helper is not None
-        os.kill(helper, number)
+        os.kill(helper[what], number)
         _, said = restore.communicate(timeout=120)
         os.close(write_end)
         assert restore.returncode == 6, said
         assert "no domain was left behind" in said
+        for pid in helper.values():
+            assert not Path(f"/proc/{pid}").exists()
 
 
 def test_ctrl_c_while_libxl_restores_leaves_nothing(with_disk: Path):

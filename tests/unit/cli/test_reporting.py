@@ -150,7 +150,7 @@ def test_what_makes_no_sense_is_wrong_usage(tmp_path, monkeypatch, capsys, savin
 
 
 def test_a_restore_leaves_its_report(tmp_path, monkeypatch, capsys):
-    def restore_domain(request, progress, report):
+    def restore_domain(request, progress, report, *, helper):
         report.pages, report.domain_state = 7, "running"
         return restore.Restored(5, "web1", report)
 
@@ -164,7 +164,7 @@ def test_a_restore_leaves_its_report(tmp_path, monkeypatch, capsys):
 
 
 def test_a_restore_that_fails_leaves_one_too(tmp_path, monkeypatch):
-    def restore_domain(*_: object) -> None:
+    def restore_domain(*_: object, **__: object) -> None:
         raise ImageError("damaged", offset=16)
 
     monkeypatch.setattr(restore, "restore_domain", restore_domain)

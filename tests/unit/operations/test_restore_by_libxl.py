@@ -47,7 +47,7 @@ class FakeLibxl:
         self.running: set[int] = set()
         self.read = b""
 
-    def restore(self, config, fd, task, tick, told):
+    def restore(self, config, fd, task, tick, told, helper):
         with os.fdopen(os.dup(fd), "rb") as file:
             self.read = file.read()
         self.meanwhile()
@@ -97,7 +97,15 @@ def restored_by(libxl: FakeLibxl, image: Path, *, paused: bool = False) -> Resto
     with opened(str(image)) as found:
         report = RestoreReport()
         restore_libxl.restore(
-            libxl, found, found.config, Silence(), report, paused=paused, force=False, require_digest=False
+            libxl,
+            found,
+            found.config,
+            Silence(),
+            report,
+            paused=paused,
+            force=False,
+            require_digest=False,
+            helper={},
         )
     return report
 
@@ -187,7 +195,7 @@ def test_a_signal_while_libxl_is_at_work_ends_it(image: Path):
 
 def test_a_signal_that_ends_the_helper_first_is_what_is_told(image: Path):
     class HelperEnded(FakeLibxl):
-        def restore(self, config, fd, task, tick, told):
+        def restore(self, config, fd, task, tick, told, helper):
             interrupt()
             raise XenRefused("the helper died due to fatal signal Interrupt")
 
@@ -198,8 +206,8 @@ def test_a_signal_that_ends_the_helper_first_is_what_is_told(image: Path):
 
 def test_a_signal_when_libxl_has_just_made_the_domain_destroys_it(image: Path):
     class JustMade(FakeLibxl):
-        def restore(self, config, fd, task, tick, told):
-            made = super().restore(config, fd, task, tick, told)
+        def restore(self, config, fd, task, tick, told, helper):
+            made = super().restore(config, fd, task, tick, told, helper)
             interrupt()
             return made
 
@@ -226,14 +234,22 @@ def test_what_the_helper_measured_is_in_the_report(image: Path):
 
 def test_what_the_helper_measured_before_it_failed_is_in_the_report_too(image: Path):
     class Failing(FakeLibxl):
-        def restore(self, config, fd, task, tick, told):
+        def restore(self, config, fd, task, tick, told, helper):
             told(HelperReport(error="damaged", exit_code=4, pages=3, memory_s=0.25))
             raise ImageError("damaged")
 
     report = RestoreReport()
     with opened(str(image)) as found, pytest.raises(ImageError):
         restore_libxl.restore(
-            Failing(), found, found.config, Silence(), report, paused=False, force=False, require_digest=False
+            Failing(),
+            found,
+            found.config,
+            Silence(),
+            report,
+            paused=False,
+            force=False,
+            require_digest=False,
+            helper={},
         )
     assert (report.pages, report.memory_s) == (3, 0.25)
 

@@ -1,0 +1,145 @@
+"""A save helper that waits: a process forked before libxl is asked, so that no Python starts while an image is read.
+
+libxl runs a program for the memory. Ours would load Python and its packages for a second time, while the stream
+stands still. Here that program is a stand-in of a few lines, which hands its descriptors and words to a process that
+has everything loaded:
+
+    pyrestore ──fork──► helper that waits ◄──descriptors, words── stand-in ◄──fork, exec── libxl
+                             │                                       │
+                             └── talks to libxl by its pipes         └── ends with the helper's exit code
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from saverestore.helper import stand_in
+from saverestore.interrupts import SIGNALS, shield
+from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE
+
+MOST_WORDS = 1 << 16
+MOST_DESCRIPTORS = 5
+"""Standard input, output and error; the stream, and where libxl wants to be answered."""
+
+Main = Callable[[Sequence[str]], int]
+
+
+@contextmanager
+def ready_helper(main: Main) -> Iterator[Mapping[str, str]]:
+    """Inside this block a process waits to run `main` with the words that libxl has for its helper, once.
+
+    Gives the variables with which libxl runs it; none where the system does not let such a program run. At the end
+    there is no such process any more. Must begin before there are threads.
+    """
+    program = os.memfd_create("pyxc-save-helper")
+    try:
+        os.write(program, f"#!{sys.executable} -IS\n".encode() + Path(stand_in.__file__).read_bytes())
+        path = f"/proc/{os.getpid()}/fd/{program}"
+        if not os.access(path, os.X_OK):
+            yield {}
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+            address = f"pyxc-ready-helper-{os.getpid()}-{os.urandom(8).hex()}"
+            listening.bind("\0" + address)
+            listening.listen(1)
+            with _forked(listening, main):
+                yield {HELPER_VARIABLE: path, stand_in.ADDRESS_VARIABLE: address}
+    finally:
+        os.close(program)
+
+
+@contextmanager
+def _forked(listening: socket.socket, main: Main) -> Iterator[None]:
+    """Inside this block there is the process that waits."""
+    ours, its = os.pipe()  # the reading end comes to its end when this process is gone, whatever it died of
+    # Until it is clear who is who, no signal may raise: in the new process that would go on as this one would.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    pid: int | None = None
+    try:
+        pid = os.fork()
+        if pid == 0:
+            os.close(its)
+            _be_helper(listening, ours, main, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield
+    finally:
+        with shield():
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(ours)
+            os.close(its)
+            if pid is not None:
+                # It has ended by now, or waits in vain; or works on for a stand-in that was killed.
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _be_helper(
+    listening: socket.socket, lifeline: int, main: Main, unblocked: Iterable[signal.Signals | int]
+) -> None:
+    """The forked process, which never returns; it begins with signals blocked, and ends by them while it waits."""
+    code = stand_in.FAILED
+    try:
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1):  # neither keep open what others wait to see closed
+            os.dup2(nothing, fd)
+        from saverestore.helper import restoring, telling  # noqa: F401 - what `main` will need
+
+        with _called(listening, lifeline) as connection:
+            words = _taken_over(connection)
+            code = main(words)
+            with suppress(OSError):
+                connection.send(str(code).encode())
+    except BaseException:
+        with suppress(OSError):
+            os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
+
+
+@contextmanager
+def _called(listening: socket.socket, lifeline: int) -> Iterator[socket.socket]:
+    """A stand-in of this user's, which was told who is here. The process ends when it is needed no more."""
+    waited_for: list[socket.socket | int] = [listening, lifeline]
+    while True:
+        arrived, _, _ = select.select(waited_for, [], [])
+        if lifeline in arrived:
+            os._exit(stand_in.FAILED)
+        connection, _ = listening.accept()
+        with connection:
+            if _is_ours(connection):
+                connection.send(str(os.getpid()).encode())
+                yield connection
+                return
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    """Abstract sockets have no owner: whoever is on this host may call."""
+    uid_at = 4  # struct ucred: pid, uid, gid
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[uid_at : uid_at + 4], sys.byteorder) == os.geteuid()
+
+
+def _taken_over(connection: socket.socket) -> list[str]:
+    """libxl's words to the stand-in, with descriptors as they are. Its streams and task are this process's now."""
+    data, fds, _, _ = socket.recv_fds(connection, MOST_WORDS, MOST_DESCRIPTORS)
+    os.environ[TASK_VARIABLE], *words = data.decode().split("\0")
+    for fd, standard in zip(fds, range(3), strict=False):
+        os.dup2(fd, standard)
+        os.close(fd)
+    left = iter(fds[3:])
+    for at in (1, 2):
+        if int(words[at]) != stand_in.NO_DESCRIPTOR:
+            words[at] = str(next(left))
+    return words
