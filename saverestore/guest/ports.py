@@ -222,6 +222,8 @@ def gather_runs(mapped: memoryview, staged: memoryview, is_staged: Bool, dropped
     Page i lies in `staged` (at its rank among the staged ones) where `is_staged[i]`, else in `mapped` at i;
     it is left out where `dropped[i]`. One buffer for each run: a batch without page tables is one buffer.
     """
+    if not is_staged.any() and not dropped.any():
+        return [mapped]
     rank: npt.NDArray[np.intp] = np.cumsum(is_staged) - is_staged
     buffers = []
     for start, stop in runs_of(is_staged.astype(np.int8) + 2 * dropped.astype(np.int8)):

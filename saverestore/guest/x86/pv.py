@@ -149,6 +149,8 @@ class PvSave:
         is_table = tables.is_table(types) & ~lost
         torn = np.zeros(len(types), dtype=bool)
         at = np.flatnonzero(is_table)
+        if not len(at):  # as in most batches
+            return np.empty((0, PAGE_SIZE), dtype=np.uint8), is_table, torn
         copies = tables.as_tables(mapping.pages[at])  # indexing copies: normalised from one moment's content
         good_tables, good = tables.normalise(copies, types[at], self._m2p, self.p2m.table)
         torn[at] = ~good
@@ -275,12 +277,14 @@ class PvRestore(CommonRestore):
         if not with_data.any():
             return MappedWindow(None)
         is_table = tables.is_table(types[with_data])
+        mapping = self._memory.map(self._domid, self._p2m[pfns[with_data]], writable=True)
+        if not is_table.any():  # as in most batches
+            return MappedWindow(mapping)
         staged = np.empty((int(np.count_nonzero(is_table)), PAGE_SIZE), dtype=np.uint8)
 
         def finish(mapping: Mapping) -> None:
             mapping.pages[is_table] = self._localised(staged)
 
-        mapping = self._memory.map(self._domid, self._p2m[pfns[with_data]], writable=True)
         return MappedWindow(mapping, staged=staged, is_staged=is_table, finish=finish)
 
     def _localised(self, staged: U8) -> U8:

@@ -32,10 +32,13 @@ L4 = 4
 INVALID_MFN = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
+_TABLES = np.array([type < 13 and 1 <= type & LEVEL_MASK <= L4 for type in range(16)])
+
+
 def is_table(types: U8) -> Bool:
     """Which of these page types are page tables, of levels 1 to 4, pinned or not."""
-    levels = types & LEVEL_MASK
-    return (levels >= 1) & (levels <= L4) & (types < 13)
+    tables: Bool = _TABLES[types]
+    return tables
 
 
 def frames_of(tables: U64) -> U64:
