@@ -92,6 +92,13 @@ def _move_all(move: Callable[[list[Any]], int], buffers: Sequence[Any]) -> int:
     return left
 
 
+def widen(fd: int) -> None:
+    """Let a pipe hold as much as is usually allowed. Whatever else `fd` is stays as it is."""
+    with contextlib.suppress(OSError):  # no pipe, or not ours to enlarge
+        if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < PIPE_BYTES:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
 class _Fd:
     """A descriptor with a name and a count of the bytes that passed."""
 
@@ -101,9 +108,7 @@ class _Fd:
         self._close_fd = close_fd
         self.name = name
         self.offset = 0
-        with contextlib.suppress(OSError):  # no pipe, or not ours to enlarge
-            if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < PIPE_BYTES:
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        widen(fd)
 
     def fileno(self) -> int:
         """Return the descriptor; `ValueError` when closed."""
@@ -171,6 +176,7 @@ class FdSource(_Fd):
         super().__init__(fd, name, close_fd=close_fd)
         self._dropped: bytearray | None = None
         self._held = b""
+        self._splices = True
         found = os.fstat(fd)
         # Only a regular file tells its size, without which a seek past the end would go unnoticed.
         self._is_file = stat.S_ISREG(found.st_mode)
@@ -248,6 +254,42 @@ class FdSource(_Fd):
             if moved == 0:
                 raise EndOfStream(self.name, offset=self.offset, missing_bytes=n, what=what)
             n -= moved
+
+    def pass_on(self, pipe: int, n: int, what: str = "data") -> None:
+        """Move the next `n` bytes into a pipe, by the kernel and without a copy where it can.
+
+        BrokenPipeError when nobody reads from the pipe.
+        """
+        while n:
+            moved = self._copied(pipe, n) if self._held or not self._splices else self._spliced(pipe, n)
+            if moved == 0:
+                raise EndOfStream(self.name, offset=self.offset, missing_bytes=n, what=what)
+            n -= moved
+
+    def _copied(self, pipe: int, n: int) -> int:
+        part = self.read_some(min(n, SKIP_BUFFER_BYTES))
+        view = memoryview(part)
+        while view:
+            view = view[os.write(pipe, view) :]
+        return len(part)
+
+    def _spliced(self, pipe: int, n: int) -> int:
+        """By one splice; by copying from now on where this kind of descriptor has none."""
+        while True:
+            try:
+                moved = os.splice(self.fileno(), pipe, n)
+            except BlockingIOError:
+                self._wait(select.POLLIN)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise self._failure(error) from error
+                self._splices = False
+                return self._copied(pipe, n)
+            else:
+                self.offset += moved
+                return moved
 
     def read_again(self, begin: int, length: int) -> Iterator[bytes] | None:
         """What was read from `begin` on (in terms of `offset`), in parts; None for what cannot be read twice."""

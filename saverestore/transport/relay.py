@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from saverestore.errors import ImageError, SaveRestoreError, TransportError
 from saverestore.interrupts import shield, waited_for
 from saverestore.transport.base import ByteSource
+from saverestore.transport.fd import FdSource, widen
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -61,6 +62,9 @@ class _Passing:
         return data
 
     def skip(self, n: int, what: str = "data") -> None:
+        if isinstance(self._source, FdSource):
+            self._source.pass_on(self._write_end, n, what)
+            return
         buffer = memoryview(bytearray(min(n, PART_BYTES)))
         while n:
             part = buffer[: min(n, len(buffer))]
@@ -94,6 +98,7 @@ class Relay:
         self._follow = follow
         self._head = head
         self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
+        widen(self._write_end)
         self._followed = threading.Event()
         self._error: BaseException | None = None
         # A daemon: it may hang in reading from somebody who sends nothing, and must not keep the process then.

@@ -1,0 +1,132 @@
+"""Bytes that nobody here needs to see go on from a source into a pipe: by the kernel, where it can."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from saverestore.transport import EndOfStream, FdSource
+from saverestore.transport.relay import Relay
+
+PATTERN = bytes(range(251)) * 9000  # more than two pipes hold
+
+
+def pipe_source() -> tuple[int, int]:
+    return os.pipe()
+
+
+def socket_source() -> tuple[int, int]:
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+def fed(make, data: bytes) -> FdSource:
+    read_fd, write_fd = make()
+
+    def work() -> None:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(write_fd, "wb") as file:
+            file.write(data)
+
+    threading.Thread(target=work, daemon=True).start()
+    return FdSource(read_fd, "the sender")
+
+
+class Collected:
+    """All that comes out of a pipe."""
+
+    def __init__(self) -> None:
+        self._read_end, self.write_end = os.pipe()
+        self._data = b""
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+        self._thread.start()
+
+    def _collect(self) -> None:
+        with os.fdopen(self._read_end, "rb") as file:
+            self._data = file.read()
+
+    def all(self) -> bytes:
+        os.close(self.write_end)
+        self._thread.join(10)
+        return self._data
+
+
+def no_splice(*_: object) -> int:
+    raise OSError(22, "Invalid argument")
+
+
+@pytest.mark.parametrize("make", [pipe_source, socket_source])
+@pytest.mark.parametrize("spliced", [True, False])
+def test_exactly_so_many_go_on_and_reading_goes_on_behind_them(monkeypatch, make, spliced):
+    if not spliced:
+        monkeypatch.setattr(os, "splice", no_splice)
+    out = Collected()
+    with fed(make, PATTERN) as source:
+        assert source.peek(5) == PATTERN[:5]  # these have left the descriptor already
+        assert source.read(2) == PATTERN[:2]
+        source.pass_on(out.write_end, len(PATTERN) - 12)
+        assert source.offset == len(PATTERN) - 10
+        assert source.read(10) == PATTERN[-10:]
+        source.pass_on(out.write_end, 0)
+        assert source.at_end()
+    assert out.all() == PATTERN[2:-10]
+
+
+def test_a_file_s_bytes_go_on_from_where_it_stands(tmp_path: Path):
+    (tmp_path / "image").write_bytes(PATTERN)
+    out = Collected()
+    with FdSource.open(str(tmp_path / "image")) as source:
+        source.read(3)
+        source.pass_on(out.write_end, 7)
+        assert source.read(2) == PATTERN[10:12]
+    assert out.all() == PATTERN[3:10]
+
+
+@pytest.mark.parametrize("spliced", [True, False])
+def test_a_source_that_ends_amid_them_is_told_with_the_place(monkeypatch, spliced):
+    if not spliced:
+        monkeypatch.setattr(os, "splice", no_splice)
+    out = Collected()
+    with (
+        fed(pipe_source, PATTERN) as source,
+        pytest.raises(EndOfStream, match="5 more bytes were expected for pages") as caught,
+    ):
+        source.pass_on(out.write_end, len(PATTERN) + 5, "pages")
+    assert caught.value.offset == len(PATTERN)
+    assert out.all() == PATTERN
+
+
+def test_nobody_reads_any_more_and_that_is_not_the_source_s_fault():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with fed(pipe_source, PATTERN) as source, pytest.raises(BrokenPipeError):
+        source.pass_on(write_end, len(PATTERN))
+    os.close(write_end)
+
+
+def test_a_non_blocking_source_is_waited_for():
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(read_fd, False)
+    out = Collected()
+    later = threading.Timer(0.1, lambda: (os.write(write_fd, b"late"), os.close(write_fd)))
+    later.start()
+    with FdSource(read_fd, "slow") as source:
+        source.pass_on(out.write_end, 4)
+    later.join()
+    assert out.all() == b"late"
+
+
+def test_a_relay_passes_on_what_is_skipped_and_what_is_read_in_one_order():
+    def follow(source) -> None:
+        source.read(100)
+        source.skip(len(PATTERN) - 200)
+        source.readv([bytearray(60), bytearray(40)])
+
+    with fed(pipe_source, PATTERN) as source, Relay(source, follow, head=b"head") as relay:
+        with os.fdopen(os.dup(relay.fileno()), "rb") as file:
+            assert file.read(4 + len(PATTERN)) == b"head" + PATTERN
+        relay.finish()
