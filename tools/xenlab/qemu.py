@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # -smap: before QEMU 9.1, an IRET from user mode to user mode faults under SMAP, and each PV kernel does
-# those. -rdtscp: otherwise each RDTSCP of a PVH guest fails in Xen's SVM code ("Insn mismatch").
+# those. -rdtscp: otherwise each RDTSCP of a PVH guest fails in Xen's SVM code ("Insn mismatch"). -erms, -fsrm: with
+# them kernels and Xen copy by REP MOVSB, which QEMU does byte by byte; without, a write of a page into a pipe takes a
+# fifth of the time, and real processors have what makes it fast.
 CPU = "max,-smap,-la57,-pku,-rdtscp,-erms,-fsrm"
 
 # Under emulation Xen's lazy switching of the vector registers mixes those of different vCPUs: programs in
