@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from saverestore import __version__
 from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
@@ -49,6 +49,15 @@ The environment does not cross ssh: for 'xl migrate', the other host needs its o
 """
 
 FAILED = -1
+
+
+def program() -> NoReturn:
+    """`main` as a process, which ends at once: libxl waits for that while the domain stands still."""
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -237,5 +246,4 @@ def _errno_of(error: BaseException) -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main())
+    program()
