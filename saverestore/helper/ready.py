@@ -26,6 +26,9 @@ from saverestore.interrupts import SIGNALS, shield
 from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE
 
 MOST_WORDS = 1 << 16
+LONGEST_INTERPRETER = 100
+"""Bytes; kernels before 5.1 cut the first line of a program at 127."""
+
 MOST_DESCRIPTORS = 5
 """Standard input, output and error; the stream, and where libxl wants to be answered."""
 
@@ -39,13 +42,12 @@ def ready_helper(main: Main) -> Iterator[Mapping[str, str]]:
     Gives the variables with which libxl runs it; none where the system does not let such a program run. At the end
     there is no such process any more. Must begin before there are threads.
     """
-    program = os.memfd_create("pyxc-save-helper")
+    program = _program()
+    if program is None:
+        yield {}
+        return
     try:
-        os.write(program, f"#!{sys.executable} -IS\n".encode() + Path(stand_in.__file__).read_bytes())
-        path = f"/proc/{os.getpid()}/fd/{program}"
-        if not os.access(path, os.X_OK):
-            yield {}
-            return
+        path = _path_of(program)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
             address = f"pyxc-ready-helper-{os.getpid()}-{os.urandom(8).hex()}"
             listening.bind("\0" + address)
@@ -54,6 +56,26 @@ def ready_helper(main: Main) -> Iterator[Mapping[str, str]]:
                 yield {HELPER_VARIABLE: path, stand_in.ADDRESS_VARIABLE: address}
     finally:
         os.close(program)
+
+
+def _program() -> int | None:
+    """The stand-in as a file in memory that can be run; None where that may not be, or cannot name this Python."""
+    if not sys.executable or " " in sys.executable or len(sys.executable) > LONGEST_INTERPRETER:
+        return None
+    try:
+        program = os.memfd_create("pyxc-save-helper")
+    except PermissionError:  # sysctl vm.memfd_noexec
+        return None
+    os.write(program, f"#!{sys.executable} -IS\n".encode() + Path(stand_in.__file__).read_bytes())
+    if os.access(_path_of(program), os.X_OK):
+        return program
+    os.close(program)
+    return None
+
+
+def _path_of(program: int) -> str:
+    """As others can name it, while this process has it open."""
+    return f"/proc/{os.getpid()}/fd/{program}"
 
 
 @contextmanager

@@ -173,8 +173,22 @@ def test_ctrl_c_while_it_waits_tells_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_where_such_a_program_may_not_run_there_are_no_variables(monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)
+def refused(*_: object) -> int:
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        (os, "access", lambda *_: False),
+        (os, "memfd_create", refused),
+        (sys, "executable", "/opt/my python/bin/python3"),
+        (sys, "executable", "/" + 100 * "x"),
+        (sys, "executable", ""),
+    ],
+)
+def test_where_such_a_program_may_not_run_there_are_no_variables(monkeypatch, where, name, value):
+    monkeypatch.setattr(where, name, value)
     with ready_helper(says_and_waits) as variables:
         assert variables == {}
 
