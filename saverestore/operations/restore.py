@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import Progress, RestoreReport
@@ -36,7 +35,6 @@ LOG = logging.getLogger(__name__)
 
 STDIN = "-"
 SAMPLE_BYTES = 64 << 20
-NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def restore_domain(
     progress: Progress,
     report: RestoreReport | None = None,
     *,
-    helper: Mapping[str, str] = NO_VARIABLES,
+    helper: Mapping[str, str] | None = None,
 ) -> Restored:
     """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none.
 
@@ -102,7 +100,7 @@ def restore_domain(
             from saverestore.operations import restore_libxl
 
             domid = restore_libxl.restore(
-                ready.libxl, image, image.config, progress, report, **options, helper=helper
+                ready.libxl, image, image.config, progress, report, **options, helper=helper or {}
             )
         report.domain_state = "paused" if request.paused else "running"
         if report.digest is None:

@@ -176,7 +176,6 @@ class FdSource(_Fd):
         super().__init__(fd, name, close_fd=close_fd)
         self._dropped: bytearray | None = None
         self._held = b""
-        self._splices = True
         found = os.fstat(fd)
         # Only a regular file tells its size, without which a seek past the end would go unnoticed.
         self._is_file = stat.S_ISREG(found.st_mode)
@@ -255,41 +254,30 @@ class FdSource(_Fd):
                 raise EndOfStream(self.name, offset=self.offset, missing_bytes=n, what=what)
             n -= moved
 
-    def pass_on(self, pipe: int, n: int, what: str = "data") -> None:
-        """Move the next `n` bytes into a pipe, by the kernel and without a copy where it can.
+    def splice(self, pipe: int, n: int) -> int:
+        """Move up to `n` bytes into a pipe by the kernel, without a copy: how many.
 
-        BrokenPipeError when nobody reads from the pipe.
+        Fewer where the source ends, where `peek` has taken them already, and none where this kind of descriptor
+        cannot do it: read on. BrokenPipeError when nobody reads from the pipe.
         """
-        while n:
-            moved = self._copied(pipe, n) if self._held or not self._splices else self._spliced(pipe, n)
-            if moved == 0:
-                raise EndOfStream(self.name, offset=self.offset, missing_bytes=n, what=what)
-            n -= moved
-
-    def _copied(self, pipe: int, n: int) -> int:
-        part = self.read_some(min(n, SKIP_BUFFER_BYTES))
-        view = memoryview(part)
-        while view:
-            view = view[os.write(pipe, view) :]
-        return len(part)
-
-    def _spliced(self, pipe: int, n: int) -> int:
-        """By one splice; by copying from now on where this kind of descriptor has none."""
-        while True:
+        left = n
+        while left and not self._held:
             try:
-                moved = os.splice(self.fileno(), pipe, n)
+                moved = os.splice(self.fileno(), pipe, left)
             except BlockingIOError:
                 self._wait(select.POLLIN)
+                continue
             except BrokenPipeError:
                 raise
             except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise self._failure(error) from error
-                self._splices = False
-                return self._copied(pipe, n)
-            else:
-                self.offset += moved
-                return moved
+                if error.errno == errno.EINVAL:
+                    break
+                raise self._failure(error) from error
+            if not moved:
+                break
+            self.offset += moved
+            left -= moved
+        return n - left
 
     def read_again(self, begin: int, length: int) -> Iterator[bytes] | None:
         """What was read from `begin` on (in terms of `offset`), in parts; None for what cannot be read twice."""

@@ -63,8 +63,7 @@ class _Passing:
 
     def skip(self, n: int, what: str = "data") -> None:
         if isinstance(self._source, FdSource):
-            self._source.pass_on(self._write_end, n, what)
-            return
+            n -= self._source.splice(self._write_end, n)
         buffer = memoryview(bytearray(min(n, PART_BYTES)))
         while n:
             part = buffer[: min(n, len(buffer))]

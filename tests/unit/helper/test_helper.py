@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,8 +18,10 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from fake_libxl import RESTORE_CALLBACKS, SAVE_CALLBACKS, FakeLibxl
 from memory_guests import MAKERS, assert_same, image_of, restored_from
 
+from saverestore import __version__
 from saverestore.cli import helper
 from saverestore.engine.save import SaveSettings
+from saverestore.errors import ExitCode
 from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import LogDirty
@@ -437,3 +441,15 @@ def test_threads_are_gone_when_it_is_done(saved):
     save = saved("pv", live=True)
     save.run()
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("pages")] == []
+
+
+def test_its_process_ends_at_once_with_all_that_it_said_and_its_exit_code():
+    """libxl waits for that while the domain stands still: nothing is torn down."""
+    script = "import atexit, saverestore.cli.helper as h; atexit.register(print, 'torn down'); h.program()"
+    for word, code, said in (("--version", 0, __version__), ("--nothing", ExitCode.USAGE, "")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, word], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == code
+        assert said in done.stdout
+        assert "torn down" not in done.stdout

@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -14,10 +13,6 @@ from saverestore.transport import EndOfStream, FdSource
 from saverestore.transport.relay import Relay
 
 PATTERN = bytes(range(251)) * 9000  # more than two pipes hold
-
-
-def pipe_source() -> tuple[int, int]:
-    return os.pipe()
 
 
 def socket_source() -> tuple[int, int]:
@@ -59,52 +54,47 @@ def no_splice(*_: object) -> int:
     raise OSError(22, "Invalid argument")
 
 
-@pytest.mark.parametrize("make", [pipe_source, socket_source])
-@pytest.mark.parametrize("spliced", [True, False])
-def test_exactly_so_many_go_on_and_reading_goes_on_behind_them(monkeypatch, make, spliced):
-    if not spliced:
-        monkeypatch.setattr(os, "splice", no_splice)
+@pytest.mark.parametrize("make", [os.pipe, socket_source])
+def test_so_many_are_moved_and_reading_goes_on_behind_them(make):
     out = Collected()
     with fed(make, PATTERN) as source:
-        assert source.peek(5) == PATTERN[:5]  # these have left the descriptor already
-        assert source.read(2) == PATTERN[:2]
-        source.pass_on(out.write_end, len(PATTERN) - 12)
-        assert source.offset == len(PATTERN) - 10
+        assert source.splice(out.write_end, len(PATTERN) - 10) == source.offset == len(PATTERN) - 10
         assert source.read(10) == PATTERN[-10:]
-        source.pass_on(out.write_end, 0)
-        assert source.at_end()
-    assert out.all() == PATTERN[2:-10]
+        assert source.splice(out.write_end, 0) == 0
+    assert out.all() == PATTERN[:-10]
 
 
-def test_a_file_s_bytes_go_on_from_where_it_stands(tmp_path: Path):
-    (tmp_path / "image").write_bytes(PATTERN)
+def test_a_source_that_ends_amid_them_tells_how_many_came():
     out = Collected()
-    with FdSource.open(str(tmp_path / "image")) as source:
-        source.read(3)
-        source.pass_on(out.write_end, 7)
-        assert source.read(2) == PATTERN[10:12]
-    assert out.all() == PATTERN[3:10]
-
-
-@pytest.mark.parametrize("spliced", [True, False])
-def test_a_source_that_ends_amid_them_is_told_with_the_place(monkeypatch, spliced):
-    if not spliced:
-        monkeypatch.setattr(os, "splice", no_splice)
-    out = Collected()
-    with (
-        fed(pipe_source, PATTERN) as source,
-        pytest.raises(EndOfStream, match="5 more bytes were expected for pages") as caught,
-    ):
-        source.pass_on(out.write_end, len(PATTERN) + 5, "pages")
-    assert caught.value.offset == len(PATTERN)
+    with fed(os.pipe, PATTERN) as source:
+        assert source.splice(out.write_end, len(PATTERN) + 5) == len(PATTERN)
+        with pytest.raises(EndOfStream):
+            source.read(1)
     assert out.all() == PATTERN
+
+
+def test_what_was_taken_from_the_descriptor_already_is_left_to_be_read():
+    out = Collected()
+    with fed(os.pipe, PATTERN) as source:
+        source.peek(5)
+        assert source.splice(out.write_end, 100) == 0
+        assert source.read(5) == PATTERN[:5]
+        assert source.splice(out.write_end, 95) == 95
+    assert out.all() == PATTERN[5:100]
+
+
+def test_where_a_descriptor_cannot_do_it_none_are_moved(monkeypatch):
+    monkeypatch.setattr(os, "splice", no_splice)
+    with fed(os.pipe, PATTERN) as source:
+        assert source.splice(0, 100) == 0
+        assert source.read(100) == PATTERN[:100]
 
 
 def test_nobody_reads_any_more_and_that_is_not_the_source_s_fault():
     read_end, write_end = os.pipe()
     os.close(read_end)
-    with fed(pipe_source, PATTERN) as source, pytest.raises(BrokenPipeError):
-        source.pass_on(write_end, len(PATTERN))
+    with fed(os.pipe, PATTERN) as source, pytest.raises(BrokenPipeError):
+        source.splice(write_end, len(PATTERN))
     os.close(write_end)
 
 
@@ -115,18 +105,22 @@ def test_a_non_blocking_source_is_waited_for():
     later = threading.Timer(0.1, lambda: (os.write(write_fd, b"late"), os.close(write_fd)))
     later.start()
     with FdSource(read_fd, "slow") as source:
-        source.pass_on(out.write_end, 4)
+        assert source.splice(out.write_end, 4) == 4
     later.join()
     assert out.all() == b"late"
 
 
-def test_a_relay_passes_on_what_is_skipped_and_what_is_read_in_one_order():
+@pytest.mark.parametrize("spliced", [True, False])
+def test_a_relay_passes_on_what_is_skipped_and_what_is_read_in_one_order(monkeypatch, spliced):
+    if not spliced:
+        monkeypatch.setattr(os, "splice", no_splice)
+
     def follow(source) -> None:
         source.read(100)
         source.skip(len(PATTERN) - 200)
         source.readv([bytearray(60), bytearray(40)])
 
-    with fed(pipe_source, PATTERN) as source, Relay(source, follow, head=b"head") as relay:
+    with fed(os.pipe, PATTERN) as source, Relay(source, follow, head=b"head") as relay:
         with os.fdopen(os.dup(relay.fileno()), "rb") as file:
             assert file.read(4 + len(PATTERN)) == b"head" + PATTERN
         relay.finish()
