@@ -60,10 +60,12 @@ class PageEncoder:
         self._order = order
         self._versions = versions
 
-    def encode(self, pfns: U64Array, types: U32Array, pages: U8Array) -> tuple[int, list[ReadableBuffer]]:
-        """(Options, what follows the entries.) `pages`: shape (number of entries with data, 4096), contiguous.
+    def encode(
+        self, pfns: U64Array, types: U32Array, pages: U8Array
+    ) -> tuple[int, list[ReadableBuffer], int]:
+        """(Options, what follows the entries, how many pages are zero.)
 
-        The buffers may be `pages` themselves.
+        `pages`: shape (number of entries with data, 4096), contiguous. The buffers may be `pages` themselves.
         """
         options = 0
         parts: list[ReadableBuffer] = []
@@ -77,7 +79,7 @@ class PageEncoder:
             parts += [LENGTHS.pack(pages.nbytes, len(coded), order=self._order), coded]
         elif len(pages):
             parts.append(pages.reshape(-1).data)
-        return options, parts
+        return options, parts, int(np.count_nonzero(zero))
 
     def _coded(
         self, pfns: U64Array, types: U32Array, pages: U8Array, zero: BoolArray

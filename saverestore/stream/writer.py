@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saverestore.kernels.zeros import zeros_told
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import DigestingSink, WrittenDigest
 from saverestore.stream.errors import BadRecord
@@ -40,9 +41,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedPages:
-    """A PAGE_DATA record as it will be written. Its buffers may be those that it was prepared of."""
+    """A PAGE_DATA record as it will be written. Its buffers may be those that it was prepared of.
+
+    `nr_zero`: how many of its pages are all zero.
+    """
 
     buffers: Sequence[ReadableBuffer]
+    nr_zero: int
 
 
 class LibxcWriter:
@@ -126,7 +131,8 @@ class LibxcWriter:
         """Check, code and sum up one PAGE_DATA record, as for `page_data`: from any thread.
 
         It must be written, and before another record has any of its pfns: XOR takes its pages for sent.
-        In the `xen` dialect the pages are given to the sink as they are. `offset`: for the text of errors.
+        In the `xen` dialect the pages are given to the sink as they are, but for runs of zero pages, which are told
+        to be that (`zeros`). `offset`: for the text of errors.
         """
         pfns, types, nr_data = check_entries(entries, offset, self.max_pfn)
         pages_bytes = length_of(pages)
@@ -145,12 +151,15 @@ class LibxcWriter:
                 offset=offset,
                 type=RecordType.PAGE_DATA,
             )
-        options, parts = 0, pages
-        if self._encoder is not None:
-            options, parts = self._encoder.encode(pfns, types, _as_one(pages))
+        if self._encoder is None:
+            options, parts, nr_zero = 0, *_with_zeros_told(pages)
+        else:
+            options, parts, nr_zero = self._encoder.encode(pfns, types, _as_one(pages))
         told = entries.astype(order.entry_dtype, copy=False).view(np.uint8).data
         head = PAGE_DATA_HEADER.pack(len(entries), 0, order=order)
-        return PreparedPages(self._framing.frame(RecordType.PAGE_DATA, [head, told, *parts], options))
+        return PreparedPages(
+            self._framing.frame(RecordType.PAGE_DATA, [head, told, *parts], options), nr_zero
+        )
 
     def write_prepared(self, prepared: PreparedPages) -> None:
         """Write a record that has been prepared, in one go."""
@@ -167,6 +176,20 @@ class LibxcWriter:
                 self.record(following)
             self.record(self._digest.record())
         self.record(End())
+
+
+def _with_zeros_told(pages: Sequence[ReadableBuffer]) -> tuple[list[ReadableBuffer], int]:
+    """The same bytes, and how many pages are zero: of buffers of whole pages, others stay as they are."""
+    parts: list[ReadableBuffer] = []
+    nr_zero = 0
+    for buffer in pages:
+        if memoryview(buffer).nbytes % PAGE_SIZE:
+            parts.append(buffer)
+            continue
+        told, nr = zeros_told(buffer)
+        parts += told
+        nr_zero += nr
+    return parts, nr_zero
 
 
 def _as_one(pages: Sequence[ReadableBuffer]) -> U8Array:

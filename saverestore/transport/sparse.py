@@ -1,46 +1,26 @@
 """Writing a new regular file without the blocks that are all zero: holes, which read as zeroes and take no disk.
 
-    buffers      │ header │ entries │ page │ zero │ zero │ zero │ … │ zero │ page │
-    file blocks      │         │         │         │░░░░░░░░░│░░░░░░░░░│        │
-                                               left out: blocks within a run of zero pages
+    buffers      │ header │ entries │ page │ zeros           │ page │
+    file blocks      │         │         │         │░░░░░░░░░│        │
+                                                  left out: whole blocks within a run of zeroes
 
 Pages do not lie at the borders of blocks, as what comes before them has any length: of a run of zero pages the first
-and the last block are written.
+and the last block are written. What is zero is told by whoever gives the pages (`zeros`); nothing is looked at here.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from saverestore.errors import TransportError
-from saverestore.kernels.zero_pages import PAGE_WORDS, zero_pages
+from saverestore.kernels.zeros import PAGE_BYTES, SMALLEST_RUN, are_zeros, zeros
 from saverestore.transport.fd import FdSink, nbytes_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-PAGE_BYTES = 4096
-
-SMALLEST_HOLE = 32 << 10
-"""Shorter ones are written: each hole costs two calls, and the file system an extent."""
-
-
-def _zero_runs(buffer: ReadableBuffer, begin: int) -> Iterator[tuple[int, int]]:
-    """Runs of pages of a buffer that are all zero, as (begin, end) in terms of the file; short ones are left out."""
-    pages = np.frombuffer(memoryview(buffer), dtype=np.uint64).reshape(-1, PAGE_WORDS)
-    zero = zero_pages(pages)
-    if not zero.any():
-        return
-    edges = np.diff(np.concatenate(([0], zero.view(np.int8), [0])))
-    starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    # One at an edge may go on in the next buffer.
-    long = ((stops - starts) * PAGE_BYTES >= SMALLEST_HOLE) | (starts == 0) | (stops == len(zero))
-    for start, stop in zip(starts[long].tolist(), stops[long].tolist(), strict=True):
-        yield begin + start * PAGE_BYTES, begin + stop * PAGE_BYTES
 
 
 class SparseFileSink(FdSink):
@@ -61,66 +41,41 @@ class SparseFileSink(FdSink):
         super().writev((data,))
 
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
-        """Write all of `buffers`, in their order, but for blocks that are all zero."""
-        holes = self._holes(buffers)
-        if not holes:
-            super().writev(buffers)
-            return
-        end = self.offset + sum(nbytes_of(buffer) for buffer in buffers)
-        ends_in_hole = holes[-1][1] == end
-        at = 0  # in `buffers`
-        for begin, stop in [*holes, (end, end)]:
-            at = self._write_part(buffers, at, begin - self.offset)
-            self._leave_out(stop - begin)
-            at += stop - begin
-        if ends_in_hole:
+        """Write all of `buffers`, in their order, but for blocks that are told to be zero."""
+        waiting: list[ReadableBuffer] = []
+        at = self.offset
+        for is_zero, group in groupby(buffers, key=are_zeros):
+            some = list(group)
+            begin, at = at, at + sum(nbytes_of(buffer) for buffer in some)
+            first, last = self._blocks_within(begin, at)
+            if not is_zero or last - first < SMALLEST_RUN:
+                waiting += some
+                continue
+            super().writev([*waiting, *zeros(first - begin)])
+            self.offset += last - first
+            self._hole_bytes += last - first
+            waiting = [*zeros(at - last)]
+        if any(map(nbytes_of, waiting)):
+            super().writev(waiting)
+        else:
             self._set_length()
 
-    def _holes(self, buffers: Sequence[ReadableBuffer]) -> list[tuple[int, int]]:
-        """Blocks to be left out, as (begin, end) in terms of the file. Holds no buffer when it returns."""
-        runs: list[tuple[int, int]] = []
-        at = self.offset
-        for buffer in buffers:
-            length = nbytes_of(buffer)
-            if length and length % PAGE_BYTES == 0:
-                for begin, end in _zero_runs(buffer, at):
-                    if runs and runs[-1][1] == begin:
-                        runs[-1] = (runs[-1][0], end)
-                    else:
-                        runs.append((begin, end))
-            at += length
+    def _blocks_within(self, begin: int, end: int) -> tuple[int, int]:
+        """The part of a range of the file that is whole blocks; its end may come before its beginning."""
         block = self._block_bytes
-        inner = ((-(-begin // block) * block, end // block * block) for begin, end in runs)
-        return [(begin, end) for begin, end in inner if end - begin >= SMALLEST_HOLE]
+        return -(-begin // block) * block, end // block * block
 
-    def _write_part(self, buffers: Sequence[ReadableBuffer], begin: int, length: int) -> int:
-        """Write `length` bytes of all buffers taken together, from `begin` on: where these end."""
-        parts: list[Any] = []
-        end, at = begin + length, 0
+    def _writev(self, buffers: list[Any]) -> int:
+        """One pwritev: the file's own position stays where it is, and a hole needs no call."""
         try:
-            for buffer in buffers:
-                size = nbytes_of(buffer)
-                if at < end and at + size > begin:
-                    with memoryview(buffer) as whole, whole.cast("B") as flat:
-                        parts.append(flat[max(0, begin - at) : end - at])
-                at += size
-            super().writev(parts)
-        finally:
-            # No view of the caller's memory survives, see `_move_all`.
-            for part in parts:
-                part.release()
-        return end
-
-    def _leave_out(self, length: int) -> None:
-        try:
-            os.lseek(self.fileno(), length, os.SEEK_CUR)
+            moved = os.pwritev(self.fileno(), buffers, self.offset)
         except OSError as error:
             raise self._failure(error) from error
-        self.offset += length
-        self._hole_bytes += length
+        self.offset += moved
+        return moved
 
     def _set_length(self) -> None:
-        """The file ends in a hole: nothing was written there that would make it so long."""
+        """The file may end in a hole: nothing was written there that would make it so long."""
         try:
             os.ftruncate(self.fileno(), self.offset)
         except OSError as error:

@@ -22,13 +22,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pyxc import Xen
 
 PIPE_BYTES = 1 << 20
 POLL_S = 0.004
 PATIENCE_S = 900.0
+ATTEMPTS = 6
+
+T = TypeVar("T")
 
 HELPER = "/usr/local/bin/pyxc-save-helper"
 SAVE = {"ours": ["pysave", "-q", "-c", "{name}", "-"], "xl": ["xl", "save", "-c", "{name}", "/dev/stdout"]}
@@ -177,6 +182,13 @@ def create(name: str, options: argparse.Namespace, rate: int) -> None:
     must("lab-guest", "wait", name, "--counter-above", "3", "--timeout", "300")
 
 
+def names(xen: Xen) -> set[str]:
+    """Of the domains that xl would list, and that run."""
+    dead = {one.domid for one in xen.domains() if one.dying or one.shutdown}
+    listed = must("xl", "list").splitlines()[1:]
+    return {line.split()[0] for line in listed if int(line.split()[1]) not in dead}
+
+
 def destroy(name: str) -> None:
     subprocess.run(["xl", "destroy", name], capture_output=True, check=False)
 
@@ -188,18 +200,41 @@ def turns(pairs: int) -> Iterator[tuple[int, str]]:
             yield pair, tool
 
 
+def anew(name: str, work: Callable[[], T]) -> T:
+    """What comes of `work`, which is tried again without the domain it had: one may die of the emulated processor."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return work()
+        except SystemExit as failed:
+            print(f"tried again, with a new domain: {failed}", file=sys.stderr)
+            destroy(name)
+    return work()
+
+
 def saves_and_restores(options: argparse.Namespace, xen: Xen) -> None:
     name = f"bench-{options.kind}"
     image = Path("/dev/shm/bench.img")
+
+    def save(tool: str) -> dict[str, float]:
+        if name not in names(xen):
+            create(name, options, rate=100)
+        return time_save(tool, name)
+
+    def keep() -> None:
+        create(name, options, rate=100)
+        must("pysave", "-q", "-c", "--overwrite", "--plain", name, str(image))
+
+    def restore(tool: str) -> dict[str, float]:
+        destroy(name)
+        return time_restore(tool, image, xen)
+
     destroy(name)
     try:
-        create(name, options, rate=100)
-        for pair, tool in turns(options.pairs):
-            tell(what="save", tool=tool, pair=pair, **time_save(tool, name))
-        must("pysave", "-q", "--overwrite", "--plain", name, str(image))
-        for pair, tool in turns(options.pairs):
-            tell(what="restore", tool=tool, pair=pair, **time_restore(tool, image, xen))
-            destroy(name)
+        # First, while the domain is there for sure; and of no use before the restores.
+        anew(name, keep)
+        for what, time_it in (("save", save), ("restore", restore)):
+            for pair, tool in turns(options.pairs):
+                tell(what=what, tool=tool, pair=pair, **anew(name, partial(time_it, tool)))
     finally:
         destroy(name)
         image.unlink(missing_ok=True)
@@ -208,11 +243,16 @@ def saves_and_restores(options: argparse.Namespace, xen: Xen) -> None:
 def migrations(options: argparse.Namespace, xen: Xen) -> None:
     name = f"bench-{options.kind}"
     for rate in options.rates:
+
+        def migrate(tool: str, rate: int = rate) -> dict[str, float]:
+            if name not in names(xen):
+                create(name, options, rate=rate)
+            return time_migration(tool, name, xen)
+
         destroy(name)
         try:
-            create(name, options, rate=rate)
             for pair, tool in turns(options.pairs):
-                tell(what="live", rate=rate, tool=tool, pair=pair, **time_migration(tool, name, xen))
+                tell(what="live", rate=rate, tool=tool, pair=pair, **anew(name, partial(migrate, tool)))
         finally:
             destroy(name)
 

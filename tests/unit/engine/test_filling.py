@@ -99,14 +99,15 @@ def test_what_failed_first_is_told_though_the_image_ends_early_as_well():
     domain = MemoryDomain.pvh(NR_PFNS)
     image = image_of(MemorySave(domain))
     guest = MemoryRestore(empty_like(domain))
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def refuse() -> None:
+        begun.set()
         assert ended.wait(10), "the end of the image was never read"
         raise MemoryError("no memory for it")
 
     guest.moments.on("write_pages", 1, refuse)
-    with source_of(image[: 9 << 20]) as source:
+    with source_of(image[: 17 << 20]) as source:
         reader = LibxcReader(source)
         read_pages = reader.read_pages
 
@@ -114,6 +115,7 @@ def test_what_failed_first_is_told_though_the_image_ends_early_as_well():
             try:
                 read_pages(views)
             except EndOfStream:
+                assert begun.wait(10), "the second record was never filled in"
                 ended.set()
                 raise
 

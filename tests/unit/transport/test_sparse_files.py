@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saverestore.errors import TransportError
+from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros, zeros, zeros_told
 from saverestore.transport.newfile import NewFile
-from saverestore.transport.sparse import SMALLEST_HOLE, SparseFileSink
+from saverestore.transport.sparse import SparseFileSink
 
 PAGE = 4096
 DATA = np.random.default_rng(2).integers(1, 256, (256, PAGE), dtype=np.uint8)
@@ -29,6 +30,10 @@ def content_of(sink):
     return os.pread(sink.fileno(), size, 0) if size else b""
 
 
+def told(pages):
+    return zeros_told(pages.data)[0]
+
+
 def disk_bytes(sink):
     os.fsync(sink.fileno())
     return os.fstat(sink.fileno()).st_blocks * 512
@@ -38,7 +43,7 @@ def disk_bytes(sink):
 def test_a_long_run_of_zero_pages_becomes_a_hole_wherever_it_begins(sink, header):
     pages = DATA.copy()
     pages[50:200] = 0
-    sink.writev([b"h" * header, pages.data])
+    sink.writev([b"h" * header, *told(pages)])
     assert content_of(sink) == b"h" * header + pages.tobytes()
     assert sink.offset == header + 256 * PAGE
     assert 106 * PAGE <= sink.stored_bytes <= 109 * PAGE
@@ -46,14 +51,14 @@ def test_a_long_run_of_zero_pages_becomes_a_hole_wherever_it_begins(sink, header
 
 
 def test_a_run_goes_on_from_one_buffer_to_the_next(sink):
-    zero = bytes(3 * PAGE)
-    sink.writev([b"head", DATA[:1].data, *[zero] * 10, DATA[1:2].data])
+    zero = told(np.zeros((3, PAGE), dtype=np.uint8))
+    sink.writev([b"head", DATA[:1].data, *zero * 10, DATA[1:2].data])
     assert content_of(sink) == b"head" + DATA[0].tobytes() + bytes(30 * PAGE) + DATA[1].tobytes()
     assert sink.stored_bytes <= 4 * PAGE + 4
 
 
 def test_a_file_that_ends_in_a_hole_has_its_length(sink):
-    sink.writev([b"head", bytes(100 * PAGE)])
+    sink.writev([b"head", *zeros(100 * PAGE)])
     assert content_of(sink) == b"head" + bytes(100 * PAGE)
     sink.write(b"tail")
     assert content_of(sink) == b"head" + bytes(100 * PAGE) + b"tail"
@@ -62,7 +67,7 @@ def test_a_file_that_ends_in_a_hole_has_its_length(sink):
 def test_pages_that_are_zero_but_for_one_byte_are_written(sink):
     pages = np.zeros((64, PAGE), dtype=np.uint8)
     pages[np.arange(64), np.arange(64) * 64 + 63] = 1
-    sink.writev([pages.data])
+    sink.writev(told(pages))
     assert content_of(sink) == pages.tobytes()
     assert sink.stored_bytes == 64 * PAGE
 
@@ -70,9 +75,34 @@ def test_pages_that_are_zero_but_for_one_byte_are_written(sink):
 def test_short_runs_are_written_as_they_are(sink):
     pages = DATA.copy()
     pages[::2] = 0
-    pages[100 : 100 + SMALLEST_HOLE // PAGE - 1] = 0
-    sink.writev([pages.data])
+    pages[100 : 100 + SMALLEST_RUN // PAGE - 1] = 0
+    assert zeros_told(pages.data)[1] == 128 + (SMALLEST_RUN // PAGE - 1) // 2
+    sink.writev(told(pages))
     assert sink.stored_bytes == 256 * PAGE
+
+
+def test_zeroes_that_nobody_told_of_are_written(sink):
+    sink.writev([bytes(100 * PAGE)])
+    assert content_of(sink) == bytes(100 * PAGE)
+    assert sink.stored_bytes == 100 * PAGE
+
+
+@given(zero=st.lists(st.booleans(), max_size=80), lone=st.integers(0, PAGE - 1))
+@settings(max_examples=60, deadline=None)
+def test_pages_with_their_zeroes_told_are_the_same_bytes(zero, lone):
+    pages = np.zeros((len(zero), PAGE), dtype=np.uint8)
+    pages[~np.array(zero, dtype=bool), lone] = 7
+    buffers, nr_zero = zeros_told(pages.data if len(zero) else b"")
+    assert b"".join(buffers) == pages.tobytes()
+    assert nr_zero == sum(zero)
+    assert all(not any(buffer) for buffer in buffers if are_zeros(buffer))
+
+
+def test_more_zeroes_than_there_are_in_one_piece_are_several():
+    parts = zeros((20 << 20) + 5)
+    assert sum(map(len, parts)) == (20 << 20) + 5
+    assert all(map(are_zeros, parts)) and are_zeros(parts[0][7:9])
+    assert zeros(0) == [] and not are_zeros(memoryview(bytes(8)))
 
 
 @given(
@@ -88,7 +118,9 @@ def test_whatever_is_written_is_read_back(calls):
     with SparseFileSink(os.memfd_create("image"), "image") as sink:
         wanted = b""
         for call in calls:
-            buffers = [bytes(size) if is_zero else DATA.tobytes()[:size] for size, is_zero in call]
+            buffers = []
+            for size, is_zero in call:
+                buffers += zeros(size) if is_zero else [DATA.tobytes()[:size]]
             sink.writev(buffers)
             wanted += b"".join(buffers)
             assert (sink.offset, content_of(sink)) == (len(wanted), wanted)
@@ -96,7 +128,7 @@ def test_whatever_is_written_is_read_back(calls):
 
 def test_a_new_file_is_sparse_and_what_exists_is_not(tmp_path):
     with NewFile(tmp_path / "image") as file:
-        file.sink.writev([b"head", bytes(1000 * PAGE), b"tail"])
+        file.sink.writev([b"head", *zeros(1000 * PAGE), b"tail"])
         assert file.sink.stored_bytes < 10 * PAGE
         file.sync()
         file.publish()
@@ -104,21 +136,18 @@ def test_a_new_file_is_sparse_and_what_exists_is_not(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     keep = os.open(tmp_path / "pipe", os.O_RDWR)
     with NewFile(tmp_path / "pipe") as file:
-        file.sink.writev([bytes(PAGE)])
-        assert file.sink.stored_bytes == PAGE
+        file.sink.writev(zeros(100 * PAGE - 5))
+        assert file.sink.stored_bytes == 100 * PAGE - 5
     os.close(keep)
 
 
 def test_after_a_failing_write_nobody_holds_the_buffers(sink, monkeypatch):
-    memory = bytearray(DATA.tobytes())
-    memory[PAGE : 20 * PAGE] = bytes(19 * PAGE)
-
-    def fail(fd, buffers):
+    def fail(fd, buffers, offset):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "writev", fail)
-    view = memoryview(memory)
+    monkeypatch.setattr(os, "pwritev", fail)
+    view = memoryview(bytearray(DATA.tobytes()))
     with pytest.raises(TransportError, match="No space left") as caught:
-        sink.writev([view])
+        sink.writev([b"head", view, *zeros(20 * PAGE), b"tail"])
     view.release()  # a BufferError if anybody still had a part of it, in the traceback, say
     assert caught.value.__traceback__ is not None
