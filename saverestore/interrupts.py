@@ -5,6 +5,10 @@ that must not be cut in two (a domain has been created but its number not yet no
 run in `shield()`, which holds the signal back until they are done. Only the first signal raises: by the
 second, what was begun is being undone already. So it is while any exception is being handled.
 
+An exception is lost where Python itself calls back (`__del__`, a callback of a weak reference, of which importing has
+some): it is printed, and ignored. Of an `Interrupted` nothing is printed, and it is raised anew at the end of the
+next shield.
+
 Waiting for another thread must not be cut in two either. Where an exception comes amid the lock of a `Future` or an
 `Event`, that stays locked, and who would wake us waits for it forever; or it is unlocked twice. `result_of` and
 `waited_for` heed signals between their looks.
@@ -33,6 +37,8 @@ ResultT = TypeVar("ResultT")
 class _State:
     def __init__(self) -> None:
         self.depth = 0
+        self.name = ""  # of the signal that was raised
+        self.hook_before = sys.unraisablehook
         self.pending: str | None = None
         self.raised = False
         self.handled_before: BaseException | None = None
@@ -50,8 +56,16 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if _state.depth or _is_undoing():
         _state.pending = name
         return
-    _state.raised = True
+    _state.raised, _state.name = True, name
     raise Interrupted(f"interrupted by {name}")
+
+
+def _on_lost(what: sys.UnraisableHookArgs) -> None:
+    """Python could not raise this: a signal's is kept, for the next shield to raise."""
+    if isinstance(what.exc_value, Interrupted):
+        _state.pending, _state.raised = _state.name, False
+    else:
+        _state.hook_before(what)
 
 
 def _is_undoing() -> bool:
@@ -68,10 +82,12 @@ def handled() -> Iterator[None]:
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _on_signal) for number in heeded}
     _state.__init__()  # type: ignore[misc]
+    sys.unraisablehook = _on_lost
     _state.handled_before = sys.exc_info()[1]
     try:
         yield
     finally:
+        sys.unraisablehook = _state.hook_before
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -19,6 +19,7 @@ import numpy as np
 from saverestore.errors import Interrupted
 from saverestore.guest.ports import U8, U64, PageWindow, RestoreGuest
 from saverestore.interrupts import result_of, shield
+from saverestore.kernels.copying import copy_to
 from saverestore.stream.codecs import Codec
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.reader import LibxcReader, PageData
@@ -95,7 +96,7 @@ class PageFiller:
             at = 0
             for one in window.buffers:
                 with memoryview(one).cast("B") as flat:
-                    np.copyto(np.frombuffer(flat, dtype=np.uint8), pages[at : at + flat.nbytes])
+                    copy_to(np.frombuffer(flat, dtype=np.uint8), pages[at : at + flat.nbytes])
                     at += flat.nbytes
             window.commit()
         finally:

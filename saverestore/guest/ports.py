@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from saverestore.errors import DomainError
 from saverestore.interrupts import shield
+from saverestore.kernels.copying import copy_to
 from saverestore.stream.layout import PAGE_SIZE, DomainType, entries_of, has_data
 from saverestore.stream.records import Record
 
@@ -71,7 +72,7 @@ class PageBatch(AbstractContextManager["PageBatch"]):
         flat = filled.reshape(-1)
         at = 0
         for page_run in self.pages:
-            flat[at : at + len(page_run)] = np.frombuffer(page_run, dtype=np.uint8)
+            copy_to(flat[at : at + len(page_run)], page_run)
             at += len(page_run)
         return filled
 

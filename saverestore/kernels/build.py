@@ -7,12 +7,14 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-HEADERS = ("xxh3_pages.h", "xor_rle.h", "zero_pages.h")
+HEADERS = ("xxh3_pages.h", "xor_rle.h", "zero_pages.h", "copying.h")
 
 ffibuilder = FFI()
 ffibuilder.cdef(
     """
     void xxh3_128_pages(const uint8_t *pages, size_t page_size, size_t nr_pages, uint64_t *digests);
+
+    void copy_in_chunks(uint8_t *to, const uint8_t *from, size_t nr_bytes);
 
     size_t find_zero_pages(const uint64_t *pages, size_t page_words, size_t nr_pages, uint8_t *zero);
 

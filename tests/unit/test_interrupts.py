@@ -299,3 +299,41 @@ def test_a_wait_ends_in_vain_when_its_time_is_over():
         assert not waited_for(lambda seconds: looks.append(seconds) or time.sleep(seconds), 2.5 * HEED_S)
     assert 3 <= len(looks) <= 5
     assert max(looks) <= HEED_S
+
+
+class _Noisy:
+    """Gets a signal while it is being deleted: what is raised there is lost."""
+
+    def __del__(self) -> None:
+        send()
+
+
+def test_a_signal_that_python_could_not_raise_is_raised_by_the_next_shield(capfd):
+    done = []
+    with pytest.raises(Interrupted, match="Ctrl-C"), handled():
+        _Noisy()
+        done.append("work")
+        with shield():
+            done.append("shielded")
+        done.append("after")
+    assert done == ["work", "shielded"]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_second_signal_is_raised_at_once_where_the_first_one_was_lost():
+    with pytest.raises(Interrupted), handled():
+        _Noisy()
+        send()
+
+
+def test_what_else_python_cannot_raise_is_told_as_ever(monkeypatch):
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("in here")
+
+    told = []
+    monkeypatch.setattr("sys.unraisablehook", lambda what: told.append(str(what.exc_value)))
+    with handled():
+        Broken()
+    Broken()
+    assert told == ["in here", "in here"]

@@ -55,6 +55,10 @@ CHANNELS = Channels(store_port=1, console_port=2)
 KINDS = ("pvh", "pv")
 MEMORY_TIMES = 4.5
 """How many times the domain must fit into memory: itself, a copy, the image, the peers' bytes and their output."""
+MEMORY_TIMES_ALONE = 2.75
+"""The same without peers: itself, the image, a copy."""
+KEPT_FREE_BYTES = 1 << 30
+"""Of the machine's memory, what is not touched beforehand."""
 
 PIPE_AGAINST_EXEC, FILE_AGAINST_MULTIFD, RESTORE_AGAINST_DD = 1.5, 1.0, 0.8
 DIRTY_ROUND = 1 / 1.5
@@ -181,21 +185,32 @@ class Measured:
 
 
 def measure(
-    kind: str, mib: int, *, rounds: int, folder: Path, with_qemu: bool, say: Callable[[str], None]
+    kind: str,
+    mib: int,
+    *,
+    rounds: int,
+    folder: Path,
+    with_qemu: bool,
+    with_peers: bool = True,
+    say: Callable[[str], None],
 ) -> Measured:
     """All ways with a domain of one kind. BenchError for whatever fails; nothing stays in the folder."""
-    check_memory(mib)
+    check_memory(mib, MEMORY_TIMES if with_peers else MEMORY_TIMES_ALONE)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as inside, ExitStack() as stack:
         say(f"a {kind} domain of {mib} MiB")
         domain = make_domain(kind, mib)
         stack.callback(domain.close)
         ram, image = Path(inside) / "ram", Path(inside) / "image"
-        _write_ram(domain, ram)
         _save_to_file(domain, 2, image)
         _check_restored(domain, image)
         done = Measured(kind, mib, len(domain.populated()) * PAGE_SIZE)
-        ways = [*_our_ways(domain, image, Path(inside)), *_plain_peers(ram, image, Path(inside))]
-        if with_qemu:
+        ways = _our_ways(domain, image, Path(inside))
+        if with_peers:
+            _write_ram(domain, ram)
+            ways += _plain_peers(ram, image, Path(inside))
+        if not with_peers:
+            done.left_out.append("all peers: left out with --no-peers")
+        elif with_qemu:
             try:
                 root = qemu.root_file_system()
                 guest = stack.enter_context(qemu.stopped_guest(root, Path(inside), ram))
@@ -221,21 +236,26 @@ def touch_memory(nr_bytes: int) -> None:
     A virtual machine may have given what is free to its host, and gets it back bit by bit when it is touched: that
     takes several times as long as what is to be timed.
     """
+    nr_bytes = max(mmap.PAGESIZE, min(nr_bytes, (free_mib() << 20) - KEPT_FREE_BYTES))
     with mmap.mmap(-1, nr_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE):
         pass
 
 
-def check_memory(mib: int) -> None:
-    """BenchError where there is too little memory for a domain of this size and all that is made of it."""
-    free_mib = next(
+def free_mib() -> int:
+    """What the kernel could give out."""
+    return next(
         int(line.split()[1]) >> 10
         for line in Path("/proc/meminfo").read_text().splitlines()
         if line.startswith("MemAvailable:")
     )
-    if free_mib < mib * MEMORY_TIMES:
+
+
+def check_memory(mib: int, times: float = MEMORY_TIMES) -> None:
+    """BenchError where there is too little memory for a domain of this size and all that is made of it."""
+    if (free := free_mib()) < mib * times:
         raise BenchError(
-            f"{free_mib} MiB of memory are free, a domain of {mib} MiB takes {mib * MEMORY_TIMES:.0f} here: "
-            "give a smaller --mib"
+            f"{free} MiB of memory are free, a domain of {mib} MiB takes {mib * times:.0f} here: "
+            "give a smaller --mib, or leave the peers out (--no-peers)"
         )
 
 

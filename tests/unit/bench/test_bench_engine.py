@@ -45,6 +45,15 @@ def test_qemu_that_cannot_be_had_is_left_out_with_the_reason(tmp_path, monkeypat
     assert not any("QEMU" in name for name in one.seconds)
 
 
+def test_without_peers_only_ours_are_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_write_ram", None)  # it is not even asked for
+    one = engine.measure(
+        "pvh", 1, rounds=1, folder=tmp_path, with_qemu=True, with_peers=False, say=lambda text: None
+    )
+    assert set(one.seconds) == one.ours and "save to a file, 2 workers" in one.ours
+    assert one.left_out == ["all peers: left out with --no-peers"]
+
+
 def test_targets_are_compared_with_their_peers_and_others_without():
     seconds = {
         "save to a pipe, 2 workers": [1.0, 3.0, 2.0],
