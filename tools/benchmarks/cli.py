@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     engine.add_argument(
         "--no-peers", action="store_true",
-        help="leave QEMU, dd and cat out: a domain of 8 GiB then takes 22 GiB of memory, not 36",
+        help="leave QEMU, dd and cat out: a domain of 8 GiB then takes 22 GiB of memory instead of 36",
     )  # fmt: skip
     _add_common(engine)
     engine.set_defaults(run=_engine)

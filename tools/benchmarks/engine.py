@@ -55,7 +55,7 @@ CHANNELS = Channels(store_port=1, console_port=2)
 KINDS = ("pvh", "pv")
 MEMORY_TIMES = 4.5
 """How many times the domain must fit into memory: itself, a copy, the image, the peers' bytes and their output."""
-MEMORY_TIMES_ALONE = 2.75
+MEMORY_TIMES_ALONE = 2.7
 """The same without peers: itself, the image, a copy."""
 KEPT_FREE_BYTES = 1 << 30
 """Of the machine's memory, what is not touched beforehand."""
