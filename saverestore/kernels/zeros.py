@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PAGE_BYTES = 4096
 
 SMALLEST_RUN = 32 << 10
-"""Shorter runs stay as they are, but for those at an edge: a hole in a file costs two calls, and an extent."""
+"""Shorter runs stay as they are, but for those at an edge: a hole in a file costs a call, and an extent."""
 
 _ZEROS = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
 
