@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import signal
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where nohup(1) has it ignored
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+def _quiet_ctrl_c() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where nohup(1) has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def pysave() -> int:
     """The command `pysave`: its exit code."""
+    _quiet_ctrl_c()
     from saverestore.cli.pysave import main
 
     return main()
@@ -20,6 +23,7 @@ def pysave() -> int:
 
 def pyrestore() -> int:
     """The command `pyrestore`: its exit code."""
+    _quiet_ctrl_c()
     from saverestore.cli.pyrestore import main
 
     return main()
@@ -27,6 +31,7 @@ def pyrestore() -> int:
 
 def pyimage() -> int:
     """The command `pyimage`: its exit code."""
+    _quiet_ctrl_c()
     from saverestore.cli.pyimage import main
 
     return main()
@@ -34,6 +39,7 @@ def pyimage() -> int:
 
 def helper() -> int:
     """The command `pyxc-save-helper`: its exit code."""
+    _quiet_ctrl_c()
     from saverestore.cli.helper import program
 
     return program()
@@ -41,6 +47,7 @@ def helper() -> int:
 
 def watch() -> int:
     """The command `pyxc-watch`: its exit code."""
+    _quiet_ctrl_c()
     from saverestore.cli.watch import main
 
     return main()

@@ -20,14 +20,39 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_ctrl_c_before_anything_is_done_ends_a_command_without_a_word():
-    done = python("import saverestore.cli.start, os, signal; os.kill(os.getpid(), signal.SIGINT)")
+def while_loading(code: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """`pysave`, in a process of its own, in which `code` runs while the command is loaded."""
+    return python(f"""
+import os, signal, sys
+{before}
+class Loading:
+    def find_spec(self, name, *_):
+        if name == "saverestore.cli.pysave":
+            {code}
+            sys.exit(0)
+from saverestore.cli.start import pysave
+sys.meta_path.insert(0, Loading())
+pysave()
+""")
+
+
+def test_ctrl_c_while_a_command_is_loaded_ends_it_without_a_word():
+    done = while_loading("os.kill(os.getpid(), signal.SIGINT)")
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_where_ctrl_c_is_ignored_it_stays_so():
-    code = "from signal import *; signal(SIGINT, SIG_IGN); import saverestore.cli.start; "
-    assert python(code + "print(getsignal(SIGINT) is SIG_IGN)").stdout == "True\n"
+    done = while_loading(
+        "os.kill(os.getpid(), signal.SIGINT)", before="signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_loading_the_module_alone_changes_nothing():
+    done = python(
+        "import signal, saverestore.cli.start; print(signal.getsignal(2) is signal.default_int_handler)"
+    )
+    assert done.stdout == "True\n"
 
 
 @pytest.mark.parametrize("command", PROJECT["scripts"])
