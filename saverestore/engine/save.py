@@ -35,8 +35,8 @@ from saverestore.transport.base import ByteSink
 
 BATCH_PFNS = 2048
 """Pfns read at a time, and at most in one PAGE_DATA record: 8 MiB, twice what Xen's tools write, a sixteenth of what
-they read. With 1024, what a batch costs beside its bytes (Python, threads waking one another) is a quarter of all;
-more than 2048 gain little, and take memory."""
+they read. With 1024, what a batch costs beside its bytes (Python, threads waking one another) is half of all
+processor time; more than 2048 gain little, and take memory."""
 
 LARGE_PAGE_PFNS = 512
 """Of 2 MiB: what a batch does not cut in two."""

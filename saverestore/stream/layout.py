@@ -177,7 +177,7 @@ class PageType(IntEnum):
 PIN = 0x8
 """Bit that makes a table type the pinned one."""
 
-FIRST_TYPE_WITHOUT_DATA = int(PageType.BROKEN)  # numpy takes five times as long to compare with an IntEnum
+FIRST_TYPE_WITHOUT_DATA = int(PageType.BROKEN)  # numpy takes several times as long with an IntEnum
 
 NR_PAGE_TYPES = 16
 KNOWN_PAGE_TYPES: BoolArray = np.isin(np.arange(NR_PAGE_TYPES), [int(kind) for kind in PageType])

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from saverestore.errors import TransportError
 from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros, zeros, zeros_told
+from saverestore.stream.layout import DomainType, entries_of
+from saverestore.stream.records import StaticDataEnd
+from saverestore.stream.writer import LibxcWriter
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.sparse import SparseFileSink
 
@@ -79,6 +82,19 @@ def test_short_runs_are_written_as_they_are(sink):
     assert zeros_told(pages.data)[1] == 128 + (SMALLEST_RUN // PAGE - 1) // 2
     sink.writev(told(pages))
     assert sink.stored_bytes == 256 * PAGE
+
+
+def test_the_writer_of_a_stream_tells_of_zero_pages(sink):
+    pages = DATA.copy()
+    pages[50:200] = 0
+    writer = LibxcWriter(sink, DomainType.X86_HVM, (4, 17))
+    writer.record(StaticDataEnd())
+    begun_at = sink.stored_bytes
+    prepared = writer.prepare_pages(entries_of(np.arange(256), np.zeros(256)), [pages.data])
+    writer.write_prepared(prepared)
+    assert prepared.nr_zero == 150
+    assert content_of(sink).endswith(pages.tobytes())
+    assert sink.stored_bytes - begun_at < 110 * PAGE
 
 
 def test_zeroes_that_nobody_told_of_are_written(sink):
