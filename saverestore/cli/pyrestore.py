@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -31,7 +32,7 @@ restore' does, and sees to the domain when it powers off, reboots or crashes, as
 def _parser() -> common.Parser:
     parser = common.parser("pyrestore", DESCRIPTION, EPILOG)
     parser.add_argument("image", metavar="IMAGE", help="the image, or '-' for standard input")
-    parser.add_argument("--paused", action="store_true", help="leave the new domain paused")
+    parser.add_argument("-p", "--paused", action="store_true", help="leave the new domain paused")
     parser.add_argument("--name", metavar="NAME", help="call it NAME instead of what the image says")
     parser.add_argument(
         "--force",
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _restore(arguments: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.progress import RestoreReport
+    from saverestore.guest.arm64.host import is_arm64_host
     from saverestore.operations.restore import RestoreRequest, dry_run, restore_domain
     from saverestore.report.facts import facts_of_restore
 
@@ -102,7 +104,25 @@ def _restore(arguments: argparse.Namespace) -> int | None:
             f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
             f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s"
         )
+        if is_arm64_host():
+            now = datetime.datetime.now(datetime.UTC)
+            common.tell(f"pyrestore: {clock_note(restored.name, report.saved_at, now)}")
     return None
+
+
+def clock_note(name: str, saved_at: datetime.datetime | None, now: datetime.datetime) -> str:
+    """Return what is to be told of the wall clock of an ARM guest: its counter goes on where it stopped.
+
+    On x86 Linux asks Xen for the time when it goes on; on ARM it does not.
+    """
+    from saverestore.operations.preflight import duration
+
+    since = "since it was saved"
+    if saved_at is not None and saved_at <= now:
+        since = f"{since}, about {duration((now - saved_at).total_seconds())} ago"
+    return (
+        f"the wall clock of {name} stood still {since}; Linux does not correct it: run NTP there, or date -s"
+    )
 
 
 def _helper_for(arguments: argparse.Namespace) -> AbstractContextManager[Mapping[str, str]]:

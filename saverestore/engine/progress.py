@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -97,6 +98,8 @@ class SaveReport:
 class RestoreReport:
     """What a restore did, filled in while it works. `digest`: the algorithm of the image's digest, which holds.
 
+    `saved_at`: when the save began, as the image tells it, if it does.
+
     `create_s`: until the domain was there, by libxl with all that libxl does besides the filling; `memory_s`: reading
     and filling it; `complete_s`: processors and what else makes it whole; `start_s`: letting it run.
     """
@@ -106,6 +109,7 @@ class RestoreReport:
     pages: int = 0
     records: int = 0
     digest: DigestAlgorithm | None = None
+    saved_at: datetime.datetime | None = None
     create_s: float = 0.0
     memory_s: float = 0.0
     complete_s: float = 0.0

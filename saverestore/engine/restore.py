@@ -10,14 +10,12 @@ from saverestore.errors import ImageError
 from saverestore.guest.ports import Channels, RestoredPages, RestoreGuest
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
-from saverestore.stream.records import UnknownOptional
+from saverestore.stream.records import Provenance, UnknownOptional
 from saverestore.transport.base import ByteSource
 from saverestore.transport.cores import usable_cores
 
-# Ours to know about, nothing to apply: provenance and digests say something of the image, not of the domain.
-NOT_FOR_THE_DOMAIN = frozenset(
-    {RecordType.PROVENANCE, RecordType.FOLLOWING, RecordType.IMAGE_DIGEST, RecordType.STATIC_DATA_END}
-)
+# Ours to know about, nothing to apply: digests say something of the image, not of the domain.
+NOT_FOR_THE_DOMAIN = frozenset({RecordType.FOLLOWING, RecordType.IMAGE_DIGEST, RecordType.STATIC_DATA_END})
 
 
 def restore(
@@ -85,6 +83,8 @@ def _read_all(
                 filler.put(record)
             report.pages += record.nr_data
             progress.pages(record.nr_data, source.offset)
+        elif isinstance(record, Provenance):
+            report.saved_at = record.time
         elif isinstance(record, UnknownOptional) or record.type in NOT_FOR_THE_DOMAIN:
             continue
         elif record.type in (RecordType.CHECKPOINT, RecordType.CHECKPOINT_DIRTY_PFN_LIST):

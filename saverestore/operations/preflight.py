@@ -71,7 +71,12 @@ def reading_rate(guest: SaveGuest) -> float:
 
 def duration(seconds: float) -> str:
     """For people."""
-    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    for unit, unit_s, until_s in (("min", 60, 90 * 60), ("h", 3600, 48 * 3600)):
+        if seconds < until_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
 
 
 def vcpus(number: int) -> str:

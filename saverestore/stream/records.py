@@ -9,6 +9,7 @@ Those of x86 PV guests are in `records_pv`, those of arm64 guests in `records_ar
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self, TypeAlias
@@ -264,6 +265,15 @@ class Provenance(CheckedRecord):
 
     type = RecordType.PROVENANCE
     fields: dict[str, Any]
+
+    @property
+    def time(self) -> datetime.datetime | None:
+        """When the save began; None where the image does not tell it in ISO 8601 with an offset from UTC."""
+        try:
+            found = datetime.datetime.fromisoformat(self.fields["time"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return None if found.tzinfo is None else found
 
     def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
         """Return the object as UTF-8 JSON."""

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,18 @@ from xen_lab import Guest, Pool, run, state_of
 
 ATTEMPTS = 8
 
+BEGUN: pytest.StashKey[float] = pytest.StashKey()
+NOT_REACHED: pytest.StashKey[list[str]] = pytest.StashKey()
+
 FULL_SPEED = 0
 MODERATE_RATE = 2000  # pages a second
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="guests with devices, four vCPUs or 1 GiB, too")
+    parser.addoption(
+        "--begin-within", type=float, metavar="S", help="begin no test in dom0 later than S seconds from now"
+    )
 
 
 def is_control_domain() -> bool:
@@ -41,6 +48,8 @@ def is_control_domain() -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes minutes under emulation; only with --slow")
+    config.stash[BEGUN] = time.monotonic()
+    config.stash[NOT_REACHED] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,9 +68,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run a test again when the emulated processor failed during it."""
+    """Run a test again when the emulated processor failed during it; none any more when the time is over."""
     if not is_control_domain():
         return None
+    if time_is_over(item.config) and not item.get_closest_marker("skip"):
+        item.config.stash[NOT_REACHED].append(item.nodeid)
+        item.add_marker(pytest.mark.skip(reason="not reached: no time was left"))
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for attempt in range(1, ATTEMPTS + 1):
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
@@ -77,6 +89,19 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def time_is_over(config: pytest.Config) -> bool:
+    within: float | None = config.getoption("--begin-within", default=None)
+    return within is not None and time.monotonic() - config.stash[BEGUN] > within
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """A test that was left out for want of time is told by name: nobody shall take it for passed."""
+    if names := config.stash[NOT_REACHED]:
+        terminalreporter.section(f"{len(names)} tests NOT REACHED: no time was left")
+        for name in names:
+            terminalreporter.line(name)
 
 
 @pytest.fixture(scope="session")

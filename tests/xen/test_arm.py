@@ -55,6 +55,14 @@ def test_a_guest_saved_live_goes_on_and_so_does_its_copy(busy_guest: Guest, imag
 
 
 @one_vcpu
+def test_the_user_is_told_that_the_wall_clock_stood_still(guest: Guest, images: Path):
+    must("pysave", guest.name, str(images / "a.img"))
+    restored = run("pyrestore", str(images / "a.img"))
+    assert restored.returncode == 0, restored.stderr
+    assert f"the wall clock of {guest.name} stood still since it was saved, about " in restored.stderr
+
+
+@one_vcpu
 def test_the_image_tells_what_it_is_and_is_whole(guest: Guest, images: Path):
     must("pysave", "-c", guest.name, str(images / "a.img"))
     found = json.loads(must("pyimage", "verify", "--json", str(images / "a.img")))

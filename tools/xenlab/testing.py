@@ -1,6 +1,7 @@
 """`tools/test`: checks, tests without Xen, and tests on real Xen in the lab, one variant after the other.
 
-On real Xen, pytest runs in the lab's dom0, on the checkout that `push` brought there.
+On real Xen, pytest runs in the lab's dom0, on the checkout that `push` brought there. How long that takes
+depends much on the machine: with `--minutes` it ends in time, and what was not reached is told.
 """
 
 from __future__ import annotations
@@ -36,9 +37,20 @@ ARM_TESTS = [
     "tests/xen/test_arm_registers.py",
 ]
 
-EVERYTHING = FIRST_ROWS | {
-    "4.17": ["tests/xen", "tests/contract", "--xen", "--ignore=tests/xen/test_shadow.py"],
+EVERYTHING = {
     "4.17-arm64": ARM_TESTS,
+    "4.20": FIRST_ROWS["4.20"],
+    "4.17-shadow": FIRST_ROWS["4.17-shadow"],
+    # What is most worth knowing first: with --minutes, what is last may not be reached.
+    "4.17": [
+        "tests/xen/test_first_row.py",
+        "tests/xen/test_save_restore.py",
+        "tests/xen/test_faults.py",
+        "tests/xen",
+        "tests/contract",
+        "--xen",
+        "--ignore=tests/xen/test_shadow.py",
+    ],
 }
 """What runs without it: on the default variant also faults, memory page by page, the contract …; and arm64."""
 
@@ -46,6 +58,10 @@ WITH_SLOW = {"4.17-arm64-gic2": ARM_TESTS}
 """What --slow adds to that."""
 
 XEN_TIMEOUT_S = 4200
+"""After that a run of pytest in dom0 hangs, it is taken."""
+
+LAST_TEST_S = 900
+"""So long the last test may go on when the time is over, with repetitions, before it is taken to hang."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(CHECKOUT)
     failed: list[str] = []
     started = time.monotonic()
+    deadline = None if options.minutes is None else started + options.minutes * 60
+    not_reached: list[str] = []
     try:
         if not options.xen_only:
             python = environment.ensure()
@@ -62,13 +80,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _run(name, command, failed)
         if not options.no_xen:
             for variant, tests in tests_on_xen(options).items():
-                _run_on_xen(variant, tests, options, failed)
+                if deadline is not None and time.monotonic() > deadline:
+                    not_reached.append(variant)
+                else:
+                    _run_on_xen(variant, tests, options, deadline, failed)
     except LabError as error:
         print(f"test: {error}", file=sys.stderr)
         return FAILED
     except (Interrupted, KeyboardInterrupt):
         print("test: interrupted", file=sys.stderr)
         return INTERRUPTED
+    if not_reached:
+        print(f"test: NOT REACHED within {options.minutes:g} min: {', '.join(not_reached)}")
     minutes = (time.monotonic() - started) / 60
     print(f"test: {'FAILED: ' + ', '.join(failed) if failed else 'all passed'} ({minutes:.1f} min)")
     return FAILED if failed else OK
@@ -95,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="on Xen, also guests with devices, with four vCPUs and with 1 GiB, all of arm64, and GICv2",
     )
+    found.add_argument(
+        "--minutes",
+        type=_positive,
+        metavar="N",
+        help="begin no test on Xen later than N minutes from now, and tell which were not reached",
+    )
     found.add_argument("pytest", nargs="*", help="further arguments for pytest, after --")
     return found
 
@@ -103,6 +132,12 @@ def tests_on_xen(options: argparse.Namespace) -> dict[str, list[str]]:
     """Return what runs on real Xen, by variant, in this order."""
     chosen = FIRST_ROWS if options.quick else EVERYTHING | (WITH_SLOW if options.slow else {})
     return {variant: (EVERYTHING | WITH_SLOW | chosen)[variant] for variant in options.variant or chosen}
+
+
+def _positive(text: str) -> float:
+    if not (value := float(text)) > 0:
+        raise ValueError(text)
+    return value
 
 
 def _checks(python: Path, more: list[str]) -> dict[str, list[str]]:
@@ -127,17 +162,29 @@ def _run(name: str, command: list[str], failed: list[str]) -> None:
         say(f"{name}: passed ({time.monotonic() - started:.0f} s)")
 
 
-def _run_on_xen(variant: str, tests: list[str], options: argparse.Namespace, failed: list[str]) -> None:
+def _run_on_xen(
+    variant: str, tests: list[str], options: argparse.Namespace, deadline: float | None, failed: list[str]
+) -> None:
     """Boot the variant (unless it is up: then it is left so), push, run pytest in its dom0."""
     slow = ["--slow"] if options.slow else SHORTER.get(variant, [])
     # Short tracebacks: long ones show arguments, among them arrays over memory that is no longer mapped.
     arguments = ["-q", "--tb=short", "--durations=60", *tests, *slow, *options.pytest]
-    line = (
-        f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
-        f"timeout {XEN_TIMEOUT_S} python3 -u -m pytest {' '.join(map(_quoted, arguments))}"
-    )
     with Machine(variant).up_meanwhile() as machine:
+        line = _in_dom0(variant, arguments, None if deadline is None else deadline - time.monotonic())
         _run(f"tests on Xen {variant}", ssh.command(variant, machine.require_up(), [line]), failed)
+
+
+def _in_dom0(variant: str, arguments: list[str], left_s: float | None) -> str:
+    """Return the command line that runs pytest in dom0, where tests begin for `left_s` seconds only."""
+    timeout_s = XEN_TIMEOUT_S
+    if left_s is not None:
+        within_s = max(0, round(left_s))
+        arguments = [*arguments, f"--begin-within={within_s}"]
+        timeout_s = min(timeout_s, within_s + LAST_TEST_S)
+    return (
+        f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
+        f"timeout {timeout_s} python3 -u -m pytest {' '.join(map(_quoted, arguments))}"
+    )
 
 
 def _quoted(word: str) -> str:
