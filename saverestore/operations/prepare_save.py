@@ -12,7 +12,6 @@ from pathlib import Path
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import DomainError, SaveRestoreError, TransportError, UsageError
 from saverestore.guest.arm64.host import is_arm64_host
-from saverestore.guest.arm64.save import guest_of as arm64_guest_of
 from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspender, Suspending
 from saverestore.guest.ports import SaveGuest, Throttle
@@ -142,6 +141,10 @@ def _guest_of(
     suspend_timeout_s: float | None,
 ) -> SaveGuest:
     if is_arm64_host():
+        from saverestore.guest.arm64.save import (
+            guest_of as arm64_guest_of,
+        )  # takes an x86 host a tenth of its start
+
         return arm64_guest_of(handles, domain.info, config.gic_version, suspend_timeout_s)
     suspender: Suspending = Suspender(
         handles.xen,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
-from saverestore.guest.arm64.restore import check_platform, check_size
 from saverestore.guest.common.handles import FORCE, Handles, open_handles
 from saverestore.guest.x86.common import check_cpu_policy
 from saverestore.operations import restore_here
@@ -227,6 +226,8 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
             elif isinstance(record, X86MsrPolicy):
                 msrs = record.entries
             elif isinstance(record, Arm64Platform):
+                from saverestore.guest.arm64.restore import check_platform, check_size
+
                 check_platform(record, gic_version(image.config.gic_version), unless=unless)
                 check_size(record, image.config.max_vcpus, image.config.max_kib)
         if reader.domain.type is not DomainType.ARM64:

@@ -11,8 +11,6 @@ from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
-from saverestore.guest.arm64.layout import last_gfn
-from saverestore.guest.arm64.restore import Arm64Restore
 from saverestore.guest.common.handles import FORCE, Handles
 from saverestore.guest.ports import RestoredPages, RestoreGuest
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
@@ -137,6 +135,9 @@ def _fill(
     info = handles.xen.domain(fresh.domid)
     guest: RestoreGuest
     if reader.domain.type == DomainType.ARM64:
+        from saverestore.guest.arm64.layout import last_gfn
+        from saverestore.guest.arm64.restore import Arm64Restore
+
         guest = Arm64Restore(
             handles, info, gic_version(guest_config.gic_version), unless=unless, is_built=fresh.is_built
         )

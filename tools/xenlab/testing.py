@@ -41,16 +41,7 @@ EVERYTHING = {
     "4.17-arm64": ARM_TESTS,
     "4.20": FIRST_ROWS["4.20"],
     "4.17-shadow": FIRST_ROWS["4.17-shadow"],
-    # What is most worth knowing first: with --minutes, what is last may not be reached.
-    "4.17": [
-        "tests/xen/test_first_row.py",
-        "tests/xen/test_save_restore.py",
-        "tests/xen/test_faults.py",
-        "tests/xen",
-        "tests/contract",
-        "--xen",
-        "--ignore=tests/xen/test_shadow.py",
-    ],
+    "4.17": ["tests/xen", "tests/contract", "--xen", "--ignore=tests/xen/test_shadow.py"],
 }
 """What runs without it: on the default variant also faults, memory page by page, the contract …; and arm64."""
 
@@ -93,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not_reached:
         print(f"test: NOT REACHED within {options.minutes:g} min: {', '.join(not_reached)}")
     minutes = (time.monotonic() - started) / 60
-    print(f"test: {'FAILED: ' + ', '.join(failed) if failed else 'all passed'} ({minutes:.1f} min)")
+    passed = "all passed" if deadline is None else "all that were reached passed"
+    print(f"test: {'FAILED: ' + ', '.join(failed) if failed else passed} ({minutes:.1f} min)")
     return FAILED if failed else OK
 
 
