@@ -7,7 +7,8 @@ added: it must define
 
 one for each kind of real domain that this host can run, and should raise when it can run none: where Xen was
 asked for, its absence is a failure. A maker may keep a booted domain from test to test; every test leaves it
-running, with log-dirty off.
+running, with log-dirty off. When the contract is done, its `close` (if it has one) destroys what it kept: other tests
+follow, who want no domain but theirs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import pytest
 from guest_makers import MEMORY_MAKERS, GuestMaker
 
 from saverestore.guest.ports import SaveGuest
+
+KEEPING: pytest.StashKey[list[GuestMaker]] = pytest.StashKey()
+"""Makers that keep domains from test to test."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,8 +35,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.config.getoption("--xen", default=False):
         from xen_makers import makers as makers_of_real_domains
 
-        makers += makers_of_real_domains()
+        makers += metafunc.config.stash.setdefault(KEEPING, makers_of_real_domains())
     metafunc.parametrize("maker", makers, ids=lambda maker: maker.name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_domains_end_with_the_contract(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    for maker in request.config.stash.get(KEEPING, []):
+        if close := getattr(maker, "close", None):
+            close()
 
 
 @pytest.fixture

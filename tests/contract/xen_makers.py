@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import sys
 import uuid
@@ -48,12 +47,11 @@ class EmptyXenDomain(EmptyDomain):
 
 
 class XenMaker:
-    """The lab's guest of one kind, booted once and kept."""
+    """The lab's guest of one kind, booted once and kept until `close`."""
 
     def __init__(self, kind: str) -> None:
         self.name = f"xen-{kind}"
         self._lab = Guest(f"contract-{kind}", kind, 1, memory_mib=128)
-        atexit.register(self._lab.destroy)  # at the end of the run: it boots once for all tests
 
     @contextmanager
     def running(self) -> Iterator[SaveGuest]:
@@ -64,6 +62,9 @@ class XenMaker:
             guest = self._guest = opened(self._handles, self._lab.domid)
             yield guest
             guest.close()
+
+    def close(self) -> None:
+        self._lab.destroy()
 
     def is_running(self) -> bool:
         return self._lab.is_running()
