@@ -3,12 +3,12 @@
 Without Xen these are the in-memory domains. With `--xen`, the makers of `xen_makers.py` in this folder are
 added: it must define
 
-    def makers() -> list[GuestMaker]: ...
+    def makers() -> list[KeepingMaker]: ...
 
 one for each kind of real domain that this host can run, and should raise when it can run none: where Xen was
 asked for, its absence is a failure. A maker may keep a booted domain from test to test; every test leaves it
-running, with log-dirty off. When the contract is done, its `close` (if it has one) destroys what it kept: other tests
-follow, who want no domain but theirs.
+running, with log-dirty off. When the contract is done they are closed: other tests follow, who want no domain but
+theirs.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from guest_makers import MEMORY_MAKERS, GuestMaker
+from guest_makers import MEMORY_MAKERS, GuestMaker, KeepingMaker
 
 from saverestore.guest.ports import SaveGuest
 
-KEEPING: pytest.StashKey[list[GuestMaker]] = pytest.StashKey()
+KEEPING: pytest.StashKey[list[KeepingMaker]] = pytest.StashKey()
 """Makers that keep domains from test to test."""
 
 
@@ -43,8 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def kept_domains_end_with_the_contract(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     for maker in request.config.stash.get(KEEPING, []):
-        if close := getattr(maker, "close", None):
-            close()
+        maker.close()
 
 
 @pytest.fixture

@@ -39,6 +39,13 @@ class GuestMaker(Protocol):
         """A fresh domain. Called inside the block of `running`."""
 
 
+class KeepingMaker(GuestMaker, Protocol):
+    """One that keeps a domain from test to test."""
+
+    def close(self) -> None:
+        """Destroy what was kept."""
+
+
 class EmptyMemoryDomain(EmptyDomain):
     @contextmanager
     def reopened(self) -> Iterator[SaveGuest]:

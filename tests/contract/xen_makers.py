@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "xen"))
 
-from guest_makers import EmptyDomain, GuestMaker
+from guest_makers import EmptyDomain, KeepingMaker
 from p2m_in_place import p2m_at
 from xen_lab import Guest
 
@@ -89,5 +89,5 @@ class XenMaker:
             guest.close()
 
 
-def makers() -> list[GuestMaker]:
+def makers() -> list[KeepingMaker]:
     return [XenMaker("pv"), XenMaker("pvh")]

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import re
-
 import pytest
 from xenlab import testing
 from xenlab.variants import VARIANTS
@@ -46,8 +44,7 @@ def test_with_a_limit_tests_on_xen_begin_while_time_is_left_and_the_last_has_tim
 ) -> None:
     line = testing._in_dom0("4.17", ["tests/xen"], left_s)
     assert f"'--begin-within={told_s}'" in line
-    timeout_s = int(re.search(r"timeout (\d+) ", line)[1])  # type: ignore[index]
-    assert timeout_s == min(testing.XEN_TIMEOUT_S, told_s + testing.LAST_TEST_S)
+    assert f" timeout {min(testing.XEN_TIMEOUT_S, told_s + testing.LAST_TEST_S)} " in line
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "x", "nan"])
