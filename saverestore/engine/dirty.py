@@ -17,7 +17,7 @@ import numpy as np
 
 from saverestore.engine.copies import CopiedBatch
 from saverestore.guest.ports import U64, Bool, LogDirty, SaveGuest
-from saverestore.kernels.page_digests import page_digests
+from saverestore.kernels.xxh3 import page_digests
 
 # No page has it: marks a pfn of which nothing was sent yet.
 NEVER_SENT = 0xFF

@@ -7,12 +7,21 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-HEADERS = ("xxh3_pages.h", "xor_rle.h", "zero_pages.h", "copying.h")
+HEADERS = ("xxh3.h", "xor_rle.h", "zero_pages.h", "copying.h")
+SOURCES = ("xxh3_vector.c", "xxh3_scalar.c")
+
+XXH3 = """
+    void xxh3_pages_{build}(const uint8_t *pages, size_t page_size, size_t nr_pages, uint64_t *digests);
+    struct XXH3_state_s *xxh3_new_{build}(void);
+    void xxh3_update_{build}(struct XXH3_state_s *state, const uint8_t *data, size_t nr_bytes);
+    void xxh3_digest_{build}(const struct XXH3_state_s *state, uint8_t *digest);
+    void xxh3_free_{build}(struct XXH3_state_s *state);
+"""
 
 ffibuilder = FFI()
 ffibuilder.cdef(
     """
-    void xxh3_128_pages(const uint8_t *pages, size_t page_size, size_t nr_pages, uint64_t *digests);
+    struct XXH3_state_s;
 
     void copy_in_chunks(uint8_t *to, const uint8_t *from, size_t nr_bytes);
 
@@ -25,12 +34,15 @@ ffibuilder.cdef(
     size_t xor_rle_decode(const uint8_t *coded, size_t coded_bytes, size_t nr_pages,
                           const uint32_t *lengths, uint8_t *pages);
     """
+    + XXH3.format(build="vector")
+    + XXH3.format(build="scalar")
 )
 ffibuilder.set_source(
     "saverestore._kernels",
     "\n".join(f'#include "{header}"' for header in HEADERS),
     include_dirs=[str(HERE)],
+    sources=[f"saverestore/kernels/{source}" for source in SOURCES],
     # Or a change of these alone would not be compiled.
-    depends=[str(HERE / header) for header in HEADERS],
+    depends=[str(HERE / header) for header in (*HEADERS, "xxh3_build.h")],
     extra_compile_args=["-O3", "-Wall", "-Wno-unused-function"],
 )

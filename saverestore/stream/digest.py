@@ -21,12 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
 
 from saverestore.errors import UsageError
 from saverestore.interrupts import shield
+from saverestore.kernels.xxh3 import Hasher, xxh3_128
 from saverestore.stream.errors import BadRecord
 from saverestore.stream.layout import RecordType
 from saverestore.stream.records import ImageDigest, Provenance
@@ -39,16 +40,6 @@ BESIDE_BYTES = 256 << 10
 """Writes of this much are digested on a thread of their own, while the sink writes them."""
 
 SKIP_BYTES = 1 << 20
-
-
-class Hasher(Protocol):
-    """What xxhash, hashlib and blake3 have in common; they give the GIL back for large buffers."""
-
-    def update(self, data: ReadableBuffer, /) -> object:
-        """Take the next bytes."""
-
-    def digest(self) -> bytes:
-        """The digest of all so far."""
 
 
 class DigestAlgorithm(IntEnum):
@@ -95,7 +86,7 @@ class _Blake3:
 def new_hasher(algorithm: DigestAlgorithm) -> Hasher:
     """A fresh one. MissingPackage where blake3 is not installed."""
     if algorithm is DigestAlgorithm.XXH3:
-        return xxhash.xxh3_128()
+        return xxh3_128()
     if algorithm is DigestAlgorithm.SHA256:
         return hashlib.sha256()
     try:

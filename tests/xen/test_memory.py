@@ -31,7 +31,7 @@ def digests_of(name: str) -> dict[int, tuple[int, int, int]]:
     from saverestore.guest.common.suspend import Suspender
     from saverestore.guest.x86.hvm import HvmSave
     from saverestore.guest.x86.pv import PvSave
-    from saverestore.kernels.page_digests import page_digests
+    from saverestore.kernels.xxh3 import page_digests
     from saverestore.toolstack import domains
 
     found: dict[int, tuple[int, int, int]] = {}

@@ -32,7 +32,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run_info(arguments: argparse.Namespace) -> int:
     """Print everything that the image tells, whole or not."""
-    from saverestore.kernels.page_digests import page_digests
+    from saverestore.kernels.xxh3 import page_digests
 
     found = _survey(arguments.image, page_digests)
     print(as_json(found) if arguments.json else as_text(found))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from saverestore.kernels.page_digests import page_digests
+from saverestore.kernels.xxh3 import page_digests
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]

@@ -12,7 +12,7 @@ from pyxc import Mapping
 from saverestore.guest.arm64.layout import PAGE_SIZE, Layout
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import U8, U64, Bool, PageBatch, runs_of
-from saverestore.kernels.page_digests import page_digests
+from saverestore.kernels.xxh3 import page_digests
 from saverestore.stream.layout import PageType
 
 CHUNK_PAGES = 1024

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stream_samples import MemorySink, PipeLikeSource, StingySource, golden, small_hvm_image, source_of
 
-from saverestore.kernels.page_digests import page_digests
+from saverestore.kernels.xxh3 import page_digests
 from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream import DomainType, LibxcWriter, LibxlRecordType, LibxlWriter, PageType, XlHeader
 from saverestore.stream.digest import DigestAlgorithm

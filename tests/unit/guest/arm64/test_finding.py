@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saverestore.guest.arm64 import find
-from saverestore.kernels.page_digests import page_digests
+from saverestore.kernels.xxh3 import page_digests
 
 WC = find.WC_AT // 4
 

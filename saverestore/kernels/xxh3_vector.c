@@ -1,0 +1,2 @@
+#define NAMED(name) name##_vector
+#include "xxh3_build.h"
