@@ -21,9 +21,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
-from types import FrameType
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType, TracebackType
 from typing import TypeVar
 
 from saverestore.errors import Interrupted
@@ -105,29 +105,47 @@ def raise_pending() -> None:
         raise Interrupted(f"interrupted by {_state.pending}")
 
 
-@contextmanager
-def shield() -> Iterator[None]:
+def shield() -> AbstractContextManager[None]:
     """Hold signals back inside this block; one that came is raised at its end, unless that raises itself.
 
     While an exception is being handled, in a shield or not, that stays what is told: the signal goes on being held
     back, to the end of the next block in which none is.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals only ever reach the main thread
-        return
-    _state.depth += 1
-    try:
-        yield
-    finally:
+    # Signals only ever reach the main thread.
+    return _SHIELD if threading.current_thread() is threading.main_thread() else _NOTHING
+
+
+class _Shield(AbstractContextManager[None]):
+    # A class, as a generator takes three times as long, and there are several for each batch of pages.
+    def __enter__(self) -> None:
+        _state.depth += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _state.depth -= 1
-    if _state.pending and not _state.depth and not _state.raised and not _is_undoing():
-        _state.raised = True
-        raise Interrupted(f"interrupted by {_state.pending}")
+        if kind is None and _state.pending and not _state.depth and not _state.raised and not _is_undoing():
+            _state.raised = True
+            raise Interrupted(f"interrupted by {_state.pending}")
+
+
+_SHIELD = _Shield()
+_NOTHING = nullcontext()
 
 
 def result_of(future: Future[ResultT]) -> ResultT:
     """What comes of it, or its exception; `Interrupted` when a signal comes first. On any thread."""
-    waited_for(lambda seconds: bool(wait((future,), seconds).done))
+
+    def look(seconds: float) -> bool:
+        try:
+            future.exception(seconds)
+        except TimeoutError:
+            return False
+        except CancelledError:
+            pass
+        return True
+
+    waited_for(look)
     with shield():
         return future.result()
 
