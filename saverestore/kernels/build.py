@@ -7,7 +7,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-HEADERS = ("xxh3.h", "xor_rle.h", "zero_pages.h", "copying.h")
+HEADERS = ("xxh3.h", "xor_rle.h", "zero_pages.h", "copying.h", "entries.h")
 SOURCES = ("xxh3_vector.c", "xxh3_scalar.c")
 
 XXH3 = """
@@ -24,6 +24,12 @@ ffibuilder.cdef(
     struct XXH3_state_s;
 
     void copy_in_chunks(uint8_t *to, const uint8_t *from, size_t nr_bytes);
+
+    int64_t split_entries(const uint64_t *entries, size_t nr_entries, uint64_t pfn_mask, unsigned int type_shift,
+                          uint64_t max_pfn, uint32_t types_known, uint32_t types_with_data,
+                          uint64_t *pfns, uint8_t *types);
+
+    void copy_pages(uint64_t *to, const uint64_t *from, size_t page_words, size_t nr_pages, uint8_t *zero);
 
     size_t find_zero_pages(const uint64_t *pages, size_t page_words, size_t nr_pages, uint8_t *zero);
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 U64Array: TypeAlias = NDArray[np.uint64]
+U8Array: TypeAlias = NDArray[np.uint8]
 U32Array: TypeAlias = NDArray[np.uint32]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
@@ -177,7 +178,8 @@ class PageType(IntEnum):
 PIN = 0x8
 """Bit that makes a table type the pinned one."""
 
-FIRST_TYPE_WITHOUT_DATA = int(PageType.BROKEN)  # numpy takes several times as long with an IntEnum
+# For numpy, which takes several times as long with an IntEnum.
+_BROKEN, _XTAB = np.uint8(PageType.BROKEN), np.uint8(PageType.XTAB)
 
 NR_PAGE_TYPES = 16
 KNOWN_PAGE_TYPES: BoolArray = np.isin(np.arange(NR_PAGE_TYPES), [int(kind) for kind in PageType])
@@ -211,12 +213,24 @@ def pfns_of(entries: U64Array) -> U64Array:
     return pfns
 
 
-def types_of(entries: U64Array) -> U32Array:
-    """Page types (`PageType`) of entries, as u32: `<< 28` makes them XEN_DOMCTL_PFINFO_*."""
-    return (entries >> np.uint64(TYPE_SHIFT)).astype(np.uint32)
+def types_of(entries: U64Array) -> U8Array:
+    """Page types (`PageType`) of entries."""
+    return (entries >> np.uint64(TYPE_SHIFT)).astype(np.uint8)
 
 
 def has_data(types: NDArray[Any]) -> BoolArray:
     """For each page type, whether a page of data follows in the record."""
-    data: BoolArray = types < FIRST_TYPE_WITHOUT_DATA
+    data: BoolArray = types < _BROKEN
     return data
+
+
+def has_memory(types: NDArray[Any]) -> BoolArray:
+    """For each page type, whether the domain has memory there: there may be none of XTAB."""
+    memory: BoolArray = types != _XTAB
+    return memory
+
+
+def wants_memory(types: NDArray[Any]) -> BoolArray:
+    """For each page type, whether a domain that is restored gets memory there: all but BROKEN and XTAB."""
+    wanted: BoolArray = (types != _XTAB) & (types != _BROKEN)
+    return wanted

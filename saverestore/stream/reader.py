@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from saverestore.kernels.entries import EntryForm, split
 from saverestore.stream.codecs import Codec
 from saverestore.stream.digest import Before, DigestAlgorithm, DigestCheck
 from saverestore.stream.errors import BadRecord, UnknownRecord
@@ -23,12 +24,16 @@ from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import (
     ENTRY_BYTES,
     KNOWN_PAGE_TYPES,
+    NR_PAGE_TYPES,
     OPTIONAL_BIT,
     PAGE_DATA_HEADER,
     PAGE_SIZE,
+    PFN_MASK,
     RESERVED_MASK,
+    TYPE_SHIFT,
+    PageType,
     RecordType,
-    U32Array,
+    U8Array,
     U64Array,
     has_data,
     pfns_of,
@@ -56,7 +61,7 @@ class PageData:
     """The entries of one PAGE_DATA record; the pages are still in the stream.
 
     `offset` is where the record begins. `entries` (u64) are as on the wire, `pfns` (u64) and `types`
-    (u32, `PageType`) their parts; every pfn occurs once. `nr_data` entries have a page each, in
+    (u8, `PageType`) their parts; every pfn occurs once. `nr_data` entries have a page each, in
     the order of the entries: those for which `has_data(types)` holds. `codec`: how these are coded; with
     `Codec.XOR` they can only be read over the last versions of the pages. `nr_told_zero` of them take no
     room in the image, being all zero.
@@ -66,11 +71,18 @@ class PageData:
     offset: int
     entries: U64Array
     pfns: U64Array
-    types: U32Array
+    types: U8Array
     nr_data: int
     codec: Codec = Codec.NONE
     nr_told_zero: int = 0
 
+
+ENTRY_FORM = EntryForm(
+    PFN_MASK,
+    TYPE_SHIFT,
+    known=sum(1 << int(kind) for kind in PageType),
+    with_data=sum(1 << kind for kind in np.flatnonzero(has_data(np.arange(NR_PAGE_TYPES))).tolist()),
+)
 
 AnyRecord: TypeAlias = "Record | PageData | UnknownOptional"
 """What `LibxcReader.next` returns."""
@@ -78,7 +90,7 @@ AnyRecord: TypeAlias = "Record | PageData | UnknownOptional"
 
 def check_entries(
     entries: U64Array, offset: int | None, max_pfn: int | None
-) -> tuple[U64Array, U32Array, int]:
+) -> tuple[U64Array, U8Array, int]:
     """Return pfns, types and the number of entries with data; `BadRecord` for what may not be.
 
     That is: no entries at all, reserved bits, page types that do not exist, a pfn above `max_pfn`
@@ -91,6 +103,8 @@ def check_entries(
 
     if len(entries) == 0:
         raise BadRecord("PAGE_DATA: without any entry", offset=offset, type=RecordType.PAGE_DATA)
+    if (usual := split(np.ascontiguousarray(entries), ENTRY_FORM, max_pfn)) is not None:
+        return usual
     reserved = entries & np.uint64(RESERVED_MASK)
     if reserved.any():
         raise refuse(int(np.flatnonzero(reserved)[0]), "has reserved bits set")
@@ -105,13 +119,12 @@ def check_entries(
         if outside.any():
             index = int(np.flatnonzero(outside)[0])
             raise refuse(index, f"names pfn {int(pfns[index]):#x}, above the domain's last, {max_pfn:#x}")
-    if not (pfns[1:] > pfns[:-1]).all():  # rising pfns, the usual case, need no sorting
-        order = np.argsort(pfns, kind="stable")
-        ranked = pfns[order]
-        twice = np.flatnonzero(ranked[1:] == ranked[:-1])
-        if len(twice):
-            index = int(order[int(twice[0]) + 1])
-            raise refuse(index, f"names pfn {int(pfns[index]):#x} a second time")
+    order = np.argsort(pfns, kind="stable")
+    ranked = pfns[order]
+    twice = np.flatnonzero(ranked[1:] == ranked[:-1])
+    if len(twice):
+        index = int(order[int(twice[0]) + 1])
+        raise refuse(index, f"names pfn {int(pfns[index]):#x} a second time")
     return pfns, types, int(np.count_nonzero(has_data(types)))
 
 

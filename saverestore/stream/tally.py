@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saverestore.kernels.zero_pages import zero_pages
-from saverestore.stream.layout import NR_PAGE_TYPES, PageType, U32Array, U64Array
+from saverestore.stream.layout import NR_PAGE_TYPES, PageType, U8Array, U64Array
 
 CHUNK_SHIFT = 15
 CHUNK_PFNS = 1 << CHUNK_SHIFT
@@ -148,7 +148,7 @@ class PageStatistics:
         """Whether all pages could be compared."""
         return self._contents.exact
 
-    def add_entries(self, pfns: U64Array, types: U32Array) -> None:
+    def add_entries(self, pfns: U64Array, types: U8Array) -> None:
         """Count the entries of one record: at least one, and no pfn twice."""
         self.nr_entries += len(pfns)
         counts = np.bincount(types, minlength=NR_PAGE_TYPES)

@@ -21,14 +21,11 @@ The work is done by the compiled kernels, or by their twin in numpy.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from saverestore.kernels import compiled
 from saverestore.stream import xor_rle_numpy as twin
-from saverestore.stream.layout import BoolArray, ByteOrder, U32Array
+from saverestore.stream.layout import BoolArray, ByteOrder, U8Array, U32Array
 from saverestore.stream.undecodable import Undecodable
-
-U8Array = NDArray[np.uint8]
 
 LENGTH_BYTES = 4
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from saverestore.stream.layout import PAGE_SIZE, BoolArray, ByteOrder, Fields, U32Array
+from saverestore.stream.layout import PAGE_SIZE, BoolArray, ByteOrder, Fields, U8Array, U32Array
 
-U8Array = NDArray[np.uint8]
 Places = NDArray[np.int64]
 
 LENGTH_BYTES = 4

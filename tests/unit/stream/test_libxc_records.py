@@ -288,7 +288,7 @@ def test_entries_are_put_together_and_taken_apart():
     assert [hex(entry) for entry in entries] == ["0x0", "0xc000000000000001", "0xf00fffffffffffff"]
     assert np.array_equal(pfns_of(entries), pfns)
     assert np.array_equal(types_of(entries), types)
-    assert types_of(entries).dtype == np.uint32
+    assert types_of(entries).dtype == np.uint8
 
 
 def test_page_types_with_data_are_normal_pages_and_tables():
