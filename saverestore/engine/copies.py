@@ -7,6 +7,7 @@ writes into its ring. The copy also lets a worker unmap the pages at once, which
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,12 +17,22 @@ from saverestore.stream.layout import PAGE_SIZE
 
 
 class CopiedBatch(PageBatch):
-    """Pages in private memory, which nobody else changes: `data`, shape (nr_data, 4096), and one buffer over it."""
+    """Pages in private memory, which nobody changes: `data`, shape (nr_data, 4096), and one buffer over it.
+
+    `zero`, shape (nr_data,): which of them are all zero.
+    """
 
     def __init__(
-        self, pfns: U64, types: U8, data: U8, deferred: U64, lent: tuple[Copies, U8] | None = None
+        self,
+        pfns: U64,
+        types: U8,
+        data: U8,
+        zero: Bool,
+        deferred: U64,
+        lent: tuple[Copies, _Memory] | None = None,
     ) -> None:
         self.data = data
+        self.zero = zero
         self._lent = lent
         super().__init__(pfns, types, [data.reshape(-1).data] if len(data) else [], deferred)
 
@@ -30,16 +41,24 @@ class CopiedBatch(PageBatch):
         if chosen.all():
             return self
         with self:
-            data = self.data[chosen[self.with_data]]
-        return CopiedBatch(self.pfns[chosen], self.types[chosen], data, self.deferred)
+            of_data = chosen[self.with_data]
+            data, zero = self.data[of_data], self.zero[of_data]
+        return CopiedBatch(self.pfns[chosen], self.types[chosen], data, zero, self.deferred)
 
     def close(self) -> None:
         """Its memory may be used for another."""
         lent, self._lent = self._lent, None
         if lent is not None:
             self.pages = ()
-            copies, buffer = lent
-            copies.take_back(buffer)
+            copies, memory = lent
+            copies.take_back(memory)
+
+
+class _Memory(NamedTuple):
+    """For one batch; `zero` says which of its pages are all zero."""
+
+    pages: U8
+    zero: Bool
 
 
 class Copies:
@@ -52,19 +71,21 @@ class Copies:
         """`batch_pages`: as many pages of data as a batch may have."""
         self._shape = (batch_pages, PAGE_SIZE)
         self._lock = threading.Lock()
-        self._free: list[U8] = []
+        self._free: list[_Memory] = []
 
     def of(self, batch: PageBatch) -> CopiedBatch:
         """The same pages in private memory; the batch itself is closed."""
         with batch:
             with self._lock:
-                buffer = self._free.pop() if self._free else None
-            if buffer is None:
-                buffer = np.empty(self._shape, dtype=np.uint8)
-            data = batch.copy_data(buffer)
-        return CopiedBatch(batch.pfns, batch.types, data, batch.deferred, (self, buffer))
+                memory = self._free.pop() if self._free else None
+            if memory is None:
+                memory = _Memory(np.empty(self._shape, dtype=np.uint8), np.zeros(self._shape[0], dtype=bool))
+            data = batch.copy_data(*memory)
+        return CopiedBatch(
+            batch.pfns, batch.types, data, memory.zero[: len(data)], batch.deferred, (self, memory)
+        )
 
-    def take_back(self, buffer: U8) -> None:
+    def take_back(self, memory: _Memory) -> None:
         """A batch is done with."""
         with shield(), self._lock:
-            self._free.append(buffer)
+            self._free.append(memory)

@@ -49,7 +49,7 @@ class PageFiller:
 
     def put(self, record: PageData) -> None:
         """Read the pages of the reader's last record, and have them filled in: now or soon."""
-        types: U8 = record.types.astype(np.uint8)
+        types: U8 = record.types
         # Changes to a page can only be read over that page, which must be there.
         if self._pool is None or record.codec is Codec.XOR or record.nr_data > BUFFER_PAGES:
             self.drain()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,11 +23,11 @@ from saverestore.engine.pipeline import ahead, workers
 from saverestore.engine.policy import ALL_OF_IT, Decision, Limits, OnStall, RoundStats, decide
 from saverestore.engine.progress import Progress, SaveReport, Silence, peak_memory_bytes
 from saverestore.errors import DomainError
-from saverestore.guest.ports import U64, LogDirtyUnavailable, SaveGuest, Throttle
+from saverestore.guest.ports import U8, U64, LogDirtyUnavailable, SaveGuest, Throttle
 from saverestore.interrupts import shield
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.digest import Before, DigestAlgorithm, WrittenDigest, integrity_fields
-from saverestore.stream.layout import DRAFT_B_VERSION, MIB, PageType, entries_of
+from saverestore.stream.layout import DRAFT_B_VERSION, MIB, entries_of, has_memory
 from saverestore.stream.records import Following, Provenance, StaticDataEnd
 from saverestore.stream.versions import VersionCache
 from saverestore.stream.writer import LibxcWriter, PreparedPages
@@ -43,6 +43,9 @@ LARGE_PAGE_PFNS = 512
 
 HOLE_PFNS = 1 << 16
 """Pfns asked about at a time when looking for those that have memory at all."""
+
+HOLES_AHEAD = 3
+"""As many times are they asked about before the batches of the first are read."""
 
 CODED_BATCH_PFNS = 1024
 """The same where pages are coded, and so are in memory twice for a while."""
@@ -268,6 +271,21 @@ class _Ready:
         self.batch.close()
 
 
+@dataclass
+class _Piece:
+    """Some of a round's pfns, and their types where these are known already."""
+
+    pfns: U64
+    types: U8 | None = None
+
+    def part(self, part: slice) -> _Piece:
+        """Some of it."""
+        return _Piece(self.pfns[part], None if self.types is None else self.types[part])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class _PageSender:
     """Sends rounds of pages: read, select and encode on workers, write in order on this thread."""
 
@@ -308,10 +326,15 @@ class _PageSender:
         self._progress.round(number, left, final=final)
         sent = 0
 
-        def read(some: U64) -> _Ready:
-            return self._prepare(self._copies.of(self._guest.read_pages(some, final=final)))
+        def read(some: _Piece) -> _Ready:
+            return self._prepare(
+                self._copies.of(self._guest.read_pages(some.pfns, final=final, types=some.types))
+            )
 
-        with ahead(self._pool, read, self._batches(pfns), depth=self._depth) as batches:
+        with (
+            self._without_holes(pfns) as pieces,
+            ahead(self._pool, read, self._batches(pieces), depth=self._depth) as batches,
+        ):
             for ready in batches:
                 batch = ready.batch
                 with batch:
@@ -345,11 +368,14 @@ class _PageSender:
         """
         try:
             batch = self._source.select(batch)
-            told = (batch.types != PageType.XTAB) | self._was_sent[batch.pfns]
-            pfns = batch.pfns[told]
+            pfns, types = batch.pfns, batch.types
+            told = has_memory(types)
+            if not told.all():
+                told |= self._was_sent[pfns]
+                pfns, types = pfns[told], types[told]
             prepared = None
             if len(pfns):
-                prepared = self._writer.prepare_pages(entries_of(pfns, batch.types[told]), batch.pages)
+                prepared = self._writer.prepare_pages(entries_of(pfns, types), batch.pages, zero=batch.zero)
             return _Ready(batch, prepared)
         except BaseException:
             batch.close()
@@ -365,27 +391,39 @@ class _PageSender:
         self._was_sent[batch.pfns[batch.with_data]] = True
         return batch.nr_data
 
-    def _batches(self, pfns: U64) -> Iterator[U64]:
-        """The pfns of a round, cut. When it is all of them, holes are left out: most of a PVH guest's pfns."""
-        if len(pfns) == self._guest.nr_pfns:
-            large = (pfns[start : start + HOLE_PFNS] for start in range(0, len(pfns), HOLE_PFNS))
-            pieces = (self._without_holes(some) for some in large)
-        else:
-            pieces = (some for some in (pfns,))
+    def _batches(self, pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+        """The pieces of a round, cut into batches."""
         for piece in pieces:
             start = 0
-            while start < len(piece):
+            while start < len(piece.pfns):
                 stop = start + self._batch_pfns
-                if stop < len(piece):
+                if stop < len(piece.pfns):
                     # Not amid the pfns of a large page: whoever restores them gives it memory in one piece then.
-                    head = piece[stop] - piece[stop] % np.uint64(LARGE_PAGE_PFNS)
-                    cut = int(np.searchsorted(piece, head))
+                    head = piece.pfns[stop] - piece.pfns[stop] % np.uint64(LARGE_PAGE_PFNS)
+                    cut = int(np.searchsorted(piece.pfns, head))
                     stop = cut if cut > start else stop
-                batch = piece[start:stop]
-                self._asked.append(len(batch))
+                batch = piece.part(slice(start, stop))
+                self._asked.append(len(batch.pfns))
                 yield batch
                 start = stop
 
-    def _without_holes(self, pfns: U64) -> U64:
-        """Those that may have memory, or had some when they were sent."""
-        return pfns[self._guest.may_have_memory(pfns) | self._was_sent[pfns]]
+    @contextmanager
+    def _without_holes(self, pfns: U64) -> Iterator[Iterable[_Piece]]:
+        """The pfns of a round. When it is all of them, holes are left out: most of a PVH guest's pfns.
+
+        Those that had memory when they were sent are no holes.
+        """
+        if len(pfns) != self._guest.nr_pfns:
+            yield [_Piece(pfns)]
+            return
+
+        def look(some: U64) -> _Piece:
+            types = self._guest.types_of(some)
+            if types is None:
+                return _Piece(some)
+            wanted = has_memory(types) | self._was_sent[some]
+            return _Piece(some, types) if wanted.all() else _Piece(some[wanted], types[wanted])
+
+        pieces = [pfns[start : start + HOLE_PFNS] for start in range(0, len(pfns), HOLE_PFNS)]
+        with ahead(self._pool, look, pieces, depth=HOLES_AHEAD) as looked_at:
+            yield looked_at

@@ -27,7 +27,8 @@ from saverestore.guest.ports import (
     RestoredPages,
 )
 from saverestore.guest.x86 import tables, vcpu
-from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType, has_data
+from saverestore.kernels.zero_pages import zero_pages
+from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType, has_data, wants_memory
 from saverestore.stream.records import (
     HvmContext,
     HvmParams,
@@ -68,7 +69,7 @@ class MemoryBatch(PageBatch):
         deferred: U64,
         buffers: Buffers,
         views: Callable[[], list[memoryview]],
-        gather: Callable[[U8], None],
+        gather: Callable[[U8, Bool], None],
     ) -> None:
         self._views, self._gather = views, gather
         super().__init__(pfns, types, (), deferred)
@@ -87,10 +88,10 @@ class MemoryBatch(PageBatch):
     def pages(self, pages: Sequence[memoryview]) -> None:
         self._made = pages
 
-    def copy_data(self, out: U8) -> U8:
+    def copy_data(self, out: U8, zero: Bool | None = None) -> U8:
         """See PageBatch."""
         filled = out[: self.nr_data]
-        self._gather(filled)
+        self._gather(filled, np.zeros(len(filled), dtype=bool) if zero is None else zero[: len(filled)])
         return filled
 
     def close(self) -> None:
@@ -179,26 +180,27 @@ class MemorySave:
             return []
         return [X86PvP2mFrames(0, self.nr_pfns - 1, self.domain.p2m_frames)]
 
-    def may_have_memory(self, pfns: U64) -> Bool:
+    def types_of(self, pfns: U64) -> U8 | None:
         """See SaveGuest."""
-        self.moments.reached("may_have_memory")
-        if self.domain.is_pv:
-            return np.ones(len(pfns), dtype=bool)
-        present: Bool = self.domain.p2m[pfns] != INVALID
-        return present
+        self.moments.reached("types_of")
+        return None if self.domain.is_pv else self._types_of(pfns)
 
-    def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
+    def _types_of(self, pfns: U64) -> U8:
+        has_memory = self.domain.p2m[pfns] != INVALID
+        return np.where(has_memory, self.domain.types[pfns], PageType.XTAB).astype(np.uint8)
+
+    def read_pages(self, pfns: U64, *, final: bool, types: U8 | None = None) -> PageBatch:
         """See SaveGuest."""
         self.moments.reached("read_pages")
         domain = self.domain
         frames = domain.p2m[pfns]
         has_memory = frames != INVALID
-        types = np.where(has_memory, domain.types[pfns], PageType.XTAB).astype(np.uint8)
+        types = self._types_of(pfns) if types is None else types
         deferred = ~has_memory if domain.is_pv and not final else np.zeros(len(pfns), dtype=bool)
         unmappable = domain.unmappable
         if not domain.suspended:
             unmappable = unmappable | domain.unmappable_until_suspended
-        lost = unmappable[pfns] & has_data(types)
+        lost = (unmappable[pfns] | ~has_memory) & has_data(types)
         if final and lost.any():
             raise DomainError(f"pfn {int(pfns[lost][0]):#x} cannot be mapped")
         is_table = tables.is_table(types) & ~lost if domain.is_pv else np.zeros(len(pfns), dtype=bool)
@@ -219,9 +221,11 @@ class MemorySave:
         def views() -> list[memoryview]:
             return runs(domain.view.toreadonly(), where, staged_pages.reshape(-1).data, is_staged)
 
-        def gather(out: U8) -> None:
-            copy_frames(domain, where, out)
-            out[is_staged] = staged_pages
+        def gather(out: U8, zero: Bool) -> None:
+            copy_frames(domain, where, out, zero)
+            if len(staged_pages):
+                out[is_staged] = staged_pages
+                zero[is_staged] = zero_pages(staged_pages.view(np.uint64))
 
         return MemoryBatch(pfns[kept], types[kept], pfns[deferred], self.buffers, views, gather)
 
@@ -371,7 +375,7 @@ class MemoryRestore:
         domain = self.domain
         domain.grow(int(pfns.max(initial=0)) + 1)
         domain.types[pfns] = types
-        domain.populate(pfns[(types != PageType.XTAB) & (types != PageType.BROKEN)])
+        domain.populate(pfns[wants_memory(types)])
         with_data = has_data(types)
         is_table = tables.is_table(types[with_data]) & domain.is_pv
         return MemoryWindow(domain, pfns[with_data], is_table, self.buffers)

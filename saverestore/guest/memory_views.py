@@ -9,6 +9,8 @@ import numpy as np
 
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import U8, U64, Bool
+from saverestore.kernels.copying import copy_pages
+from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream.layout import PAGE_SIZE
 
 
@@ -89,10 +91,11 @@ def runs(memory: memoryview, frames: U64, staged: memoryview, is_staged: Bool) -
     return views
 
 
-def copy_frames(domain: MemoryDomain, frames: U64, out: U8) -> None:
-    """Copy these frames into `out`: at once where they follow one another."""
+def copy_frames(domain: MemoryDomain, frames: U64, out: U8, zero: Bool) -> None:
+    """Copy these frames into `out`: at once where they follow one another. `zero`: see `copy_pages`."""
     if len(frames) and int(frames[-1]) - int(frames[0]) == len(frames) - 1 and (np.diff(frames) == 1).all():
-        out[:] = domain.frames[int(frames[0]) : int(frames[-1]) + 1]
+        copy_pages(out, domain.frames[int(frames[0]) : int(frames[-1]) + 1], zero)
     else:
         # "clip" spares numpy a copy of all of it; frames of the domain's p2m are in range.
         np.take(domain.frames, frames.astype(np.intp), axis=0, out=out, mode="clip")
+        zero[:] = zero_pages(out.view(np.uint64))

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from saverestore.errors import DomainError
 from saverestore.interrupts import shield
-from saverestore.kernels.copying import copy_to
+from saverestore.kernels.copying import copy_pages
 from saverestore.stream.layout import PAGE_SIZE, DomainType, entries_of, has_data
 from saverestore.stream.records import Record
 
@@ -66,14 +66,19 @@ class PageBatch(AbstractContextManager["PageBatch"]):
         """How many of the pfns have a page of data."""
         return int(np.count_nonzero(self.with_data))
 
-    def copy_data(self, out: U8) -> U8:
-        """Copy all pages into `out`, shape (>= nr_data, 4096): the part that was filled."""
+    def copy_data(self, out: U8, zero: Bool | None = None) -> U8:
+        """Copy all pages into `out`, shape (>= nr_data, 4096): the part that was filled.
+
+        `zero`, shape (len(out),): which pages of `out` are all zero, before and afterwards. See `copy_pages`.
+        """
         filled = out[: self.nr_data]
-        flat = filled.reshape(-1)
+        if zero is None:
+            zero = np.zeros(len(filled), dtype=bool)
         at = 0
         for page_run in self.pages:
-            copy_to(flat[at : at + len(page_run)], page_run)
-            at += len(page_run)
+            to = slice(at, at + len(page_run) // PAGE_SIZE)
+            copy_pages(filled[to], page_run, zero[to])
+            at = to.stop
         return filled
 
     def close(self) -> None:
@@ -143,12 +148,16 @@ class SaveGuest(Protocol):
     def memory_records(self) -> list[Record]:
         """What a reader needs before pages."""
 
-    def may_have_memory(self, pfns: U64) -> Bool:
-        """Which of these pfns may have memory, so that holes need not be read: cheap, and never wrongly False."""
+    def types_of(self, pfns: U64) -> U8 | None:
+        """The `PageType` of each pfn, so that holes need not be read: XTAB only where there is no memory.
 
-    def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
+        None where telling takes as long as reading does: any may have memory. From several threads.
+        """
+
+    def read_pages(self, pfns: U64, *, final: bool, types: U8 | None = None) -> PageBatch:
         """Map these pages and bring them into the stream's form; may be called from several threads.
 
+        `types`: as `types_of` told them not long ago, so that nobody is asked again; None: not asked yet.
         Until `final`, a page that cannot be read just now is deferred; then (the domain is suspended) it is
         a DomainError naming the pfn. Pfns without memory are XTAB; of a PV guest, deferred until final.
         """

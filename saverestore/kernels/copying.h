@@ -1,10 +1,12 @@
-/* Copying large batches. */
+/* Copying large batches of pages. */
 #ifndef SAVERESTORE_COPYING_H
 #define SAVERESTORE_COPYING_H
 
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "zero_pages.h"
 
 /*
  * As memcpy. That writes past the caches what is larger than most of one, several pages at a time by turns: whoever
@@ -18,6 +20,30 @@ static void copy_in_chunks(uint8_t *to, const uint8_t *from, size_t nr_bytes)
 
     for ( at = 0; at < nr_bytes; at += CHUNK_BYTES )
         memcpy(to + at, from + at, nr_bytes - at < CHUNK_BYTES ? nr_bytes - at : CHUNK_BYTES);
+}
+
+/*
+ * Copies nr_pages pages of page_words words, a multiple of BLOCK_WORDS. zero[i]: whether page i of the copy is all zero,
+ * before and afterwards. A page that is, is read once, and not written at all where the copy was zero already.
+ * Memory may change meanwhile: a page that became zero while it was copied need not be told to be.
+ */
+static void copy_pages(uint64_t *to, const uint64_t *from, size_t page_words, size_t nr_pages, uint8_t *zero)
+{
+    size_t i;
+
+    for ( i = 0; i < nr_pages; ++i, to += page_words, from += page_words )
+    {
+        if ( !is_zero_page(from, page_words) )
+        {
+            memcpy(to, from, page_words * sizeof(*to));
+            zero[i] = 0;
+        }
+        else if ( !zero[i] )
+        {
+            memset(to, 0, page_words * sizeof(*to));
+            zero[i] = 1;
+        }
+    }
 }
 
 #endif

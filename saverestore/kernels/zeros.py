@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saverestore.kernels.zero_pages import PAGE_WORDS, zero_pages
+from saverestore.kernels.zero_pages import PAGE_WORDS, Flags, zero_pages
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -35,19 +35,23 @@ def are_zeros(buffer: ReadableBuffer) -> bool:
     return isinstance(buffer, memoryview) and buffer.obj is _ZEROS
 
 
-def zeros_told(pages: ReadableBuffer) -> tuple[list[memoryview], int]:
+def zeros_told(pages: ReadableBuffer, zero: Flags | None = None) -> tuple[list[memoryview], int]:
     """The same bytes, runs of zero pages being `zeros`; and how many pages are zero, in short runs, too.
 
     `pages`: a contiguous buffer of whole pages, of which the others are parts. A run at either end counts as long,
-    as it may go on in the next buffer.
+    as it may go on in the next buffer. `zero`: which pages are, where that is known.
     """
     flat = memoryview(pages).cast("B")
-    zero = zero_pages(np.frombuffer(flat, dtype=np.uint64).reshape(-1, PAGE_WORDS))
+    if zero is None:
+        zero = zero_pages(np.frombuffer(flat, dtype=np.uint64).reshape(-1, PAGE_WORDS))
     nr_zero = int(np.count_nonzero(zero))
     if not nr_zero:
         return [flat] if len(flat) else [], 0
-    edges = np.flatnonzero(np.diff(zero.view(np.int8), prepend=0, append=0))
-    runs = edges.reshape(-1, 2)
+    if nr_zero == len(zero):
+        return zeros(len(flat)), nr_zero
+    bounded = np.zeros(len(zero) + 2, dtype=bool)
+    bounded[1:-1] = zero
+    runs = np.flatnonzero(bounded[1:] != bounded[:-1]).reshape(-1, 2)
     lengths = runs[:, 1] - runs[:, 0]
     long = (lengths * PAGE_BYTES >= SMALLEST_RUN) | (runs[:, 0] == 0) | (runs[:, 1] == len(zero))
     parts: list[memoryview] = []

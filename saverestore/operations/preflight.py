@@ -14,6 +14,7 @@ import numpy as np
 
 from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
 from saverestore.guest.ports import SaveGuest
+from saverestore.stream.layout import has_memory
 
 SAMPLE_PFNS = 1 << 14
 SAMPLE_BATCH = 1 << 11
@@ -58,7 +59,8 @@ def reading_rate(guest: SaveGuest) -> float:
     started = time.monotonic()
     while done < SAMPLE_PFNS and at < guest.nr_pfns:
         pfns = np.arange(at, min(at + SAMPLE_BATCH, guest.nr_pfns), dtype=np.uint64)
-        pfns = pfns[guest.may_have_memory(pfns)]
+        if (types := guest.types_of(pfns)) is not None:
+            pfns = pfns[has_memory(types)]
         at += SAMPLE_BATCH
         if not len(pfns):
             continue

@@ -33,19 +33,22 @@ from saverestore.stream.layout import (
     ByteOrder,
     Fields,
     PageType,
+    U8Array,
     U32Array,
     U64Array,
     has_data,
 )
 from saverestore.stream.undecodable import Undecodable
 from saverestore.stream.versions import VersionCache
-from saverestore.stream.xor_rle import U8Array
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 LENGTHS = Fields("QQ")
 WHAT = "the pages of a PAGE_DATA record"
+
+
+NOTAB = np.uint8(PageType.NOTAB)
 
 
 class PageEncoder:
@@ -61,7 +64,7 @@ class PageEncoder:
         self._versions = versions
 
     def encode(
-        self, pfns: U64Array, types: U32Array, pages: U8Array
+        self, pfns: U64Array, types: U8Array, pages: U8Array, zero: BoolArray | None = None
     ) -> tuple[int, list[ReadableBuffer], int]:
         """(Options, what follows the entries, how many pages are zero.)
 
@@ -69,7 +72,8 @@ class PageEncoder:
         """
         options = 0
         parts: list[ReadableBuffer] = []
-        zero = zero_pages(pages.view(np.uint64))
+        if zero is None:
+            zero = zero_pages(pages.view(np.uint64))
         if zero.any():
             options |= RecordOption.ZERO_MAP
             parts.append(_pack_map(zero))
@@ -82,7 +86,7 @@ class PageEncoder:
         return options, parts, int(np.count_nonzero(zero))
 
     def _coded(
-        self, pfns: U64Array, types: U32Array, pages: U8Array, zero: BoolArray
+        self, pfns: U64Array, types: U8Array, pages: U8Array, zero: BoolArray
     ) -> memoryview | bytes | None:
         """The pages that are not zero, coded; None when that gains nothing."""
         coded: memoryview | bytes | None = None
@@ -92,12 +96,12 @@ class PageEncoder:
             coded = compress(self._coding, pages.reshape(-1).data)
         return coded if coded is not None and len(coded) + LENGTHS.size < pages.nbytes else None
 
-    def _deltas(self, pfns: U64Array, types: U32Array, pages: U8Array, zero: BoolArray) -> memoryview | None:
+    def _deltas(self, pfns: U64Array, types: U8Array, pages: U8Array, zero: BoolArray) -> memoryview | None:
         if self._versions is None:
             return None
         with_data = has_data(types)
         # Page tables are another thing in the domain that is restored; of the rest there is nothing to code against.
-        plain = types[with_data] == PageType.NOTAB
+        plain = types[with_data] == NOTAB
         is_coded = plain & ~zero
         self._versions.forget(pfns[~with_data])
         self._versions.forget(pfns[with_data][~is_coded])
@@ -155,11 +159,11 @@ def read_coding(body: RecordBody, nr_data: int, order: ByteOrder) -> PagesToCome
 class CodedPages:
     """The pages of one record, decoded once all of it has been read and its checksum compared."""
 
-    def __init__(self, body: RecordBody, coming: PagesToCome, types: U32Array, order: ByteOrder) -> None:
+    def __init__(self, body: RecordBody, coming: PagesToCome, types: U8Array, order: ByteOrder) -> None:
         """`types`: of the entries with data."""
         self._body = body
         self._coming = coming
-        self._may_be_delta = types[~coming.zero] == PageType.NOTAB
+        self._may_be_delta = types[~coming.zero] == NOTAB
         self._order = order
         self._done = 0
         self._data: memoryview | None = None

@@ -22,9 +22,11 @@ from saverestore.stream.layout import (
     PAGE_SHIFT,
     PAGE_SIZE,
     RECORD_BODY_MAX,
+    BoolArray,
     ByteOrder,
     DomainType,
     RecordType,
+    U8Array,
     U64Array,
 )
 from saverestore.stream.limits import body_max_of
@@ -32,7 +34,6 @@ from saverestore.stream.page_coding import PageEncoder
 from saverestore.stream.reader import check_entries
 from saverestore.stream.records import End, Following, Record, X86PvInfo, X86PvP2mFrames
 from saverestore.stream.versions import VersionCache
-from saverestore.stream.xor_rle import U8Array
 from saverestore.transport.base import ByteSink
 
 if TYPE_CHECKING:
@@ -126,13 +127,19 @@ class LibxcWriter:
         self.write_prepared(self.prepare_pages(entries, pages, offset=self._sink.offset))
 
     def prepare_pages(
-        self, entries: U64Array, pages: Sequence[ReadableBuffer], *, offset: int | None = None
+        self,
+        entries: U64Array,
+        pages: Sequence[ReadableBuffer],
+        *,
+        zero: BoolArray | None = None,
+        offset: int | None = None,
     ) -> PreparedPages:
         """Check, code and sum up one PAGE_DATA record, as for `page_data`: from any thread.
 
         It must be written, and before another record has any of its pfns: XOR takes its pages for sent.
         In the `xen` dialect the pages are given to the sink as they are, but for runs of zero pages, which are told
-        to be that (`zeros`). `offset`: for the text of errors.
+        to be that (`zeros`). `zero`: which pages are, where that is known, and `pages` is one buffer, or none.
+        `offset`: for the text of errors.
         """
         pfns, types, nr_data = check_entries(entries, offset, self.max_pfn)
         pages_bytes = length_of(pages)
@@ -152,9 +159,9 @@ class LibxcWriter:
                 type=RecordType.PAGE_DATA,
             )
         if self._encoder is None:
-            options, parts, nr_zero = 0, *_with_zeros_told(pages)
+            options, parts, nr_zero = 0, *_with_zeros_told(pages, zero)
         else:
-            options, parts, nr_zero = self._encoder.encode(pfns, types, _as_one(pages))
+            options, parts, nr_zero = self._encoder.encode(pfns, types, _as_one(pages), zero)
         told = entries.astype(order.entry_dtype, copy=False).view(np.uint8).data
         head = PAGE_DATA_HEADER.pack(len(entries), 0, order=order)
         return PreparedPages(
@@ -178,7 +185,9 @@ class LibxcWriter:
         self.record(End())
 
 
-def _with_zeros_told(pages: Sequence[ReadableBuffer]) -> tuple[list[ReadableBuffer], int]:
+def _with_zeros_told(
+    pages: Sequence[ReadableBuffer], zero: BoolArray | None
+) -> tuple[list[ReadableBuffer], int]:
     """The same bytes, and how many pages are zero: of buffers of whole pages, others stay as they are."""
     parts: list[ReadableBuffer] = []
     nr_zero = 0
@@ -186,7 +195,7 @@ def _with_zeros_told(pages: Sequence[ReadableBuffer]) -> tuple[list[ReadableBuff
         if memoryview(buffer).nbytes % PAGE_SIZE:
             parts.append(buffer)
             continue
-        told, nr = zeros_told(buffer)
+        told, nr = zeros_told(buffer, zero)
         parts += told
         nr_zero += nr
     return parts, nr_zero

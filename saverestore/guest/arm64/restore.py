@@ -31,7 +31,7 @@ from saverestore.guest.common.hvm_params import (
 from saverestore.guest.common.pages import SLACK_KIB, MappedWindow, Populated
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
 from saverestore.interrupts import shield
-from saverestore.stream.layout import PageType, has_data
+from saverestore.stream.layout import has_data, has_memory
 from saverestore.stream.records import Arm64Platform, Arm64SharedInfo, Arm64Vcpu, HvmParams, Record
 
 LOG = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class Arm64Restore:
 
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """Give the domain memory where it has none yet, and map what has data."""
-        self._take_away(pfns[types == PageType.XTAB])
+        self._take_away(pfns[~has_memory(types)])
         wanted = pfns[has_data(types)]
         self._check_in_memory(wanted)
         self._foreign.take_gone(wanted)

@@ -28,7 +28,7 @@ from saverestore.guest.arm64.vcpu_info import VcpuInfoSearch
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_PFN
 from saverestore.guest.common.suspend import Suspender
-from saverestore.guest.ports import U64, Bool, LogDirty, LogDirtyUnavailable, PageBatch
+from saverestore.guest.ports import U8, U64, LogDirty, LogDirtyUnavailable, PageBatch
 from saverestore.interrupts import shield
 from saverestore.stream.layout import DomainType, PageType
 from saverestore.stream.records import Arm64Platform, Arm64SharedInfo, HvmParams, Record
@@ -83,14 +83,14 @@ class Arm64Save:
         """None: pfns are guest frames."""
         return []
 
-    def may_have_memory(self, pfns: U64) -> Bool:
-        """Those in a bank."""
-        present = np.zeros(len(pfns), dtype=bool)
+    def types_of(self, pfns: U64) -> U8:
+        """Those in a bank have memory, as far as it goes."""
+        types = np.full(len(pfns), PageType.XTAB, dtype=np.uint8)
         for first, pages in self._layout.banks:
-            present |= (pfns >= np.uint64(first)) & (pfns < np.uint64(first + pages))
-        return present
+            types[(pfns >= np.uint64(first)) & (pfns < np.uint64(first + pages))] = PageType.NOTAB
+        return types
 
-    def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
+    def read_pages(self, pfns: U64, *, final: bool, types: U8 | None = None) -> PageBatch:
         """Pages of these pfns, which may go on changing. The shared_info page is not the guest's: it is left out."""
         batch = self._memory.read(pfns)
         at = np.searchsorted(pfns, self._shared_info or 0)

@@ -14,9 +14,15 @@ from saverestore.guest.ports import U8, U64, Bool, PageBatch, gather_runs
 SLACK_KIB = 1024
 """More than its target that a domain may have, as libxl allows (LIBXL_MAXMEM_CONSTANT)."""
 
+NO_PFNS: U64 = np.empty(0, dtype=np.uint64)
+NO_PFNS.setflags(write=False)
+
 
 class MappedBatch(PageBatch):
-    """Pages in a domain's own memory; those with a private copy (`staged`) are taken from there."""
+    """Pages in a domain's own memory; those with a private copy (`staged`) are taken from there.
+
+    Of what is mapped, pages that are `lost` are left out. Both not told: none.
+    """
 
     def __init__(
         self,
@@ -24,19 +30,28 @@ class MappedBatch(PageBatch):
         types: U8,
         mapping: Mapping,
         *,
-        staged: U8 | None,
-        is_staged: Bool,
-        lost: Bool,
-        deferred: U64,
+        staged: U8 | None = None,
+        is_staged: Bool | None = None,
+        lost: Bool | None = None,
+        deferred: U64 = NO_PFNS,
     ) -> None:
         self._mapping: Mapping | None = mapping
-        copies = memoryview(b"") if staged is None else staged.reshape(-1).data
-        super().__init__(pfns, types, gather_runs(mapping.buffer, copies, is_staged, lost), deferred)
+        if is_staged is None and lost is None:
+            pages = [mapping.buffer]
+        else:
+            none = np.zeros(mapping.nr_pages, dtype=bool)
+            pages = gather_runs(
+                mapping.buffer,
+                memoryview(b"") if staged is None else staged.reshape(-1).data,
+                none if is_staged is None else is_staged,
+                none if lost is None else lost,
+            )
+        super().__init__(pfns, types, pages, deferred)
 
     @staticmethod
-    def without_data(pfns: U64, types: U8, deferred: U64 | None = None) -> PageBatch:
+    def without_data(pfns: U64, types: U8, deferred: U64 = NO_PFNS) -> PageBatch:
         """A batch in which no pfn has data."""
-        return PageBatch(pfns, types, [], np.empty(0, dtype=np.uint64) if deferred is None else deferred)
+        return PageBatch(pfns, types, [], deferred)
 
     def close(self) -> None:
         """Unmap."""
@@ -76,18 +91,25 @@ class Populated:
         """Those of `pfns` (each once) that have no memory yet, in order; from now on they count as having."""
         if not len(pfns):
             return pfns
-        highest = int(pfns.max())
+        lowest, highest = int(pfns.min()), int(pfns.max())
         if highest >= len(self._has_memory):
             # Twice as much each time, so that a growing domain costs no quadratic copying.
             grown = np.zeros(max(highest + 1, 2 * len(self._has_memory)), dtype=bool)
             grown[: len(self._has_memory)] = self._has_memory
             self._has_memory = grown
+        if highest - lowest + 1 == len(pfns):  # all that lie between these two, as in most batches
+            between = self._has_memory[lowest : highest + 1]
+            if not between.any():
+                between[:] = True
+                return pfns
         new = pfns[~self._has_memory[pfns]]
         self._has_memory[new] = True
         return new
 
     def take_gone(self, pfns: U64) -> U64:
         """Those of `pfns` that have memory; from now on they count as having none."""
+        if not len(pfns):
+            return pfns
         known = pfns[pfns < len(self._has_memory)]
         gone = known[self._has_memory[known]]
         self._has_memory[gone] = False

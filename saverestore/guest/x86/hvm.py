@@ -20,7 +20,6 @@ from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.ports import (
     U8,
     U64,
-    Bool,
     Channels,
     LogDirty,
     LogDirtyUnavailable,
@@ -31,7 +30,7 @@ from saverestore.guest.ports import (
 from saverestore.guest.x86 import layout
 from saverestore.guest.x86.common import CommonRestore, policy_records, tsc_record
 from saverestore.interrupts import shield
-from saverestore.stream.layout import DomainType, PageType, has_data
+from saverestore.stream.layout import DomainType, has_data, has_memory, wants_memory
 from saverestore.stream.records import HvmContext, HvmParams, Record
 
 LOG = logging.getLogger(__name__)
@@ -124,37 +123,35 @@ class HvmSave:
         """None: pfns are guest frames."""
         return []
 
-    def may_have_memory(self, pfns: U64) -> Bool:
-        """All but holes: between RAM and the special pages below 4 GiB are up to a million pfns of nothing."""
-        types = xen_memory.page_types(self._handles.xen, self._domid, pfns)
-        present: Bool = types != PageType.XTAB
-        return present
+    def types_of(self, pfns: U64) -> U8:
+        """As Xen has them: between RAM and the special pages below 4 GiB are up to a million pfns of nothing."""
+        return xen_memory.page_types(self._handles.xen, self._domid, pfns)
 
-    def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
-        """Map these pages. See SaveGuest."""
-        types = xen_memory.page_types(self._handles.xen, self._domid, pfns)
+    def read_pages(self, pfns: U64, *, final: bool, types: U8 | None = None) -> PageBatch:
+        """Map these pages. See SaveGuest.
+
+        A type that has grown old does no harm: a page that has gone since cannot be mapped.
+        """
+        types = self.types_of(pfns) if types is None else types
         wanted = has_data(types)
-        mapping, lost = map_for_save(self._handles, self._domid, pfns[wanted], pfns[wanted], final=final)
+        framed = pfns if wanted.all() else pfns[wanted]
+        mapping, lost = map_for_save(self._handles, self._domid, framed, framed, final=final)
         if mapping is None:
             return MappedBatch.without_data(pfns, types)
+        if not lost.any():
+            return MappedBatch(pfns, types, mapping)
         dropped = np.zeros(len(pfns), dtype=bool)
         dropped[wanted] = lost
         kept = ~dropped
-        none_staged = np.zeros(len(lost), dtype=bool)
-        return MappedBatch(
-            pfns[kept],
-            types[kept],
-            mapping,
-            staged=None,
-            is_staged=none_staged,
-            lost=lost,
-            deferred=pfns[dropped],
-        )
+        return MappedBatch(pfns[kept], types[kept], mapping, lost=lost, deferred=pfns[dropped])
 
     def check_layout(self) -> None:
         """See SaveGuest: memory above what was the highest frame when the save began would be missing."""
         now = xen_memory.nr_gpfns(self._handles.xen, self._domid)
-        if now > self.nr_pfns and self.may_have_memory(np.arange(self.nr_pfns, now, dtype=np.uint64)).any():
+        if (
+            now > self.nr_pfns
+            and has_memory(self.types_of(np.arange(self.nr_pfns, now, dtype=np.uint64))).any()
+        ):
             raise DomainError(
                 f"domain {self._domid} was given memory above its last frame, {self.nr_pfns - 1:#x}, "
                 "while it was being saved; try again"
@@ -228,32 +225,33 @@ class HvmRestore(CommonRestore):
 
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """Populate (2 MiB at a time where the image fills them) and map. See RestoreGuest."""
+        if not types.any():  # plain memory, as in most batches
+            self._populate(self._populated.take_new(pfns))
+            return MappedWindow(self._map(pfns))
         # The guest gave these back after they had been sent: keeping them would be more than it may have.
-        gone = self._populated.take_gone(pfns[types == PageType.XTAB])
+        gone = self._populated.take_gone(pfns[~has_memory(types)])
         if len(gone):
             xen_memory.release(self._xen, self._domid, gone)
-        wants_memory = (types != PageType.XTAB) & (types != PageType.BROKEN)
-        self._populate(self._populated.take_new(pfns[wants_memory]))
-        mapping = self._map(pfns[has_data(types)])
-        return MappedWindow(mapping)
+        self._populate(self._populated.take_new(pfns[wants_memory(types)]))
+        return MappedWindow(self._map(pfns[has_data(types)]))
 
     def _populate(self, new: U64) -> None:
         """Give memory to these pfns, sorted or not, none of which has any."""
         if not len(new):
             return
         new = np.sort(new)
-        heads = new[new % SUPERPAGE_PFNS == 0]
-        at = np.searchsorted(new, heads)
-        ends = at + SUPERPAGE_PFNS - 1
-        inside = ends < len(new)
-        whole = heads[inside][new[ends[inside]] == heads[inside] + np.uint64(SUPERPAGE_PFNS - 1)]
+        heads = np.flatnonzero(new & np.uint64(SUPERPAGE_PFNS - 1) == 0)
+        heads = heads[heads + SUPERPAGE_PFNS <= len(new)]
+        whole = heads[new[heads + SUPERPAGE_PFNS - 1] - new[heads] == SUPERPAGE_PFNS - 1]
         if len(whole):
             # Without these the guest would lose its 2 MiB pages. Fragmented hosts may not have them: then small.
-            given = xen_memory.try_populate(self._xen, self._domid, whole, order=SUPERPAGE_ORDER)
+            given = xen_memory.try_populate(self._xen, self._domid, new[whole], order=SUPERPAGE_ORDER)
             self._superpages += given
             self._superpages_refused += len(whole) - given
-            large = np.add.outer(whole[:given], np.arange(SUPERPAGE_PFNS, dtype=np.uint64)).reshape(-1)
-            new = new[~np.isin(new, large, assume_unique=True)]
+            small = np.ones(len(new), dtype=bool)
+            for head in whole[:given].tolist():
+                small[head : head + SUPERPAGE_PFNS] = False
+            new = new[small]
         if len(new):
             xen_memory.populate(self._xen, self._domid, new)
             self._small_pages += len(new)

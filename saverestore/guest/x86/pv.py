@@ -17,7 +17,7 @@ from saverestore.guest.x86.common import CommonRestore, policy_records, tsc_reco
 from saverestore.guest.x86.hvm import open_log_dirty
 from saverestore.guest.x86.layout import VCPU_CONTEXT
 from saverestore.guest.x86.p2m import P2m
-from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType, has_data
+from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType, has_data, has_memory, wants_memory
 from saverestore.stream.records import (
     Record,
     SharedInfo,
@@ -100,11 +100,10 @@ class PvSave:
         """Where the p2m lies."""
         return [X86PvP2mFrames(0, self.p2m.max_pfn, self.p2m.frame_pfns)]
 
-    def may_have_memory(self, pfns: U64) -> Bool:
-        """All: reading the p2m is as cheap as asking, and says which are to be deferred."""
-        return np.ones(len(pfns), dtype=bool)
+    def types_of(self, pfns: U64) -> None:
+        """Not told: reading the p2m is as cheap as asking, and says which are to be deferred."""
 
-    def read_pages(self, pfns: U64, *, final: bool) -> PageBatch:
+    def read_pages(self, pfns: U64, *, final: bool, types: U8 | None = None) -> PageBatch:
         """Map these pages, page tables as normalised copies. See SaveGuest."""
         mfns = self.p2m.table[pfns]  # a copy: the guest may change its table under us
         # Ballooned out (~0), or a grant or identity entry, which the guest marks with the top bits.
@@ -113,7 +112,7 @@ class PvSave:
         types[has_frame] = xen_memory.page_types(self._handles.xen, self._domid, mfns[has_frame])
         # Gone, perhaps to come back in another frame: while the guest runs such a pfn is left for later, as a table
         # that names it would read the same then and not be sent again.
-        deferred = np.zeros(len(pfns), dtype=bool) if final else types == PageType.XTAB
+        deferred = np.zeros(len(pfns), dtype=bool) if final else ~has_memory(types)
 
         wanted = has_data(types)
         mapping, lost = map_for_save(self._handles, self._domid, mfns[wanted], pfns[wanted], final=final)
@@ -271,8 +270,7 @@ class PvRestore(CommonRestore):
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """Populate and map; page tables go through a copy in which they are localised. See RestoreGuest."""
         self._types[pfns] = types
-        wants_memory = (types != PageType.XTAB) & (types != PageType.BROKEN)
-        self._populate(pfns[wants_memory])
+        self._populate(pfns[wants_memory(types)])
         with_data = has_data(types)
         if not with_data.any():
             return MappedWindow(None)
@@ -320,7 +318,7 @@ class PvRestore(CommonRestore):
 
         Only at the end, as one may be told to be gone and come again, in tables that were localised before.
         """
-        gone = self._populated.take_gone(np.flatnonzero(self._types == PageType.XTAB).astype(np.uint64))
+        gone = self._populated.take_gone(np.flatnonzero(~has_memory(self._types)).astype(np.uint64))
         if len(gone):
             xen_memory.release(self._xen, self._domid, self._p2m[gone])
             self._p2m[gone] = tables.INVALID_MFN

@@ -8,6 +8,7 @@ from memory_guests import opened
 
 from saverestore.engine.copies import Copies
 from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.stream.layout import PAGE_SIZE
 
 NR_PFNS = 100
 
@@ -45,6 +46,19 @@ def test_memory_is_used_again_once_a_copy_is_closed_and_not_before(guest):
     assert (second.data == guest.domain.read(np.array([3, 4], dtype=np.uint64))).all()
 
 
+def test_zero_pages_are_told_whatever_was_in_the_memory_before(guest):
+    copies = Copies(10)
+    pages = {pfn: bytes(PAGE_SIZE) if pfn % 3 else bytes([pfn]) * PAGE_SIZE for pfn in range(1, 21)}
+    for pfn, page in pages.items():
+        guest.domain.frames[guest.domain.p2m[pfn]] = np.frombuffer(page, dtype=np.uint8)
+    for pfns in ([1, 2, 3, 4], [3, 6, 1, 9], [2, 4, 5], [7, 8, 10, 11], [12, 15, 18]):
+        with copies.of(read(guest, pfns)) as copy:
+            assert copy.data.tobytes() == b"".join(pages[pfn] for pfn in pfns)
+            assert copy.zero.tolist() == [pfn % 3 != 0 for pfn in pfns]
+            part = copy.only(np.array([pfn > 3 for pfn in pfns]))
+            assert part.zero.tolist() == [pfn % 3 != 0 for pfn in pfns if pfn > 3]
+
+
 def test_a_part_of_a_copy_is_in_memory_of_its_own_and_gives_back_that_of_the_whole(guest):
     copies = Copies(10)
     whole = copies.of(read(guest, [1, 55, 2]))
@@ -63,7 +77,7 @@ def test_all_of_a_copy_is_the_copy_itself(guest):
 
 def test_a_batch_that_cannot_be_copied_is_closed_all_the_same(guest, monkeypatch):
     batch = read(guest, [1, 2])
-    monkeypatch.setattr(batch, "copy_data", lambda _: 1 / 0)
+    monkeypatch.setattr(batch, "copy_data", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Copies(10).of(batch)
     assert guest.buffers.nr_open == 0

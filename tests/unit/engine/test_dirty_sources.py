@@ -180,8 +180,9 @@ class LiveBatch(CopiedBatch):
     """What must not be done: digest the domain's own memory, and write it out later."""
 
     def __init__(self, live: PageBatch) -> None:
-        data = live.copy_data(np.empty((live.nr_data, PAGE_SIZE), dtype=np.uint8))
-        super().__init__(live.pfns, live.types, data, live.deferred)
+        zero = np.zeros(live.nr_data, dtype=bool)
+        data = live.copy_data(np.empty((live.nr_data, PAGE_SIZE), dtype=np.uint8), zero)
+        super().__init__(live.pfns, live.types, data, zero, live.deferred)
         self.pages = live.pages
         self._live = live
 

@@ -124,7 +124,7 @@ MOMENTS = (
     "open_log_dirty",
     "static_records",
     "memory_records",
-    "may_have_memory",
+    "types_of",
     "read_pages",
     "check_layout",
     "log_dirty.take",
