@@ -27,7 +27,7 @@ from saverestore.stream.digest import NO_DIGEST, algorithm_for_writing
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
 from saverestore.toolstack.processor_cap import ProcessorCap
-from saverestore.transport.fd import FdSink
+from saverestore.transport.pipe import sink_of
 
 LOG = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
                 workers=settings.workers,
                 throttle=throttle,
             )
-            sink = FdSink(arguments.io_fd, "the image", close_fd=False)
+            sink = sink_of(arguments.io_fd, "the image", close_fd=False)
             return engine.save(guest, sink, engine_settings, ChannelProgress(channel))
         finally:
             with shield():

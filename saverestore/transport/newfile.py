@@ -16,6 +16,7 @@ from typing import Self
 from saverestore.errors import TransportError, UsageError
 from saverestore.interrupts import shield
 from saverestore.transport.fd import FdSink
+from saverestore.transport.pipe import sink_of
 from saverestore.transport.sparse import SparseFileSink
 
 LOG = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class NewFile:
 
     def __enter__(self) -> Self:
         if not self._is_file:
-            self.sink = FdSink(self._open(self.path, os.O_WRONLY), str(self.path))
+            self.sink = sink_of(self._open(self.path, os.O_WRONLY), str(self.path))
             return self
         self._remove_abandoned()
         try:

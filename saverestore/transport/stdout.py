@@ -7,7 +7,7 @@ import os
 import stat
 
 from saverestore.errors import TransportError
-from saverestore.transport.fd import FdSink
+from saverestore.transport.pipe import sink_of
 
 HAS_NO_DISK = frozenset({errno.EINVAL, errno.EROFS, errno.ENOTSUP})
 """What fsync() says of pipes, sockets and terminals."""
@@ -17,7 +17,7 @@ class StandardOutput:
     """A pipe, or a file that the shell opened. The same methods as `NewFile`; it has its name already."""
 
     def __init__(self) -> None:
-        self.sink = FdSink(1, "standard output", close_fd=False)
+        self.sink = sink_of(1, "standard output", close_fd=False)
 
     left_behind = "what went to standard output is no whole image"
 

@@ -42,6 +42,7 @@ from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.reader import LibxcReader
 from saverestore.transport import FdSink, FdSource
 from saverestore.transport.newfile import NewFile
+from saverestore.transport.pipe import sink_of
 
 MB = 1e6
 PAGES_A_MIB = 256
@@ -113,7 +114,7 @@ def _save_to_null(domain: MemoryDomain, workers: int) -> None:
 
 def _save_to_pipe(domain: MemoryDomain, workers: int) -> None:
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    with _reader_of(read_end), FdSink(write_end, "pipe") as sink:
+    with _reader_of(read_end), sink_of(write_end, "pipe") as sink:
         save(MemorySave(domain), sink, settings(workers))
 
 
