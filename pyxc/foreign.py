@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from types import TracebackType
 from typing import Self
 
@@ -32,9 +33,12 @@ class Mapping:
     fault, not an exception. Take them inside the `with` block and keep none.
     """
 
-    def __init__(self, owner: ForeignMemory, address: ffi.CData, errors: I32) -> None:
+    def __init__(
+        self, owner: ForeignMemory, address: ffi.CData, errors: I32, *, may_linger: bool = False
+    ) -> None:
         self._owner = owner
         self._address: ffi.CData | None = address
+        self._may_linger = may_linger
         self.errors = errors
 
     @property
@@ -60,10 +64,10 @@ class Mapping:
         return np.frombuffer(self.buffer, dtype=np.uint64)
 
     def close(self) -> None:
-        """Unmap. Twice is fine."""
+        """Unmap, now or, if it may linger, later. Twice is fine."""
         address, self._address = self._address, None
         if address is not None and not self._owner.closed:
-            lib.xenforeignmemory_unmap(self._owner.ptr, address, self.nr_pages)
+            self._owner.unmap(address, self.nr_pages, may_linger=self._may_linger)
 
     def __enter__(self) -> Self:
         return self
@@ -100,23 +104,70 @@ class GrantTable:
         lib.xenforeignmemory_unmap_resource(self._owner.ptr, self._resource)
 
 
-class ForeignMemory(Handle):
-    """Maps other domains' memory. Safe to use from several threads at once."""
+LINGERING_PAGES = 2 << 20
+"""As many closed mappings may linger: 8 GiB, for which this process has 16 MiB of page tables."""
 
-    def __init__(self) -> None:
+
+class ForeignMemory(Handle):
+    """Maps other domains' memory. Safe to use from several threads at once.
+
+    Unmapping takes longer than mapping: in a PV control domain each page is a trap, as Linux clears the entries of a
+    page table one by one, which Xen emulates. When a process ends its tables are given up as a whole, and clearing
+    them costs a quarter or less. So a mapping that `may_linger` is not unmapped when it is closed, but by
+    `unmap_lingering`, or with this handle; or, with `process_ends`, by the kernel when the process ends.
+    """
+
+    def __init__(self, *, process_ends: bool = False) -> None:
+        """`process_ends`: soon after this is closed."""
         pointer = lib.xenforeignmemory_open(_log.logger(), 0)
         if pointer == ffi.NULL:
             raise XenError("xenforeignmemory_open", last_errno(), detail="is this a Xen control domain?")
         super().__init__(pointer)
+        self._process_ends = process_ends
+        self._lock = threading.Lock()
+        self._lingering: list[tuple[ffi.CData, int]] = []
+        self._nr_lingering = 0
 
     def _close(self, pointer: ffi.CData) -> None:
+        if not self._process_ends:
+            self._unmap_lingering(pointer)
         lib.xenforeignmemory_close(pointer)
 
-    def map(self, domid: int, gfns: U64, *, writable: bool = False, partial: bool = False) -> Mapping:
+    def unmap(self, address: ffi.CData, nr_pages: int, *, may_linger: bool) -> None:
+        """For a `Mapping` that is closed."""
+        if may_linger:
+            with self._lock:
+                if self._nr_lingering + nr_pages <= LINGERING_PAGES:
+                    self._nr_lingering += nr_pages
+                    self._lingering.append((address, nr_pages))
+                    return
+        lib.xenforeignmemory_unmap(self.ptr, address, nr_pages)
+
+    def unmap_lingering(self) -> None:
+        """Unmap what was closed and is mapped still: before its domain is destroyed, or must be alone with it."""
+        self._unmap_lingering(self.ptr)
+
+    def _unmap_lingering(self, pointer: ffi.CData) -> None:
+        with self._lock:
+            lingering, self._lingering = self._lingering, []
+            self._nr_lingering = 0
+        for address, nr_pages in lingering:
+            lib.xenforeignmemory_unmap(pointer, address, nr_pages)
+
+    def map(
+        self,
+        domid: int,
+        gfns: U64,
+        *,
+        writable: bool = False,
+        partial: bool = False,
+        may_linger: bool = False,
+    ) -> Mapping:
         """Map frames `gfns` (PV: mfns) of a domain, shape (n,), n >= 1.
 
         With `partial`, pages that cannot be mapped are told in `Mapping.errors`; without it any such page
-        raises XenError naming the first one, and nothing stays mapped.
+        raises XenError naming the first one, and nothing stays mapped. `may_linger`: see the class; not for pages
+        that a PV guest may want for page tables while they are mapped writable, which Xen then refuses.
         """
         gfns = np.ascontiguousarray(gfns, dtype=np.uint64)
         errors = np.zeros(len(gfns), dtype=np.int32)
@@ -131,7 +182,7 @@ class ForeignMemory(Handle):
         )
         if address == ffi.NULL:
             raise XenError("xenforeignmemory_map", last_errno(), domid=domid, detail=f"{len(gfns)} pages")
-        mapping = Mapping(self, address, errors)
+        mapping = Mapping(self, address, errors, may_linger=may_linger)
         if not partial and errors.any():
             first = int(np.flatnonzero(errors)[0])
             mapping.close()

@@ -95,7 +95,7 @@ def _restore(arguments: argparse.Namespace) -> int | None:
             progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
         ) as progress,
     ):
-        restored = restore_domain(request, progress, report, helper=helper)
+        restored = restore_domain(request, progress, report, helper=helper, process_ends=True)
         run.outcome = replace(run.outcome, domain=restored.name)
     common.answer(str(restored.domid))
     if not arguments.quiet:

@@ -282,7 +282,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
         ),
         closing(progress_for("pysave", quiet=arguments.quiet)) as progress,
     ):
-        save_domain(request, progress, report)
+        save_domain(request, progress, report, process_ends=True)
     if not arguments.quiet:
         common.tell(f"pysave: {_summary(request.domain, request.image, afterwards.value, report)}")
     return None

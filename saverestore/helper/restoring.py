@@ -97,7 +97,7 @@ def restore(
         before=None if task is None else task.before,
         require_digest=task is not None and task.require_digest,
     )
-    with open_handles() as handles:
+    with open_handles(process_ends=True) as handles:
         info = handles.xen.domain(arguments.domid)
         guest: HvmRestore | PvRestore
         if (reader.domain.type == DomainType.X86_HVM) != info.hvm:

@@ -100,7 +100,7 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
     if arguments.flags & SaveFlag.DEBUG:
         LOG.warning("the debug option (send everything twice and compare) is not supported and passed over")
     limits = settings.limits
-    with open_handles() as handles, locked(domain := _domain(handles, arguments.domid)):
+    with open_handles(process_ends=True) as handles, locked(domain := _domain(handles, arguments.domid)):
         throttle = ProcessorCap(handles, domain) if live and limits.on_stall is OnStall.THROTTLE else None
         suspender = LibxlSuspender(channel, handles, arguments.domid)
         guest = _guest_of(channel, handles, arguments.domid, suspender)

@@ -76,16 +76,18 @@ def restore_domain(
     report: RestoreReport | None = None,
     *,
     helper: Mapping[str, str] | None = None,
+    process_ends: bool = False,
 ) -> Restored:
     """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none.
 
     `helper`: variables by which libxl finds a save helper that waits; where there are none, it starts its own.
+    `process_ends`: see `open_handles`.
 
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
     """
     report = RestoreReport() if report is None else report
     with opened(request.image, request.name) as image, ExitStack() as stack:
-        handles = stack.enter_context(open_handles())
+        handles = stack.enter_context(open_handles(process_ends=process_ends))
         ready = _prepare(handles, image.config, request, Findings(), stack)
         options = {
             "paused": request.paused,

@@ -149,6 +149,9 @@ def _fill(
         reader.max_pfn = last_pfn(guest_config.max_kib // 4)
     try:
         pages, _ = engine.restore(reader, source, guest, fresh.channels, progress, report)
+    except BaseException:
+        handles.memory.unmap_lingering()  # or some of the domain would outlive its end
+        raise
     finally:
         guest.close()
     return pages

@@ -51,14 +51,16 @@ __all__ = ["Afterwards", "SaveRequest", "save_domain"]
 LOG = logging.getLogger(__name__)
 
 
-def save_domain(request: SaveRequest, progress: Progress, report: SaveReport | None = None) -> SaveReport:
+def save_domain(
+    request: SaveRequest, progress: Progress, report: SaveReport | None = None, *, process_ends: bool = False
+) -> SaveReport:
     """Save a domain. The image is complete and on the disk before the domain is destroyed.
 
     On any error the image does not exist, and the domain runs as before. What was done goes into `report` while it is
-    done, so it is known of a save that fails, too.
+    done, so it is known of a save that fails, too. `process_ends`: see `open_handles`.
     """
     report = SaveReport() if report is None else report
-    with open_handles() as handles, ExitStack() as stack:
+    with open_handles(process_ends=process_ends) as handles, ExitStack() as stack:
         ready = prepare(handles, request, Findings(), stack)
         domain, guest = ready.domain, ready.guest
         try:
@@ -228,6 +230,7 @@ def _do_afterwards(handles: Handles, ready: Prepared, request: SaveRequest) -> N
     try:
         if request.afterwards is Afterwards.DESTROY:
             ready.guest.close()
+            handles.memory.unmap_lingering()  # or some of it would outlive its end
             ready.toolstack.destroy(ready.domain)
             return
         if request.afterwards is Afterwards.PAUSE:

@@ -23,7 +23,10 @@ class Handles:
 
 
 @contextmanager
-def open_handles() -> Iterator[Handles]:
-    """Everything a save or restore needs of Xen, opened once and closed at the end of the block."""
-    with Xen() as xen, ForeignMemory() as memory, XenStore() as store:
+def open_handles(*, process_ends: bool = False) -> Iterator[Handles]:
+    """Everything a save or restore needs of Xen, opened once and closed at the end of the block.
+
+    `process_ends`: soon after the block. Then unmapping is left to the kernel, where it may be; see `ForeignMemory`.
+    """
+    with Xen() as xen, ForeignMemory(process_ends=process_ends) as memory, XenStore() as store:
         yield Handles(xen, memory, store)

@@ -71,7 +71,8 @@ def map_for_save(
     """
     if not len(frames):
         return None, np.zeros(0, dtype=bool)
-    mapping = handles.memory.map(domid, frames, partial=True)
+    # While it runs, a PV guest may want to exchange a frame, which Xen refuses when it is mapped elsewhere.
+    mapping = handles.memory.map(domid, frames, partial=True, may_linger=final)
     lost = mapping.errors != 0
     if final and lost.any():
         first = int(np.flatnonzero(lost)[0])

@@ -231,6 +231,7 @@ class HvmRestore(CommonRestore):
         # The guest gave these back after they had been sent: keeping them would be more than it may have.
         gone = self._populated.take_gone(pfns[~has_memory(types)])
         if len(gone):
+            self._memory.unmap_lingering()  # or they stay the domain's, and count
             xen_memory.release(self._xen, self._domid, gone)
         self._populate(self._populated.take_new(pfns[wants_memory(types)]))
         return MappedWindow(self._map(pfns[has_data(types)]))
@@ -257,7 +258,7 @@ class HvmRestore(CommonRestore):
             self._small_pages += len(new)
 
     def _map(self, pfns: U64) -> Mapping | None:
-        return self._memory.map(self._domid, pfns, writable=True) if len(pfns) else None
+        return self._memory.map(self._domid, pfns, writable=True, may_linger=True) if len(pfns) else None
 
     def complete(self, channels: Channels) -> RestoredPages:
         """Set event channels and the hypervisor's context; grant the rings to their backends."""

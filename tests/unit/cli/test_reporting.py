@@ -22,7 +22,7 @@ def saving(monkeypatch):
     """What `pysave` calls to do the work: a round is sent, and then `end` is called."""
     found = SimpleNamespace(end=lambda: None)
 
-    def save_domain(request, progress, report):
+    def save_domain(request, progress, report, **_):
         report.dirty_source = "log"
         report.rounds.append(RoundStats(0, 100, 5, 0.5, sent_bytes=409600))
         report.pages_sent, report.total_s, report.stream_bytes = 100, 0.5, 409600
@@ -150,7 +150,7 @@ def test_what_makes_no_sense_is_wrong_usage(tmp_path, monkeypatch, capsys, savin
 
 
 def test_a_restore_leaves_its_report(tmp_path, monkeypatch, capsys):
-    def restore_domain(request, progress, report, *, helper):
+    def restore_domain(request, progress, report, **_):
         report.pages, report.domain_state = 7, "running"
         return restore.Restored(5, "web1", report)
 

@@ -87,7 +87,7 @@ class Saved:
         return SimpleNamespace(resume=self.domain.resume)
 
     @contextmanager
-    def _handles(self) -> Iterator[SimpleNamespace]:
+    def _handles(self, **_: bool) -> Iterator[SimpleNamespace]:
         xen = SimpleNamespace(domain=lambda _: SimpleNamespace(suspended=self.domain.suspended))
         yield SimpleNamespace(xen=xen, store=None)
 
@@ -268,7 +268,7 @@ class Restoring:
         info = SimpleNamespace(hvm=kind == "pvh", max_pages=like.nr_pfns)
 
         @contextmanager
-        def handles() -> Iterator[SimpleNamespace]:
+        def handles(**_: bool) -> Iterator[SimpleNamespace]:
             yield SimpleNamespace(xen=SimpleNamespace(domain=lambda _: info))
 
         monkeypatch.setattr(restoring, "open_handles", handles)

@@ -27,8 +27,9 @@ STORE = FakeStore()
 
 
 @contextmanager
-def handles():
-    yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), store=STORE)
+def handles(**_: bool):
+    memory = SimpleNamespace(unmap_lingering=lambda: None)
+    yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), memory=memory, store=STORE)
 
 
 @pytest.fixture(autouse=True)

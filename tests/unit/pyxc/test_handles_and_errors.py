@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
-from pyxc import ClosedHandle, ForeignMemory, ForkedHandle, XenError
+from pyxc import ClosedHandle, ForeignMemory, ForkedHandle, XenError, foreign
 from pyxc._handle import Handle, check_rc
 from pyxc._log import LIBXC, logger
 from pyxc._xen import ffi, lib
@@ -205,6 +205,68 @@ def test_a_mapping_that_was_closed_gives_no_buffer(mapping):
     mapped.close()
     with pytest.raises(ClosedHandle, match="mapping is closed"):
         _ = mapped.pages
+
+
+class CountingLib:
+    """What the library is told to unmap: (how often, of how many pages)."""
+
+    def __init__(self) -> None:
+        self.unmapped: list[int] = []
+
+    def xenforeignmemory_open(self, _logger, _flags):
+        return ffi.cast("xenforeignmemory_handle *", 1)
+
+    def xenforeignmemory_close(self, _pointer):
+        return 0
+
+    def xenforeignmemory_unmap(self, _pointer, _address, nr_pages):
+        self.unmapped.append(nr_pages)
+        return 0
+
+
+@pytest.fixture
+def library(monkeypatch):
+    made = CountingLib()
+    monkeypatch.setattr(foreign, "lib", made)
+    return made
+
+
+def mapped(memory: ForeignMemory, nr_pages: int, *, may_linger: bool) -> Mapping:
+    return Mapping(memory, ffi.NULL, np.zeros(nr_pages, dtype=np.int32), may_linger=may_linger)
+
+
+def test_a_closed_mapping_is_unmapped_at_once_unless_it_may_linger(library):
+    with ForeignMemory() as memory:
+        mapped(memory, 3, may_linger=False).close()
+        assert library.unmapped == [3]
+        lingering = mapped(memory, 5, may_linger=True)
+        lingering.close()
+        lingering.close()
+        assert library.unmapped == [3]
+        memory.unmap_lingering()
+        memory.unmap_lingering()
+        assert library.unmapped == [3, 5]
+
+
+@pytest.mark.parametrize(("process_ends", "unmapped"), [(False, [5, 6]), (True, [])])
+def test_what_lingers_is_unmapped_with_the_handle_or_left_to_the_end_of_the_process(
+    library, process_ends, unmapped
+):
+    with ForeignMemory(process_ends=process_ends) as memory:
+        mapped(memory, 5, may_linger=True).close()
+        mapped(memory, 6, may_linger=True).close()
+    assert library.unmapped == unmapped
+
+
+def test_no_more_lingers_than_this_process_has_page_tables_to_spare(library, monkeypatch):
+    monkeypatch.setattr(foreign, "LINGERING_PAGES", 10)
+    with ForeignMemory() as memory:
+        for nr_pages in (6, 5, 4, 1):
+            mapped(memory, nr_pages, may_linger=True).close()
+        assert library.unmapped == [5, 1]
+        memory.unmap_lingering()
+        mapped(memory, 9, may_linger=True).close()
+        assert library.unmapped == [5, 1, 6, 4]
 
 
 # ---- libxc's messages ----------------------------------------------------------------------------
