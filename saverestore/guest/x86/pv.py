@@ -106,16 +106,14 @@ class PvSave:
     def read_pages(self, pfns: U64, *, final: bool, types: U8 | None = None) -> PageBatch:
         """Map these pages, page tables as normalised copies. See SaveGuest."""
         mfns = self.p2m.table[pfns]  # a copy: the guest may change its table under us
-        # Ballooned out (~0), or a grant or identity entry, which the guest marks with the top bits.
-        has_frame = mfns <= self._max_mfn
-        types = np.full(len(pfns), PageType.XTAB, dtype=np.uint8)
-        types[has_frame] = xen_memory.page_types(self._handles.xen, self._domid, mfns[has_frame])
+        types = self._types_of_frames(mfns)
+        wanted = has_data(types)
+        mapping, lost = map_for_save(self._handles, self._domid, mfns[wanted], pfns[wanted], final=final)
+        if mapping is not None and not types.any() and not lost.any():  # no tables, as in most batches
+            return MappedBatch(pfns, types, mapping)
         # Gone, perhaps to come back in another frame: while the guest runs such a pfn is left for later, as a table
         # that names it would read the same then and not be sent again.
         deferred = np.zeros(len(pfns), dtype=bool) if final else ~has_memory(types)
-
-        wanted = has_data(types)
-        mapping, lost = map_for_save(self._handles, self._domid, mfns[wanted], pfns[wanted], final=final)
         if mapping is None:
             return MappedBatch.without_data(pfns[~deferred], types[~deferred], pfns[deferred])
         try:
@@ -142,6 +140,16 @@ class PvSave:
             lost=left_out,
             deferred=pfns[deferred],
         )
+
+    def _types_of_frames(self, mfns: U64) -> U8:
+        """Types as Xen has them; XTAB of what is ballooned out (~0), or marked by the guest with the top bits as a
+        grant or an identity entry."""
+        has_frame = mfns <= self._max_mfn
+        if has_frame.all():
+            return xen_memory.page_types(self._handles.xen, self._domid, mfns)
+        types = np.full(len(mfns), PageType.XTAB, dtype=np.uint8)
+        types[has_frame] = xen_memory.page_types(self._handles.xen, self._domid, mfns[has_frame])
+        return types
 
     def _normalised(self, mapping: Mapping, types: U8, lost: Bool) -> tuple[U8, Bool, Bool]:
         """(Normalised copies of the page tables, which pages these are, which of all pages are torn)."""
@@ -270,13 +278,16 @@ class PvRestore(CommonRestore):
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """Populate and map; page tables go through a copy in which they are localised. See RestoreGuest."""
         self._types[pfns] = types
+        if not types.any():  # memory and no tables, as in most batches
+            self._populate(pfns)
+            return MappedWindow(self._memory.map(self._domid, self._p2m[pfns], writable=True))
         self._populate(pfns[wants_memory(types)])
         with_data = has_data(types)
         if not with_data.any():
             return MappedWindow(None)
         is_table = tables.is_table(types[with_data])
         mapping = self._memory.map(self._domid, self._p2m[pfns[with_data]], writable=True)
-        if not is_table.any():  # as in most batches
+        if not is_table.any():
             return MappedWindow(mapping)
         staged = np.empty((int(np.count_nonzero(is_table)), PAGE_SIZE), dtype=np.uint8)
 
