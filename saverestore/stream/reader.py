@@ -103,7 +103,7 @@ def check_entries(
 
     if len(entries) == 0:
         raise BadRecord("PAGE_DATA: without any entry", offset=offset, type=RecordType.PAGE_DATA)
-    if (usual := split(np.ascontiguousarray(entries), ENTRY_FORM, max_pfn)) is not None:
+    if (usual := split(np.ascontiguousarray(entries, dtype=np.uint64), ENTRY_FORM, max_pfn)) is not None:
         return usual
     reserved = entries & np.uint64(RESERVED_MASK)
     if reserved.any():

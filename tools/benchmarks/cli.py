@@ -286,10 +286,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not {"-h", "--help"} & set(arguments):  # those need nothing
             environment.enter([str(CHECKOUT / "tools/bench"), *arguments])
         args = _parser().parse_args(arguments)
+        from saverestore import interrupts
+        from saverestore.errors import Interrupted as EngineInterrupted
         from saverestore.errors import SaveRestoreError
 
         try:
-            code: int = args.run(args)
+            # The engine's own way: a signal that came while one of its threads is waited for would stop it for good.
+            with interrupts.handled():
+                code: int = args.run(args)
+        except EngineInterrupted as error:
+            raise Interrupted from error
         except SaveRestoreError as error:
             raise BenchError(str(error)) from error
     except (BenchError, LabError) as error:
