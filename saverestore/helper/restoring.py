@@ -106,7 +106,7 @@ def restore(
                 f"but libxl made an {'HVM or PVH' if info.hvm else 'PV'} one"
             )
         if info.hvm:
-            guest = HvmRestore(handles, info, unless=unless)
+            guest = HvmRestore(handles, info, unless=unless, may_linger=source.total_bytes is not None)
             reader.max_pfn = last_pfn(info.max_pages)
         else:
             guest = PvRestore(handles, info, pfn_limit=pfn_limit(info.max_pages), unless=unless)

@@ -46,7 +46,17 @@ def restore(
         started = time.monotonic()
         fresh = making.create()
         report.create_s = time.monotonic() - started
-        pages = _fill(handles, fresh, guest_config, reader, image.source, progress, report, force=force)
+        pages = _fill(
+            handles,
+            fresh,
+            guest_config,
+            reader,
+            image.source,
+            progress,
+            report,
+            force=force,
+            is_file=image.source.total_bytes is not None,
+        )
         maker.connect(fresh, guest_config, pages)
         image.expect_end(reader.following)
         filled_at = time.monotonic()
@@ -130,6 +140,7 @@ def _fill(
     report: RestoreReport,
     *,
     force: bool,
+    is_file: bool,
 ) -> RestoredPages:
     unless = None if force else FORCE
     info = handles.xen.domain(fresh.domid)
@@ -145,7 +156,7 @@ def _fill(
     elif reader.domain.type == DomainType.X86_PV:
         guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4), unless=unless)
     else:
-        guest = HvmRestore(handles, info, unless=unless)
+        guest = HvmRestore(handles, info, unless=unless, may_linger=is_file)
         reader.max_pfn = last_pfn(guest_config.max_kib // 4)
     try:
         pages, _ = engine.restore(reader, source, guest, fresh.channels, progress, report)

@@ -208,6 +208,7 @@ def anew(name: str, work: Callable[[], T]) -> T:
         except SystemExit as failed:
             print(f"tried again, with a new domain: {failed}", file=sys.stderr)
             destroy(name)
+            destroy(f"{name}--incoming")  # what a receiver that crashed leaves behind
     return work()
 
 

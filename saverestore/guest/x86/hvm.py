@@ -189,8 +189,16 @@ class HvmSave:
 class HvmRestore(CommonRestore):
     """Fills a fresh PVH or HVM domain. See RestoreGuest."""
 
-    def __init__(self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE) -> None:
+    def __init__(
+        self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE, may_linger: bool = False
+    ) -> None:
+        """`may_linger`: its pages may stay mapped for a while after they were filled in, see `ForeignMemory`.
+
+        Not of a domain that may be migrated live: unmapping would come after its last page instead of before it, and
+        so be part of its downtime.
+        """
         super().__init__(handles, info, unless=unless)
+        self._may_linger = may_linger
         self._populated = Populated()
         self._superpages = self._superpages_refused = self._small_pages = 0
         self._params: dict[int, int] = {}
@@ -258,7 +266,9 @@ class HvmRestore(CommonRestore):
             self._small_pages += len(new)
 
     def _map(self, pfns: U64) -> Mapping | None:
-        return self._memory.map(self._domid, pfns, writable=True, may_linger=True) if len(pfns) else None
+        if not len(pfns):
+            return None
+        return self._memory.map(self._domid, pfns, writable=True, may_linger=self._may_linger)
 
     def complete(self, channels: Channels) -> RestoredPages:
         """Set event channels and the hypervisor's context; grant the rings to their backends."""
