@@ -166,8 +166,9 @@ class ForeignMemory(Handle):
         """Map frames `gfns` (PV: mfns) of a domain, shape (n,), n >= 1.
 
         With `partial`, pages that cannot be mapped are told in `Mapping.errors`; without it any such page
-        raises XenError naming the first one, and nothing stays mapped. `may_linger`: see the class; not for pages
-        that a PV guest may want for page tables while they are mapped writable, which Xen then refuses.
+        raises XenError naming the first one, and nothing stays mapped. `may_linger`: see the class; not of a
+        PV guest that runs meanwhile, which could not exchange such a frame for another, and not writable of one whose
+        page tables are about to be pinned: Xen refuses both.
         """
         gfns = np.ascontiguousarray(gfns, dtype=np.uint64)
         errors = np.zeros(len(gfns), dtype=np.int32)

@@ -33,6 +33,7 @@ from saverestore.operations.prepare_save import (
 )
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import BeforeSink
+from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import last_downtime, processor_cap
@@ -78,6 +79,9 @@ def save_domain(
                             report.domain_state = request.afterwards.value
                         report.resume_s = time.monotonic() - resumed_at
                         report.downtime_s = time.monotonic() - report.suspended_at
+                        if guest.domain_type == DomainType.X86_PV:
+                            # It runs, and the disk may take its time: see `ForeignMemory.map`.
+                            handles.memory.unmap_lingering()
                     written_at = time.monotonic()
                     sink.finish()
                     report.stored_bytes = file.sink.stored_bytes

@@ -26,15 +26,19 @@ from saverestore.transport.opening import open_image
 STORE = FakeStore()
 
 
+UNMAPPED: list[str] = []
+
+
 @contextmanager
 def handles(**_: bool):
-    memory = SimpleNamespace(unmap_lingering=lambda: None)
+    memory = SimpleNamespace(unmap_lingering=lambda: UNMAPPED.append("lingering"))
     yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), memory=memory, store=STORE)
 
 
 @pytest.fixture(autouse=True)
 def empty_store() -> None:
     STORE.clear()
+    UNMAPPED.clear()
 
 
 @pytest.fixture
@@ -260,3 +264,21 @@ def test_an_interrupt_at_any_call_leaves_no_image_no_thread_and_a_running_domain
         assert list(tmp_path.iterdir()) == []
         names = [thread.name for thread in threading.enumerate()]
         assert not [name for name in names if name.startswith(("zstd", "digest", "pages"))]
+
+
+@pytest.mark.parametrize(
+    ("afterwards", "make", "unmapped"),
+    [
+        (Afterwards.RUN, MemoryDomain.pv, True),
+        (Afterwards.RUN, MemoryDomain.pvh, False),
+        (Afterwards.PAUSE, MemoryDomain.pvh, False),
+        (Afterwards.DESTROY, MemoryDomain.pv, True),
+        (Afterwards.DESTROY, MemoryDomain.pvh, True),
+    ],
+)
+def test_nothing_of_a_pv_domain_that_runs_or_of_one_that_is_destroyed_stays_mapped(
+    tmp_path, monkeypatch, guest, afterwards, make, unmapped
+):
+    monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: MemorySave(make(64)))
+    save.save_domain(SaveRequest("web1", str(tmp_path / "a.img"), afterwards=afterwards), Silence())
+    assert bool(UNMAPPED) == unmapped
