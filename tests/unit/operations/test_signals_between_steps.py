@@ -37,8 +37,8 @@ def interrupt() -> None:
 
 
 @contextmanager
-def no_handles():
-    yield SimpleNamespace(xen=None, memory=None, store=FakeStore())
+def no_handles(**_: bool):
+    yield SimpleNamespace(xen=None, memory=SimpleNamespace(unmap_lingering=lambda: None), store=FakeStore())
 
 
 def test_a_signal_while_the_domain_is_being_created_destroys_it(tmp_path: Path, monkeypatch):

@@ -100,9 +100,10 @@ class Host:
     @contextmanager
     def instead_of_xen(self, patch: pytest.MonkeyPatch):
         @contextmanager
-        def handles():
+        def handles(**_: bool):
             xen = SimpleNamespace(domain=lambda _: SimpleNamespace(domid=DOMID), unpause=self.unpause)
-            yield SimpleNamespace(xen=xen, memory=None, store=None)
+            memory = SimpleNamespace(unmap_lingering=lambda: None)
+            yield SimpleNamespace(xen=xen, memory=memory, store=None)
 
         patch.setattr(restore, "open_handles", handles)
         patch.setattr(restore.domains, "check_free", lambda *_: None)

@@ -103,8 +103,11 @@ def no_xen(setup: Setup, patch: pytest.MonkeyPatch):
     """The operation on that domain, and on nothing else of this machine."""
 
     @contextmanager
-    def handles():
-        yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), store=FakeStore())
+    def handles(**_: bool):
+        memory = SimpleNamespace(unmap_lingering=lambda: None)
+        yield SimpleNamespace(
+            xen=SimpleNamespace(pause=lambda _domid: None), memory=memory, store=FakeStore()
+        )
 
     domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid="none"))
     patch.setattr(save, "open_handles", handles)
