@@ -111,10 +111,11 @@ LINGERING_PAGES = 2 << 20
 class ForeignMemory(Handle):
     """Maps other domains' memory. Safe to use from several threads at once.
 
-    Unmapping takes longer than mapping: in a PV control domain each page is a trap, as Linux clears the entries of a
-    page table one by one, which Xen emulates. When a process ends its tables are given up as a whole, and clearing
-    them costs a quarter or less. So a mapping that `may_linger` is not unmapped when it is closed, but by
-    `unmap_lingering`, or with this handle; or, with `process_ends`, by the kernel when the process ends.
+    Unmapping takes longer than mapping in a PV control domain: 7 us a page in the lab, and less than 2 when the
+    process ends. (By Linux's code: entries of a page table that is in use are cleared one by one, each a trap that
+    Xen emulates; those of a process that ends are plain memory again.) So a mapping that `may_linger` is not
+    unmapped when it is closed, but by `unmap_lingering`, or with this handle; or, with `process_ends`, by the
+    kernel when the process ends.
     """
 
     def __init__(self, *, process_ends: bool = False) -> None:
@@ -148,10 +149,12 @@ class ForeignMemory(Handle):
         self._unmap_lingering(self.ptr)
 
     def _unmap_lingering(self, pointer: ffi.CData) -> None:
-        with self._lock:
-            lingering, self._lingering = self._lingering, []
-            self._nr_lingering = 0
-        for address, nr_pages in lingering:
+        while True:  # one by one: what a signal leaves is known still
+            with self._lock:
+                if not self._lingering:
+                    return
+                address, nr_pages = self._lingering.pop()
+                self._nr_lingering -= nr_pages
             lib.xenforeignmemory_unmap(pointer, address, nr_pages)
 
     def map(

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 LENGTHS = Fields("QQ")
 WHAT = "the pages of a PAGE_DATA record"
-
-
 NOTAB = np.uint8(PageType.NOTAB)
 
 

@@ -27,6 +27,7 @@ from saverestore.stream.records import (
 )
 
 BATCH = 2048
+RINGS = 4  # pages that a backend may still write to, of a domain that stands still
 
 
 def batches(nr_pfns: int) -> Iterator[U64]:
@@ -144,11 +145,23 @@ def test_a_pv_guest_without_memory_somewhere_is_deferred_while_it_runs_and_xtab_
 
 
 def test_the_same_pages_read_twice_from_a_suspended_domain_are_the_same(suspended):
-    rings = 4  # a backend may write to a ring late
     for asked in batches(suspended.nr_pfns):
         with suspended.read_pages(asked, final=True) as one, suspended.read_pages(asked, final=True) as two:
             assert np.array_equal(one.entries, two.entries)
-            assert np.count_nonzero((bytes_of(one) != bytes_of(two)).any(axis=1)) <= rings
+            assert np.count_nonzero((bytes_of(one) != bytes_of(two)).any(axis=1)) <= RINGS
+
+
+def test_with_types_that_were_told_before_the_same_pages_are_read(suspended):
+    for pfns in batches(suspended.nr_pfns):
+        if (types := suspended.types_of(pfns)) is None:
+            continue
+        with (
+            suspended.read_pages(pfns, final=True) as asked,
+            suspended.read_pages(pfns, final=True, types=types) as told,
+        ):
+            assert np.array_equal(told.entries, asked.entries)
+            assert np.count_nonzero((bytes_of(told) != bytes_of(asked)).any(axis=1)) <= RINGS
+            assert not len(told.deferred)
 
 
 def test_pfns_may_be_asked_for_with_gaps_and_one_at_a_time(suspended):

@@ -455,3 +455,32 @@ def test_a_restore_that_fails_at_any_call_leaves_no_window_open():
                 restore(LibxcReader(source), source, guest, CHANNELS)
             assert guest.buffers.nr_open == 0
             guest.domain.close()
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_page_that_has_gone_since_its_type_was_told_is_never_read_from_elsewhere(final):
+    with opened(MemoryDomain.pvh(64)) as guest:
+        pfns = np.arange(8, dtype=np.uint64)
+        types = guest.types_of(pfns)
+        guest.domain.balloon_out([3])
+        if final:
+            with pytest.raises(DomainError, match="pfn 0x3 cannot be mapped"):
+                guest.read_pages(pfns, final=True, types=types)
+            return
+        with guest.read_pages(pfns, final=False, types=types) as batch:
+            assert batch.deferred.tolist() == [3]
+            assert batch.pfns.tolist() == [0, 1, 2, 4, 5, 6, 7]
+
+
+def test_holes_are_looked_for_once_a_round_and_no_type_is_asked_for_twice(monkeypatch):
+    monkeypatch.setattr("saverestore.engine.save.HOLE_PFNS", 4096)
+    with opened(MemoryDomain.pvh(3 * 4096)) as guest:
+        told = []
+        read_pages = guest.read_pages
+        monkeypatch.setattr(
+            guest, "read_pages", lambda *args, **more: told.append(more["types"]) or read_pages(*args, **more)
+        )
+        image_of(guest)
+        assert guest.moments.calls.count("types_of") == 3
+        assert len(told) == 6
+        assert all(types is not None for types in told)

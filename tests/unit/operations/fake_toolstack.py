@@ -23,6 +23,16 @@ class FakeStore(dict[str, str]):
         return [name for name in self if name.startswith(f"{path}/")]
 
 
+class FakeMemory:
+    """See pyxc.ForeignMemory, of which only this is asked."""
+
+    def __init__(self) -> None:
+        self.unmapped = 0
+
+    def unmap_lingering(self) -> None:
+        self.unmapped += 1
+
+
 class FakeToolstack:
     """See ports.Toolstack. `on_destroy` is called when a domain is destroyed."""
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
-from fake_toolstack import FakeStore, FakeToolstack
+from fake_toolstack import FakeMemory, FakeStore, FakeToolstack
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
@@ -24,21 +24,18 @@ from saverestore.toolstack import last_downtime
 from saverestore.transport.opening import open_image
 
 STORE = FakeStore()
-
-
-UNMAPPED: list[str] = []
+MEMORY = FakeMemory()
 
 
 @contextmanager
 def handles(**_: bool):
-    memory = SimpleNamespace(unmap_lingering=lambda: UNMAPPED.append("lingering"))
-    yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), memory=memory, store=STORE)
+    yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), memory=MEMORY, store=STORE)
 
 
 @pytest.fixture(autouse=True)
 def empty_store() -> None:
     STORE.clear()
-    UNMAPPED.clear()
+    MEMORY.unmapped = 0
 
 
 @pytest.fixture
@@ -281,4 +278,4 @@ def test_nothing_of_a_pv_domain_that_runs_or_of_one_that_is_destroyed_stays_mapp
 ):
     monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: MemorySave(make(64)))
     save.save_domain(SaveRequest("web1", str(tmp_path / "a.img"), afterwards=afterwards), Silence())
-    assert bool(UNMAPPED) == unmapped
+    assert bool(MEMORY.unmapped) == unmapped

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_toolstack import FakeStore, FakeToolstack
+from fake_toolstack import FakeMemory, FakeStore, FakeToolstack
 
 try:
     import pyxc  # noqa: F401
@@ -38,7 +38,7 @@ def interrupt() -> None:
 
 @contextmanager
 def no_handles(**_: bool):
-    yield SimpleNamespace(xen=None, memory=SimpleNamespace(unmap_lingering=lambda: None), store=FakeStore())
+    yield SimpleNamespace(xen=None, memory=FakeMemory(), store=FakeStore())
 
 
 def test_a_signal_while_the_domain_is_being_created_destroys_it(tmp_path: Path, monkeypatch):

@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
+from fake_toolstack import FakeMemory
 from memory_guests import CHANNELS, assert_same
 from stress import Fault, Lines, forget, nothing_is_left, patched, seeded
 
@@ -102,7 +103,7 @@ class Host:
         @contextmanager
         def handles(**_: bool):
             xen = SimpleNamespace(domain=lambda _: SimpleNamespace(domid=DOMID), unpause=self.unpause)
-            memory = SimpleNamespace(unmap_lingering=lambda: None)
+            memory = FakeMemory()
             yield SimpleNamespace(xen=xen, memory=memory, store=None)
 
         patch.setattr(restore, "open_handles", handles)

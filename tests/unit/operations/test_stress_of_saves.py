@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from fake_toolstack import FakeStore, FakeToolstack
+from fake_toolstack import FakeMemory, FakeStore, FakeToolstack
 from stress import Fault, Lines, forget, nothing_is_left, patched, seeded
 
 from saverestore.engine import dirty
@@ -104,7 +104,7 @@ def no_xen(setup: Setup, patch: pytest.MonkeyPatch):
 
     @contextmanager
     def handles(**_: bool):
-        memory = SimpleNamespace(unmap_lingering=lambda: None)
+        memory = FakeMemory()
         yield SimpleNamespace(
             xen=SimpleNamespace(pause=lambda _domid: None), memory=memory, store=FakeStore()
         )

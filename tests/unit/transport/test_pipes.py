@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saverestore.errors import TransportError
+from saverestore import interrupts
+from saverestore.errors import Interrupted, TransportError
 from saverestore.kernels.zeros import SMALLEST_RUN, zeros
 from saverestore.transport import pipe
 from saverestore.transport.fd import PIPE_BYTES, FdSink
@@ -122,6 +125,30 @@ def test_a_reader_that_goes_amid_zeroes_is_an_error_with_the_place():
         os.close(read_end)
         with pytest.raises(TransportError, match="the reader of pipe has gone, at byte 0x4 = 4"):
             sink.writev(zeros(MIB))
+
+
+def test_a_signal_ends_the_wait_for_a_reader_that_takes_nothing(monkeypatch):
+    waiting, real = threading.Event(), os.splice
+
+    def splice(*args, **more):
+        waiting.set()
+        return real(*args, **more)
+
+    def interrupt():
+        waiting.wait()
+        time.sleep(0.3)  # until the pipe is full, and splice waits
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "splice", splice)
+    read_end, write_end = os.pipe()
+    killer = threading.Thread(target=interrupt)
+    with sink_of(write_end, "pipe") as sink, interrupts.handled():
+        killer.start()
+        with pytest.raises(Interrupted):
+            sink.writev(zeros(3 * MIB))
+        assert 0 < sink.offset <= PIPE_BYTES
+    killer.join()
+    os.close(read_end)
 
 
 def test_nobody_can_write_to_the_zeroes_that_readers_may_still_hold():

@@ -1,0 +1,100 @@
+"""What may stay mapped for a while after it was closed, and what must not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fake_toolstack import FakeMemory
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from saverestore.engine.progress import RestoreReport, Silence
+from saverestore.errors import ImageError
+from saverestore.guest.common.pages import map_for_save
+from saverestore.guest.x86 import hvm
+from saverestore.operations import restore_here
+from saverestore.stream.layout import DomainType, PageType
+
+PFNS = np.arange(3, dtype=np.uint64)
+
+
+class MappingMemory(FakeMemory):
+    """Notes of each mapping whether it may linger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_linger: list[bool] = []
+
+    def map(self, _domid, gfns, *, may_linger=False, **_) -> SimpleNamespace:
+        self.may_linger.append(may_linger)
+        return SimpleNamespace(
+            errors=np.zeros(len(gfns), dtype=np.int32), buffer=memoryview(bytes(4096 * len(gfns)))
+        )
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_pages_of_a_save_linger_only_when_the_domain_stands_still(final):
+    memory = MappingMemory()
+    map_for_save(SimpleNamespace(memory=memory), 7, PFNS, PFNS, final=final)
+    assert memory.may_linger == [final]
+
+
+@pytest.fixture
+def restore(monkeypatch):
+    """A restore of a PVH domain, made by `restore(may_linger)`, and its memory."""
+    for name in ("populate", "release"):
+        monkeypatch.setattr(hvm.xen_memory, name, lambda *_, **__: None)
+
+    def make(may_linger: bool) -> tuple[hvm.HvmRestore, MappingMemory]:
+        handles = SimpleNamespace(xen=None, memory=MappingMemory())
+        return hvm.HvmRestore(handles, SimpleNamespace(domid=7), may_linger=may_linger), handles.memory
+
+    return make
+
+
+@pytest.mark.parametrize("may_linger", [False, True])
+@pytest.mark.parametrize("kinds", [[PageType.NOTAB] * 3, [PageType.NOTAB, PageType.BROKEN, PageType.NOTAB]])
+def test_pages_of_a_restore_linger_when_they_may(restore, may_linger, kinds):
+    guest, memory = restore(may_linger)
+    guest.write_pages(PFNS, np.array(kinds, dtype=np.uint8))
+    assert memory.may_linger == [may_linger]
+
+
+def test_before_memory_is_taken_back_nothing_is_mapped_any_more(restore):
+    guest, memory = restore(True)
+    guest.write_pages(PFNS, np.zeros(3, dtype=np.uint8))
+    assert memory.unmapped == 0
+    guest.write_pages(PFNS, np.full(3, PageType.XTAB, dtype=np.uint8))
+    assert memory.unmapped == 1
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_only_what_comes_from_a_file_lingers_and_nothing_of_a_domain_that_is_to_be_destroyed(
+    monkeypatch, is_file, fails
+):
+    made = []
+
+    def fill(*_) -> tuple[None, None]:
+        if fails:
+            raise ImageError("damaged")
+        return None, None
+
+    monkeypatch.setattr(restore_here.engine, "restore", fill)
+    monkeypatch.setattr(
+        restore_here, "HvmRestore", lambda *_, **more: made.append(more) or SimpleNamespace(close=int)
+    )
+    memory = FakeMemory()
+    handles = SimpleNamespace(xen=SimpleNamespace(domain=lambda _: None), memory=memory)
+    reader = SimpleNamespace(domain=SimpleNamespace(type=DomainType.X86_HVM))
+    fresh, config = SimpleNamespace(domid=7, channels=None), SimpleNamespace(max_kib=4096)
+    try:
+        restore_here._fill(
+            handles, fresh, config, reader, None, Silence(), RestoreReport(), force=False, is_file=is_file
+        )
+    except ImageError:
+        assert fails
+    assert made[0]["may_linger"] == is_file
+    assert memory.unmapped == fails
