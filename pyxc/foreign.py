@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -34,11 +35,12 @@ class Mapping:
     """
 
     def __init__(
-        self, owner: ForeignMemory, address: ffi.CData, errors: I32, *, may_linger: bool = False
+        self, owner: ForeignMemory, address: ffi.CData, errors: I32, *, lingers_for: U64 | None = None
     ) -> None:
+        """`lingers_for`: its frames, when it may linger."""
         self._owner = owner
         self._address: ffi.CData | None = address
-        self._may_linger = may_linger
+        self._lingers_for = lingers_for
         self.errors = errors
 
     @property
@@ -66,8 +68,9 @@ class Mapping:
     def close(self) -> None:
         """Unmap, now or, if it may linger, later. Twice is fine."""
         address, self._address = self._address, None
+        frames, self._lingers_for = self._lingers_for, None
         if address is not None and not self._owner.closed:
-            self._owner.unmap(address, self.nr_pages, may_linger=self._may_linger)
+            self._owner.unmap(address, self.nr_pages, lingers_for=frames)
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +107,21 @@ class GrantTable:
         lib.xenforeignmemory_unmap_resource(self._owner.ptr, self._resource)
 
 
+@dataclass(eq=False, frozen=True)
+class _Lingering:
+    """A closed mapping that is mapped still, of frames between these two."""
+
+    address: ffi.CData
+    nr_pages: int
+    first_gfn: int
+    last_gfn: int
+
+    def may_have(self, gfns: U64) -> bool:
+        """Whether any of these, which are sorted, lies between its first and its last."""
+        begin = np.searchsorted(gfns, np.uint64(self.first_gfn), side="left")
+        return bool(begin < np.searchsorted(gfns, np.uint64(self.last_gfn), side="right"))
+
+
 LINGERING_PAGES = 2 << 20
 """As many closed mappings may linger: 8 GiB, for which this process has 16 MiB of page tables."""
 
@@ -114,48 +132,51 @@ class ForeignMemory(Handle):
     Unmapping takes longer than mapping in a PV control domain: 7 us a page in the lab, and less than 2 when the
     process ends. (By Linux's code: entries of a page table that is in use are cleared one by one, each a trap that
     Xen emulates; those of a process that ends are plain memory again.) So a mapping that `may_linger` is not
-    unmapped when it is closed, but by `unmap_lingering`, or with this handle; or, with `process_ends`, by the
-    kernel when the process ends.
+    unmapped when it is closed, but by `unmap_lingering`, or with this handle; or, where that is never closed, by
+    the kernel when the process ends.
     """
 
-    def __init__(self, *, process_ends: bool = False) -> None:
-        """`process_ends`: soon after this is closed."""
+    def __init__(self) -> None:
         pointer = lib.xenforeignmemory_open(_log.logger(), 0)
         if pointer == ffi.NULL:
             raise XenError("xenforeignmemory_open", last_errno(), detail="is this a Xen control domain?")
         super().__init__(pointer)
-        self._process_ends = process_ends
         self._lock = threading.Lock()
-        self._lingering: list[tuple[ffi.CData, int]] = []
+        self._lingering: list[_Lingering] = []
         self._nr_lingering = 0
 
     def _close(self, pointer: ffi.CData) -> None:
-        if not self._process_ends:
-            self._unmap_lingering(pointer)
+        self._unmap_lingering(pointer, None)
         lib.xenforeignmemory_close(pointer)
 
-    def unmap(self, address: ffi.CData, nr_pages: int, *, may_linger: bool) -> None:
-        """For a `Mapping` that is closed."""
-        if may_linger:
+    def unmap(self, address: ffi.CData, nr_pages: int, *, lingers_for: U64 | None) -> None:
+        """For a `Mapping` that is closed; of these frames, when it may linger."""
+        if lingers_for is not None:
+            one = _Lingering(address, nr_pages, int(lingers_for.min()), int(lingers_for.max()))
             with self._lock:
                 if self._nr_lingering + nr_pages <= LINGERING_PAGES:
                     self._nr_lingering += nr_pages
-                    self._lingering.append((address, nr_pages))
+                    self._lingering.append(one)
                     return
         lib.xenforeignmemory_unmap(self.ptr, address, nr_pages)
 
-    def unmap_lingering(self) -> None:
-        """Unmap what was closed and is mapped still: before its domain is destroyed, or must be alone with it."""
-        self._unmap_lingering(self.ptr)
+    def unmap_lingering(self, gfns: U64 | None = None) -> None:
+        """Unmap what was closed and is mapped still: before its domain is destroyed, or must be alone with it.
 
-    def _unmap_lingering(self, pointer: ffi.CData) -> None:
-        while True:  # one by one: what a signal leaves is known still
+        Of a domain whose frames `gfns` are taken away, only mappings that may have any of those.
+        """
+        self._unmap_lingering(self.ptr, None if gfns is None else np.sort(gfns))
+
+    def _unmap_lingering(self, pointer: ffi.CData, gfns: U64 | None) -> None:
+        with self._lock:
+            chosen = [one for one in self._lingering if gfns is None or one.may_have(gfns)]
+        for one in chosen:  # one by one: what a signal leaves is known still
             with self._lock:
-                if not self._lingering:
-                    return
-                address, nr_pages = self._lingering.pop()
-                self._nr_lingering -= nr_pages
-            lib.xenforeignmemory_unmap(pointer, address, nr_pages)
+                if one not in self._lingering:  # another thread was here
+                    continue
+                self._lingering.remove(one)
+                self._nr_lingering -= one.nr_pages
+            lib.xenforeignmemory_unmap(pointer, one.address, one.nr_pages)
 
     def map(
         self,
@@ -186,7 +207,7 @@ class ForeignMemory(Handle):
         )
         if address == ffi.NULL:
             raise XenError("xenforeignmemory_map", last_errno(), domid=domid, detail=f"{len(gfns)} pages")
-        mapping = Mapping(self, address, errors, may_linger=may_linger)
+        mapping = Mapping(self, address, errors, lingers_for=gfns if may_linger else None)
         if not partial and errors.any():
             first = int(np.flatnonzero(errors)[0])
             mapping.close()

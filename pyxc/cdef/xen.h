@@ -159,3 +159,6 @@ bool xs_is_domain_introduced(struct xs_handle *h, unsigned int domid);
 #define XS_PERM_WRITE ...
 
 void free(void *ptr);
+
+void pyxc_keep_freed_memory(void);
+int pyxc_leave_memory_behind(void);

@@ -35,7 +35,8 @@ static const char *pyxc_built_for(void) { return PYXC_BUILT_FOR; }
 #include "vcpu.h"
 #include "pages.h"
 #include "logdirty.h"
-#include "sched.h"
+#include "schedulers.h"
+#include "process.h"
 
 /* As `pyxc._arch` names them. */
 static const char *pyxc_architecture(void)

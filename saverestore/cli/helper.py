@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from saverestore import __version__
 from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
@@ -49,15 +49,6 @@ The environment does not cross ssh: for 'xl migrate', the other host needs its o
 """
 
 FAILED = -1
-
-
-def program() -> NoReturn:
-    """`main` as a process, which ends at once: libxl waits for that while the domain stands still."""
-    code = main()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,23 +111,25 @@ def _run(arguments: SaveArguments | RestoreArguments, channel: Channel) -> int:
     from saverestore import interrupts
     from saverestore.cli.common import tell
     from saverestore.engine.progress import RestoreReport
+    from saverestore.helper.arguments import SaveArguments
     from saverestore.helper.channel import LibxlGone
     from saverestore.helper.messages import Level, MessageType
 
+    is_save = isinstance(arguments, SaveArguments)
     measured = RestoreReport()
     result, errnoval = 0, 0
     try:
         with interrupts.handled():
             try:
                 _work(arguments, channel, measured)
-                _leave(measured)
                 interrupts.too_late()
             except LibxlGone:
                 raise
             except BaseException as error:  # whatever it is, libxl waits to be told
                 interrupts.too_late()
                 result, errnoval = FAILED, _errno_of(error)
-                _leave(measured, error)
+                if not is_save:
+                    _leave(measured, error)
                 channel.log(Level.ERROR, _in_full(error), errnoval=errnoval)
             channel.ask(MessageType.COMPLETE, result, errnoval)
     except LibxlGone as error:
@@ -216,6 +209,7 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel, measure
         # Also after a failure: libxl takes a restore without results for a helper that died.
         if channel.takes(MessageType.RESTORE_RESULTS):
             channel.tell(MessageType.RESTORE_RESULTS, store_gfn, console_gfn)
+    _leave(measured)
 
 
 def _set_up_logging(handler: logging.Handler, settings: Settings) -> None:
@@ -246,4 +240,4 @@ def _errno_of(error: BaseException) -> int:
 
 
 if __name__ == "__main__":
-    program()
+    sys.exit(main())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 from importlib import import_module
+from typing import NoReturn
 
 
 def _run(module: str, function: str = "main") -> int:
@@ -16,14 +17,22 @@ def _run(module: str, function: str = "main") -> int:
     return int(getattr(import_module(f"saverestore.cli.{module}"), function)())
 
 
-def pysave() -> int:
-    """The command `pysave`: its exit code."""
-    return _run("pysave")
+def _run_to_the_end(module: str, function: str = "main") -> NoReturn:
+    """As `_run`, and end the process: those who wait for it wait for no more than that."""
+    code = _run(module, function)
+    from saverestore.guest.common import process_end
+
+    process_end.end(code)
 
 
-def pyrestore() -> int:
-    """The command `pyrestore`: its exit code."""
-    return _run("pyrestore")
+def pysave() -> NoReturn:
+    """The command `pysave`, as a process."""
+    _run_to_the_end("pysave")
+
+
+def pyrestore() -> NoReturn:
+    """The command `pyrestore`, as a process."""
+    _run_to_the_end("pyrestore")
 
 
 def pyimage() -> int:
@@ -31,9 +40,9 @@ def pyimage() -> int:
     return _run("pyimage")
 
 
-def helper() -> int:
-    """The command `pyxc-save-helper`: its exit code."""
-    return _run("helper", "program")
+def helper() -> NoReturn:
+    """The command `pyxc-save-helper`, as a process. libxl waits for its end while the domain stands still."""
+    _run_to_the_end("helper")
 
 
 def watch() -> int:

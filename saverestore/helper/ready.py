@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from saverestore.guest.common import process_end
 from saverestore.helper import stand_in
 from saverestore.interrupts import SIGNALS, shield
 from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE
@@ -127,7 +128,10 @@ def _be_helper(
         with suppress(OSError):
             os.write(2, traceback.format_exc().encode())
     finally:
-        os._exit(code)
+        try:
+            process_end.end(code)
+        finally:
+            os._exit(code)
 
 
 @contextmanager

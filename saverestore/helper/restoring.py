@@ -7,6 +7,7 @@ import os
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ImageError
+from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import FORCE, open_handles
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
@@ -106,7 +107,7 @@ def restore(
                 f"but libxl made an {'HVM or PVH' if info.hvm else 'PV'} one"
             )
         if info.hvm:
-            guest = HvmRestore(handles, info, unless=unless, may_linger=source.total_bytes is not None)
+            guest = HvmRestore(handles, info, unless=unless)
             reader.max_pfn = last_pfn(info.max_pages)
         else:
             guest = PvRestore(handles, info, pfn_limit=pfn_limit(info.max_pages), unless=unless)
@@ -121,6 +122,7 @@ def restore(
                 reader, source, LibxlRestoreGuest(guest, channel), channels, ChannelProgress(channel), report
             )
             check_ahead(source, reader.following)
+            process_end.let_memory_follow()
             return restored
         finally:
             guest.close()

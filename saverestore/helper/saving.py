@@ -12,6 +12,7 @@ from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport
 from saverestore.errors import DomainError
+from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspender
 from saverestore.guest.ports import SaveGuest
@@ -115,7 +116,13 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
                 throttle=throttle,
             )
             sink = sink_of(arguments.io_fd, "the image", close_fd=False)
-            return engine.save(guest, sink, engine_settings, ChannelProgress(channel))
+            report = engine.save(guest, sink, engine_settings, ChannelProgress(channel))
+            if live:
+                # Little is left, and libxl waits for this process with the domain suspended. Of one that is not live
+                # all is: then libxl must wait, which may destroy the domain next.
+                handles.memory.unmap_lingering()
+                process_end.let_memory_follow()
+            return report
         finally:
             with shield():
                 guest.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
+from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import FORCE, Handles, open_handles
 from saverestore.guest.x86.common import check_cpu_policy
 from saverestore.operations import restore_here
@@ -108,6 +109,7 @@ def restore_domain(
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)
         if request.watch:
             _watch(domid, image.config.name)
+        process_end.let_memory_follow()
         return Restored(domid, image.config.name, report)
 
 

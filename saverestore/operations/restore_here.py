@@ -55,7 +55,6 @@ def restore(
             progress,
             report,
             force=force,
-            is_file=image.source.total_bytes is not None,
         )
         maker.connect(fresh, guest_config, pages)
         image.expect_end(reader.following)
@@ -140,7 +139,6 @@ def _fill(
     report: RestoreReport,
     *,
     force: bool,
-    is_file: bool,
 ) -> RestoredPages:
     unless = None if force else FORCE
     info = handles.xen.domain(fresh.domid)
@@ -156,7 +154,7 @@ def _fill(
     elif reader.domain.type == DomainType.X86_PV:
         guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4), unless=unless)
     else:
-        guest = HvmRestore(handles, info, unless=unless, may_linger=is_file)
+        guest = HvmRestore(handles, info, unless=unless)
         reader.max_pfn = last_pfn(guest_config.max_kib // 4)
     try:
         pages, _ = engine.restore(reader, source, guest, fresh.channels, progress, report)

@@ -19,6 +19,7 @@ from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits
 from saverestore.engine.progress import Progress, SaveReport
 from saverestore.errors import DomainError, XenRefused
+from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.ports import SaveGuest
 from saverestore.interrupts import shield
@@ -95,6 +96,10 @@ def save_domain(
                 report.domain_state = request.afterwards.value
                 if request.afterwards is not Afterwards.DESTROY:
                     _remember(handles, domain, report)
+                if (
+                    request.afterwards is not Afterwards.PAUSE
+                ):  # who lets a PV domain go on may do so any moment
+                    process_end.let_memory_follow()
         finally:
             with shield():
                 guest.close()

@@ -166,7 +166,8 @@ class HvmSave:
         return log_dirty_with(self._emulator, open_log) if self._emulator else open_log()
 
     def suspend(self) -> None:
-        """See Suspender."""
+        """See Suspender. First the state is read once for nothing: what cannot be is told while the domain runs."""
+        self.end_records()
         self._suspender.suspend()
 
     def resume(self) -> None:
@@ -189,16 +190,9 @@ class HvmSave:
 class HvmRestore(CommonRestore):
     """Fills a fresh PVH or HVM domain. See RestoreGuest."""
 
-    def __init__(
-        self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE, may_linger: bool = False
-    ) -> None:
-        """`may_linger`: its pages may stay mapped for a while after they were filled in, see `ForeignMemory`.
-
-        Not of a domain that may be migrated live: unmapping would come after its last page instead of before it, and
-        so be part of its downtime.
-        """
+    def __init__(self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE) -> None:
+        """Its pages stay mapped for a while after they were filled in, see `ForeignMemory`."""
         super().__init__(handles, info, unless=unless)
-        self._may_linger = may_linger
         self._populated = Populated()
         self._superpages = self._superpages_refused = self._small_pages = 0
         self._params: dict[int, int] = {}
@@ -239,7 +233,7 @@ class HvmRestore(CommonRestore):
         # The guest gave these back after they had been sent: keeping them would be more than it may have.
         gone = self._populated.take_gone(pfns[~has_memory(types)])
         if len(gone):
-            self._memory.unmap_lingering()  # or they stay the domain's, and count
+            self._memory.unmap_lingering(gone)  # or they stay the domain's, and count
             xen_memory.release(self._xen, self._domid, gone)
         self._populate(self._populated.take_new(pfns[wants_memory(types)]))
         return MappedWindow(self._map(pfns[has_data(types)]))
@@ -268,7 +262,7 @@ class HvmRestore(CommonRestore):
     def _map(self, pfns: U64) -> Mapping | None:
         if not len(pfns):
             return None
-        return self._memory.map(self._domid, pfns, writable=True, may_linger=self._may_linger)
+        return self._memory.map(self._domid, pfns, writable=True, may_linger=True)
 
     def complete(self, channels: Channels) -> RestoredPages:
         """Set event channels and the hypervisor's context; grant the rings to their backends."""

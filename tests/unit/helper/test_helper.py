@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,12 +14,12 @@ import pytest
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from fake_libxl import RESTORE_CALLBACKS, SAVE_CALLBACKS, FakeLibxl
+from fake_toolstack import FakeMemory
 from memory_guests import MAKERS, assert_same, image_of, restored_from
 
-from saverestore import __version__
 from saverestore.cli import helper
 from saverestore.engine.save import SaveSettings
-from saverestore.errors import ExitCode
+from saverestore.guest.common import process_end
 from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
 from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import LogDirty
@@ -70,6 +68,7 @@ class Saved:
         self.flags = SaveFlag.LIVE if live else 0
         self.stream_type = 0
         self.guests: list[AskingSave] = []
+        self.memory = FakeMemory()
         self.on_guest = lambda guest: None
         monkeypatch.setattr(saving, "open_handles", self._handles)
         monkeypatch.setattr(saving, "_guest_of", self._guest_of)
@@ -89,7 +88,7 @@ class Saved:
     @contextmanager
     def _handles(self, **_: bool) -> Iterator[SimpleNamespace]:
         xen = SimpleNamespace(domain=lambda _: SimpleNamespace(suspended=self.domain.suspended))
-        yield SimpleNamespace(xen=xen, store=None)
+        yield SimpleNamespace(xen=xen, store=None, memory=self.memory)
 
     def _guest_of(self, channel, _handles, _domid, suspender) -> AskingSave:
         guest = AskingSave(self.domain, channel, suspender)
@@ -116,6 +115,14 @@ def quiet_logging(monkeypatch):
     monkeypatch.setattr(helper, "_set_up_logging", lambda *_: None)
 
 
+@pytest.fixture(autouse=True)
+def followed(monkeypatch) -> list[bool]:
+    """Whether libxl need not wait for the memory of the helper's process: an entry each time that is said."""
+    said: list[bool] = []
+    monkeypatch.setattr(process_end, "let_memory_follow", lambda: said.append(True))
+    return said
+
+
 @pytest.fixture
 def saved(monkeypatch, tmp_path):
     return lambda kind, **how: Saved(monkeypatch, tmp_path, kind, **how)
@@ -138,6 +145,21 @@ def test_a_save_asks_in_order_and_writes_the_whole_domain(saved, kind, live, dri
     assert save.domain.suspended
     assert save.errors() == ""
     assert_same(save.domain, restored_from(save.image.read_bytes(), save.domain))
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_libxl_waits_for_the_helpers_memory_unless_nothing_of_the_domain_is_in_it(saved, followed, live):
+    """Of a save that is not live all of it is mapped at the end, and libxl may destroy the domain next."""
+    save = saved("pvh", live=live)
+    assert save.run() == 0
+    assert (save.memory.unmapped, followed) == ((1, [True]) if live else (0, []))
+
+
+def test_libxl_waits_for_the_helpers_memory_after_a_save_that_failed(saved, followed):
+    save = saved("pvh", live=True)
+    save.libxl.answers[MessageType.SUSPEND] = 0
+    assert save.run() == 0
+    assert followed == []
 
 
 @pytest.mark.parametrize("answer", [0, -1, 2])
@@ -308,6 +330,15 @@ def test_a_restore_fills_the_domain_and_tells_where_its_rings_are(restored):
     assert_same(restore.saved, restore.guest.domain)
 
 
+def test_libxl_waits_for_the_helpers_memory_when_it_is_to_destroy_the_domain(restored, followed):
+    assert restored().run() == 0
+    assert followed == [True]
+    damaged = restored(lambda image: image[:-1])
+    assert damaged.run() == 0
+    assert damaged.errors()
+    assert followed == [True]
+
+
 def test_not_a_byte_behind_the_stream_is_read(restored):
     restore = restored(lambda image: image + b"libxl's own records")
     assert restore.run() == 0
@@ -441,15 +472,3 @@ def test_threads_are_gone_when_it_is_done(saved):
     save = saved("pv", live=True)
     save.run()
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("pages")] == []
-
-
-def test_its_process_ends_at_once_with_all_that_it_said_and_its_exit_code():
-    """libxl waits for that while the domain stands still: nothing is torn down."""
-    script = "import atexit, saverestore.cli.helper as h; atexit.register(print, 'torn down'); h.program()"
-    for word, code, said in (("--version", 0, __version__), ("--nothing", ExitCode.USAGE, "")):
-        done = subprocess.run(
-            [sys.executable, "-c", script, word], capture_output=True, text=True, check=False, timeout=60
-        )
-        assert done.returncode == code
-        assert said in done.stdout
-        assert "torn down" not in done.stdout

@@ -29,7 +29,7 @@ class FakeMemory:
     def __init__(self) -> None:
         self.unmapped = 0
 
-    def unmap_lingering(self) -> None:
+    def unmap_lingering(self, _gfns: object = None) -> None:
         self.unmapped += 1
 
 

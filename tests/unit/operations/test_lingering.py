@@ -43,58 +43,43 @@ def test_pages_of_a_save_linger_only_when_the_domain_stands_still(final):
 
 @pytest.fixture
 def restore(monkeypatch):
-    """A restore of a PVH domain, made by `restore(may_linger)`, and its memory."""
+    """A restore of a PVH domain, and its memory."""
     for name in ("populate", "release"):
         monkeypatch.setattr(hvm.xen_memory, name, lambda *_, **__: None)
-
-    def make(may_linger: bool) -> tuple[hvm.HvmRestore, MappingMemory]:
-        handles = SimpleNamespace(xen=None, memory=MappingMemory())
-        return hvm.HvmRestore(handles, SimpleNamespace(domid=7), may_linger=may_linger), handles.memory
-
-    return make
+    handles = SimpleNamespace(xen=None, memory=MappingMemory())
+    return hvm.HvmRestore(handles, SimpleNamespace(domid=7)), handles.memory
 
 
-@pytest.mark.parametrize("may_linger", [False, True])
 @pytest.mark.parametrize("kinds", [[PageType.NOTAB] * 3, [PageType.NOTAB, PageType.BROKEN, PageType.NOTAB]])
-def test_pages_of_a_restore_linger_when_they_may(restore, may_linger, kinds):
-    guest, memory = restore(may_linger)
+def test_pages_of_a_restored_pvh_domain_linger(restore, kinds):
+    guest, memory = restore
     guest.write_pages(PFNS, np.array(kinds, dtype=np.uint8))
-    assert memory.may_linger == [may_linger]
+    assert memory.may_linger == [True]
 
 
-def test_before_memory_is_taken_back_nothing_is_mapped_any_more(restore):
-    guest, memory = restore(True)
+def test_before_memory_is_taken_back_it_is_mapped_no_more(restore):
+    guest, memory = restore
     guest.write_pages(PFNS, np.zeros(3, dtype=np.uint8))
     assert memory.unmapped == 0
     guest.write_pages(PFNS, np.full(3, PageType.XTAB, dtype=np.uint8))
     assert memory.unmapped == 1
 
 
-@pytest.mark.parametrize("is_file", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-def test_only_what_comes_from_a_file_lingers_and_nothing_of_a_domain_that_is_to_be_destroyed(
-    monkeypatch, is_file, fails
-):
-    made = []
-
+def test_nothing_lingers_of_a_domain_that_is_to_be_destroyed(monkeypatch, fails):
     def fill(*_) -> tuple[None, None]:
         if fails:
             raise ImageError("damaged")
         return None, None
 
     monkeypatch.setattr(restore_here.engine, "restore", fill)
-    monkeypatch.setattr(
-        restore_here, "HvmRestore", lambda *_, **more: made.append(more) or SimpleNamespace(close=int)
-    )
+    monkeypatch.setattr(restore_here, "HvmRestore", lambda *_, **__: SimpleNamespace(close=int))
     memory = FakeMemory()
     handles = SimpleNamespace(xen=SimpleNamespace(domain=lambda _: None), memory=memory)
     reader = SimpleNamespace(domain=SimpleNamespace(type=DomainType.X86_HVM))
     fresh, config = SimpleNamespace(domid=7, channels=None), SimpleNamespace(max_kib=4096)
     try:
-        restore_here._fill(
-            handles, fresh, config, reader, None, Silence(), RestoreReport(), force=False, is_file=is_file
-        )
+        restore_here._fill(handles, fresh, config, reader, None, Silence(), RestoreReport(), force=False)
     except ImageError:
         assert fails
-    assert made[0]["may_linger"] == is_file
     assert memory.unmapped == fails

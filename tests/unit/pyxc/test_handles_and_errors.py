@@ -231,8 +231,9 @@ def library(monkeypatch):
     return made
 
 
-def mapped(memory: ForeignMemory, nr_pages: int, *, may_linger: bool) -> Mapping:
-    return Mapping(memory, ffi.NULL, np.zeros(nr_pages, dtype=np.int32), may_linger=may_linger)
+def mapped(memory: ForeignMemory, nr_pages: int, *, may_linger: bool, first_gfn: int = 0) -> Mapping:
+    frames = np.arange(first_gfn, first_gfn + nr_pages, dtype=np.uint64) if may_linger else None
+    return Mapping(memory, ffi.NULL, np.zeros(nr_pages, dtype=np.int32), lingers_for=frames)
 
 
 def test_a_closed_mapping_is_unmapped_at_once_unless_it_may_linger(library):
@@ -248,14 +249,23 @@ def test_a_closed_mapping_is_unmapped_at_once_unless_it_may_linger(library):
         assert library.unmapped == [3, 5]
 
 
-@pytest.mark.parametrize(("process_ends", "unmapped"), [(False, [6, 5]), (True, [])])
-def test_what_lingers_is_unmapped_with_the_handle_or_left_to_the_end_of_the_process(
-    library, process_ends, unmapped
-):
-    with ForeignMemory(process_ends=process_ends) as memory:
+def test_what_lingers_is_unmapped_with_the_handle_at_the_latest(library):
+    with ForeignMemory() as memory:
         mapped(memory, 5, may_linger=True).close()
         mapped(memory, 6, may_linger=True).close()
-    assert library.unmapped == unmapped
+    assert library.unmapped == [5, 6]
+
+
+def test_of_frames_that_are_taken_away_only_mappings_are_unmapped_that_may_have_one(library):
+    with ForeignMemory() as memory:
+        for first_gfn, nr_pages in ((0, 5), (5, 6), (11, 7)):
+            mapped(memory, nr_pages, may_linger=True, first_gfn=first_gfn).close()
+        memory.unmap_lingering(np.array([30, 11, 17], dtype=np.uint64))
+        assert library.unmapped == [7]
+        memory.unmap_lingering(np.array([10, 4], dtype=np.uint64))
+        assert library.unmapped == [7, 5, 6]
+        memory.unmap_lingering(np.array([4, 10, 12], dtype=np.uint64))
+        assert library.unmapped == [7, 5, 6]
 
 
 def test_no_more_lingers_than_this_process_has_page_tables_to_spare(library, monkeypatch):
@@ -266,7 +276,7 @@ def test_no_more_lingers_than_this_process_has_page_tables_to_spare(library, mon
         assert library.unmapped == [5, 1]
         memory.unmap_lingering()
         mapped(memory, 9, may_linger=True).close()
-        assert library.unmapped == [5, 1, 4, 6]
+        assert library.unmapped == [5, 1, 6, 4]
 
 
 # ---- libxc's messages ----------------------------------------------------------------------------

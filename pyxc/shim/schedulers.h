@@ -1,6 +1,6 @@
 /* Schedulers: whose a CPU pool is, and what a domain may use of its processors. */
-#ifndef PYXC_SHIM_SCHED_H
-#define PYXC_SHIM_SCHED_H
+#ifndef PYXC_SHIM_SCHEDULERS_H
+#define PYXC_SHIM_SCHEDULERS_H
 
 struct pyxc_cpupool {
     uint32_t sched_id, nr_cpus;
