@@ -24,8 +24,8 @@ from saverestore.stream.codecs import Codec
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.reader import LibxcReader, PageData
 
-BUFFER_PAGES = 2048
-"""The most that we put into one record, Xen's own tools half of it; a larger one is read straight into the domain."""
+BUFFER_PAGES = 4096
+"""The most that we put into one record, Xen's own tools a quarter; a larger one is read straight into the domain."""
 
 BUFFERS = 3
 """One that is read into, one that is filled from, one between them."""

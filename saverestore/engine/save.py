@@ -33,10 +33,10 @@ from saverestore.stream.versions import VersionCache
 from saverestore.stream.writer import LibxcWriter, PreparedPages
 from saverestore.transport.base import ByteSink
 
-BATCH_PFNS = 2048
-"""Pfns read at a time, and at most in one PAGE_DATA record: 8 MiB, twice what Xen's tools write, a sixteenth of what
-they read. With 1024, what a batch costs beside its bytes (Python, threads waking one another) is half of all
-processor time; more than 2048 gain little, and take memory."""
+BATCH_PFNS = 4096
+"""Pfns read at a time, and at most in one PAGE_DATA record: 16 MiB, four times what Xen's tools write, an eighth of
+what they read. With 1024, what a batch costs beside its bytes (Python, threads waking one another) is half of all
+processor time; under emulation, still a third with 2048. More would take more memory than a save may."""
 
 LARGE_PAGE_PFNS = 512
 """Of 2 MiB: what a batch does not cut in two."""
@@ -47,6 +47,12 @@ HOLE_PFNS = 1 << 16
 HOLES_AHEAD = 3
 """As many times are they asked about before the batches of the first are read."""
 
+DIGESTED_BATCH_PFNS = 2048
+"""The same where content digests tell what was written: what of a batch was is copied once more."""
+
+SMALL_BATCH_PFNS = 512
+"""Rounds with few pages are cut so that each worker has some, but not into less than this."""
+
 CODED_BATCH_PFNS = 1024
 """The same where pages are coded, and so are in memory twice for a while."""
 
@@ -54,8 +60,9 @@ XOR_BATCH_PFNS = 512
 """The same where last versions are kept: these have the memory, and a page is there three times while it is coded."""
 
 WORKERS = 2
-AHEAD = 3
-"""Batches begun before the one being written is done. Bounds memory, whatever the domain's size."""
+AHEAD = 2
+CODED_AHEAD = 3
+"""Batches begun, with one worker, before the one being written is done. Bounds memory, whatever the domain's size."""
 
 XOR_CACHE_BYTES = 48 * MIB
 """With the batches, last versions stay below 64 MiB and 16 MiB for each worker, as `tools/bench memory` finds."""
@@ -207,9 +214,9 @@ def _keeps_versions(settings: SaveSettings) -> bool:
     return settings.live and settings.coding is not None and settings.coding.codec is Codec.XOR
 
 
-def _batch_pfns(settings: SaveSettings) -> int:
+def _batch_pfns(settings: SaveSettings, source: DirtySource) -> int:
     if settings.coding is None:
-        return BATCH_PFNS
+        return min(BATCH_PFNS, DIGESTED_BATCH_PFNS) if isinstance(source, DigestSource) else BATCH_PFNS
     return min(BATCH_PFNS, XOR_BATCH_PFNS if _keeps_versions(settings) else CODED_BATCH_PFNS)
 
 
@@ -305,8 +312,9 @@ class _PageSender:
         self._source = source
         self._pool = pool
         self._progress = progress
-        self._depth = settings.workers + AHEAD - 1
-        self._batch_pfns = _batch_pfns(settings)
+        self._depth = settings.workers + (AHEAD if settings.coding is None else CODED_AHEAD) - 1
+        self._workers = settings.workers
+        self._batch_pfns = _batch_pfns(settings, source)
         self._copies = Copies(self._batch_pfns)
         self.zero_pages = 0
         self._was_sent = np.zeros(guest.nr_pfns, dtype=bool)
@@ -325,6 +333,8 @@ class _PageSender:
         left = min(len(pfns), self._guest.populated_pages) if everything else len(pfns)
         self._progress.round(number, left, final=final)
         sent = 0
+        fair = -(-len(pfns) // (2 * self._workers))
+        batch_pfns = min(self._batch_pfns, max(fair, SMALL_BATCH_PFNS))
 
         def read(some: _Piece) -> _Ready:
             return self._prepare(
@@ -333,7 +343,7 @@ class _PageSender:
 
         with (
             self._without_holes(pfns) as pieces,
-            ahead(self._pool, read, self._batches(pieces), depth=self._depth) as batches,
+            ahead(self._pool, read, self._batches(pieces, batch_pfns), depth=self._depth) as batches,
         ):
             for ready in batches:
                 batch = ready.batch
@@ -391,12 +401,12 @@ class _PageSender:
         self._was_sent[batch.pfns[batch.with_data]] = True
         return batch.nr_data
 
-    def _batches(self, pieces: Iterable[_Piece]) -> Iterator[_Piece]:
-        """The pieces of a round, cut into batches."""
+    def _batches(self, pieces: Iterable[_Piece], batch_pfns: int) -> Iterator[_Piece]:
+        """The pieces of a round, cut into batches of as many pfns at most."""
         for piece in pieces:
             start = 0
             while start < len(piece.pfns):
-                stop = start + self._batch_pfns
+                stop = start + batch_pfns
                 if stop < len(piece.pfns):
                     # Not amid the pfns of a large page: whoever restores them gives it memory in one piece then.
                     head = piece.pfns[stop] - piece.pfns[stop] % np.uint64(LARGE_PAGE_PFNS)

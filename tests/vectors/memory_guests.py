@@ -18,7 +18,7 @@ from saverestore.stream.layout import PageType
 from saverestore.stream.reader import LibxcReader
 
 CHANNELS = Channels(store_port=7, console_port=8)
-NR_PFNS = 5000
+NR_PFNS = 10000
 HOLE = range(900, 1400)
 
 MAKERS: dict[str, Callable[[], MemoryDomain]] = {

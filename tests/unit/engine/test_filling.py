@@ -25,7 +25,7 @@ from saverestore.stream.records import HvmContext, StaticDataEnd
 from saverestore.stream.writer import LibxcWriter
 from saverestore.transport.base import EndOfStream
 
-NR_PFNS = 5000
+NR_PFNS = 10000
 
 
 def restored(image: bytes, guest: MemoryRestore, workers: int = 2) -> None:
@@ -107,7 +107,7 @@ def test_what_failed_first_is_told_though_the_image_ends_early_as_well():
         raise MemoryError("no memory for it")
 
     guest.moments.on("write_pages", 1, refuse)
-    with source_of(image[: 17 << 20]) as source:
+    with source_of(image[: 17 << 20]) as source:  # amid the third record  # amid the third record
         reader = LibxcReader(source)
         read_pages = reader.read_pages
 

@@ -96,6 +96,20 @@ def test_pages_written_at_any_moment_are_restored_as_they_were_at_suspend(kind, 
         assert guest.moments.calls.count("read_pages") >= 3
 
 
+def test_of_a_round_with_few_pages_each_worker_has_some():
+    with opened(MemoryDomain.pvh(2 * BATCH_PFNS)) as guest:
+        domain = guest.domain
+        dirty = domain.data_pfns()[: BATCH_PFNS - 1]
+        guest.moments.on("check_layout", 0, lambda: domain.write(dirty, 1))
+        settings = settings_for("log", workers=2, limits=Limits(few_pages=1, max_rounds=2))
+        records = page_data_records(image_of(guest, settings))
+    told = np.cumsum([len(record.pfns) for record in records])
+    second = [record.nr_data for record in records[int(np.searchsorted(told, 2 * BATCH_PFNS)) + 1 :]]
+    assert sum(second) == len(dirty)
+    assert len(second) >= 4
+    assert max(second) <= BATCH_PFNS // 4
+
+
 @KINDS
 @HOW
 def test_what_the_guest_writes_last_before_it_stops_is_in_the_image(kind, how):
