@@ -96,9 +96,8 @@ def save_domain(
                 report.domain_state = request.afterwards.value
                 if request.afterwards is not Afterwards.DESTROY:
                     _remember(handles, domain, report)
-                if (
-                    request.afterwards is not Afterwards.PAUSE
-                ):  # who lets a PV domain go on may do so any moment
+                # Not of one that is paused: a PV domain may be let go on at any moment.
+                if request.afterwards is not Afterwards.PAUSE:
                     process_end.let_memory_follow()
         finally:
             with shield():
