@@ -2,7 +2,7 @@
 
 this thread:  pages read into a buffer ─► worker: code, sum up ─┐
               the next buffer          ─► worker                ├─► this thread writes, in order
-                   at most workers + 1 buffers in all ──────────┘
+                   at most as many buffers as workers, and two ──┘
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CodingAhead:
     def __init__(self, writer: LibxcWriter, *, buffer_bytes: int, workers: int) -> None:
         self._writer = writer
         self._buffer_bytes = buffer_bytes
-        self._depth = workers + 1
+        self._depth = max(2, workers)  # each of a record of 16 MiB, and of what it is coded into
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="coding")
         self._spare: list[U8] = []
         self._nr_made = 0

@@ -318,7 +318,8 @@ def test_plain_and_a_digest_exclude_each_other(image, tmp_path, capsys):
     assert "--plain" in capsys.readouterr().err
 
 
-def test_large_records_are_cut_so_that_memory_is_bounded(image, tmp_path, capsys):
+def test_large_records_are_cut_so_that_memory_is_bounded(image, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("saverestore.image.convert.BATCH_PAGES", 2048)
     assert convert(image, "-o", tmp_path / "b.img") == 0
     capsys.readouterr()
     assert info(capsys, image)["records"]["PAGE_DATA"]["count"] == 2
