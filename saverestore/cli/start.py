@@ -10,16 +10,16 @@ from importlib import import_module
 from typing import NoReturn
 
 
-def _run(module: str, function: str = "main") -> int:
+def _run(module: str) -> int:
     """Load a command, heeding Ctrl-C meanwhile, and run it: its exit code."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where nohup(1) has it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return int(getattr(import_module(f"saverestore.cli.{module}"), function)())
+    return int(import_module(f"saverestore.cli.{module}").main())
 
 
-def _run_to_the_end(module: str, function: str = "main") -> NoReturn:
+def _run_to_the_end(module: str) -> NoReturn:
     """As `_run`, and end the process: those who wait for it wait for no more than that."""
-    code = _run(module, function)
+    code = _run(module)
     from saverestore.guest.common import process_end
 
     process_end.end(code)

@@ -62,3 +62,14 @@ def test_each_command_begins_there(command):
     done = python(f"import sys; sys.argv[1:] = ['--help']; from {module} import {function} as main; main()")
     assert done.returncode == 0, done.stderr
     assert command in done.stdout
+
+
+def test_the_helper_ends_at_once_with_all_that_it_said():
+    """libxl waits for that while the domain stands still: nothing is torn down."""
+    done = python(
+        "import atexit, sys; sys.argv[1:] = ['--version']; atexit.register(print, 'torn down'); "
+        "from saverestore.cli.start import helper; helper()"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("pyxc-save-helper ")
+    assert "torn down" not in done.stdout

@@ -107,7 +107,7 @@ def test_what_failed_first_is_told_though_the_image_ends_early_as_well():
         raise MemoryError("no memory for it")
 
     guest.moments.on("write_pages", 1, refuse)
-    with source_of(image[: 17 << 20]) as source:  # amid the third record  # amid the third record
+    with source_of(image[: 17 << 20]) as source:  # amid the third record
         reader = LibxcReader(source)
         read_pages = reader.read_pages
 

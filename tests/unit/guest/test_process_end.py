@@ -43,12 +43,19 @@ def test_what_cannot_be_printed_is_told_as_python_tells_it():
 
 
 def is_there(pid: int) -> bool:
-    """Also of one that has ended and that nobody has waited for: there may be no init in a container."""
+    """Not one that has ended and that nobody has waited for: there may be no init in a container."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
     return state != "Z"
+
+
+def assert_ends(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while is_there(pid):
+        assert time.monotonic() < deadline, "it has not ended"
+        time.sleep(0.01)
 
 
 def test_another_process_takes_the_memory_over_and_ends_as_well(tmp_path):
@@ -72,10 +79,7 @@ process_end.end(3)
     children, nr_open = told.read_text().split(";")
     (child,) = map(int, children.split())
     assert int(nr_open) == 1  # of the look itself
-    deadline = time.monotonic() + 10
-    while is_there(child):
-        assert time.monotonic() < deadline, "it has not ended"
-        time.sleep(0.01)
+    assert_ends(child)
 
 
 def test_it_is_ended_by_the_end_of_a_process_that_was_killed(tmp_path):
@@ -95,10 +99,7 @@ process_end.end(0)
     )
     assert done.returncode == -9
     (child,) = map(int, told.read_text().split())
-    deadline = time.monotonic() + 10
-    while is_there(child):
-        assert time.monotonic() < deadline, "it has not ended"
-        time.sleep(0.01)
+    assert_ends(child)
 
 
 def test_where_no_process_can_take_it_over_the_end_is_as_ever():
