@@ -42,7 +42,7 @@ def restore(
     _check_kind(guest_config, reader)
     maker.check_host()
     progress.phase(f"creating {guest_config.name}")
-    with _Making(maker, guest_config) as making:
+    with _Making(handles, maker, guest_config) as making:
         started = time.monotonic()
         fresh = making.create()
         report.create_s = time.monotonic() - started
@@ -72,7 +72,8 @@ def restore(
 class _Making:
     """A domain being made: destroyed at the end of the block unless `keep` was called."""
 
-    def __init__(self, maker: Maker, guest_config: GuestConfig) -> None:
+    def __init__(self, handles: Handles, maker: Maker, guest_config: GuestConfig) -> None:
+        self._handles = handles
         self._maker = maker
         self._config = guest_config
         self._kept = False
@@ -98,6 +99,7 @@ class _Making:
         if self._kept or self._domid is None:
             return
         with shield():
+            self._handles.memory.unmap_lingering()  # or some of the domain would outlive its end
             self._maker.destroy(self._domid, self._config.uuid)
         if error is not None:
             error.add_note("no domain was left behind")
@@ -158,9 +160,6 @@ def _fill(
         reader.max_pfn = last_pfn(guest_config.max_kib // 4)
     try:
         pages, _ = engine.restore(reader, source, guest, fresh.channels, progress, report)
-    except BaseException:
-        handles.memory.unmap_lingering()  # or some of the domain would outlive its end
-        raise
     finally:
         guest.close()
     return pages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,11 @@ from fake_toolstack import FakeMemory
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from saverestore.engine.progress import RestoreReport, Silence
 from saverestore.errors import ImageError
 from saverestore.guest.common.pages import map_for_save
 from saverestore.guest.x86 import hvm
 from saverestore.operations import restore_here
-from saverestore.stream.layout import DomainType, PageType
+from saverestore.stream.layout import PageType
 
 PFNS = np.arange(3, dtype=np.uint64)
 
@@ -66,20 +66,16 @@ def test_before_memory_is_taken_back_it_is_mapped_no_more(restore):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_lingers_of_a_domain_that_is_to_be_destroyed(monkeypatch, fails):
-    def fill(*_) -> tuple[None, None]:
+def test_nothing_lingers_of_a_domain_that_is_destroyed_whatever_failed(fails):
+    memory, destroyed = FakeMemory(), []
+    maker = SimpleNamespace(
+        create=lambda _: SimpleNamespace(domid=7), destroy=lambda *_: destroyed.append(memory.unmapped)
+    )
+    config = SimpleNamespace(uuid=None)
+    with suppress(ImageError), restore_here._Making(SimpleNamespace(memory=memory), maker, config) as making:
+        making.create()
         if fails:
-            raise ImageError("damaged")
-        return None, None
-
-    monkeypatch.setattr(restore_here.engine, "restore", fill)
-    monkeypatch.setattr(restore_here, "HvmRestore", lambda *_, **__: SimpleNamespace(close=int))
-    memory = FakeMemory()
-    handles = SimpleNamespace(xen=SimpleNamespace(domain=lambda _: None), memory=memory)
-    reader = SimpleNamespace(domain=SimpleNamespace(type=DomainType.X86_HVM))
-    fresh, config = SimpleNamespace(domid=7, channels=None), SimpleNamespace(max_kib=4096)
-    try:
-        restore_here._fill(handles, fresh, config, reader, None, Silence(), RestoreReport(), force=False)
-    except ImageError:
-        assert fails
+            raise ImageError("something follows the image")
+        making.keep()
+    assert destroyed == ([1] if fails else [])
     assert memory.unmapped == fails
