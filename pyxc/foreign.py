@@ -123,7 +123,10 @@ class _Lingering:
 
 
 LINGERING_PAGES = 2 << 20
-"""As many closed mappings may linger: 8 GiB, for which this process has 16 MiB of page tables."""
+"""As many pages of closed mappings may linger: 8 GiB, for which this process has 16 MiB of page tables."""
+
+LINGERS_FROM_PAGES = 64
+"""Smaller ones do not: all together would be more mappings than a process may have (vm.max_map_count, 65,530)."""
 
 
 class ForeignMemory(Handle):
@@ -151,7 +154,7 @@ class ForeignMemory(Handle):
 
     def unmap(self, address: ffi.CData, nr_pages: int, *, lingers_for: U64 | None) -> None:
         """For a `Mapping` that is closed; of these frames, when it may linger."""
-        if lingers_for is not None:
+        if lingers_for is not None and nr_pages >= LINGERS_FROM_PAGES:
             one = _Lingering(address, nr_pages, int(lingers_for.min()), int(lingers_for.max()))
             with self._lock:
                 if self._nr_lingering + nr_pages <= LINGERING_PAGES:

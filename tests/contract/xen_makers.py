@@ -81,12 +81,12 @@ class XenMaker:
             undo.callback(bare.destroy, handles, fresh.domid, fresh_uuid)
             info = handles.xen.domain(fresh.domid)
             guest = HvmRestore(handles, info) if info.hvm else PvRestore(handles, info)
+            undo.callback(guest.close)
             found = EmptyXenDomain(guest, fresh.channels)
             found.handles, found.domid = handles, fresh.domid
             frames = [r.frames for r in self._guest.memory_records() if isinstance(r, X86PvP2mFrames)]
             found.p2m_frame_pfns = np.concatenate([np.empty(0, dtype=np.uint64), *frames])
             yield found
-            guest.close()
 
 
 def makers() -> list[KeepingMaker]:

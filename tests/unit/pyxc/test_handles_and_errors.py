@@ -27,6 +27,8 @@ needs_no_xen = pytest.mark.skipif(
     on_xen, reason="this is a Xen host; what happens without one is not to be seen"
 )
 
+MAX_MAP_COUNT = 65530  # Linux's own vm.max_map_count
+
 # ---- errors --------------------------------------------------------------------------------------
 
 
@@ -228,6 +230,7 @@ class CountingLib:
 def library(monkeypatch):
     made = CountingLib()
     monkeypatch.setattr(foreign, "lib", made)
+    monkeypatch.setattr(foreign, "LINGERS_FROM_PAGES", 1)
     return made
 
 
@@ -277,6 +280,15 @@ def test_no_more_lingers_than_this_process_has_page_tables_to_spare(library, mon
         memory.unmap_lingering()
         mapped(memory, 9, may_linger=True).close()
         assert library.unmapped == [5, 1, 6, 4]
+
+
+def test_small_ones_do_not_linger_so_many_as_there_may_be(library, monkeypatch):
+    monkeypatch.setattr(foreign, "LINGERS_FROM_PAGES", 64)
+    with ForeignMemory() as memory:
+        for nr_pages in (63, 64, 1):
+            mapped(memory, nr_pages, may_linger=True).close()
+        assert library.unmapped == [63, 1]
+    assert foreign.LINGERING_PAGES // foreign.LINGERS_FROM_PAGES < MAX_MAP_COUNT - 1000  # for others
 
 
 # ---- libxc's messages ----------------------------------------------------------------------------
