@@ -31,7 +31,7 @@ from pyxc import Xen
 PIPE_BYTES = 1 << 20
 POLL_S = 0.004
 RESTORE_POLL_S = 0.02
-"""Of what takes seconds: to look each 4 ms takes a quarter of a processor, which the restore would have had."""
+"""Of what takes seconds: to look each 4 ms takes up to a quarter of a processor, which a restore would have had."""
 PATIENCE_S = 900.0
 ATTEMPTS = 6
 
