@@ -1,7 +1,7 @@
 """The ports through which the engine sees a domain, and nothing else of it.
 
 A save reads from a `SaveGuest`, a restore writes to a `RestoreGuest`. Real domains (`guest.x86`) and the
-in-memory guest (`guest.memory`) implement both and pass one contract suite. Nothing here knows Xen.
+in-memory guest (`testing.guest`) implement both and pass one contract suite. Nothing here knows Xen.
 
     SaveGuest                                       RestoreGuest
       static_records()   what never changes           take(record)         before pages: X86_PV_INFO, policies …

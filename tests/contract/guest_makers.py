@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import Channels, RestoreGuest, SaveGuest
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 
 
 @dataclass

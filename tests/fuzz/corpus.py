@@ -17,12 +17,12 @@ from memory_guests import image_of
 from stream_samples import golden
 
 from saverestore.engine.save import SaveSettings
-from saverestore.guest.memory import MemorySave
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.stream import xor_rle
 from saverestore.stream.codecs import Coding
 from saverestore.stream.layout import ByteOrder
 from saverestore.stream.records import RECORD_CLASSES
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemorySave
 from tests.fuzz.targets import RECORD_TYPES
 
 XEN_NAMES = ("pv-v3", "hvm-v3", "hvm-v2-xl")

@@ -13,11 +13,11 @@ from memory_guests import assert_same, image_of, opened, restored_from
 
 from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits
-from saverestore.guest.memory import MemorySave
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import gather_runs, runs_of
 from saverestore.guest.x86 import layout, tables, vcpu
 from saverestore.stream.layout import PAGE_SIZE, PageType
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemorySave
 
 MOMENTS = ["read_pages", "check_layout", "log_dirty.take", "suspend", "memory_records"]
 

@@ -1,6 +1,6 @@
 """The arrows of docs/design.md, read out of the imports of every module.
 
-    cli ─► report ─► helper ─► operations ─► toolstack ─► engine ─► guest ─► image ─► stream ─► transport
+    cli ─► report ─► helper ─► operations ─► toolstack ─► engine ─► testing ─► guest ─► image ─► stream ─► transport
     ─► interrupts ─► kernels ─► arm64_registers ─► errors
 
 A module imports from its own layer and from layers to its right, and:
@@ -12,7 +12,8 @@ A module imports from its own layer and from layers to its right, and:
   - `report` knows what the engine tells of its work, and nothing of domains or Xen.
   - `image` is of use to `cli` only: what works on domains does not need it.
   - `stream` knows of transports what `transport.base` says.
-  - `guest.ports`, the in-memory guest and the modules of `guest/x86` that it uses are pure: no `pyxc`.
+  - `testing` is for tests: no other layer imports it.
+  - `guest.ports`, `testing` and the modules of `guest/x86` that it uses are pure: no `pyxc`.
 
 Imports inside functions and under TYPE_CHECKING count, too: they are arrows all the same.
 """
@@ -37,6 +38,7 @@ LAYERS = [
     "operations",
     "toolstack",
     "engine",
+    "testing",
     "guest",
     "image",
     "stream",
@@ -63,14 +65,16 @@ PURE = (
     "saverestore.guest.arm64.vcpu",
     "saverestore.guest.common",
     "saverestore.guest.common.hvm_params",
-    "saverestore.guest.memory",
-    "saverestore.guest.memory_domain",
-    "saverestore.guest.memory_views",
     "saverestore.guest.x86",
     "saverestore.guest.x86.layout",
     "saverestore.guest.x86.p2m_walk",
     "saverestore.guest.x86.tables",
     "saverestore.guest.x86.vcpu",
+    "saverestore.testing",
+    "saverestore.testing.domain",
+    "saverestore.testing.guest",
+    "saverestore.testing.moments",
+    "saverestore.testing.views",
     "saverestore.toolstack.config",
 )
 
@@ -171,6 +175,15 @@ def test_kinds_of_guests_know_nothing_of_each_other_and_what_they_share_knows_no
         and target.startswith(tuple(f"saverestore.guest.{other}" for other in others))
     ]
     assert seen == []
+
+
+def test_the_product_does_not_use_what_is_for_tests():
+    users = [
+        f"{module} -> {target}"
+        for module, target in ARROWS
+        if target.startswith("saverestore.testing") and layer_of(module) != "testing"
+    ]
+    assert users == []
 
 
 def test_the_helper_does_not_use_operations():

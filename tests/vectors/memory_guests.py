@@ -11,11 +11,11 @@ from stream_samples import MemorySink, source_of
 from saverestore.engine.restore import restore
 from saverestore.engine.save import SaveSettings, save
 from saverestore.guest.common import hvm_params
-from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
-from saverestore.guest.memory_domain import CONSOLE_RING, START_INFO, STORE_RING, MemoryDomain
 from saverestore.guest.ports import Channels
 from saverestore.stream.layout import PageType
 from saverestore.stream.reader import LibxcReader
+from saverestore.testing.domain import CONSOLE_RING, START_INFO, STORE_RING, MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 
 CHANNELS = Channels(store_port=7, console_port=8)
 NR_PFNS = 10000

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.errors import BenchError
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.stream.layout import PAGE_SIZE
+from saverestore.testing.domain import MemoryDomain
 
 U8 = npt.NDArray[np.uint8]
 

@@ -34,12 +34,12 @@ from benchmarks.running import run, usable_cores
 from saverestore.engine.policy import Limits
 from saverestore.engine.restore import restore
 from saverestore.engine.save import SaveSettings, save
-from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
-from saverestore.guest.memory_domain import INVALID, MemoryDomain
 from saverestore.guest.ports import Channels
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.reader import LibxcReader
+from saverestore.testing.domain import INVALID, MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 from saverestore.transport import FdSink, FdSource
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.pipe import sink_of

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from benchmarks.content import ROOT, fill
 from saverestore.engine.save import SaveSettings, save
-from saverestore.guest.memory import MemorySave
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.stream.digest import DigestAlgorithm
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemorySave
 from saverestore.transport.newfile import NewFile
 
 PAGES_A_MIB = 256

@@ -29,8 +29,6 @@ from benchmarks.running import CHECKOUT
 from saverestore.cli import pyimage
 from saverestore.engine import restore as engine_restore
 from saverestore.engine import save as engine_save
-from saverestore.guest.memory import MemoryRestore, MemorySave
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import Channels
 from saverestore.stream import DomainType, LibxcReader, LibxlReader, LibxlRecordType, LibxlWriter, XlHeader
 from saverestore.stream.behind import BehindSink, BehindSource
@@ -38,6 +36,8 @@ from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import BeforeSink, BeforeSource, DigestAlgorithm
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.libxl import EmulatorId, EmulatorState
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave
 from saverestore.transport.cores import usable_cores
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.opening import open_image

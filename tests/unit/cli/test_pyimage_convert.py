@@ -20,8 +20,6 @@ from stream_samples import NAMES, golden, source_of
 from saverestore.cli import pyimage
 from saverestore.engine.policy import Limits
 from saverestore.engine.save import SaveSettings
-from saverestore.guest.memory import MemorySave
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.image import last_pages
 from saverestore.image.convert import BATCH_PAGES, _cuts
 from saverestore.stream.codecs import Codec, CodecUnavailable, Coding
@@ -30,6 +28,8 @@ from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.reader import PageData
 from saverestore.stream.records import ImageDigest
 from saverestore.stream.walk import walk
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemorySave
 from saverestore.transport.random_access import SeekableZstdFile, open_random_access
 
 ROOT = Path(__file__).parents[3]

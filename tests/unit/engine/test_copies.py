@@ -7,8 +7,8 @@ import pytest
 from memory_guests import opened
 
 from saverestore.engine.copies import Copies
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.stream.layout import PAGE_SIZE
+from saverestore.testing.domain import MemoryDomain
 
 NR_PFNS = 100
 

@@ -22,7 +22,6 @@ from saverestore.engine import save as engine_save
 from saverestore.engine.save import SaveSettings
 from saverestore.errors import ImageError
 from saverestore.guest.common import hvm_params
-from saverestore.guest.memory import MemoryRestore, empty_like
 from saverestore.stream import LibxcReader, LibxlReader, LibxlRecordType, LibxlWriter, XlHeader
 from saverestore.stream.behind import BehindSink, BehindSource, check_ahead
 from saverestore.stream.codecs import Coding
@@ -30,6 +29,7 @@ from saverestore.stream.digest import BeforeSink, BeforeSource, DigestAlgorithm
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.libxl import EmulatorId, EmulatorState
 from saverestore.stream.survey import note_trailing_bytes, survey
+from saverestore.testing.guest import MemoryRestore, empty_like
 from saverestore.transport import FdSink, FdSource, zstd_sink
 from saverestore.transport.opening import decompressed
 from saverestore.transport.zstd_sink import ZstdSink

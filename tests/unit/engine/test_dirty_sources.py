@@ -11,9 +11,9 @@ from saverestore.engine.copies import CopiedBatch, Copies
 from saverestore.engine.dirty import DigestSource, EverythingOnce, LogDirtySource
 from saverestore.engine.policy import Limits
 from saverestore.engine.save import SaveSettings, save
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import LogDirtyUnavailable, PageBatch
 from saverestore.stream.layout import PAGE_SIZE, PageType
+from saverestore.testing.domain import MemoryDomain
 
 NR_PFNS = 100
 A, B = 0xAA, 0xBB

@@ -14,13 +14,13 @@ from saverestore.engine.policy import Limits
 from saverestore.engine.restore import restore
 from saverestore.engine.save import BATCH_PFNS, SaveSettings, save
 from saverestore.errors import ImageError, Interrupted
-from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.layout import PageType
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.survey import survey
 from saverestore.stream.writer import LibxcWriter
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 
 KINDS = pytest.mark.parametrize("kind", MAKERS)
 HOW = pytest.mark.parametrize("how", ["suspended", "log", "digest"])

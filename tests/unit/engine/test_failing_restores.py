@@ -11,10 +11,10 @@ from stream_samples import source_of
 
 from saverestore.engine.restore import restore
 from saverestore.errors import Interrupted
-from saverestore.guest.memory import MemoryRestore, MemorySave, MemoryWindow, empty_like
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.interrupts import handled
 from saverestore.stream.reader import LibxcReader
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, MemoryWindow, empty_like
 
 
 class JustMapped(MemoryRestore):
@@ -54,5 +54,5 @@ def test_a_signal_when_pages_have_just_been_mapped_unmaps_them(workers: int):
 def test_a_signal_while_pages_are_being_unmapped_leaves_none(monkeypatch, workers: int):
     domain = MemoryDomain.pvh(100)
     image = image_of(MemorySave(domain))
-    monkeypatch.setattr("saverestore.guest.memory.MemoryWindow", HalfUnmapped)
+    monkeypatch.setattr("saverestore.testing.guest.MemoryWindow", HalfUnmapped)
     interrupted(MemoryRestore(empty_like(domain)), image, workers)

@@ -13,9 +13,9 @@ from stream_samples import MemorySink
 from saverestore.engine.progress import Silence
 from saverestore.engine.save import SaveSettings, save
 from saverestore.errors import DomainError, Interrupted, TransportError
-from saverestore.guest.memory import MemorySave
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.interrupts import handled
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemorySave
 
 # Small, and sent in small batches: there are as many calls to fail as with large ones.
 MAKERS = {

@@ -15,14 +15,14 @@ from saverestore.engine.progress import RestoreReport
 from saverestore.engine.restore import restore
 from saverestore.engine.save import SaveSettings
 from saverestore.errors import ImageError
-from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.errors import BadRecord
 from saverestore.stream.layout import DomainType, entries_of
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import HvmContext, StaticDataEnd
 from saverestore.stream.writer import LibxcWriter
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 from saverestore.transport.base import EndOfStream
 
 NR_PFNS = 10000

@@ -10,8 +10,8 @@ from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport, Silence
 from saverestore.engine.save import SaveSettings, Stalled, save
 from saverestore.errors import DomainError
-from saverestore.guest.memory import MemorySave, MemoryThrottle
-from saverestore.guest.memory_domain import MemoryDomain
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemorySave, MemoryThrottle
 
 HOW = pytest.mark.parametrize("how", ["log", "digest"])
 PAGES = 1000

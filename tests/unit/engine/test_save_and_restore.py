@@ -11,8 +11,6 @@ from saverestore.engine.policy import Limits
 from saverestore.engine.restore import restore
 from saverestore.engine.save import BATCH_PFNS, SaveSettings, save
 from saverestore.errors import DomainError, ImageError
-from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import LogDirtyUnavailable
 from saverestore.stream.layout import DomainType, PageType, entries_of
 from saverestore.stream.reader import LibxcReader, PageData
@@ -29,6 +27,8 @@ from saverestore.stream.records import (
     X86TscInfo,
 )
 from saverestore.stream.writer import LibxcWriter
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 
 KINDS = pytest.mark.parametrize("kind", MAKERS)
 HOW = pytest.mark.parametrize("how", ["suspended", "log", "digest"])

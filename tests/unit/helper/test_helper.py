@@ -19,8 +19,6 @@ from memory_guests import MAKERS, assert_same, image_of, restored_from
 from saverestore.cli import helper
 from saverestore.engine.save import SaveSettings
 from saverestore.guest.common import process_end
-from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import LogDirty
 from saverestore.guest.x86.hvm import log_dirty_with
 from saverestore.helper import restoring, saving
@@ -29,6 +27,8 @@ from saverestore.helper.messages import Level, MessageType
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import DomainType
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 
 DOMID = 7
 SIGNALS = [signal.SIGTERM, signal.SIGINT]

@@ -14,12 +14,12 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.engine.progress import Silence
 from saverestore.errors import DomainError, TransportError, UsageError
-from saverestore.guest.memory import MemorySave
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.operations import prepare_save, save
 from saverestore.operations.save import Afterwards, SaveRequest
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.survey import survey
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemorySave
 from saverestore.toolstack import last_downtime
 from saverestore.transport.opening import open_image
 

@@ -19,11 +19,11 @@ except ImportError as error:
 
 from saverestore.engine.progress import Silence
 from saverestore.errors import Interrupted
-from saverestore.guest.memory import MemorySave
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.interrupts import handled
 from saverestore.operations import prepare_save, restore, save
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemorySave
 from saverestore.transport import FdSink
 
 CONFIG = {

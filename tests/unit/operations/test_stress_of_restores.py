@@ -24,14 +24,14 @@ from stress import Fault, Lines, forget, nothing_is_left, patched, seeded
 from saverestore.engine.progress import RestoreReport, Silence
 from saverestore.engine.save import SaveSettings, save
 from saverestore.errors import Interrupted
-from saverestore.guest.memory import MemoryRestore, MemorySave, MemoryWindow, empty_like
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.operations import restore, restore_here
 from saverestore.operations.restore import RestoreRequest
 from saverestore.stream import LibxlWriter, XlHeader
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import BeforeSink, DigestAlgorithm
 from saverestore.stream.page_coding import CodedPages
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, MemoryWindow, empty_like
 from saverestore.transport import FdSink, zstd_source
 from saverestore.transport.zstd_sink import ZstdSink
 

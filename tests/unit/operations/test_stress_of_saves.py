@@ -26,8 +26,6 @@ from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport, Silence
 from saverestore.errors import Interrupted
-from saverestore.guest.memory import MemorySave, MemoryThrottle
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.guest.ports import PageBatch
 from saverestore.operations import prepare_save, save
 from saverestore.operations.save import Afterwards, SaveRequest
@@ -35,6 +33,8 @@ from saverestore.stream import digest
 from saverestore.stream.codecs import Coding
 from saverestore.stream.survey import survey
 from saverestore.stream.writer import LibxcWriter
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemorySave, MemoryThrottle
 from saverestore.transport.opening import open_image
 from saverestore.transport.zstd_sink import ZstdSink
 

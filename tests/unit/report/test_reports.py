@@ -21,13 +21,13 @@ from saverestore.engine.progress import RestoreReport, SaveReport
 from saverestore.engine.restore import restore
 from saverestore.engine.save import SaveSettings, Stalled, save
 from saverestore.errors import TransportError, UsageError
-from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
-from saverestore.guest.memory_domain import MemoryDomain
 from saverestore.report import files, svg
 from saverestore.report.facts import Outcome, facts_of_restore, facts_of_save
 from saverestore.report.page import page_of
 from saverestore.report.text import lines_of
 from saverestore.stream.reader import LibxcReader
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 
 BEGAN = datetime.datetime(2026, 3, 1, 3, 0, tzinfo=datetime.UTC)
 SAVED = Outcome("pysave", "web1", "web1.img", BEGAN, 1.5, {"live": True, "codec": None})

@@ -13,8 +13,6 @@ import numpy as np
 
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.common import hvm_params
-from saverestore.guest.memory_domain import FIRST_VCPU_STATE, INVALID, MemoryDomain, Processors
-from saverestore.guest.memory_views import Buffers, Moments, copy_frames, runs
 from saverestore.guest.ports import (
     U8,
     U64,
@@ -44,6 +42,9 @@ from saverestore.stream.records import (
     X86PvVcpuXsave,
     X86TscInfo,
 )
+from saverestore.testing.domain import FIRST_VCPU_STATE, INVALID, MemoryDomain, Processors
+from saverestore.testing.moments import Moments
+from saverestore.testing.views import Buffers, copy_frames, runs
 
 XEN_VERSION = (4, 17)
 SHARED_INFO_FRAME = 0xABC

@@ -4,7 +4,7 @@
     PV-like    machine frames are handed out in shuffled runs; the guest maps all its memory by real page
                tables of four levels, which hold machine frames, and keeps its p2m in frames of its own
 
-`guest.memory` opens it through the ports. Nothing here needs Xen, and nothing here shows that Xen agrees.
+`testing.guest` opens it through the ports. Nothing here needs Xen, and nothing here shows that Xen agrees.
 """
 
 from __future__ import annotations
