@@ -193,7 +193,7 @@ def _work(arguments: SaveArguments | RestoreArguments, channel: Channel, measure
             "%d pages in %.1f s, suspended for %.2f s of it%s",
             report.pages_sent,
             report.total_s,
-            report.downtime_s,
+            0.0 if report.downtime is None else report.downtime.total_s,
             expected,
         )
         return

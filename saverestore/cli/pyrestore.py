@@ -71,7 +71,8 @@ def _restore(arguments: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.progress import RestoreReport
     from saverestore.guest.arm64.host import is_arm64_host
-    from saverestore.operations.restore import RestoreRequest, dry_run, restore_domain
+    from saverestore.operations.requests import RestoreRequest
+    from saverestore.operations.restore import dry_run, restore_domain
     from saverestore.report.facts import facts_of_restore
 
     request = RestoreRequest(

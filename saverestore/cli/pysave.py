@@ -240,19 +240,20 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.policy import Limits, OnStall
     from saverestore.engine.progress import SaveReport
-    from saverestore.operations.prepare_save import Afterwards, SaveRequest, dry_run
+    from saverestore.operations.prepare_save import dry_run
+    from saverestore.operations.requests import FinalState, SaveRequest
     from saverestore.operations.save import save_domain
     from saverestore.report.facts import facts_of_save
 
-    afterwards = Afterwards.DESTROY
+    final_state = FinalState.DESTROY
     if arguments.leave_running:
-        afterwards = Afterwards.RUN
+        final_state = FinalState.RUN
     elif arguments.leave_paused:
-        afterwards = Afterwards.PAUSE
+        final_state = FinalState.PAUSE
     request = SaveRequest(
         domain=arguments.domain,
         image=arguments.image,
-        afterwards=afterwards,
+        final_state=final_state,
         live=arguments.live,
         dirty=arguments.dirty,
         limits=Limits(
@@ -284,7 +285,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     ):
         save_domain(request, progress, report, process_ends=True)
     if not arguments.quiet:
-        common.tell(f"pysave: {_summary(request.domain, request.image, afterwards.value, report)}")
+        common.tell(f"pysave: {_summary(request.domain, request.image, final_state.value, report)}")
     return None
 
 
@@ -294,9 +295,9 @@ def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:
         f"{domain} saved to {where}: {report.stream_bytes >> 20} MiB{_stored(report)}, "
         f"{report.pages_sent} pages, {report.zero_pages} of them zero, {report.total_s:.1f} s"
     )
-    if report.dirty_source != "none":
+    if report.dirty_source != "none" and report.downtime is not None:
         how = {"log": "log-dirty", "digest": "content digests"}[report.dirty_source]
-        text += f"; {len(report.rounds)} rounds by {how}, downtime {report.downtime_s:.2f} s"
+        text += f"; {len(report.rounds)} rounds by {how}, downtime {report.downtime.total_s:.2f} s"
         if report.verdict is not None:
             text += f" (expected {report.verdict.prediction.downtime_s:.2f} s)"
     return f"{text}; the domain is {state}"

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from saverestore.engine.copies import CopiedBatch
-from saverestore.guest.ports import U64, Bool, LogDirty, SaveGuest
+from saverestore.guest.ports import U64, Bool, LogDirty, LogDirtyUnavailable, SaveGuest
 from saverestore.kernels.xxh3 import page_digests
 
 # No page has it: marks a pfn of which nothing was sent yet.
@@ -27,6 +27,9 @@ class DirtySource(Protocol):
     """Says which pfns to read in a round, and which of the pages read are to be sent."""
 
     name: str
+
+    select_copies: bool
+    """Whether `select` may copy part of a batch once more: batches are smaller then."""
 
     def start_round(self, *, final: bool) -> U64:
         """Pfns to read in this round, sorted. Before the first round's pages are read, this starts tracking."""
@@ -45,6 +48,7 @@ class EverythingOnce:
     """No tracking: the domain is suspended, everything is sent in one round."""
 
     name = "none"
+    select_copies = False
 
     def __init__(self, nr_pfns: int) -> None:
         self._nr_pfns = nr_pfns
@@ -69,6 +73,7 @@ class LogDirtySource:
     """Pages that the hypervisor saw written."""
 
     name = "log"
+    select_copies = False
 
     def __init__(self, guest: SaveGuest) -> None:
         self._nr_pfns = guest.nr_pfns
@@ -106,6 +111,7 @@ class DigestSource:
     """Pages that are no longer what was sent. 17 bytes of memory for each pfn."""
 
     name = "digest"
+    select_copies = True
 
     def __init__(self, nr_pfns: int) -> None:
         self._nr_pfns = nr_pfns
@@ -135,3 +141,21 @@ class DigestSource:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def open_dirty_source(guest: SaveGuest, wanted: str, *, live: bool) -> tuple[DirtySource, str]:
+    """Start tracking: the hypervisor's log-dirty where there is one, content digests elsewhere; and the words for it.
+
+    `wanted`: "auto", "log" or "digest". LogDirtyUnavailable when it must be the log and there is none.
+    """
+    if not live:
+        return EverythingOnce(guest.nr_pfns), ""
+    why = ""
+    if wanted != "digest":
+        try:
+            return LogDirtySource(guest), "dirty pages are tracked by the hypervisor's log-dirty"
+        except LogDirtyUnavailable as error:
+            if wanted == "log":
+                raise LogDirtyUnavailable(f"{error}; '--dirty digest' does without") from error
+            why = f" ({error})"
+    return DigestSource(guest.nr_pfns), f"dirty pages are tracked by content digests{why}"

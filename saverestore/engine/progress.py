@@ -1,13 +1,15 @@
-"""What a save or restore tells while it works, and what it tells at the end."""
+"""What a save or restore reports while it works, and at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from saverestore.engine.downtime import Downtime
 from saverestore.engine.policy import Limits, RoundStats, Verdict
 from saverestore.stream.digest import DigestAlgorithm
 
@@ -60,18 +62,27 @@ def peak_memory_bytes() -> int | None:
     return None
 
 
+class DomainState(Enum):
+    """What has become of a domain, in words."""
+
+    NONE = "none"
+    UNTOUCHED = "as it was"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    PAUSED = "paused"
+    DESTROYED = "destroyed"
+    STUCK = "suspended, and could not be resumed"
+
+
 @dataclass
 class SaveReport:
     """What a save did, filled in while it works: also of one that failed. Times in seconds.
 
-    `downtime_s`: from the suspend request (`suspended_at`, by time.monotonic()) to the end of the stream; where the
-    domain goes on, until it does. It is made up of `suspend_s`, the last round, `state_s` (processors, device model,
-    the stream's end) and `resume_s`. `verdict`: the last of a live save, with what was expected;
+    `downtime`: None until the domain is asked to suspend. `verdict`: the last of a live save, with the prediction;
     `limits`: what it was made by.
     `resent_pages`: of `pages_sent`, those of pfns that had been sent before. `zero_pages`: those that were all zero.
     `stored_bytes`: what the image takes on the disk, or in the pipe, where that is known. `sync_s`: from the end of
     the stream until all of it was on the disk.
-    `domain_state`: what has become of the domain, for people.
     """
 
     dirty_source: str = "none"
@@ -79,11 +90,7 @@ class SaveReport:
     rounds: list[RoundStats] = field(default_factory=list)
     verdict: Verdict | None = None
     total_s: float = 0.0
-    suspended_at: float = 0.0
-    suspend_s: float = 0.0
-    state_s: float = 0.0
-    resume_s: float = 0.0
-    downtime_s: float = 0.0
+    downtime: Downtime | None = None
     stream_bytes: int = 0
     pages_sent: int = 0
     resent_pages: int = 0
@@ -91,7 +98,7 @@ class SaveReport:
     stored_bytes: int | None = None
     sync_s: float = 0.0
     peak_memory_bytes: int | None = None
-    domain_state: str = "as it was"
+    domain_state: DomainState = DomainState.UNTOUCHED
 
 
 @dataclass
@@ -115,4 +122,4 @@ class RestoreReport:
     complete_s: float = 0.0
     start_s: float = 0.0
     peak_memory_bytes: int | None = None
-    domain_state: str = "none"
+    domain_state: DomainState = DomainState.NONE

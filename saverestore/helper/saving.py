@@ -8,9 +8,10 @@ import socket
 from typing import Any
 
 import saverestore
-from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport
+from saverestore.engine.save import save as save_image
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError
 from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import Handles, open_handles
@@ -106,7 +107,7 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
         suspender = LibxlSuspender(channel, handles, arguments.domid)
         guest = _guest_of(channel, handles, arguments.domid, suspender)
         try:
-            engine_settings = engine.SaveSettings(
+            engine_settings = SaveSettings(
                 live=live,
                 dirty=settings.dirty,
                 limits=limits if live else Limits(),
@@ -116,7 +117,7 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
                 throttle=throttle,
             )
             sink = sink_of(arguments.io_fd, "the image", close_fd=False)
-            report = engine.save(guest, sink, engine_settings, ChannelProgress(channel))
+            report = save_image(guest, sink, engine_settings, ChannelProgress(channel))
             if live:
                 # Little is left, and libxl waits for this process with the domain suspended. Of one that is not live
                 # all is: then libxl must wait, which may destroy the domain next.

@@ -5,66 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 
-from saverestore.engine.policy import Limits, OnStall
-from saverestore.errors import DomainError, SaveRestoreError, TransportError, UsageError
+from saverestore.engine.policy import OnStall
+from saverestore.errors import DomainError, SaveRestoreError, TransportError
 from saverestore.guest.arm64.host import is_arm64_host
-from saverestore.guest.common.handles import Handles, open_handles
-from saverestore.guest.common.suspend import Suspender, Suspending
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import SaveGuest, Throttle
-from saverestore.guest.x86.hvm import HvmSave
-from saverestore.guest.x86.pv import PvSave
+from saverestore.operations.commit import Commit, commit_of
+from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
-from saverestore.stream.codecs import Coding
+from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.stream.digest import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
-from saverestore.toolstack import choice, domains, host_fit
+from saverestore.toolstack import host_fit
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
+from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
-from saverestore.toolstack.lock import locked
 from saverestore.toolstack.ports import Toolstack
-from saverestore.toolstack.processor_cap import ProcessorCap
-from saverestore.transport.newfile import NewFile
-from saverestore.transport.stdout import StandardOutput
 
 LOG = logging.getLogger(__name__)
-
-STDOUT = "-"
-
-
-class Afterwards(Enum):
-    """What becomes of the domain once its image is safe."""
-
-    DESTROY = "destroyed"
-    RUN = "running"
-    PAUSE = "paused"
-
-
-@dataclass(frozen=True)
-class SaveRequest:
-    """What `pysave` was asked for.
-
-    `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
-    `coding`: of an image in the dialect `draft-b`; None for Xen's own format. `limits`: of a live save.
-    """
-
-    domain: str
-    image: str
-    afterwards: Afterwards = Afterwards.DESTROY
-    live: bool = False
-    dirty: str = "auto"
-    limits: Limits = field(default_factory=Limits)
-    plain: bool = False
-    digest: str = "xxh3"
-    compress: int | None = None
-    suspend_timeout_s: float | None = None
-    overwrite: bool = False
-    force: bool = False
-    toolstack: str = choice.AUTO
-    coding: Coding | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +40,7 @@ class Prepared:
     throttle: Throttle | None
 
 
-def prepare(handles: Handles, request: SaveRequest, findings: Findings, stack: ExitStack) -> Prepared:
+def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitStack) -> Prepared:
     """Look at everything, in the order in which it is cheapest to be told; open and lock what is needed, on `stack`.
 
     The guest of the result is the caller's to close.
@@ -88,12 +48,12 @@ def prepare(handles: Handles, request: SaveRequest, findings: Findings, stack: E
     digest = None
     with findings.check():
         digest = algorithm_for_writing(NO_DIGEST if request.plain else request.digest)
-    domain = domains.find(handles, request.domain)
+    domain = host.find(request.domain)
     with findings.check():
-        domains.check_can_be_saved(domain)
+        host.check_can_be_saved(domain)
     with findings.check():
-        stack.enter_context(locked(domain))
-    toolstack = stack.enter_context(closing(choice.for_saving(handles, domain, request.toolstack)))
+        stack.enter_context(host.locked(domain))
+    toolstack = stack.enter_context(closing(host.toolstack_for_saving(domain, request.toolstack)))
     with findings.check():
         _check_devices(domain, toolstack, request)
     device_model = None
@@ -104,15 +64,10 @@ def prepare(handles: Handles, request: SaveRequest, findings: Findings, stack: E
         _check_passed_through(domain, config, request)
     throttle = None
     with findings.check():
-        throttle = _throttle_of(handles, domain, request)
-    guest = _guest_of(handles, domain, config, device_model, request.suspend_timeout_s)
+        if request.live and request.limits.on_stall is OnStall.THROTTLE:
+            throttle = host.throttle(domain)
+    guest = host.save_guest(domain, config, device_model, request.suspend_timeout_s)
     return Prepared(domain, toolstack, config, device_model, guest, digest, throttle)
-
-
-def _throttle_of(handles: Handles, domain: Domain, request: SaveRequest) -> Throttle | None:
-    if not request.live or request.limits.on_stall is not OnStall.THROTTLE:
-        return None
-    return ProcessorCap(handles, domain)
 
 
 def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -> None:
@@ -122,7 +77,7 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
     told = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
     if not request.force:
         raise DomainError(f"{told}; nothing was done (--force -p or -c saves it all the same{_for_whom()})")
-    if request.afterwards is Afterwards.DESTROY:
+    if request.final_state is FinalState.DESTROY:
         raise DomainError(
             f"{told}, nor take away; nothing was done (use --force with -p, then 'xl destroy {domain.domid}')"
         )
@@ -131,32 +86,6 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
 
 def _for_whom() -> str:
     return "" if is_arm64_host() else ", for 'xl restore'"
-
-
-def _guest_of(
-    handles: Handles,
-    domain: Domain,
-    config: GuestConfig,
-    device_model: DeviceModel | None,
-    suspend_timeout_s: float | None,
-) -> SaveGuest:
-    if is_arm64_host():
-        # Here, as loading it would be a tenth of what a save on an x86 host takes to start.
-        from saverestore.guest.arm64 import save as arm64_save
-
-        return arm64_save.guest_of(handles, domain.info, config.gic_version, suspend_timeout_s)
-    suspender: Suspending = Suspender(
-        handles.xen,
-        handles.store,
-        domain.domid,
-        timeout_s=suspend_timeout_s,
-        emulated=device_model is not None,
-    )
-    if not domain.info.hvm:
-        return PvSave(handles, domain.info, suspender)
-    if device_model is not None:
-        suspender = SuspenderWithDeviceModel(suspender, device_model)
-    return HvmSave(handles, domain.info, suspender, device_model)
 
 
 def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequest) -> None:
@@ -175,57 +104,45 @@ def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequ
     )
 
 
-@contextmanager
-def destination(request: SaveRequest) -> Iterator[NewFile | StandardOutput]:
-    """Where the image goes."""
-    if request.image == STDOUT:
-        yield StandardOutput()
-        return
-    path = Path(request.image)
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; nothing was done")
-    with NewFile(path, overwrite=request.overwrite) as file:
-        yield file
-
-
-def check_room(file: NewFile | StandardOutput, guest: SaveGuest, domain: Domain) -> None:
+def check_room(commit: Commit, guest: SaveGuest, domain: Domain) -> None:
     """Before the guest is touched: is there room for it?"""
-    free = file.free_bytes()
+    free = commit.free_bytes()
     if free is None:
         return
     # Pages that are all zero, or that compress well, take less. Which ones do is not known before they are read.
     needed = _size_bytes(guest)
     if needed > free:
         raise TransportError(
-            f"{domain} needs about {needed >> 20} MiB, {file.sink.name} has room for {free >> 20} MiB; "
+            f"{domain} needs about {needed >> 20} MiB, {commit.name} has room for {free >> 20} MiB; "
             "nothing was done"
         )
 
 
-def dry_run(request: SaveRequest) -> Findings:
+def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
     """What a save would do and what stands in its way. The domain is looked at, and some of its memory read."""
     findings = Findings(dry=True)
-    with findings.check(), open_handles() as handles, ExitStack() as stack:
-        ready = prepare(handles, request, findings, stack)
+    with findings.check(), ExitStack() as stack:
+        host = host or stack.enter_context(opened_host())
+        ready = prepare(host, request, findings, stack)
         try:
-            _tell_what_would_be_done(handles, ready, request, findings)
-            with findings.check(), _dry_destination(request) as file:
-                if file is not None:
-                    check_room(file, ready.guest, ready.domain)
+            _tell_what_would_be_done(host.handles, ready, request, findings)
+            with findings.check(), _dry_commit(request) as commit:
+                if commit is not None:
+                    check_room(commit, ready.guest, ready.domain)
         finally:
             ready.guest.close()
     return findings
 
 
 @contextmanager
-def _dry_destination(request: SaveRequest) -> Iterator[NewFile | StandardOutput | None]:
+def _dry_commit(request: SaveRequest) -> Iterator[Commit | None]:
     """Where the image would go. Pipes and devices are not opened for nothing: whoever reads would take it for one."""
     path = Path(request.image)
     if request.image != STDOUT and path.exists() and not path.is_file():
         yield None
         return
-    with destination(request) as file:
-        yield file
+    with commit_of(request) as commit:
+        yield commit
 
 
 def _tell_what_would_be_done(
@@ -235,7 +152,7 @@ def _tell_what_would_be_done(
     where = "standard output" if request.image == STDOUT else request.image
     findings.tell(
         f"{ready.domain}: {config.kind.upper()}, {vcpus(config.max_vcpus)}, {ready.guest.populated_pages >> 8} MiB; "
-        f"it would be saved to {where} and then be {request.afterwards.value}"
+        f"it would be saved to {where} and then be {request.final_state.value}"
     )
     devices = ", ".join(config.devices) or "none besides the console"
     findings.tell(f"toolstack {ready.toolstack.name}; devices: {devices}")

@@ -11,21 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saverestore.engine.progress import Progress, RestoreReport
+from saverestore.engine.progress import DomainState, Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
 from saverestore.guest.common import process_end
-from saverestore.guest.common.handles import FORCE, Handles, open_handles
+from saverestore.guest.common.handles import FORCE, Handles
 from saverestore.guest.x86.common import check_cpu_policy
 from saverestore.operations import restore_here
-from saverestore.operations.image import opened
+from saverestore.operations.host import Host, opened_host
+from saverestore.operations.image import OpenedImage, opened
 from saverestore.operations.preflight import Findings, duration, vcpus
+from saverestore.operations.requests import STDIN, RestoreRequest
+from saverestore.operations.restoring import Restoring
 from saverestore.stream.layout import DomainType, RecordType
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import Arm64Platform, X86CpuidPolicy, X86MsrPolicy
-from saverestore.toolstack import bare, choice, domains, host_fit, watcher
+from saverestore.toolstack import host_fit
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.ports import Maker
 from saverestore.transport.opening import ImageSource
 
 if TYPE_CHECKING:
@@ -33,25 +35,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-STDIN = "-"
 SAMPLE_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class RestoreRequest:
-    """What `pyrestore` was asked for.
-
-    `require_digest`: an image without a digest is refused. `watch`: a process is left behind that looks after the
-    domain when it powers off, reboots or crashes.
-    """
-
-    image: str
-    paused: bool = False
-    name: str | None = None
-    force: bool = False
-    toolstack: str = choice.AUTO
-    require_digest: bool = False
-    watch: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,57 +61,48 @@ def restore_domain(
     report: RestoreReport | None = None,
     *,
     helper: Mapping[str, str] | None = None,
+    host: Host | None = None,
     process_ends: bool = False,
 ) -> Restored:
     """Create a domain from an image; it runs, or is paused, when this returns. On any error there is none.
 
     `helper`: variables by which libxl finds a save helper that waits; where there are none, it starts its own.
-    `process_ends`: see `open_handles`.
+    `host`: None, this machine. `process_ends`: see `open_handles`.
 
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
     """
     report = RestoreReport() if report is None else report
     with opened(request.image, request.name) as image, ExitStack() as stack:
-        handles = stack.enter_context(open_handles(process_ends=process_ends))
-        ready = _prepare(handles, image.config, request, Findings(), stack)
-        options = {
-            "paused": request.paused,
-            "force": request.force,
-            "require_digest": request.require_digest,
-        }
-        if (maker := _maker(handles, ready)) is not None:
-            domid = restore_here.restore(handles, maker, image, image.config, progress, report, **options)
-        else:
-            assert ready.libxl is not None  # or the bare toolstack would have made it
-            from saverestore.operations import restore_libxl
-
-            domid = restore_libxl.restore(
-                ready.libxl, image, image.config, progress, report, **options, helper=helper or {}
-            )
-        report.domain_state = "paused" if request.paused else "running"
+        host = host or stack.enter_context(opened_host(process_ends=process_ends))
+        ready = _prepare(host, image.config, request, Findings(), stack)
+        with _restoring(host, ready, image, request, helper or {}) as fresh:
+            domid = fresh.fill(progress, report)
+            fresh.activate()
+        report.domain_state = DomainState.PAUSED if request.paused else DomainState.RUNNING
         if report.digest is None:
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)
         if request.watch:
-            _watch(domid, image.config.name)
+            _watch(host, domid, image.config.name)
         process_end.let_memory_follow()
         return Restored(domid, image.config.name, report)
 
 
-def _maker(handles: Handles, ready: _Prepared) -> Maker | None:
-    """Who makes a domain for this process to fill; None where libxl has that done."""
-    if ready.libxl is None:
-        return bare.BareMaker(handles)
-    if not is_arm64_host():
-        return None
-    from saverestore.toolstack.libxl_maker import LibxlMaker
+def _restoring(
+    host: Host, ready: _Prepared, image: OpenedImage, request: RestoreRequest, helper: Mapping[str, str]
+) -> Restoring:
+    """By this process, in a domain that somebody makes for it; or by libxl."""
+    if (maker := host.maker(ready.libxl)) is not None:
+        return restore_here.RestoringHere(host, maker, image, request)
+    assert ready.libxl is not None  # or the bare toolstack would have made it
+    from saverestore.operations.restore_libxl import RestoringByLibxl
 
-    return LibxlMaker(handles, ready.libxl)
+    return RestoringByLibxl(host, ready.libxl, image, request, helper)
 
 
-def _watch(domid: int, name: str) -> None:
+def _watch(host: Host, domid: int, name: str) -> None:
     """That nobody watches it is no failure of the restore."""
     try:
-        watcher.start(domid, name)
+        host.watch(domid, name)
     except XenRefused as error:
         LOG.warning(
             "nothing watches %s: when it powers off or reboots, it stays as it is then ('pyxc-watch %d' would): %s",
@@ -137,7 +112,7 @@ def _watch(domid: int, name: str) -> None:
         )
 
 
-def dry_run(request: RestoreRequest) -> Findings:
+def dry_run(request: RestoreRequest, *, host: Host | None = None) -> Findings:
     """What a restore would do and what stands in its way. Of standard input, the head is read."""
     findings = Findings(dry=True)
     with findings.check(), opened(request.image, request.name) as image, ExitStack() as stack:
@@ -147,8 +122,8 @@ def dry_run(request: RestoreRequest) -> Findings:
             f"{guest_config.name}: {guest_config.kind.upper()}, {vcpus(guest_config.max_vcpus)}, "
             f"{guest_config.target_kib >> 10} MiB; it would be created from {source.name} and be {state}"
         )
-        handles = stack.enter_context(open_handles())
-        ready = _prepare(handles, guest_config, request, findings, stack)
+        host = host or stack.enter_context(opened_host())
+        ready = _prepare(host, guest_config, request, findings, stack)
         devices = ", ".join(guest_config.devices) or "none besides the console"
         findings.tell(f"toolstack {'bare' if ready.libxl is None else 'libxl'}; devices: {devices}")
         _tell_time(source, findings)
@@ -156,14 +131,14 @@ def dry_run(request: RestoreRequest) -> Findings:
 
 
 def _prepare(
-    handles: Handles,
+    host: Host,
     guest_config: GuestConfig,
     request: RestoreRequest,
     findings: Findings,
     stack: ExitStack,
 ) -> _Prepared:
     """Look at everything that can be told before a domain is created."""
-    libxl, why_bare = choice.for_restoring(handles, request.toolstack)
+    libxl, why_bare = host.toolstack_for_restoring(request.toolstack)
     if libxl is not None:
         stack.enter_context(closing(libxl))
     with findings.check():
@@ -172,11 +147,11 @@ def _prepare(
         else:
             _check_there(guest_config, force=request.force)
     with findings.check():
-        domains.check_free(handles, guest_config.name, guest_config.uuid)
+        host.check_free(guest_config)
     with findings.check():
-        bare.check_memory(handles, guest_config)
+        host.check_memory(guest_config)
     with findings.check():
-        _check_cpu(handles, request)
+        _check_cpu(host.handles, request)
     return _Prepared(guest_config, libxl)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +15,9 @@ from saverestore.guest.ports import RestoredPages, RestoreGuest
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.interrupts import shield
+from saverestore.operations.host import Host
 from saverestore.operations.image import OpenedImage
+from saverestore.operations.requests import RestoreRequest
 from saverestore.stream.layout import DomainType
 from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack.config import GuestConfig
@@ -24,71 +25,58 @@ from saverestore.toolstack.ports import FreshDomain, Maker
 from saverestore.transport.base import ByteSource
 
 
-def restore(
-    handles: Handles,
-    maker: Maker,
-    image: OpenedImage,
-    guest_config: GuestConfig,
-    progress: Progress,
-    report: RestoreReport,
-    *,
-    paused: bool,
-    force: bool,
-    require_digest: bool,
-) -> int:
-    """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none."""
-    # The image first: what is wrong with it can be told before anything is done.
-    reader = LibxcReader(image.source, before=image.before, require_digest=require_digest)
-    _check_kind(guest_config, reader)
-    maker.check_host()
-    progress.phase(f"creating {guest_config.name}")
-    with _Making(handles, maker, guest_config) as making:
-        started = time.monotonic()
-        fresh = making.create()
-        report.create_s = time.monotonic() - started
+class RestoringHere:
+    """See Restoring."""
+
+    def __init__(self, host: Host, maker: Maker, image: OpenedImage, request: RestoreRequest) -> None:
+        self._host = host
+        self._maker = maker
+        self._image = image
+        self._request = request
+        self._report = RestoreReport()
+        self._domid: int | None = None
+        self._kept = False
+        self._began_at = host.clock()
+
+    def fill(self, progress: Progress, report: RestoreReport) -> int:
+        """See Restoring. The image stands at its libxc stream."""
+        self._report = report
+        image, config = self._image, self._image.config
+        # The image first: what is wrong with it can be found before anything is done.
+        reader = LibxcReader(image.source, before=image.before, require_digest=self._request.require_digest)
+        _check_kind(config, reader)
+        self._maker.check_host()
+        progress.phase(f"creating {config.name}")
+        self._began_at = self._host.clock()
+        with shield():  # it must not come into being without this object knowing of it
+            fresh = self._maker.create(config)
+            self._domid = fresh.domid
+        report.create_s = self._host.clock() - self._began_at
         pages = _fill(
-            handles,
+            self._host.handles,
             fresh,
-            guest_config,
+            config,
             reader,
             image.source,
             progress,
             report,
-            force=force,
+            force=self._request.force,
         )
-        maker.connect(fresh, guest_config, pages)
+        self._maker.connect(fresh, config, pages)
         image.expect_end(reader.following)
-        filled_at = time.monotonic()
+        return fresh.domid
+
+    def activate(self) -> None:
+        """See Restoring."""
+        assert self._domid is not None
+        filled_at = self._host.clock()
         with shield():
-            if not paused:
-                maker.unpause(fresh.domid)
-            making.keep()
+            if not self._request.paused:
+                self._maker.unpause(self._domid)
+            self._kept = True
             interrupts.too_late()
-        report.start_s = time.monotonic() - filled_at
-        report.total_s = time.monotonic() - started
-    return fresh.domid
-
-
-class _Making:
-    """A domain being made: destroyed at the end of the block unless `keep` was called."""
-
-    def __init__(self, handles: Handles, maker: Maker, guest_config: GuestConfig) -> None:
-        self._handles = handles
-        self._maker = maker
-        self._config = guest_config
-        self._kept = False
-        self._domid: int | None = None
-
-    def create(self) -> FreshDomain:
-        """Create it."""
-        with shield():  # it must not come into being without this object knowing of it
-            fresh = self._maker.create(self._config)
-            self._domid = fresh.domid
-        return fresh
-
-    def keep(self) -> None:
-        """The domain is whole: leave it."""
-        self._kept = True
+        self._report.start_s = self._host.clock() - filled_at
+        self._report.total_s = self._host.clock() - self._began_at
 
     def __enter__(self) -> Self:
         return self
@@ -99,8 +87,8 @@ class _Making:
         if self._kept or self._domid is None:
             return
         with shield():
-            self._handles.memory.unmap_lingering()  # or some of the domain would outlive its end
-            self._maker.destroy(self._domid, self._config.uuid)
+            self._host.handles.memory.unmap_lingering()  # or some of the domain would outlive its end
+            self._maker.destroy(self._domid, self._image.config.uuid)
         if error is not None:
             error.add_note("no domain was left behind")
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from types import TracebackType
+from typing import Self
 
 from saverestore import interrupts
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import SaveRestoreError, XenRefused
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
+from saverestore.operations.host import Host
 from saverestore.operations.image import OpenedImage
+from saverestore.operations.requests import RestoreRequest
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.libxl import CONTEXT_HEAD
-from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.helper_link import NUMBERS, HelperReport, Task
 from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.transport.fd import FdSource
@@ -24,31 +25,52 @@ from saverestore.transport.relay import Relay
 
 NOT_THERE = "no domain was left behind"
 
-ErrorT = TypeVar("ErrorT", bound=BaseException)
 
+class RestoringByLibxl:
+    """See Restoring. `helper`: variables by which libxl finds a save helper that waits."""
 
-def restore(
-    toolstack: LibxlToolstack,
-    image: OpenedImage,
-    guest_config: GuestConfig,
-    progress: Progress,
-    report: RestoreReport,
-    *,
-    paused: bool,
-    force: bool,
-    require_digest: bool,
-    helper: Mapping[str, str],
-) -> int:
-    """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none.
+    def __init__(
+        self,
+        host: Host,
+        toolstack: LibxlToolstack,
+        image: OpenedImage,
+        request: RestoreRequest,
+        helper: Mapping[str, str],
+    ) -> None:
+        self._host = host
+        self._toolstack = toolstack
+        self._image = image
+        self._request = request
+        self._helper = helper
+        self._report = RestoreReport()
+        self._domid: int | None = None
+        self._kept = False
+        self._began_at = host.clock()
 
-    `helper`: variables by which libxl finds a save helper that waits.
-    """
-    started = time.monotonic()
-    progress.phase(f"creating {guest_config.name}")
-    source = image.source
-    task = Task(source.name, source.offset, image.before, require_digest, check_cpu=not force)
-    domid: int | None = None
-    with _readable(image) as way:
+    def fill(self, progress: Progress, report: RestoreReport) -> int:
+        """See Restoring. The image stands at its libxc stream."""
+        self._report = report
+        self._began_at = self._host.clock()
+        progress.phase(f"creating {self._image.config.name}")
+        with _readable(self._image) as way:
+            try:
+                domid = self._fill_from(way, progress)
+                way.finish()
+            except BaseException as error:
+                if (reason := way.error) is not None and reason is not error:
+                    raise reason from error
+                raise
+        return domid
+
+    def _fill_from(self, way: _File | Relay, progress: Progress) -> int:
+        source, request = self._image.source, self._request
+        task = Task(
+            source.name,
+            source.offset,
+            self._image.before,
+            request.require_digest,
+            check_cpu=not request.force,
+        )
         told_at = way.position()
 
         def tick() -> None:
@@ -59,36 +81,50 @@ def restore(
                 progress.pages(0, now)
 
         def told(helper: HelperReport) -> None:
-            _take_over(helper, report, time.monotonic() - started)
+            _take_over(helper, self._report, self._host.clock() - self._began_at)
 
+        # A signal is heeded in `tick`, and nowhere else until it is noted that there is a domain.
+        with shield():
+            try:
+                self._domid = self._toolstack.restore(
+                    self._image.config, way.fileno(), task, tick, told, self._helper
+                )
+            except SaveRestoreError:
+                # A terminal sends Ctrl-C to the helper, too: it may have ended of it before `tick` came.
+                interrupts.raise_pending()
+                raise
+        return self._domid
+
+    def activate(self) -> None:
+        """See Restoring."""
+        assert self._domid is not None
+        filled_at = self._host.clock()
         try:
-            # A signal is heeded in `tick`, and nowhere else until it is noted that there is a domain.
             with shield():
-                try:
-                    domid = toolstack.restore(guest_config, way.fileno(), task, tick, told, helper)
-                except SaveRestoreError:
-                    # A terminal sends Ctrl-C to the helper, too: it may have ended of it before `tick` came.
-                    interrupts.raise_pending()
-                    raise
-            way.finish()
-            filled_at = time.monotonic()
-            with shield():
-                if not paused:
-                    toolstack.unpause(domid)
+                if not self._request.paused:
+                    self._toolstack.unpause(self._domid)
+                self._kept = True
                 interrupts.too_late()
-            report.start_s = time.monotonic() - filled_at
-        except BaseException as error:
-            _destroy(toolstack, domid, error)
-            if (reason := way.error) is not None and reason is not error:
-                raise _noted(reason) from error
-            if isinstance(error, XenError):
-                raise XenRefused(
-                    f"{guest_config.name} was restored, but could not be started: {error}; no domain was left behind"
-                ) from error
-            raise
-        finally:
-            report.total_s = time.monotonic() - started
-    return domid
+        except XenError as error:
+            raise XenRefused(
+                f"{self._image.config.name} was restored, but could not be started: {error}"
+            ) from error
+        self._report.start_s = self._host.clock() - filled_at
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._report.total_s = self._host.clock() - self._began_at
+        if self._kept:
+            return
+        if self._domid is not None:  # libxl has destroyed what it could not complete
+            with shield(), suppress(XenError):
+                self._toolstack.destroy_restored(self._domid)
+        if error is not None and NOT_THERE not in getattr(error, "__notes__", []):
+            error.add_note(NOT_THERE)
 
 
 def _take_over(told: HelperReport, report: RestoreReport, seconds: float) -> None:
@@ -97,20 +133,6 @@ def _take_over(told: HelperReport, report: RestoreReport, seconds: float) -> Non
         setattr(report, name, getattr(told, name))
     report.digest = None if told.digest is None else DigestAlgorithm(told.digest)
     report.create_s = max(0.0, seconds - told.memory_s - told.complete_s)
-
-
-def _destroy(toolstack: LibxlToolstack, domid: int | None, error: BaseException) -> None:
-    """Of a restore that failed: the domain, if there is one yet; libxl has destroyed what it could not complete."""
-    if domid is not None:
-        with shield(), suppress(XenError):
-            toolstack.destroy_restored(domid)
-    _noted(error)
-
-
-def _noted(error: ErrorT) -> ErrorT:
-    if NOT_THERE not in getattr(error, "__notes__", []) and NOT_THERE not in str(error):
-        error.add_note(NOT_THERE)
-    return error
 
 
 @contextmanager

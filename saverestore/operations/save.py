@@ -1,4 +1,4 @@
-"""Saving one domain into one image: preflight, engine, and what becomes of the domain."""
+"""Saving one domain into one image: preflight, the engine's session, the image's safety, the domain's final state."""
 
 from __future__ import annotations
 
@@ -6,32 +6,26 @@ import contextlib
 import datetime
 import logging
 import socket
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import saverestore
 from saverestore import interrupts
-from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits
-from saverestore.engine.progress import Progress, SaveReport
+from saverestore.engine.progress import DomainState, Progress, SaveReport
+from saverestore.engine.save import write_up_to_end
+from saverestore.engine.session import SaveSession
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.common import process_end
-from saverestore.guest.common.handles import Handles, XenError, open_handles
-from saverestore.guest.ports import SaveGuest
+from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
+from saverestore.operations.commit import Commit, commit_of
+from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings
-from saverestore.operations.prepare_save import (
-    Afterwards,
-    Prepared,
-    SaveRequest,
-    check_room,
-    destination,
-    prepare,
-)
+from saverestore.operations.prepare_save import Prepared, check_room, prepare
+from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import BeforeSink
 from saverestore.stream.layout import DomainType
@@ -41,179 +35,171 @@ from saverestore.toolstack import last_downtime, processor_cap
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.transport.base import ByteSink
-from saverestore.transport.fd import FdSink
-from saverestore.transport.newfile import NewFile
-from saverestore.transport.stdout import StandardOutput
-
-if TYPE_CHECKING:
-    from saverestore.transport.zstd_sink import ZstdSink
-
-__all__ = ["Afterwards", "SaveRequest", "save_domain"]
 
 LOG = logging.getLogger(__name__)
 
 
 def save_domain(
-    request: SaveRequest, progress: Progress, report: SaveReport | None = None, *, process_ends: bool = False
+    request: SaveRequest,
+    progress: Progress,
+    report: SaveReport | None = None,
+    *,
+    host: Host | None = None,
+    opened_commit: Callable[[SaveRequest], AbstractContextManager[Commit]] = commit_of,
+    process_ends: bool = False,
 ) -> SaveReport:
     """Save a domain. The image is complete and on the disk before the domain is destroyed.
 
     On any error the image does not exist, and the domain runs as before. What was done goes into `report` while it is
-    done, so it is known of a save that fails, too. `process_ends`: see `open_handles`.
+    done, so it is known of a save that fails, too. `host`: None, this machine. `opened_commit`: where the image goes.
+    `process_ends`: see `open_handles`.
     """
     report = SaveReport() if report is None else report
-    with open_handles(process_ends=process_ends) as handles, ExitStack() as stack:
-        ready = prepare(handles, request, Findings(), stack)
-        domain, guest = ready.domain, ready.guest
+    with ExitStack() as stack:
+        host = host or stack.enter_context(opened_host(process_ends=process_ends))
+        ready = prepare(host, request, Findings(), stack)
         try:
-            with destination(request) as file:
-                check_room(file, guest, domain)
-                _speed_up(handles, domain)
-                with _resumed_on_error(guest, domain, file, report), _sink_for(request, file) as sink:
-                    _write_image(ready, sink, request, _limits(handles, domain, request), progress, report)
-                    report.domain_state = "suspended"
-                    if request.afterwards is Afterwards.RUN:
-                        # It need not wait for the disk. When this fails, the image is kept, and it is tried again.
-                        resumed_at = time.monotonic()
-                        with shield(), contextlib.suppress(XenError, DomainError):
-                            guest.resume()
-                            report.domain_state = request.afterwards.value
-                        report.resume_s = time.monotonic() - resumed_at
-                        report.downtime_s = time.monotonic() - report.suspended_at
-                        if guest.domain_type == DomainType.X86_PV:
-                            # It runs, and the disk may take its time: see `ForeignMemory.map`.
-                            handles.memory.unmap_lingering()
-                    written_at = time.monotonic()
-                    sink.finish()
-                    report.stored_bytes = file.sink.stored_bytes
-                    file.sync()
-                    report.sync_s = time.monotonic() - written_at
-                    with shield():
-                        file.publish()
-                        # The image is safe: from here on the request is carried out, not given up.
-                        interrupts.too_late()
-                _do_afterwards(handles, ready, request)
-                report.domain_state = request.afterwards.value
-                if request.afterwards is not Afterwards.DESTROY:
-                    _remember(handles, domain, report)
-                # Not of one that is paused: a PV domain may be let go on at any moment.
-                if request.afterwards is not Afterwards.PAUSE:
-                    process_end.let_memory_follow()
+            with opened_commit(request) as commit:
+                check_room(commit, ready.guest, ready.domain)
+                _speed_up(host, ready.domain)
+                with _saying_what_is_left(commit, ready.domain, report):
+                    stream, settings = _write_head(host, ready, request, commit.sink)
+                    session = SaveSession(
+                        ready.guest, commit.sink, settings, progress, report, clock=host.clock
+                    )
+                    with session:
+                        write_up_to_end(session, live=request.live)
+                        session.end(_trailer(stream, commit.sink.name, ready.device_model))
+                        if request.final_state is FinalState.RUN:
+                            _resume_early(host, ready, session)
+                        _bring_to_safety(host, commit, report)
+                _make_final(host, ready, request, session, report)
         finally:
             with shield():
-                guest.close()
+                ready.guest.close()
         return report
 
 
-def _limits(handles: Handles, domain: Domain, request: SaveRequest) -> Limits:
-    """Those of the rounds, with what suspending took the last time, if there was one."""
-    if not request.live:
-        return Limits()
-    with contextlib.suppress(XenError):
-        if (known := last_downtime.known(handles.store, domain.domid)) is not None:
-            suspend_s, state_s = known
-            return replace(request.limits, suspend_s=suspend_s, state_s=state_s)
-    return request.limits
-
-
-def _remember(handles: Handles, domain: Domain, report: SaveReport) -> None:
-    """For the next time. That it cannot be written down is no failure of the save."""
-    with contextlib.suppress(XenError):
-        state_s = report.state_s + report.resume_s
-        last_downtime.remember(handles.store, domain.domid, suspend_s=report.suspend_s, state_s=state_s)
-
-
-def _speed_up(handles: Handles, domain: Domain) -> None:
-    """A save that was killed may have left the domain slowed down."""
-    try:
-        if put_back := processor_cap.put_back(handles, domain):
-            LOG.warning("%s: %s", domain, put_back)
-    except XenError as error:
-        LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
-
-
-@contextmanager
-def _resumed_on_error(
-    guest: SaveGuest, domain: Domain, file: NewFile | StandardOutput, report: SaveReport
-) -> Iterator[None]:
-    """Whatever ends the block with an exception: the guest runs again, and the error says so."""
-    try:
-        yield
-    except BaseException as error:
-        with shield():
-            try:
-                guest.resume()
-                if report.domain_state == "suspended":
-                    report.downtime_s = time.monotonic() - report.suspended_at
-                report.domain_state = "running"
-                error.add_note(f"{file.left_behind}; {domain} goes on")
-            except (XenError, DomainError) as second:
-                report.domain_state = "suspended, and could not be resumed"
-                error.add_note(f"{domain} could not be resumed ({second}): 'pysave --recover {domain.domid}'")
-        raise
-
-
-@contextmanager
-def _sink_for(request: SaveRequest, file: NewFile | StandardOutput) -> Iterator[FdSink | ZstdSink]:
-    """What the image is written to: the file, or what compresses into it."""
-    if request.compress is None:
-        yield file.sink
-        return
-    from saverestore.transport.zstd_sink import ZstdSink
-
-    with ZstdSink(file.sink, level=request.compress) as sink:
-        yield sink
-
-
-def _write_image(
-    ready: Prepared,
-    sink: ByteSink,
-    request: SaveRequest,
-    limits: Limits,
-    progress: Progress,
-    report: SaveReport,
-) -> None:
-    """xl's header, libxl's stream around libxc's. The guest is suspended afterwards."""
+def _write_head(
+    host: Host, ready: Prepared, request: SaveRequest, sink: ByteSink
+) -> tuple[LibxlWriter, SaveSettings]:
+    """Write xl's header, and libxl's stream as far as libxc's begins; and the settings for that."""
     outside = BeforeSink(sink)
     XlHeader.write(outside, ready.config.to_json())
     stream = LibxlWriter(outside)
     stream.libxc_context()
-    tail = _Tail(stream, sink.name, ready.device_model)
-    settings = engine.SaveSettings(
+    settings = SaveSettings(
         live=request.live,
         dirty=request.dirty,
         provenance=None if request.plain else _provenance(request, ready.domain),
         digest=ready.digest,
         before=outside.before(),
-        following=lambda: tail.kept.following(),
         coding=request.coding,
-        limits=limits,
+        limits=_limits(host, ready.domain, request),
         throttle=ready.throttle,
     )
-    engine.save(ready.guest, sink, settings, progress, report)
-    saved_at = time.monotonic()
-    tail.kept.write_to(sink)
-    report.state_s += time.monotonic() - saved_at
-    report.downtime_s = time.monotonic() - report.suspended_at
+    return stream, settings
 
 
-class _Tail:
-    """What libxl's stream has behind the libxc stream: made once, when asked for, of a domain that stands still."""
+def _trailer(stream: LibxlWriter, name: str, device_model: DeviceModel | None) -> BehindSink:
+    """What libxl's stream has behind libxc's, of a suspended domain: the device model's state, and END."""
+    kept = BehindSink(name)
+    stream.go_on_in(kept)
+    for type, body in device_model.records() if device_model else ():
+        stream.record(type, body)
+    stream.end()
+    return kept
 
-    def __init__(self, stream: LibxlWriter, name: str, device_model: DeviceModel | None) -> None:
-        self._stream = stream
-        self._name = name
-        self._device_model = device_model
 
-    @cached_property
-    def kept(self) -> BehindSink:
-        """The device model's state and END."""
-        kept = BehindSink(self._name)
-        self._stream.go_on_in(kept)
-        for type, body in self._device_model.records() if self._device_model else ():
-            self._stream.record(type, body)
-        self._stream.end()
-        return kept
+def _resume_early(host: Host, ready: Prepared, session: SaveSession) -> None:
+    """A domain that is to run need not wait for the disk. What fails is tried again once the image is safe."""
+    with contextlib.suppress(XenError, DomainError):
+        session.resume()
+    if ready.guest.domain_type == DomainType.X86_PV:
+        # It runs, and the disk may take its time: see `ForeignMemory.map`.
+        host.handles.memory.unmap_lingering()
+
+
+def _bring_to_safety(host: Host, commit: Commit, report: SaveReport) -> None:
+    """The image is on the disk and has its name: from here on the request is carried out, not given up."""
+    written_at = host.clock()
+    commit.finish()
+    report.stored_bytes = commit.stored_bytes
+    report.sync_s = host.clock() - written_at
+    with shield():
+        commit.commit()
+        interrupts.too_late()
+
+
+def _make_final(
+    host: Host, ready: Prepared, request: SaveRequest, session: SaveSession, report: SaveReport
+) -> None:
+    """The image is safe: make of the domain what was asked for."""
+    domain = ready.domain
+    try:
+        if request.final_state is FinalState.DESTROY:
+            ready.guest.close()
+            host.handles.memory.unmap_lingering()  # or some of it would outlive its end
+            ready.toolstack.destroy(domain)
+        else:
+            if request.final_state is FinalState.PAUSE:
+                host.handles.xen.pause(domain.domid)
+            session.resume()
+    except (XenError, DomainError) as error:
+        raise XenRefused(
+            f"{request.image} is complete, but {domain} could not be made {request.final_state.value}: {error}; "
+            f"it is still there, see 'xl list'"
+        ) from error
+    report.domain_state = DomainState(request.final_state.value)
+    if request.final_state is not FinalState.DESTROY:
+        _remember(host, domain, report)
+    # Not of one that is paused: a PV domain may be unpaused at any moment.
+    if request.final_state is not FinalState.PAUSE:
+        process_end.let_memory_follow()
+
+
+@contextmanager
+def _saying_what_is_left(commit: Commit, domain: Domain, report: SaveReport) -> Iterator[None]:
+    """An error in this block also says what is left of the image, and how the domain is."""
+    try:
+        yield
+    except BaseException as error:
+        if report.domain_state is DomainState.STUCK:
+            error.add_note(f"{commit.left_behind}; {domain}: 'pysave --recover {domain.domid}'")
+        else:
+            error.add_note(f"{commit.left_behind}; {domain} is running")
+        raise
+
+
+def _limits(host: Host, domain: Domain, request: SaveRequest) -> Limits:
+    """Those of the rounds, with what suspending took the last time, if there was one."""
+    if not request.live:
+        return Limits()
+    with contextlib.suppress(XenError):
+        if (known := last_downtime.known(host.handles.store, domain.domid)) is not None:
+            suspend_s, state_s = known
+            return replace(request.limits, suspend_s=suspend_s, state_s=state_s)
+    return request.limits
+
+
+def _remember(host: Host, domain: Domain, report: SaveReport) -> None:
+    """For the next time. That it cannot be written down is no failure of the save."""
+    downtime = report.downtime
+    assert downtime is not None
+    with contextlib.suppress(XenError):
+        state_s = downtime.state_s + downtime.resume_s
+        last_downtime.remember(
+            host.handles.store, domain.domid, suspend_s=downtime.suspend_s, state_s=state_s
+        )
+
+
+def _speed_up(host: Host, domain: Domain) -> None:
+    """A save that was killed may have left the domain slowed down."""
+    try:
+        if put_back := processor_cap.put_back(host.handles, domain):
+            LOG.warning("%s: %s", domain, put_back)
+    except XenError as error:
+        LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
 
 
 def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
@@ -226,26 +212,8 @@ def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
         "options": {
             "live": request.live,
             "dirty": request.dirty,
-            "afterwards": request.afterwards.value,
+            "afterwards": request.final_state.value,
             "compress": None if request.compress is None else f"zstd:{request.compress}",
             "format": "xen" if request.coding is None else f"draft-b, {request.coding}",
         },
     }
-
-
-def _do_afterwards(handles: Handles, ready: Prepared, request: SaveRequest) -> None:
-    """The image is safe: make of the domain what was asked for."""
-    try:
-        if request.afterwards is Afterwards.DESTROY:
-            ready.guest.close()
-            handles.memory.unmap_lingering()  # or some of it would outlive its end
-            ready.toolstack.destroy(ready.domain)
-            return
-        if request.afterwards is Afterwards.PAUSE:
-            handles.xen.pause(ready.domain.domid)
-        ready.guest.resume()
-    except (XenError, DomainError) as error:
-        raise XenRefused(
-            f"{request.image} is complete, but {ready.domain} could not be made {request.afterwards.value}: {error}; "
-            f"it is still there, see 'xl list'"
-        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import saverestore
@@ -49,7 +49,7 @@ def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
     """Of a save, be it done or failed."""
     live = report.dirty_source != "none"
     rounds = report.rounds
-    return _head(outcome, report.domain_state) | {
+    return _head(outcome, report.domain_state.value) | {
         "bytes": {"stream": report.stream_bytes, "stored": report.stored_bytes},
         "pages": {
             "sent": report.pages_sent,
@@ -61,14 +61,14 @@ def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
         "dirty_source": report.dirty_source,
         "rounds": [_round(rounds[: i + 1], report.limits, live=live) for i in range(len(rounds))],
         "decision": None if report.verdict is None else _decision(report),
-        "downtime": _downtime(report) if report.suspended_at else None,
+        "downtime": None if report.downtime is None else asdict(report.downtime),
         "peak_memory_bytes": report.peak_memory_bytes,
     }
 
 
 def facts_of_restore(outcome: Outcome, report: RestoreReport) -> Facts:
     """Of a restore, be it done or failed."""
-    return _head(outcome, report.domain_state) | {
+    return _head(outcome, report.domain_state.value) | {
         "bytes": {"stream": report.stream_bytes},
         "pages": {"restored": report.pages},
         "records": report.records,
@@ -138,17 +138,6 @@ def _decision(report: SaveReport) -> Facts:
         "expected_suspend_s": verdict.prediction.suspend_s,
         "expected_last_round_s": verdict.prediction.rest_s,
         "expected_state_s": verdict.prediction.state_s,
-    }
-
-
-def _downtime(report: SaveReport) -> Facts:
-    last = report.rounds[-1] if report.rounds and report.rounds[-1].final else None
-    return {
-        "total_s": report.downtime_s,
-        "suspend_s": report.suspend_s,
-        "last_round_s": 0.0 if last is None else last.seconds,
-        "state_s": report.state_s,
-        "resume_s": report.resume_s,
     }
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "vectors"))
 from memory_guests import image_of
 from stream_samples import golden
 
-from saverestore.engine.save import SaveSettings
+from saverestore.engine.settings import SaveSettings
 from saverestore.stream import xor_rle
 from saverestore.stream.codecs import Coding
 from saverestore.stream.layout import ByteOrder

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_guests import assert_same, image_of, opened, restored_from
 
-from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits
+from saverestore.engine.settings import SaveSettings
 from saverestore.guest.ports import gather_runs, runs_of
 from saverestore.guest.x86 import layout, tables, vcpu
 from saverestore.stream.layout import PAGE_SIZE, PageType
@@ -77,19 +77,18 @@ SCRIPT = st.lists(
 def test_any_domain_that_does_anything_meanwhile_is_restored_as_it_was_when_it_stopped(
     domain, script, how, batch_pfns
 ):
-    before, engine.BATCH_PFNS = engine.BATCH_PFNS, batch_pfns
-    try:
-        with opened(domain) as guest:
-            Guest(guest, script)
-            live = how != "suspended"
-            chosen = engine.SaveSettings(
-                live=live, dirty=how if live else "auto", limits=Limits(few_pages=1, max_rounds=4)
-            )
-            restored = restored_from(image_of(guest, chosen), domain)
-            assert_same(domain, restored)
-            restored.close()
-    finally:
-        engine.BATCH_PFNS = before
+    with opened(domain) as guest:
+        Guest(guest, script)
+        live = how != "suspended"
+        chosen = SaveSettings(
+            live=live,
+            dirty=how if live else "auto",
+            limits=Limits(few_pages=1, max_rounds=4),
+            batch_pfns=batch_pfns,
+        )
+        restored = restored_from(image_of(guest, chosen), domain)
+        assert_same(domain, restored)
+        restored.close()
 
 
 # ---- page tables ---------------------------------------------------------------------------------

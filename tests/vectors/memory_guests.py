@@ -9,9 +9,11 @@ import numpy as np
 from stream_samples import MemorySink, source_of
 
 from saverestore.engine.restore import restore
-from saverestore.engine.save import SaveSettings, save
+from saverestore.engine.save import save
+from saverestore.engine.settings import SaveSettings
 from saverestore.guest.common import hvm_params
 from saverestore.guest.ports import Channels
+from saverestore.stream.behind import BehindSink
 from saverestore.stream.layout import PageType
 from saverestore.stream.reader import LibxcReader
 from saverestore.testing.domain import CONSOLE_RING, START_INFO, STORE_RING, MemoryDomain
@@ -77,8 +79,10 @@ def assert_same(saved: MemoryDomain, restored: MemoryDomain) -> None:
         assert before.hvm_params.items() <= after.hvm_params.items()
 
 
-def image_of(guest: MemorySave, settings: SaveSettings | None = None) -> bytes:
+def image_of(
+    guest: MemorySave, settings: SaveSettings | None = None, *, trailer: BehindSink | None = None
+) -> bytes:
     """Save to memory."""
     sink = MemorySink()
-    save(guest, sink, settings or SaveSettings())
+    save(guest, sink, settings or SaveSettings(), trailer=trailer)
     return bytes(sink.data)

@@ -33,7 +33,8 @@ from benchmarks.results import Comparison, compare, table
 from benchmarks.running import run, usable_cores
 from saverestore.engine.policy import Limits
 from saverestore.engine.restore import restore
-from saverestore.engine.save import SaveSettings, save
+from saverestore.engine.save import save
+from saverestore.engine.settings import SaveSettings
 from saverestore.guest.ports import Channels
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import PAGE_SIZE

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.content import ROOT, fill
-from saverestore.engine.save import SaveSettings, save
+from saverestore.engine.save import save
+from saverestore.engine.settings import SaveSettings
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave

@@ -28,7 +28,8 @@ from benchmarks.results import Comparison, within
 from benchmarks.running import CHECKOUT
 from saverestore.cli import pyimage
 from saverestore.engine import restore as engine_restore
-from saverestore.engine import save as engine_save
+from saverestore.engine.save import save as save_image
+from saverestore.engine.settings import SaveSettings
 from saverestore.guest.ports import Channels
 from saverestore.stream import DomainType, LibxcReader, LibxlReader, LibxlRecordType, LibxlWriter, XlHeader
 from saverestore.stream.behind import BehindSink, BehindSource
@@ -173,15 +174,13 @@ def _write_image(guest: MemorySave, sink: Any, settings: dict[str, Any]) -> None
     stream.go_on_in(behind)
     stream.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
     stream.end()
-    given = engine_save.SaveSettings(
+    given = SaveSettings(
         provenance={"tool": "bench", "options": {"format": _format_of(settings)}},
         digest=DigestAlgorithm.XXH3,
         before=outside.before(),
-        following=behind.following,
         **settings,
     )
-    engine_save.save(guest, sink, given)
-    behind.write_to(sink)
+    save_image(guest, sink, given, trailer=behind)
 
 
 def restore(case: Case, size_mib: int, folder: Path) -> Run:

@@ -19,7 +19,7 @@ from stream_samples import NAMES, golden, source_of
 
 from saverestore.cli import pyimage
 from saverestore.engine.policy import Limits
-from saverestore.engine.save import SaveSettings
+from saverestore.engine.settings import SaveSettings
 from saverestore.image import last_pages
 from saverestore.image.convert import BATCH_PAGES, _cuts
 from saverestore.stream.codecs import Codec, CodecUnavailable, Coding

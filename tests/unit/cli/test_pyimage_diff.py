@@ -11,7 +11,7 @@ from image_files import CONFIG, Sent, hvm_context, hvm_image, page
 from memory_guests import MAKERS, image_of, opened
 
 from saverestore.cli import pyimage
-from saverestore.engine.save import SaveSettings
+from saverestore.engine.settings import SaveSettings
 from saverestore.guest.x86 import layout
 from saverestore.stream.records import HvmContext, HvmParams, Provenance, X86MsrPolicy, X86TscInfo
 

@@ -18,8 +18,8 @@ from memory_guests import CHANNELS, MemoryDomain, opened
 from stream_samples import PipeLikeSource, file_of, source_of
 
 from saverestore.engine import restore as engine_restore
-from saverestore.engine import save as engine_save
-from saverestore.engine.save import SaveSettings
+from saverestore.engine.save import save
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import ImageError
 from saverestore.guest.common import hvm_params
 from saverestore.stream import LibxcReader, LibxlReader, LibxlRecordType, LibxlWriter, XlHeader
@@ -65,13 +65,10 @@ def write_image(guest, sink, **settings):
     given = {
         "digest": DigestAlgorithm.XXH3,
         "before": outside.before(),
-        "following": behind.following,
         "provenance": {"tool": "pysave"},
         **settings,
     }
-    report = engine_save.save(guest, sink, SaveSettings(**given))
-    behind.write_to(sink)
-    return report
+    return save(guest, sink, SaveSettings(**given), trailer=behind)
 
 
 def made(domain, *, compress, meanwhile=nullcontext, **settings):

@@ -10,7 +10,8 @@ from stream_samples import MemorySink
 from saverestore.engine.copies import CopiedBatch, Copies
 from saverestore.engine.dirty import DigestSource, EverythingOnce, LogDirtySource
 from saverestore.engine.policy import Limits
-from saverestore.engine.save import SaveSettings, save
+from saverestore.engine.save import save
+from saverestore.engine.settings import SaveSettings
 from saverestore.guest.ports import LogDirtyUnavailable, PageBatch
 from saverestore.stream.layout import PAGE_SIZE, PageType
 from saverestore.testing.domain import MemoryDomain

@@ -9,10 +9,11 @@ import pytest
 from memory_guests import CHANNELS, MAKERS, assert_same, image_of, opened, restored_from
 from stream_samples import MemorySink, source_of
 
-from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits
 from saverestore.engine.restore import restore
-from saverestore.engine.save import BATCH_PFNS, SaveSettings, save
+from saverestore.engine.save import save
+from saverestore.engine.sending import BATCH_PFNS
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import ImageError, Interrupted
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.layout import PageType
@@ -225,12 +226,11 @@ def test_damage_is_found_by_a_restore_before_the_pages_are_taken_for_good():
 
 
 @CODECS
-def test_a_save_that_is_interrupted_leaves_nothing_mapped(codec, monkeypatch):
-    monkeypatch.setattr(engine, "BATCH_PFNS", 64)
+def test_a_save_that_is_interrupted_leaves_nothing_mapped(codec):
     with opened(MAKERS["pv"]()) as guest:
         guest.moments.fail("read_pages", 3, Interrupted("now"))
         with pytest.raises(Interrupted):
-            save(guest, MemorySink(), settings_for("log", codec))
+            save(guest, MemorySink(), settings_for("log", codec, batch_pfns=64))
         assert not guest.domain.suspended
         assert guest.domain.dirty is None
 

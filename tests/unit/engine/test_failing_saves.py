@@ -11,7 +11,8 @@ from memory_guests import assert_same, image_of, opened, restored_from
 from stream_samples import MemorySink
 
 from saverestore.engine.progress import Silence
-from saverestore.engine.save import SaveSettings, save
+from saverestore.engine.save import save
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError, Interrupted, TransportError
 from saverestore.interrupts import handled
 from saverestore.testing.domain import MemoryDomain
@@ -24,16 +25,11 @@ MAKERS = {
 }
 KINDS = pytest.mark.parametrize("kind", MAKERS)
 SETTINGS = {
-    "suspended": SaveSettings(),
-    "log": SaveSettings(live=True, dirty="log"),
-    "digest": SaveSettings(live=True, dirty="digest"),
+    "suspended": SaveSettings(batch_pfns=64),
+    "log": SaveSettings(live=True, dirty="log", batch_pfns=64),
+    "digest": SaveSettings(live=True, dirty="digest", batch_pfns=64),
 }
 HOW = pytest.mark.parametrize("how", SETTINGS)
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
-    monkeypatch.setattr("saverestore.engine.save.BATCH_PFNS", 64)
 
 
 def busy(guest: MemorySave) -> MemorySave:

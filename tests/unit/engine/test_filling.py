@@ -13,7 +13,7 @@ from saverestore.engine.filling import BUFFER_PAGES
 from saverestore.engine.policy import Limits
 from saverestore.engine.progress import RestoreReport
 from saverestore.engine.restore import restore
-from saverestore.engine.save import SaveSettings
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import ImageError
 from saverestore.stream.codecs import Codec, Coding
 from saverestore.stream.errors import BadRecord

@@ -9,7 +9,9 @@ from stream_samples import MemorySink, source_of
 
 from saverestore.engine.policy import Limits
 from saverestore.engine.restore import restore
-from saverestore.engine.save import BATCH_PFNS, SaveSettings, save
+from saverestore.engine.save import save
+from saverestore.engine.sending import BATCH_PFNS
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.ports import LogDirtyUnavailable
 from saverestore.stream.layout import DomainType, PageType, entries_of
@@ -201,7 +203,7 @@ def test_the_report_counts_what_was_done():
         assert [one.dirty_pages for one in report.rounds] == [100, 0, 0]
         assert report.pages_sent == guest.populated_pages + 110
         assert report.stream_bytes == len(sink.data)
-        assert 0 <= report.suspend_s <= report.downtime_s <= report.total_s
+        assert 0 <= report.downtime.suspend_s <= report.downtime.total_s <= report.total_s
 
 
 def test_provenance_is_written_only_when_given():
@@ -487,14 +489,13 @@ def test_a_page_that_has_gone_since_its_type_was_told_is_never_read_from_elsewhe
 
 
 def test_holes_are_looked_for_once_a_round_and_no_type_is_asked_for_twice(monkeypatch):
-    monkeypatch.setattr("saverestore.engine.save.HOLE_PFNS", 4096)
     with opened(MemoryDomain.pvh(3 * 4096)) as guest:
         told = []
         read_pages = guest.read_pages
         monkeypatch.setattr(
             guest, "read_pages", lambda *args, **more: told.append(more["types"]) or read_pages(*args, **more)
         )
-        image_of(guest)
+        image_of(guest, SaveSettings(hole_pfns=4096))
         assert guest.moments.calls.count("types_of") == 3
         assert len(told) == 6
         assert all(types is not None for types in told)

@@ -17,7 +17,7 @@ from fake_libxl import RESTORE_CALLBACKS, SAVE_CALLBACKS, FakeLibxl
 from memory_guests import MAKERS, assert_same, image_of, restored_from
 
 from saverestore.cli import helper
-from saverestore.engine.save import SaveSettings
+from saverestore.engine.settings import SaveSettings
 from saverestore.guest.common import process_end
 from saverestore.guest.ports import LogDirty
 from saverestore.guest.x86.hvm import log_dirty_with
@@ -354,8 +354,8 @@ def telling_of(data: bytes, kind: str) -> bytes:
     """An image whose digest covers that `data` follows."""
     sink = BehindSink("image")
     sink.write(data)
-    settings = SaveSettings(digest=DigestAlgorithm.XXH3, following=sink.following)
-    return image_of(MemorySave(MAKERS[kind]()), settings)
+    image = image_of(MemorySave(MAKERS[kind]()), SaveSettings(digest=DigestAlgorithm.XXH3), trailer=sink)
+    return image[: len(image) - len(data)]
 
 
 @pytest.mark.parametrize("kind", ["pv", "pvh"])

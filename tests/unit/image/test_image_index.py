@@ -12,7 +12,7 @@ from image_files import Sent, hvm_image, page
 from memory_guests import MAKERS, image_of, opened
 from stream_samples import NAMES, golden
 
-from saverestore.engine.save import SaveSettings
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import ImageError, UsageError
 from saverestore.image import index as index_module
 from saverestore.image.access import AccessSource, open_image

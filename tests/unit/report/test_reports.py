@@ -19,7 +19,9 @@ from stream_samples import MemorySink, source_of
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import RestoreReport, SaveReport
 from saverestore.engine.restore import restore
-from saverestore.engine.save import SaveSettings, Stalled, save
+from saverestore.engine.save import save
+from saverestore.engine.session import Stalled
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import TransportError, UsageError
 from saverestore.report import files, svg
 from saverestore.report.facts import Outcome, facts_of_restore, facts_of_save
@@ -203,7 +205,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are():
 
 def test_the_lines_tell_what_was_expected_and_what_came_of_it():
     report = saved("log")
-    report.downtime_s = 0.261
+    report.downtime.total_s = 0.261
     report.verdict = replace(
         report.verdict,
         prediction=replace(report.verdict.prediction, suspend_s=0.1, rest_s=0.09, state_s=0.05),

@@ -1,0 +1,235 @@
+"""A round's pages on their way into the stream: read, selected and encoded on workers, written here, in order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from saverestore.engine.copies import CopiedBatch, Copies
+from saverestore.engine.dirty import DirtySource
+from saverestore.engine.pipeline import ahead
+from saverestore.engine.policy import RoundStats
+from saverestore.engine.progress import Progress
+from saverestore.engine.settings import SaveSettings
+from saverestore.guest.ports import U8, U64, SaveGuest
+from saverestore.stream.layout import entries_of, has_memory
+from saverestore.stream.writer import LibxcWriter, PreparedPages
+from saverestore.transport.base import ByteSink
+
+BATCH_PFNS = 4096
+"""Pfns read at a time, and at most in one PAGE_DATA record: 16 MiB, four times what Xen's tools write, an eighth of
+what they read. With 1024, what a batch costs beside its bytes (Python, threads waking one another) is half of all
+processor time; under emulation, still a third with 2048. More would take more memory than a save may."""
+
+LARGE_PAGE_PFNS = 512
+"""Of 2 MiB: what a batch does not cut in two."""
+
+HOLE_PFNS = 1 << 16
+"""Pfns asked about at a time when looking for those that have memory at all."""
+
+HOLES_AHEAD = 3
+"""As many times are they asked about before the batches of the first are read."""
+
+DIGESTED_BATCH_PFNS = 2048
+"""The same where content digests find dirty pages: what of a batch is dirty is copied once more."""
+
+SMALL_BATCH_PFNS = 512
+"""Rounds with few pages are cut so that each worker has some, but not into less than this."""
+
+CODED_BATCH_PFNS = 1024
+"""The same where pages are coded, and so are in memory twice for a while."""
+
+XOR_BATCH_PFNS = 512
+"""The same where last versions are kept: these have the memory, and a page is there three times while it is coded."""
+
+AHEAD = 2
+CODED_AHEAD = 3
+"""Batches begun, with one worker, before the one being written is done. Bounds memory, whatever the domain's size."""
+
+
+@dataclass
+class _Ready:
+    """A batch on its way: read, and its record prepared (None where no record is needed)."""
+
+    batch: CopiedBatch
+    prepared: PreparedPages | None
+
+    def close(self) -> None:
+        self.batch.close()
+
+
+@dataclass
+class _Piece:
+    """Some of a round's pfns, and their types where these are known already."""
+
+    pfns: U64
+    types: U8 | None = None
+
+    def part(self, part: slice) -> _Piece:
+        """Some of it."""
+        return _Piece(self.pfns[part], None if self.types is None else self.types[part])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class PageSender:
+    """Sends rounds of pages: read, select and encode on workers, write in order on this thread."""
+
+    def __init__(
+        self,
+        guest: SaveGuest,
+        writer: LibxcWriter,
+        sink: ByteSink,
+        source: DirtySource,
+        pool: ThreadPoolExecutor,
+        progress: Progress,
+        settings: SaveSettings,
+    ) -> None:
+        self._guest = guest
+        self._writer = writer
+        self._sink = sink
+        self._source = source
+        self._pool = pool
+        self._progress = progress
+        self._depth = settings.workers + (AHEAD if settings.coding is None else CODED_AHEAD) - 1
+        self._workers = settings.workers
+        self._batch_pfns = _batch_pfns(settings, source)
+        self._hole_pfns = settings.hole_pfns or HOLE_PFNS
+        self._copies = Copies(self._batch_pfns)
+        self.zero_pages = 0
+        self._was_sent = np.zeros(guest.nr_pfns, dtype=bool)
+        self._deferred: list[U64] = []
+        self._asked: deque[int] = deque()  # pfns of each batch begun and not yet written
+
+    def send_round(self, *, number: int, final: bool) -> RoundStats:
+        """One round. Pages that could not be read in a round are read again in the next."""
+        started, begun_at = time.monotonic(), self._sink.offset
+        pfns = self._source.start_round(final=final)
+        if self._deferred:
+            pfns = np.union1d(pfns, np.concatenate(self._deferred))
+            self._deferred = []
+        # Holes and what is ballooned out take no time, and are nothing to a person.
+        everything = len(pfns) == self._guest.nr_pfns
+        left = min(len(pfns), self._guest.populated_pages) if everything else len(pfns)
+        self._progress.round(number, left, final=final)
+        sent = 0
+        fair = -(-len(pfns) // (2 * self._workers))
+        batch_pfns = min(self._batch_pfns, max(fair, SMALL_BATCH_PFNS))
+
+        def read(some: _Piece) -> _Ready:
+            return self._prepare(
+                self._copies.of(self._guest.read_pages(some.pfns, final=final, types=some.types))
+            )
+
+        with (
+            self._without_holes(pfns) as pieces,
+            ahead(self._pool, read, self._batches(pieces, batch_pfns), depth=self._depth) as batches,
+        ):
+            for ready in batches:
+                batch = ready.batch
+                with batch:
+                    sent += self._write(ready)
+                if len(batch.deferred):
+                    self._deferred.append(batch.deferred)
+                done = min(self._asked.popleft(), left)
+                left -= done
+                self._progress.pages(done, self._sink.offset)
+        self._progress.pages(left, self._sink.offset)
+        self._guest.check_layout()
+        return RoundStats(
+            number,
+            sent,
+            dirty_pages=0 if final else None,
+            seconds=time.monotonic() - started,
+            sent_bytes=self._sink.offset - begun_at,
+            final=final,
+        )
+
+    @property
+    def different_pages(self) -> int:
+        """Of how many pfns a page was sent, however often."""
+        return int(np.count_nonzero(self._was_sent))
+
+    def _prepare(self, batch: CopiedBatch) -> _Ready:
+        """What of a batch is to be sent, as one PAGE_DATA record. The batch is closed when this raises.
+
+        Any thread: within a round, no two batches have a pfn in common. A pfn without memory gets an entry only
+        when it had some before: holes cost nothing.
+        """
+        try:
+            batch = self._source.select(batch)
+            pfns, types = batch.pfns, batch.types
+            wanted = has_memory(types)
+            if not wanted.all():
+                wanted |= self._was_sent[pfns]
+                pfns, types = pfns[wanted], types[wanted]
+            prepared = None
+            if len(pfns):
+                prepared = self._writer.prepare_pages(entries_of(pfns, types), batch.pages, zero=batch.zero)
+            return _Ready(batch, prepared)
+        except BaseException:
+            batch.close()
+            raise
+
+    def _write(self, ready: _Ready) -> int:
+        """Write a record that has been prepared: how many pages of data it had."""
+        if ready.prepared is None:
+            return 0
+        self._writer.write_prepared(ready.prepared)
+        self.zero_pages += ready.prepared.nr_zero
+        batch = ready.batch
+        self._was_sent[batch.pfns[batch.with_data]] = True
+        return batch.nr_data
+
+    def _batches(self, pieces: Iterable[_Piece], batch_pfns: int) -> Iterator[_Piece]:
+        """The pieces of a round, cut into batches of as many pfns at most."""
+        for piece in pieces:
+            start = 0
+            while start < len(piece.pfns):
+                stop = start + batch_pfns
+                if stop < len(piece.pfns):
+                    # Not amid the pfns of a large page: whoever restores them gives it memory in one piece then.
+                    head = piece.pfns[stop] - piece.pfns[stop] % np.uint64(LARGE_PAGE_PFNS)
+                    cut = int(np.searchsorted(piece.pfns, head))
+                    stop = cut if cut > start else stop
+                batch = piece.part(slice(start, stop))
+                self._asked.append(len(batch.pfns))
+                yield batch
+                start = stop
+
+    @contextmanager
+    def _without_holes(self, pfns: U64) -> Iterator[Iterable[_Piece]]:
+        """The pfns of a round. When it is all of them, holes are left out: most of a PVH guest's pfns.
+
+        Those that had memory when they were sent are no holes.
+        """
+        if len(pfns) != self._guest.nr_pfns:
+            yield [_Piece(pfns)]
+            return
+
+        def look(some: U64) -> _Piece:
+            types = self._guest.types_of(some)
+            if types is None:
+                return _Piece(some)
+            wanted = has_memory(types) | self._was_sent[some]
+            return _Piece(some, types) if wanted.all() else _Piece(some[wanted], types[wanted])
+
+        pieces = [pfns[start : start + self._hole_pfns] for start in range(0, len(pfns), self._hole_pfns)]
+        with ahead(self._pool, look, pieces, depth=HOLES_AHEAD) as looked_at:
+            yield looked_at
+
+
+def _batch_pfns(settings: SaveSettings, source: DirtySource) -> int:
+    wanted = settings.batch_pfns or BATCH_PFNS
+    if settings.keeps_versions:
+        return min(wanted, XOR_BATCH_PFNS)
+    if settings.coding is not None:
+        return min(wanted, CODED_BATCH_PFNS)
+    return min(wanted, DIGESTED_BATCH_PFNS) if source.select_copies else wanted

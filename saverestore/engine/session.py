@@ -1,0 +1,314 @@
+"""One save as a session: its phases in order, and one owner of what is undone when it fails.
+
+    begin ─► send_rounds ─► suspend ─► send_last_round ─► write_state ─┬─► end ─► (resume)
+               ▲               ▲                                       └─► checkpoint ─► resume ─┐
+               └───────────────┴─────────────────────────────────────────────────────────────────┘
+
+`engine.save` has the story for one image. A caller that needs something of the suspended domain before END (its
+device model), or that decides later what becomes of it, drives the session itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from enum import Enum
+from types import TracebackType
+from typing import Self
+
+from saverestore.engine.dirty import DirtySource, open_dirty_source
+from saverestore.engine.downtime import DowntimeClock
+from saverestore.engine.pipeline import workers
+from saverestore.engine.policy import ALL_OF_IT, Decision, decide
+from saverestore.engine.progress import DomainState, Progress, SaveReport, Silence, peak_memory_bytes
+from saverestore.engine.sending import PageSender
+from saverestore.engine.settings import SaveSettings
+from saverestore.errors import DomainError
+from saverestore.guest.ports import SaveGuest
+from saverestore.interrupts import shield
+from saverestore.stream.behind import BehindSink
+from saverestore.stream.digest import WrittenDigest, integrity_fields
+from saverestore.stream.layout import DRAFT_B_VERSION
+from saverestore.stream.records import Checkpoint, Provenance, StaticDataEnd
+from saverestore.stream.versions import VersionCache
+from saverestore.stream.writer import LibxcWriter
+from saverestore.transport.base import ByteSink
+
+
+class Phase(Enum):
+    """How far a session is."""
+
+    FRESH = "not begun"
+    RUNNING = "the domain runs"
+    SUSPENDED = "the domain is suspended"
+    ALL_SENT = "all pages are sent"
+    STATE_WRITTEN = "processors and devices are written"
+    CHECKPOINTED = "a checkpoint is written"
+    ENDED = "the stream has ended"
+
+
+class OutOfPhase(RuntimeError):
+    """A step of a session at a moment when it makes no sense: a mistake of the caller's."""
+
+
+class Stalled(DomainError):
+    """The rounds of a live save do not help, and the save was to be given up then."""
+
+
+class SaveSession:
+    """A context manager. `report` is filled in while it works: also of a save that fails.
+
+    When the block ends without an error, the domain is as the last phase left it: suspended after `end`, unless
+    `resume` was called, which may also be called later. When it ends with one, the domain has its processor time
+    back, log-dirty is off and the domain runs, whatever the phase; notes on the error name what could not be undone.
+    """
+
+    def __init__(
+        self,
+        guest: SaveGuest,
+        sink: ByteSink,
+        settings: SaveSettings,
+        progress: Progress | None = None,
+        report: SaveReport | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.report = SaveReport() if report is None else report
+        self.report.limits = settings.limits
+        self._guest = guest
+        self._sink = sink
+        self._settings = settings
+        self._progress = progress or Silence()
+        self._clock = clock
+        self._phase = Phase.FRESH
+        self._began_at = clock()
+        self._begun_at_byte = sink.offset
+        self._stack = ExitStack()  # worker threads
+        self._source: DirtySource | None = None
+        self._downtime: DowntimeClock | None = None
+        self._writer: LibxcWriter
+        self._sender: PageSender | None = None
+
+    # ---- phases ------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start to track dirty pages, and write all that comes before pages."""
+        self._expect(Phase.FRESH)
+        settings = self._settings
+        with shield():  # log-dirty must not be left on without anybody to turn it off
+            self._source, how = open_dirty_source(self._guest, settings.dirty, live=settings.live)
+        self.report.dirty_source = self._source.name
+        if how:
+            self._progress.phase(how)
+        pool = self._stack.enter_context(workers(settings.workers, "pages"))
+        digest = (
+            None if settings.digest is None else self._stack.enter_context(WrittenDigest(settings.digest))
+        )
+        self._writer = _writer(self._sink, self._guest, settings, digest)
+        _write_head(self._writer, self._guest, settings)
+        self._sender = PageSender(
+            self._guest, self._writer, self._sink, self._source, pool, self._progress, settings
+        )
+        self._phase = Phase.RUNNING
+
+    def send_rounds(self) -> None:
+        """Rounds while the domain runs, until the policy says that the rest is best sent suspended.
+
+        Nothing slows it down any more when this returns. `Stalled` when the save is to be given up.
+        """
+        self._expect(Phase.RUNNING)
+        assert self._sender is not None and self._source is not None
+        report, throttle, cpu_percent = self.report, self._settings.throttle, ALL_OF_IT
+        while True:
+            sent = self._sender.send_round(number=len(report.rounds), final=False)
+            stats = replace(sent, dirty_pages=self._source.known_dirty(), cpu_percent=cpu_percent)
+            report.rounds.append(stats)
+            self._progress.round_done(stats)
+            verdict = report.verdict = decide(report.rounds, self._settings.limits)
+            if verdict.decision is Decision.ABORT:
+                raise Stalled(
+                    f"{verdict.why}: the predicted downtime is {verdict.prediction.downtime_s:.2f} s; "
+                    "the save was given up, as was asked for"
+                )
+            if verdict.decision is Decision.THROTTLE and throttle is not None:
+                cpu_percent = verdict.cpu_percent
+                self._progress.phase(
+                    f"{verdict.why}: the domain is left {cpu_percent}% of its processor time"
+                )
+                with shield():
+                    throttle.limit(cpu_percent)
+            elif verdict.decision is not Decision.CONTINUE:
+                break
+        if not verdict.wanted:
+            self._progress.phase(f"{verdict.why}: the domain is suspended all the same")
+        if throttle is not None:
+            # Before it is asked to suspend: that is work for it, and what it writes meanwhile grows with the work.
+            with shield():
+                throttle.lift()
+
+    def suspend(self) -> None:
+        """Suspend the domain: the downtime begins. DomainError when it does not suspend."""
+        self._expect(Phase.RUNNING)
+        self._progress.phase("suspending the domain")
+        self._downtime = DowntimeClock(self._clock)
+        self.report.downtime = self._downtime.measured
+        self._guest.suspend()
+        self._downtime.suspended()
+        self.report.domain_state = DomainState.SUSPENDED
+        self._phase = Phase.SUSPENDED
+
+    def send_last_round(self) -> None:
+        """All pages that are still dirty."""
+        self._expect(Phase.SUSPENDED)
+        assert self._sender is not None and self._downtime is not None
+        self.report.rounds.append(self._sender.send_round(number=len(self.report.rounds), final=True))
+        self._downtime.last_round_sent()
+        self._phase = Phase.ALL_SENT
+
+    def write_state(self) -> None:
+        """Processors and devices."""
+        self._expect(Phase.ALL_SENT)
+        for record in self._guest.end_records():
+            self._writer.record(record)
+        self._phase = Phase.STATE_WRITTEN
+
+    def end(self, trailer: BehindSink | None = None) -> None:
+        """The image's digest, END, and what comes behind it in the file: the stream is complete, log-dirty is off.
+
+        `trailer`: what comes behind; the digest covers it.
+        """
+        self._expect(Phase.STATE_WRITTEN)
+        assert self._source is not None and self._downtime is not None
+        has_digest = self._settings.digest is not None
+        self._writer.end(trailer.following() if trailer is not None and has_digest else None)
+        if trailer is not None:
+            trailer.write_to(self._sink)
+        self._stack.close()
+        with shield():
+            self._source.close()
+        self._downtime.stream_ended()
+        self._phase = Phase.ENDED
+        self._account()
+
+    def checkpoint(self) -> None:
+        """CHECKPOINT in the place of END: the caller adds its own records, resumes, and sends further rounds.
+
+        Only of a live save: dirty pages are tracked from one checkpoint to the next.
+        """
+        self._expect(Phase.STATE_WRITTEN)
+        if not self._settings.live:
+            raise OutOfPhase("a save that is not live has no checkpoints")
+        assert self._downtime is not None
+        self._writer.record(Checkpoint())
+        self._downtime.stream_ended()
+        self._phase = Phase.CHECKPOINTED
+
+    def resume(self) -> None:
+        """Let the domain run again, after `end` or `checkpoint`; nothing when it runs already.
+
+        What the guest raises when it cannot be resumed is raised here; then it may be tried again.
+        """
+        if self.report.domain_state is DomainState.RUNNING:
+            return
+        self._expect(Phase.CHECKPOINTED, Phase.ENDED)
+        assert self._downtime is not None
+        with shield():
+            self._downtime.resuming()
+            self._guest.resume()
+            self._downtime.resumed()
+            self.report.domain_state = DomainState.RUNNING
+            if self._phase is Phase.CHECKPOINTED:
+                self._phase = Phase.RUNNING
+
+    def _expect(self, *phases: Phase) -> None:
+        if self._phase not in phases:
+            wanted = " or ".join(phase.value for phase in phases)
+            raise OutOfPhase(f"this step is for when {wanted}; now {self._phase.value}")
+
+    # ---- failure -----------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with shield():
+            if error is None:
+                self._stack.close()
+                return
+            # In this order, each also when the one before it failed. The caller sees the first failure of all.
+            _undo(error, self._stack.close, "a worker did not end")
+            if self._settings.throttle is not None:
+                _undo(error, self._settings.throttle.lift, "the domain is still slowed down")
+            if self._source is not None:
+                _undo(error, self._source.close, "log-dirty is still on")
+            self._resume_after(error)
+            if self._phase is not Phase.ENDED:
+                self._account()
+
+    def _resume_after(self, error: BaseException) -> None:
+        """The domain runs as before. A second attempt, as a device model may just have been busy."""
+        report = self.report
+        resumed = _undo(error, self._guest.resume) or _undo(
+            error, self._guest.resume, "the domain could not be resumed"
+        )
+        if not resumed:
+            report.domain_state = DomainState.STUCK
+        elif report.downtime is not None:
+            report.domain_state = DomainState.RUNNING
+        if self._downtime is not None:
+            self._downtime.broken_off()
+
+    def _account(self) -> None:
+        """What the stream has cost so far."""
+        report = self.report
+        report.total_s = self._clock() - self._began_at
+        report.stream_bytes = self._sink.offset - self._begun_at_byte
+        report.pages_sent = sum(one.sent_pages for one in report.rounds)
+        report.peak_memory_bytes = peak_memory_bytes()
+        if self._sender is not None:
+            report.resent_pages = max(0, report.pages_sent - self._sender.different_pages)
+            report.zero_pages = self._sender.zero_pages
+
+
+def _undo(error: BaseException, undo: Callable[[], None], otherwise: str | None = None) -> bool:
+    """Take a step back because of `error`: whether that worked; if not, `error` gets a note with `otherwise`."""
+    try:
+        undo()
+    except Exception as second:
+        if otherwise is not None:
+            error.add_note(f"{otherwise} ({second})")
+        return False
+    return True
+
+
+def _writer(
+    sink: ByteSink, guest: SaveGuest, settings: SaveSettings, digest: WrittenDigest | None
+) -> LibxcWriter:
+    if settings.coding is None:
+        return LibxcWriter(sink, guest.domain_type, guest.xen_version, digest=digest)
+    return LibxcWriter(
+        sink,
+        guest.domain_type,
+        guest.xen_version,
+        DRAFT_B_VERSION,
+        coding=settings.coding,
+        versions=VersionCache(settings.xor_cache_bytes) if settings.keeps_versions else None,
+        digest=digest,
+    )
+
+
+def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -> None:
+    fields = dict(settings.provenance or {})
+    if settings.digest is not None:
+        fields["integrity"] = integrity_fields(settings.digest, settings.before)
+    if fields or settings.provenance is not None:
+        writer.record(Provenance(fields))
+    for record in guest.static_records():
+        writer.record(record)
+    writer.record(StaticDataEnd())
+    for record in guest.memory_records():
+        writer.record(record)

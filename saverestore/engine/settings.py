@@ -1,0 +1,52 @@
+"""How a domain is to be saved: what the caller chooses, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from saverestore.engine.policy import Limits, OnStall
+from saverestore.guest.ports import Throttle
+from saverestore.stream.codecs import Codec, Coding
+from saverestore.stream.digest import Before, DigestAlgorithm
+from saverestore.stream.layout import MIB
+
+WORKERS = 2
+
+XOR_CACHE_BYTES = 48 * MIB
+"""With the batches, last versions stay below 64 MiB and 16 MiB for each worker, as `tools/bench memory` finds."""
+
+
+@dataclass(frozen=True)
+class SaveSettings:
+    """How to save. `dirty`: "auto", "log" or "digest", how dirty pages are tracked in a live save.
+
+    `digest`: the algorithm of the image's digest, or None for an image without. `before`: the part of the file before
+    the stream, which PROVENANCE names beside the digest.
+    `coding`: how pages are coded in an image of the dialect `draft-b`; None for Xen's own format. `xor_cache_bytes`:
+    how much memory is spent on last versions of pages, for `Codec.XOR` and a live save.
+    `throttle`: what slows the domain down when `limits` ask for it.
+    `batch_pfns`, `hole_pfns`: how many pfns are read, or asked about, at a time; None: what is fastest.
+    """
+
+    live: bool = False
+    dirty: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    provenance: dict[str, Any] | None = None
+    digest: DigestAlgorithm | None = None
+    before: Before | None = None
+    workers: int = WORKERS
+    coding: Coding | None = None
+    xor_cache_bytes: int = XOR_CACHE_BYTES
+    throttle: Throttle | None = None
+    batch_pfns: int | None = None
+    hole_pfns: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limits.on_stall is OnStall.THROTTLE and self.throttle is None:
+            raise ValueError("there is nothing to throttle the domain with")
+
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether pages are coded against what was sent before: in a single round none has a version before."""
+        return self.live and self.coding is not None and self.coding.codec is Codec.XOR

@@ -1,0 +1,137 @@
+"""The moment from which an image is safe, whatever it is written to.
+
+    write to `sink` … ─► finish() ─► commit() ─► the domain may be destroyed
+    ◄──────── any failure: the domain runs again ──────┘
+
+A file that appears whole under its name is one way, a descriptor that somebody else opened another. The same steps
+hold where the image is handed over to another host: there `commit` is the hand-over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from saverestore.errors import UsageError
+from saverestore.operations.requests import STDOUT, SaveRequest
+from saverestore.transport.base import ByteSink
+from saverestore.transport.fd import FdSink
+from saverestore.transport.newfile import NewFile
+from saverestore.transport.stdout import StandardOutput
+
+
+class Commit(Protocol):
+    """Where an image goes. Opened by a context manager, which removes what is not whole at its end."""
+
+    @property
+    def name(self) -> str:
+        """File name or address, for messages."""
+
+    @property
+    def sink(self) -> ByteSink:
+        """What the image is written to."""
+
+    @property
+    def left_behind(self) -> str:
+        """What is there when writing ends before `commit`, in words."""
+
+    @property
+    def stored_bytes(self) -> int | None:
+        """What the image takes where it is stored; None where that is not known."""
+
+    def free_bytes(self) -> int | None:
+        """How much room there is; None where that means nothing."""
+
+    def finish(self) -> None:
+        """All of the image was written to `sink`: bring it to safety. May take long, and may be interrupted."""
+
+    def commit(self) -> None:
+        """The last step, and a short one: when it returns, the image is safe for good.
+
+        When it raises, it is not, and the domain is still the source's.
+        """
+
+
+class Place(Protocol):
+    """A file that appears whole, or a descriptor: what `FileCommit` needs of it."""
+
+    sink: FdSink
+
+    @property
+    def left_behind(self) -> str:
+        """See Commit."""
+
+    def free_bytes(self) -> int | None:
+        """See Commit."""
+
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+
+    def publish(self) -> None:
+        """Give it its name."""
+
+
+class FinishedSink(ByteSink, Protocol):
+    """A sink that may hold data back until it is finished."""
+
+    def finish(self) -> None:
+        """Nothing more will be written: all of it is given to the kernel when this returns."""
+
+
+class FileCommit:
+    """See Commit: a file or descriptor, perhaps with what compresses into it."""
+
+    def __init__(self, place: Place, sink: FinishedSink) -> None:
+        self._place = place
+        self.sink = sink
+        self.name = place.sink.name
+
+    @property
+    def left_behind(self) -> str:
+        """See Commit."""
+        return self._place.left_behind
+
+    @property
+    def stored_bytes(self) -> int | None:
+        """See Commit."""
+        return self._place.sink.stored_bytes
+
+    def free_bytes(self) -> int | None:
+        """See Commit."""
+        return self._place.free_bytes()
+
+    def finish(self) -> None:
+        """See Commit."""
+        self.sink.finish()
+        self._place.sync()
+
+    def commit(self) -> None:
+        """See Commit."""
+        self._place.publish()
+
+
+@contextmanager
+def commit_of(request: SaveRequest) -> Iterator[Commit]:
+    """Open where the image goes: a new file, or standard output. UsageError when it cannot be there."""
+    with _place_of(request) as place:
+        if request.compress is None:
+            yield FileCommit(place, place.sink)
+            return
+        from saverestore.transport.zstd_sink import ZstdSink
+
+        with ZstdSink(place.sink, level=request.compress) as sink:
+            yield FileCommit(place, sink)
+
+
+@contextmanager
+def _place_of(request: SaveRequest) -> Iterator[Place]:
+    if request.image == STDOUT:
+        yield StandardOutput()
+        return
+    path = Path(request.image)
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; nothing was done")
+    with NewFile(path, overwrite=request.overwrite) as file:
+        yield file

@@ -1,0 +1,61 @@
+"""What a person asks for, whole: these values travel from a command to where they are carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from saverestore.engine.policy import Limits
+from saverestore.stream.codecs import Coding
+from saverestore.toolstack import choice
+
+STDIN = STDOUT = "-"
+
+
+class FinalState(Enum):
+    """What becomes of the domain once its image is safe."""
+
+    DESTROY = "destroyed"
+    RUN = "running"
+    PAUSE = "paused"
+
+
+@dataclass(frozen=True)
+class SaveRequest:
+    """What `pysave` was asked for.
+
+    `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
+    `coding`: of an image in the dialect `draft-b`; None for Xen's own format. `limits`: of a live save.
+    """
+
+    domain: str
+    image: str
+    final_state: FinalState = FinalState.DESTROY
+    live: bool = False
+    dirty: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    plain: bool = False
+    digest: str = "xxh3"
+    compress: int | None = None
+    suspend_timeout_s: float | None = None
+    overwrite: bool = False
+    force: bool = False
+    toolstack: str = choice.AUTO
+    coding: Coding | None = None
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """What `pyrestore` was asked for.
+
+    `require_digest`: an image without a digest is refused. `watch`: a process is left behind that looks after the
+    domain when it powers off, reboots or crashes.
+    """
+
+    image: str
+    paused: bool = False
+    name: str | None = None
+    force: bool = False
+    toolstack: str = choice.AUTO
+    require_digest: bool = False
+    watch: bool = True
