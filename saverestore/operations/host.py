@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
-from saverestore.guest.common.handles import Handles, open_handles
+from saverestore.guest.common.handles import FORCE, Handles, open_handles
 from saverestore.guest.common.suspend import Suspender, Suspending
-from saverestore.guest.ports import SaveGuest, Throttle
-from saverestore.guest.x86.hvm import HvmSave
-from saverestore.guest.x86.pv import PvSave
+from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
+from saverestore.guest.x86.hvm import HvmRestore, HvmSave, last_pfn
+from saverestore.guest.x86.pv import PvRestore, PvSave, pfn_limit
+from saverestore.operations import image_fit
+from saverestore.stream.layout import DomainType
+from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack import bare, choice, domains, watcher
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.lock import locked
-from saverestore.toolstack.ports import Maker, Toolstack
+from saverestore.toolstack.ports import FreshDomain, Maker, Toolstack
 from saverestore.toolstack.processor_cap import ProcessorCap
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ class Host:
     """What a save or a restore asks of the machine that it runs on. `clock`: seconds, as time.monotonic()."""
 
     clock = staticmethod(time.monotonic)
+
+    batch_pfns: int | None = None
+    """How many pfns are read at a time; None: as many as is fastest."""
 
     def __init__(self, handles: Handles) -> None:
         self.handles = handles
@@ -107,6 +113,33 @@ class Host:
         from saverestore.toolstack.libxl_maker import LibxlMaker
 
         return LibxlMaker(self.handles, libxl)
+
+    def restore_guest(
+        self, fresh: FreshDomain, config: GuestConfig, reader: LibxcReader, *, force: bool
+    ) -> RestoreGuest:
+        """A fresh domain as the engine sees it; `reader` is bounded by what it may have. The caller closes it.
+
+        `force`: a processor of another kind will do.
+        """
+        unless = None if force else FORCE
+        handles, info = self.handles, self.handles.xen.domain(fresh.domid)
+        nr_pages = config.max_kib // 4
+        if reader.domain.type == DomainType.ARM64:
+            from saverestore.guest.arm64.host import gic_version
+            from saverestore.guest.arm64.layout import last_gfn
+            from saverestore.guest.arm64.restore import Arm64Restore
+
+            reader.max_pfn = last_gfn(nr_pages)
+            gic = gic_version(config.gic_version)
+            return Arm64Restore(handles, info, gic, unless=unless, is_built=fresh.is_built)
+        if reader.domain.type == DomainType.X86_PV:
+            return PvRestore(handles, info, pfn_limit=pfn_limit(nr_pages), unless=unless)
+        reader.max_pfn = last_pfn(nr_pages)
+        return HvmRestore(handles, info, unless=unless)
+
+    def check_image(self, image: str, *, force: bool) -> None:
+        """By a second look into the file, where that can be had: would its domain run here? See `image_fit`."""
+        image_fit.check(self.handles, image, force=force)
 
     def watch(self, domid: int, name: str) -> None:
         """Leave a process behind that looks after a restored domain. XenRefused when it could not be started."""

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import logging
-import stat
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
-from saverestore.guest.arm64.host import gic_version, is_arm64_host
+from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.guest.common import process_end
-from saverestore.guest.common.handles import FORCE, Handles
-from saverestore.guest.x86.common import check_cpu_policy
 from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, opened
 from saverestore.operations.preflight import Findings, duration, vcpus
-from saverestore.operations.requests import STDIN, RestoreRequest
+from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import Restoring
-from saverestore.stream.layout import DomainType, RecordType
-from saverestore.stream.reader import LibxcReader, PageData
-from saverestore.stream.records import Arm64Platform, X86CpuidPolicy, X86MsrPolicy
 from saverestore.toolstack import host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.opening import ImageSource
@@ -151,7 +144,7 @@ def _prepare(
     with findings.check():
         host.check_memory(guest_config)
     with findings.check():
-        _check_cpu(host.handles, request)
+        host.check_image(request.image, force=request.force)
     return _Prepared(guest_config, libxl)
 
 
@@ -185,33 +178,6 @@ def _check_there(guest_config: GuestConfig, *, force: bool) -> None:
     if not force:
         raise DomainError(f"{told}; nothing was done (--force tries it all the same)")
     LOG.warning("%s; tried all the same, as --force says", told)
-
-
-def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
-    """By a second look into the file. What comes through a pipe is looked at when the domain is there already."""
-    if request.image == STDIN or not stat.S_ISREG(Path(request.image).stat().st_mode):
-        return
-    with opened(request.image) as image:
-        reader = LibxcReader(image.source)
-        unless = None if request.force else FORCE
-        restore_here.check_architecture(reader.domain.type)
-        leaves = msrs = b""
-        while not reader.static_data_ended:
-            record = reader.next()
-            if isinstance(record, PageData) or record.type == RecordType.END:
-                break
-            if isinstance(record, X86CpuidPolicy):
-                leaves = record.leaves
-            elif isinstance(record, X86MsrPolicy):
-                msrs = record.entries
-            elif isinstance(record, Arm64Platform):
-                from saverestore.guest.arm64.restore import check_platform, check_size
-
-                check_platform(record, gic_version(image.config.gic_version), unless=unless)
-                check_size(record, image.config.max_vcpus, image.config.max_kib)
-        if reader.domain.type is not DomainType.ARM64:
-            is_hvm = reader.domain.type == DomainType.X86_HVM
-            check_cpu_policy(handles.xen, is_hvm, leaves, msrs, unless=unless)
 
 
 def _tell_time(source: ImageSource, findings: Findings) -> None:

@@ -9,20 +9,16 @@ from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ImageError
-from saverestore.guest.arm64.host import gic_version, is_arm64_host
-from saverestore.guest.common.handles import FORCE, Handles
-from saverestore.guest.ports import RestoredPages, RestoreGuest
-from saverestore.guest.x86.hvm import HvmRestore, last_pfn
-from saverestore.guest.x86.pv import PvRestore, pfn_limit
+from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.interrupts import shield
 from saverestore.operations.host import Host
 from saverestore.operations.image import OpenedImage
+from saverestore.operations.image_fit import check_architecture
 from saverestore.operations.requests import RestoreRequest
 from saverestore.stream.layout import DomainType
 from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.ports import FreshDomain, Maker
-from saverestore.transport.base import ByteSource
+from saverestore.toolstack.ports import Maker
 
 
 class RestoringHere:
@@ -52,16 +48,11 @@ class RestoringHere:
             fresh = self._maker.create(config)
             self._domid = fresh.domid
         report.create_s = self._host.clock() - self._began_at
-        pages = _fill(
-            self._host.handles,
-            fresh,
-            config,
-            reader,
-            image.source,
-            progress,
-            report,
-            force=self._request.force,
-        )
+        guest = self._host.restore_guest(fresh, config, reader, force=self._request.force)
+        try:
+            pages, _ = engine.restore(reader, image.source, guest, fresh.channels, progress, report)
+        finally:
+            guest.close()
         self._maker.connect(fresh, config, pages)
         image.expect_end(reader.following)
         return fresh.domid
@@ -93,15 +84,6 @@ class RestoringHere:
             error.add_note("no domain was left behind")
 
 
-def check_architecture(domain_type: DomainType) -> None:
-    """ImageError when the image's domain ran on another architecture than this host's."""
-    if (domain_type is DomainType.ARM64) != is_arm64_host():
-        names = ("arm64", "x86") if domain_type is DomainType.ARM64 else ("x86", "arm64")
-        raise ImageError(
-            f"the image holds an {names[0]} domain, and this is an {names[1]} host; nothing was done"
-        )
-
-
 def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:
     """The configuration and the stream must speak of the same kind of domain, one that we can restore."""
     if guest_config.kind == "hvm":
@@ -117,37 +99,3 @@ def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:
         raise ImageError(
             f"the configuration says {guest_config.kind}, the stream holds an {reader.domain.type.name} domain"
         )
-
-
-def _fill(
-    handles: Handles,
-    fresh: FreshDomain,
-    guest_config: GuestConfig,
-    reader: LibxcReader,
-    source: ByteSource,
-    progress: Progress,
-    report: RestoreReport,
-    *,
-    force: bool,
-) -> RestoredPages:
-    unless = None if force else FORCE
-    info = handles.xen.domain(fresh.domid)
-    guest: RestoreGuest
-    if reader.domain.type == DomainType.ARM64:
-        from saverestore.guest.arm64.layout import last_gfn
-        from saverestore.guest.arm64.restore import Arm64Restore
-
-        guest = Arm64Restore(
-            handles, info, gic_version(guest_config.gic_version), unless=unless, is_built=fresh.is_built
-        )
-        reader.max_pfn = last_gfn(guest_config.max_kib // 4)
-    elif reader.domain.type == DomainType.X86_PV:
-        guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4), unless=unless)
-    else:
-        guest = HvmRestore(handles, info, unless=unless)
-        reader.max_pfn = last_pfn(guest_config.max_kib // 4)
-    try:
-        pages, _ = engine.restore(reader, source, guest, fresh.channels, progress, report)
-    finally:
-        guest.close()
-    return pages

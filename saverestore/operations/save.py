@@ -97,6 +97,7 @@ def _write_head(
         coding=request.coding,
         limits=_limits(host, ready.domain, request),
         throttle=ready.throttle,
+        batch_pfns=host.batch_pfns,
     )
     return stream, settings
 

@@ -1,9 +1,28 @@
-"""A toolstack without a host: it knows what it is told, and notes what is asked of it."""
+"""A host without Xen: it knows what it is told, and notes what is asked of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+
+from memory_guests import CHANNELS
+
+from saverestore.engine.save import save
+from saverestore.engine.settings import SaveSettings
+from saverestore.operations.commit import Commit, commit_of
+from saverestore.operations.requests import SaveRequest
+from saverestore.stream import LibxlWriter, XlHeader
+from saverestore.stream.codecs import Coding
+from saverestore.stream.digest import BeforeSink, DigestAlgorithm
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, MemoryThrottle
+from saverestore.transport import FdSink
+from saverestore.transport.zstd_sink import ZstdSink
 
 
 class FakeStore(dict[str, str]):
@@ -41,6 +60,7 @@ class FakeToolstack:
     def __init__(self) -> None:
         self.devices: list[str] = []
         self.pci_devices: list[dict[str, int]] = []
+        self.device_model: Any = None
         self.destroyed = 0
         self.closed = 0
         self.on_destroy: Callable[[], None] = lambda: None
@@ -51,8 +71,8 @@ class FakeToolstack:
     def cannot_carry(self, _domain: object) -> list[str]:
         return self.devices
 
-    def device_model_of(self, _domain: object) -> None:
-        return None
+    def device_model_of(self, _domain: object) -> Any:
+        return self.device_model
 
     def destroy(self, _domain: object) -> None:
         self.destroyed += 1
@@ -60,3 +80,154 @@ class FakeToolstack:
 
     def close(self) -> None:
         self.closed += 1
+
+
+class FakeHost:
+    """See operations.host.Host: one domain, web1, number 7."""
+
+    clock = staticmethod(time.monotonic)
+
+    def __init__(
+        self,
+        guest: MemorySave | None = None,
+        toolstack: FakeToolstack | None = None,
+        *,
+        batch_pfns: int | None = None,
+    ) -> None:
+        self.guest = guest
+        self.batch_pfns = batch_pfns
+        self.toolstack = toolstack or FakeToolstack()
+        self.memory, self.store = FakeMemory(), FakeStore()
+        self.handles: Any = SimpleNamespace(
+            xen=SimpleNamespace(pause=lambda _domid: None), memory=self.memory, store=self.store
+        )
+        self.domain: Any = SimpleNamespace(
+            domid=7, name="web1", info=SimpleNamespace(uuid="00000000-0000-4000-8000-000000000001")
+        )
+        self.opened_toolstacks = 0
+        self.watched: list[int] = []
+
+    def find(self, _text: str) -> Any:
+        return self.domain
+
+    def check_can_be_saved(self, _domain: object) -> None:
+        pass
+
+    def locked(self, _domain: object) -> Any:
+        return nullcontext()
+
+    def toolstack_for_saving(self, _domain: object, _wanted: str) -> Any:
+        self.opened_toolstacks += 1
+        return self.toolstack
+
+    def save_guest(self, *_: object) -> Any:
+        return self.guest
+
+    def throttle(self, _domain: object) -> Any:
+        assert self.guest is not None
+        return MemoryThrottle(self.guest.domain, self.guest.moments)
+
+    def watch(self, domid: int, _name: str) -> None:
+        self.watched.append(domid)
+
+
+def commit_with(finish: Callable[[], None]) -> Callable[[SaveRequest], Any]:
+    """How images are stored, but that `finish` is called when one is to be brought to the disk."""
+
+    @contextmanager
+    def opened(request: SaveRequest) -> Iterator[Commit]:
+        with commit_of(request) as commit:
+            real: Any = commit
+            to_disk = real.finish
+
+            def both() -> None:
+                finish()
+                to_disk()
+
+            real.finish = both
+            yield commit
+
+    return opened
+
+
+class RestoringHost(FakeHost):
+    """A host on which the bare toolstack makes one domain, number 5. `on_create` is called when it is there."""
+
+    DOMID = 5
+
+    def __init__(self, guest: MemoryRestore | None = None) -> None:
+        super().__init__()
+        self.restored = guest
+        self.alive: set[int] = set()
+        self.running: set[int] = set()
+        self.created = self.introduced = 0
+        self.unmapped_when_destroyed: list[int] = []
+        self.on_create: Callable[[], None] = lambda: None
+
+    def toolstack_for_restoring(self, _wanted: str) -> tuple[None, str]:
+        return None, ""
+
+    def check_free(self, _config: object) -> None:
+        pass
+
+    def check_memory(self, _config: object) -> None:
+        pass
+
+    def check_image(self, *_: object, **__: object) -> None:
+        pass
+
+    def restore_guest(self, *_: object, **__: object) -> Any:
+        return self.restored
+
+    def maker(self, _libxl: object) -> Any:
+        return self
+
+    # ---- toolstack.ports.Maker ---------------------------------------------------------------------
+
+    def check_host(self) -> None:
+        pass
+
+    def create(self, _config: object) -> Any:
+        self.created += 1
+        self.alive.add(self.DOMID)
+        self.on_create()
+        return SimpleNamespace(domid=self.DOMID, channels=CHANNELS)
+
+    def connect(self, *_: object) -> None:
+        self.introduced += 1
+
+    def unpause(self, domid: int) -> None:
+        self.running.add(domid)
+
+    def destroy(self, domid: int, _uuid: object) -> None:
+        self.unmapped_when_destroyed.append(self.memory.unmapped)
+        self.alive.discard(domid)
+
+
+CONFIG = (
+    '{"c_info": {"type": "%s", "name": "web1", "uuid": "00000000-0000-4000-8000-000000000001"},'
+    ' "b_info": {"max_vcpus": 1, "max_memkb": 4096}}'
+)
+
+
+def image_in(folder: Path, domain: MemoryDomain, form: str = "plain", name: str = "in.img") -> Path:
+    """Save the domain there, plain, as "zstd" or as "draft-b", in small batches: the file."""
+    path = folder / name
+    with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as file:
+        sink = ZstdSink(file) if form == "zstd" else file
+        outside = BeforeSink(sink)
+        XlHeader.write(outside, (CONFIG % ("pv" if domain.is_pv else "pvh")).encode())
+        stream = LibxlWriter(outside)
+        stream.libxc_context()
+        settings = SaveSettings(
+            digest=DigestAlgorithm.XXH3,
+            before=outside.before(),
+            coding=Coding.parse("zstd") if form == "draft-b" else None,
+            batch_pfns=64,
+        )
+        save(MemorySave(domain), sink, settings)
+        stream.end()
+        if isinstance(sink, ZstdSink):
+            sink.finish()
+            sink.close()
+    return path

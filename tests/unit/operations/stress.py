@@ -23,7 +23,7 @@ from saverestore.errors import DomainError, Interrupted, TransportError
 from saverestore.interrupts import handled
 
 PACKAGE = str(Path(saverestore.__file__).parent)
-FAKES = str(Path(PACKAGE, "guest", "memory"))
+FAKES = str(Path(PACKAGE, "testing"))
 """A signal halfway through what the in-memory domain does to itself would be a thing that no real domain meets."""
 
 

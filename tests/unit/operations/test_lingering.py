@@ -7,15 +7,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_toolstack import FakeMemory
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
+from fake_host import FakeMemory, RestoringHost, image_in
+
+from saverestore.engine.progress import Silence
 from saverestore.errors import ImageError
 from saverestore.guest.common.pages import map_for_save
 from saverestore.guest.x86 import hvm
-from saverestore.operations import restore_here
+from saverestore.operations.requests import RestoreRequest
+from saverestore.operations.restore import restore_domain
 from saverestore.stream.layout import PageType
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, empty_like
 
 PFNS = np.arange(3, dtype=np.uint64)
 
@@ -66,16 +71,14 @@ def test_before_memory_is_taken_back_it_is_mapped_no_more(restore):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_lingers_of_a_domain_that_is_destroyed_whatever_failed(fails):
-    memory, destroyed = FakeMemory(), []
-    maker = SimpleNamespace(
-        create=lambda _: SimpleNamespace(domid=7), destroy=lambda *_: destroyed.append(memory.unmapped)
-    )
-    config = SimpleNamespace(uuid=None)
-    with suppress(ImageError), restore_here._Making(SimpleNamespace(memory=memory), maker, config) as making:
-        making.create()
-        if fails:
-            raise ImageError("something follows the image")
-        making.keep()
-    assert destroyed == ([1] if fails else [])
-    assert memory.unmapped == fails
+def test_nothing_lingers_of_a_domain_that_is_destroyed_whatever_failed(tmp_path, fails):
+    domain = MemoryDomain.pvh(64)
+    path = image_in(tmp_path, domain)
+    if fails:
+        path.write_bytes(path.read_bytes() + b"what follows the image")
+    host = RestoringHost(MemoryRestore(empty_like(domain)))
+    with suppress(ImageError):
+        restore_domain(RestoreRequest(str(path), watch=False), Silence(), host=host)
+    assert host.unmapped_when_destroyed == ([1] if fails else [])
+    assert host.memory.unmapped == fails
+    assert host.running == (set() if fails else {host.DOMID})

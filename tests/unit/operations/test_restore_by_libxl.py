@@ -16,11 +16,14 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
+from fake_host import FakeHost
+
 from saverestore.engine.progress import RestoreReport, Silence
 from saverestore.errors import ImageError, Interrupted, SaveRestoreError, XenRefused
 from saverestore.interrupts import handled
-from saverestore.operations import restore_libxl
 from saverestore.operations.image import opened
+from saverestore.operations.requests import RestoreRequest
+from saverestore.operations.restore_libxl import RestoringByLibxl
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import DigestAlgorithm, WrittenDigest, integrity_fields
@@ -93,21 +96,29 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def restored_by(libxl: FakeLibxl, image: Path, *, paused: bool = False) -> RestoreReport:
-    with opened(str(image)) as found:
-        report = RestoreReport()
-        restore_libxl.restore(
-            libxl,
-            found,
-            found.config,
-            Silence(),
-            report,
-            paused=paused,
-            force=False,
-            require_digest=False,
-            helper={},
-        )
+def restored_by(
+    libxl: FakeLibxl, image: Path, *, paused: bool = False, report: RestoreReport | None = None
+) -> RestoreReport:
+    report = report or RestoreReport()
+    request = RestoreRequest(str(image), paused=paused)
+    with (
+        opened(str(image)) as found,
+        RestoringByLibxl(FakeHost(), libxl, found, request, {}) as restoring,
+    ):
+        restoring.fill(Silence(), report)
+        assert libxl.running == set()
+        restoring.activate()
     return report
+
+
+def test_a_domain_that_was_filled_and_not_activated_is_destroyed(image: Path):
+    libxl = FakeLibxl()
+    with opened(str(image)) as found:
+        request = RestoreRequest(str(image))
+        with RestoringByLibxl(FakeHost(), libxl, found, request, {}) as restoring:
+            assert restoring.fill(Silence(), RestoreReport()) == DOMID
+            assert libxl.alive == {DOMID}
+        assert libxl.alive == set()
 
 
 def test_libxl_gets_the_image_from_its_own_header_on(image: Path):
@@ -239,18 +250,8 @@ def test_what_the_helper_measured_before_it_failed_is_in_the_report_too(image: P
             raise ImageError("damaged")
 
     report = RestoreReport()
-    with opened(str(image)) as found, pytest.raises(ImageError):
-        restore_libxl.restore(
-            Failing(),
-            found,
-            found.config,
-            Silence(),
-            report,
-            paused=False,
-            force=False,
-            require_digest=False,
-            helper={},
-        )
+    with pytest.raises(ImageError):
+        restored_by(Failing(), image, report=report)
     assert (report.pages, report.memory_s) == (3, 0.25)
 
 

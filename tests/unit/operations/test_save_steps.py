@@ -1,41 +1,26 @@
-"""The order of what happens around the engine: the disk, the domain going on, what is left behind."""
+"""The order of what happens around the engine: the disk, the domain's final state, what is left behind."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
 
 import pytest
-from fake_toolstack import FakeMemory, FakeStore, FakeToolstack
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from saverestore.engine.progress import Silence
+from fake_host import FakeHost, FakeStore, FakeToolstack, commit_with
+
+from saverestore.engine.progress import DomainState, Silence
 from saverestore.errors import DomainError, TransportError, UsageError
-from saverestore.operations import prepare_save, save
-from saverestore.operations.save import Afterwards, SaveRequest
+from saverestore.operations.requests import FinalState, SaveRequest
+from saverestore.operations.save import save_domain
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.survey import survey
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
 from saverestore.toolstack import last_downtime
 from saverestore.transport.opening import open_image
-
-STORE = FakeStore()
-MEMORY = FakeMemory()
-
-
-@contextmanager
-def handles(**_: bool):
-    yield SimpleNamespace(xen=SimpleNamespace(pause=lambda _domid: None), memory=MEMORY, store=STORE)
-
-
-@pytest.fixture(autouse=True)
-def empty_store() -> None:
-    STORE.clear()
-    MEMORY.unmapped = 0
 
 
 @pytest.fixture
@@ -44,57 +29,57 @@ def toolstack() -> FakeToolstack:
 
 
 @pytest.fixture
-def guest(monkeypatch, toolstack) -> MemorySave:
-    found = MemorySave(MemoryDomain.pvh(64))
-    domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid="none"))
-    monkeypatch.setattr(save, "open_handles", handles)
-    for name in ("find", "check_can_be_saved"):
-        monkeypatch.setattr(prepare_save.domains, name, lambda *_: domain)
-    monkeypatch.setattr(prepare_save.choice, "for_saving", lambda *_: toolstack)
-    monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: found)
-    monkeypatch.setattr(prepare_save, "locked", lambda _: nullcontext())
-    return found
+def guest() -> MemorySave:
+    return MemorySave(MemoryDomain.pvh(64))
 
 
-def test_a_domain_that_is_to_go_on_does_not_wait_for_the_disk(tmp_path, monkeypatch, guest):
-    suspended_at_sync = []
-    monkeypatch.setattr(save.NewFile, "sync", lambda _: suspended_at_sync.append(guest.domain.suspended))
-    request = SaveRequest("web1", str(tmp_path / "out.img"), afterwards=Afterwards.RUN)
-    report = save.save_domain(request, Silence())
-    assert suspended_at_sync == [False]
+@pytest.fixture
+def host(guest, toolstack) -> FakeHost:
+    return FakeHost(guest, toolstack)
+
+
+def test_a_domain_that_is_to_run_does_not_wait_for_the_disk(tmp_path, guest, host):
+    suspended = []
+    commit = commit_with(lambda: suspended.append(guest.domain.suspended))
+    request = SaveRequest("web1", str(tmp_path / "out.img"), final_state=FinalState.RUN)
+    report = save_domain(request, Silence(), host=host, opened_commit=commit)
+    assert suspended == [False]
     assert (tmp_path / "out.img").exists()
-    assert report.downtime_s > 0
+    assert report.downtime.total_s > 0
+    assert report.domain_state is DomainState.RUNNING
 
 
-@pytest.mark.parametrize("afterwards", [Afterwards.DESTROY, Afterwards.PAUSE])
-def test_a_domain_that_is_not_to_go_on_waits_for_the_disk(tmp_path, monkeypatch, guest, afterwards):
-    suspended_at_sync = []
-    monkeypatch.setattr(save.NewFile, "sync", lambda _: suspended_at_sync.append(guest.domain.suspended))
-    save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards), Silence())
-    assert suspended_at_sync == [True]
+@pytest.mark.parametrize("final_state", [FinalState.DESTROY, FinalState.PAUSE])
+def test_a_domain_that_is_not_to_run_waits_for_the_disk(tmp_path, guest, host, final_state):
+    suspended = []
+    commit = commit_with(lambda: suspended.append(guest.domain.suspended))
+    request = SaveRequest("web1", str(tmp_path / "out.img"), final_state=final_state)
+    report = save_domain(request, Silence(), host=host, opened_commit=commit)
+    assert suspended == [True]
+    assert report.domain_state is DomainState(final_state.value)
 
 
 NOTE = "/local/domain/7/pysave/last-downtime"
 
 
-def test_what_a_suspend_took_is_what_the_next_one_is_expected_to_take(tmp_path, guest):
+def test_what_a_suspend_took_is_what_the_next_one_is_expected_to_take(tmp_path, guest, host):
     request = SaveRequest(
-        "web1", str(tmp_path / "a.img"), afterwards=Afterwards.RUN, live=True, overwrite=True
+        "web1", str(tmp_path / "a.img"), final_state=FinalState.RUN, live=True, overwrite=True
     )
-    first = save.save_domain(request, Silence())
+    first = save_domain(request, Silence(), host=host)
     assert (first.limits.suspend_s, first.limits.state_s) == (0.1, 0.05)
-    suspend_ms, state_ms = STORE[NOTE].split()
-    assert int(suspend_ms) == round(first.suspend_s * 1000)
-    assert int(state_ms) == round((first.state_s + first.resume_s) * 1000)
-    STORE[NOTE] = "700 20"
-    second = save.save_domain(request, Silence())
+    suspend_ms, state_ms = host.store[NOTE].split()
+    assert int(suspend_ms) == round(first.downtime.suspend_s * 1000)
+    assert int(state_ms) == round((first.downtime.state_s + first.downtime.resume_s) * 1000)
+    host.store[NOTE] = "700 20"
+    second = save_domain(request, Silence(), host=host)
     assert second.verdict.prediction.suspend_s == 0.7
     assert second.verdict.prediction.state_s == 0.02
 
 
-def test_of_a_domain_that_is_destroyed_nothing_is_remembered(tmp_path, guest):
-    save.save_domain(SaveRequest("web1", str(tmp_path / "a.img")), Silence())
-    assert STORE == {}
+def test_of_a_domain_that_is_destroyed_nothing_is_remembered(tmp_path, guest, host):
+    save_domain(SaveRequest("web1", str(tmp_path / "a.img")), Silence(), host=host)
+    assert host.store == {}
 
 
 @pytest.mark.parametrize("text", ["", "rubbish", "1", "1 2 3", "-1 5", "1.5 2", "9999999999 1"])
@@ -102,14 +87,14 @@ def test_a_note_that_makes_no_sense_is_passed_over(text):
     assert last_downtime.known(FakeStore({NOTE: text}), 7) is None
 
 
-def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, monkeypatch, guest):
-    def fail(_: object) -> None:
+def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, guest, host):
+    def fail() -> None:
         raise TransportError("the disk is broken")
 
-    monkeypatch.setattr(save.NewFile, "sync", fail)
-    for afterwards in Afterwards:
+    for final_state in FinalState:
+        request = SaveRequest("web1", str(tmp_path / "out.img"), final_state=final_state)
         with pytest.raises(TransportError) as caught:
-            save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards), Silence())
+            save_domain(request, Silence(), host=host, opened_commit=commit_with(fail))
         assert "no image was left" in caught.value.__notes__[-1]
         assert list(tmp_path.iterdir()) == []
         assert not guest.domain.suspended
@@ -134,19 +119,18 @@ class FakeDeviceModel:
 
 
 @pytest.fixture
-def device_model(monkeypatch, toolstack, guest) -> FakeDeviceModel:
-    found = FakeDeviceModel(guest)
-    monkeypatch.setattr(toolstack, "device_model_of", lambda _: found)
-    return found
+def device_model(toolstack, guest) -> FakeDeviceModel:
+    toolstack.device_model = FakeDeviceModel(guest)
+    return toolstack.device_model
 
 
 @pytest.mark.parametrize(
     ("how", "is_covered"), [({}, True), ({"plain": True}, False), ({"digest": "none"}, False)], ids=str
 )
 def test_the_device_models_state_is_written_once_and_covered_by_the_digest(
-    tmp_path, device_model, how, is_covered
+    tmp_path, device_model, how, is_covered, host
 ):
-    save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), **how), Silence())
+    save_domain(SaveRequest("web1", str(tmp_path / "out.img"), **how), Silence(), host=host)
     data = (tmp_path / "out.img").read_bytes()
     assert (device_model.asked, data.count(b"QEVM")) == (1, 1)
     with open_image(str(tmp_path / "out.img")) as source:
@@ -159,43 +143,43 @@ def test_the_device_models_state_is_written_once_and_covered_by_the_digest(
 
 
 def test_a_device_model_whose_state_cannot_be_had_leaves_no_image_and_a_running_domain(
-    tmp_path, guest, device_model
+    tmp_path, guest, device_model, host
 ):
     device_model.fails = True
     for digest in ("xxh3", "none"):
         with pytest.raises(DomainError, match="the device model is gone"):
-            save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), digest=digest), Silence())
+            save_domain(SaveRequest("web1", str(tmp_path / "out.img"), digest=digest), Silence(), host=host)
         assert list(tmp_path.iterdir()) == []
         assert not guest.domain.suspended
 
 
-def test_a_domain_with_pci_devices_of_its_own_is_not_saved_live(tmp_path, guest, toolstack):
+def test_a_domain_with_pci_devices_of_its_own_is_not_saved_live(tmp_path, guest, toolstack, host):
     toolstack.pci_devices = [{"domain": 0, "bus": 3, "dev": 0, "func": 1}]
     with pytest.raises(DomainError, match=r"0000:03:00\.1.*cannot be saved live"):
-        save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), live=True), Silence())
+        save_domain(SaveRequest("web1", str(tmp_path / "out.img"), live=True), Silence(), host=host)
     assert list(tmp_path.iterdir()) == []
-    save.save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence())
+    save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence(), host=host)
     assert toolstack.destroyed == 1
 
 
-def test_the_toolstack_is_closed_whatever_happens(tmp_path, monkeypatch, guest, toolstack):
-    save.save_domain(SaveRequest("web1", str(tmp_path / "a.img")), Silence())
+def test_the_toolstack_is_closed_whatever_happens(tmp_path, toolstack, host):
+    save_domain(SaveRequest("web1", str(tmp_path / "a.img")), Silence(), host=host)
     assert (toolstack.destroyed, toolstack.closed) == (1, 1)
     toolstack.devices = ["vbd 51712"]
     with pytest.raises(DomainError):
-        save.save_domain(SaveRequest("web1", str(tmp_path / "b.img")), Silence())
+        save_domain(SaveRequest("web1", str(tmp_path / "b.img")), Silence(), host=host)
     assert (toolstack.destroyed, toolstack.closed) == (1, 2)
 
 
-def test_devices_are_refused_and_with_force_only_destroying_is(tmp_path, guest, toolstack):
+def test_devices_are_refused_and_with_force_only_destroying_is(tmp_path, guest, toolstack, host):
     toolstack.devices = ["vbd 51712"]
-    for forced, afterwards in [(False, Afterwards.RUN), (True, Afterwards.DESTROY)]:
-        request = SaveRequest("web1", str(tmp_path / "out.img"), afterwards=afterwards, force=forced)
+    for forced, final_state in [(False, FinalState.RUN), (True, FinalState.DESTROY)]:
+        request = SaveRequest("web1", str(tmp_path / "out.img"), final_state=final_state, force=forced)
         with pytest.raises(DomainError, match=r"vbd 51712.*nothing was done"):
-            save.save_domain(request, Silence())
+            save_domain(request, Silence(), host=host)
         assert list(tmp_path.iterdir()) == []
-    request = SaveRequest("web1", str(tmp_path / "out.img"), afterwards=Afterwards.RUN, force=True)
-    save.save_domain(request, Silence())
+    request = SaveRequest("web1", str(tmp_path / "out.img"), final_state=FinalState.RUN, force=True)
+    save_domain(request, Silence(), host=host)
     assert (tmp_path / "out.img").exists()
 
 
@@ -211,9 +195,11 @@ def test_devices_are_refused_and_with_force_only_destroying_is(tmp_path, guest, 
     ],
     ids=str,
 )
-def test_the_image_is_as_it_was_asked_for_and_whole(tmp_path, guest, more, digest, first):
+def test_the_image_is_as_it_was_asked_for_and_whole(tmp_path, guest, more, digest, first, host):
     path = tmp_path / "out.img"
-    report = save.save_domain(SaveRequest("web1", str(path), afterwards=Afterwards.RUN, **more), Silence())
+    report = save_domain(
+        SaveRequest("web1", str(path), final_state=FinalState.RUN, **more), Silence(), host=host
+    )
     assert path.read_bytes().startswith(first)
     with open_image(str(path)) as source:
         found = survey(source)
@@ -227,17 +213,17 @@ def test_the_image_is_as_it_was_asked_for_and_whole(tmp_path, guest, more, diges
     assert report.pages_sent == found.pages.nr_data
 
 
-def test_a_digest_that_cannot_be_made_is_refused_before_anything_is_done(tmp_path, guest, monkeypatch):
+def test_a_digest_that_cannot_be_made_is_refused_before_anything_is_done(tmp_path, guest, monkeypatch, host):
     monkeypatch.setitem(sys.modules, "blake3", None)
     with pytest.raises(UsageError, match="python3-blake3"):
-        save.save_domain(SaveRequest("web1", str(tmp_path / "out.img"), digest="blake3"), Silence())
+        save_domain(SaveRequest("web1", str(tmp_path / "out.img"), digest="blake3"), Silence(), host=host)
     assert guest.moments.calls == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("compress", [None, 1])
 def test_an_interrupt_at_any_call_leaves_no_image_no_thread_and_a_running_domain(
-    tmp_path, guest, monkeypatch, compress
+    tmp_path, guest, monkeypatch, compress, host
 ):
     class Stop(Exception):
         pass
@@ -249,33 +235,33 @@ def test_an_interrupt_at_any_call_leaves_no_image_no_thread_and_a_running_domain
     number = -1
     guest.moments.on_every(stop)
     request = SaveRequest(
-        "web1", str(tmp_path / "out.img"), afterwards=Afterwards.RUN, compress=compress, overwrite=True
+        "web1", str(tmp_path / "out.img"), final_state=FinalState.RUN, compress=compress, overwrite=True
     )
-    save.save_domain(request, Silence())
+    save_domain(request, Silence(), host=host)
     last = guest.moments.calls.index("end_records")
     (tmp_path / "out.img").unlink()
     for call in range(last + 1):
         number = call + len(guest.moments.calls)
         with pytest.raises(Stop):
-            save.save_domain(request, Silence())
+            save_domain(request, Silence(), host=host)
         assert list(tmp_path.iterdir()) == []
         names = [thread.name for thread in threading.enumerate()]
         assert not [name for name in names if name.startswith(("zstd", "digest", "pages"))]
 
 
 @pytest.mark.parametrize(
-    ("afterwards", "make", "unmapped"),
+    ("final_state", "make", "unmapped"),
     [
-        (Afterwards.RUN, MemoryDomain.pv, True),
-        (Afterwards.RUN, MemoryDomain.pvh, False),
-        (Afterwards.PAUSE, MemoryDomain.pvh, False),
-        (Afterwards.DESTROY, MemoryDomain.pv, True),
-        (Afterwards.DESTROY, MemoryDomain.pvh, True),
+        (FinalState.RUN, MemoryDomain.pv, True),
+        (FinalState.RUN, MemoryDomain.pvh, False),
+        (FinalState.PAUSE, MemoryDomain.pvh, False),
+        (FinalState.DESTROY, MemoryDomain.pv, True),
+        (FinalState.DESTROY, MemoryDomain.pvh, True),
     ],
 )
 def test_nothing_of_a_pv_domain_that_runs_or_of_one_that_is_destroyed_stays_mapped(
-    tmp_path, monkeypatch, guest, afterwards, make, unmapped
+    tmp_path, host, final_state, make, unmapped
 ):
-    monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: MemorySave(make(64)))
-    save.save_domain(SaveRequest("web1", str(tmp_path / "a.img"), afterwards=afterwards), Silence())
-    assert bool(MEMORY.unmapped) == unmapped
+    host.guest = MemorySave(make(64))
+    save_domain(SaveRequest("web1", str(tmp_path / "a.img"), final_state=final_state), Silence(), host=host)
+    assert bool(host.memory.unmapped) == unmapped

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from fake_toolstack import FakeMemory, FakeStore, FakeToolstack
 
 try:
     import pyxc  # noqa: F401
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
+from fake_host import FakeHost, FakeToolstack, RestoringHost, commit_with
+
 from saverestore.engine.progress import Silence
 from saverestore.errors import Interrupted
 from saverestore.interrupts import handled
-from saverestore.operations import prepare_save, restore, save
+from saverestore.operations.requests import RestoreRequest, SaveRequest
+from saverestore.operations.restore import restore_domain
+from saverestore.operations.save import save_domain
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
@@ -36,35 +37,18 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@contextmanager
-def no_handles(**_: bool):
-    yield SimpleNamespace(xen=None, memory=FakeMemory(), store=FakeStore())
-
-
-def test_a_signal_while_the_domain_is_being_created_destroys_it(tmp_path: Path, monkeypatch):
+def test_a_signal_while_the_domain_is_being_created_destroys_it(tmp_path: Path):
     path = tmp_path / "in.img"
     with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as sink:
         XlHeader.write(sink, json.dumps(CONFIG).encode())
         LibxlWriter(sink).libxc_context()
         LibxcWriter(sink, DomainType.X86_HVM, (4, 17))
-    alive: set[int] = set()
-
-    def create(*_: object) -> SimpleNamespace:
-        alive.add(5)
-        interrupt()
-        return SimpleNamespace(domid=5)
-
-    monkeypatch.setattr(restore, "open_handles", no_handles)
-    monkeypatch.setattr(restore.domains, "check_free", lambda *_: None)
-    monkeypatch.setattr(restore.bare, "check_memory", lambda *_: None)
-    monkeypatch.setattr(restore, "_check_cpu", lambda *_: None)
-    monkeypatch.setattr(restore.choice, "for_restoring", lambda *_: (None, ""))
-    monkeypatch.setattr(restore.bare, "check_host", lambda *_: None)
-    monkeypatch.setattr(restore.bare, "create", create)
-    monkeypatch.setattr(restore.bare, "destroy", lambda handles, domid, uuid: alive.discard(domid))
+    host = RestoringHost()
+    host.on_create = interrupt
     with pytest.raises(Interrupted), handled():
-        restore.restore_domain(restore.RestoreRequest(str(path)), Silence())
-    assert alive == set()
+        restore_domain(RestoreRequest(str(path)), Silence(), host=host)
+    assert host.created == 1
+    assert host.alive == set()
 
 
 @pytest.fixture
@@ -73,28 +57,25 @@ def toolstack() -> FakeToolstack:
 
 
 @pytest.fixture
-def guest(monkeypatch, toolstack) -> MemorySave:
-    found = MemorySave(MemoryDomain.pvh(64))
-    domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid=CONFIG["c_info"]["uuid"]))
-    monkeypatch.setattr(save, "open_handles", no_handles)
-    for name in ("find", "check_can_be_saved"):
-        monkeypatch.setattr(prepare_save.domains, name, lambda *_: domain)
-    monkeypatch.setattr(prepare_save.choice, "for_saving", lambda *_: toolstack)
-    monkeypatch.setattr(prepare_save, "_guest_of", lambda *_: found)
-    monkeypatch.setattr(prepare_save, "locked", lambda _: nullcontext())
-    return found
+def guest() -> MemorySave:
+    return MemorySave(MemoryDomain.pvh(64))
 
 
-def test_a_signal_between_writing_the_image_and_committing_it_resumes_the_guest(tmp_path, monkeypatch, guest):
-    monkeypatch.setattr(save.NewFile, "sync", lambda _: interrupt())
+@pytest.fixture
+def host(guest, toolstack) -> FakeHost:
+    return FakeHost(guest, toolstack)
+
+
+def test_a_signal_between_writing_the_image_and_committing_it_resumes_the_guest(tmp_path, guest, host):
+    request = SaveRequest("web1", str(tmp_path / "out.img"))
     with pytest.raises(Interrupted), handled():
-        save.save_domain(save.SaveRequest("web1", str(tmp_path / "out.img")), Silence())
+        save_domain(request, Silence(), host=host, opened_commit=commit_with(interrupt))
     assert list(tmp_path.iterdir()) == []
     assert not guest.domain.suspended
 
 
 def test_a_signal_while_the_image_is_committed_keeps_the_guest_or_the_image(
-    tmp_path, monkeypatch, guest, toolstack
+    tmp_path, monkeypatch, guest, toolstack, host
 ):
     fsync = os.fsync
 
@@ -104,21 +85,25 @@ def test_a_signal_while_the_image_is_committed_keeps_the_guest_or_the_image(
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(Interrupted), handled():
-        save.save_domain(save.SaveRequest("web1", str(tmp_path / "out.img")), Silence())
+        save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence(), host=host)
     assert list(tmp_path.iterdir()) == []
     assert not guest.domain.suspended
     assert not toolstack.destroyed
 
 
-def test_a_save_that_nothing_interrupts_leaves_the_image_and_destroys_the_domain(tmp_path, guest, toolstack):
-    save.save_domain(save.SaveRequest("web1", str(tmp_path / "out.img")), Silence())
+def test_a_save_that_nothing_interrupts_leaves_the_image_and_destroys_the_domain(
+    tmp_path, guest, toolstack, host
+):
+    save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence(), host=host)
     assert [path.name for path in tmp_path.iterdir()] == ["out.img"]
     assert toolstack.destroyed == 1
     assert guest.moments.calls[-1] == "close"
 
 
-def test_a_signal_once_the_image_is_safe_does_not_make_a_failure_of_the_save(tmp_path, guest, toolstack):
+def test_a_signal_once_the_image_is_safe_does_not_make_a_failure_of_the_save(
+    tmp_path, guest, toolstack, host
+):
     toolstack.on_destroy = interrupt
     with handled():
-        report = save.save_domain(save.SaveRequest("web1", str(tmp_path / "out.img")), Silence())
+        report = save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence(), host=host)
     assert report.pages_sent == 64

@@ -8,41 +8,28 @@ from __future__ import annotations
 
 import os
 import random
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from fake_toolstack import FakeMemory
-from memory_guests import CHANNELS, assert_same
+from fake_host import RestoringHost, image_in
+from memory_guests import assert_same
 from stress import Fault, Lines, forget, nothing_is_left, patched, seeded
 
 from saverestore.engine.progress import RestoreReport, Silence
-from saverestore.engine.save import SaveSettings, save
 from saverestore.errors import Interrupted
-from saverestore.operations import restore, restore_here
-from saverestore.operations.restore import RestoreRequest
-from saverestore.stream import LibxlWriter, XlHeader
-from saverestore.stream.codecs import Coding
-from saverestore.stream.digest import BeforeSink, DigestAlgorithm
+from saverestore.operations.requests import RestoreRequest
+from saverestore.operations.restore import restore_domain
 from saverestore.stream.page_coding import CodedPages
 from saverestore.testing.domain import MemoryDomain
-from saverestore.testing.guest import MemoryRestore, MemorySave, MemoryWindow, empty_like
-from saverestore.transport import FdSink, zstd_source
-from saverestore.transport.zstd_sink import ZstdSink
+from saverestore.testing.guest import MemoryRestore, MemoryWindow, empty_like
+from saverestore.transport import zstd_source
 
 BLOCKS, FAULTS, SIGNALS = 4, 40, 20
 PFNS = 300
-DOMID = 5
 
-CONFIG = (
-    '{"c_info": {"type": "%s", "name": "web1", "uuid": "00000000-0000-4000-8000-000000000001"},'
-    ' "b_info": {"max_vcpus": 1, "max_memkb": 4096}}'
-)
 MAKERS = {"pvh": MemoryDomain.pvh, "pv": MemoryDomain.pv}
 FORMS = ("plain", "zstd", "draft-b")
 
@@ -55,69 +42,9 @@ def images(tmp_path_factory) -> dict[tuple[str, str], tuple[Path, MemoryDomain]]
     for kind, make in MAKERS.items():
         for form in FORMS:
             path, domain = folder / f"{kind}-{form}.img", make(PFNS)
-            with patched() as patch, FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as file:
-                patch.setattr("saverestore.engine.save.BATCH_PFNS", 64)
-                sink = ZstdSink(file) if form == "zstd" else file
-                outside = BeforeSink(sink)
-                XlHeader.write(outside, (CONFIG % kind).encode())
-                stream = LibxlWriter(outside)
-                stream.libxc_context()
-                settings = SaveSettings(
-                    digest=DigestAlgorithm.XXH3,
-                    before=outside.before(),
-                    coding=Coding.parse("zstd") if form == "draft-b" else None,
-                )
-                save(MemorySave(domain), sink, settings)
-                stream.end()
-                if isinstance(sink, ZstdSink):
-                    sink.finish()
-                    sink.close()
+            image_in(folder, domain, form, path.name)
             found[kind, form] = (path, domain)
     return found
-
-
-@dataclass
-class Host:
-    """What there is of domains: those alive, those that run."""
-
-    guest: MemoryRestore
-    alive: set[int] = field(default_factory=set)
-    running: set[int] = field(default_factory=set)
-    introduced: int = 0
-
-    def create(self, *_: object) -> SimpleNamespace:
-        self.alive.add(DOMID)
-        return SimpleNamespace(domid=DOMID, channels=CHANNELS)
-
-    def destroy(self, _handles: object, domid: int, _uuid: object) -> None:
-        self.alive.discard(domid)
-
-    def introduce(self, *_: object) -> None:
-        self.introduced += 1
-
-    def unpause(self, domid: int) -> None:
-        self.running.add(domid)
-
-    @contextmanager
-    def instead_of_xen(self, patch: pytest.MonkeyPatch):
-        @contextmanager
-        def handles(**_: bool):
-            xen = SimpleNamespace(domain=lambda _: SimpleNamespace(domid=DOMID), unpause=self.unpause)
-            memory = FakeMemory()
-            yield SimpleNamespace(xen=xen, memory=memory, store=None)
-
-        patch.setattr(restore, "open_handles", handles)
-        patch.setattr(restore.domains, "check_free", lambda *_: None)
-        patch.setattr(restore.bare, "check_memory", lambda *_: None)
-        patch.setattr(restore, "_check_cpu", lambda *_: None)
-        patch.setattr(restore.choice, "for_restoring", lambda *_: (None, ""))
-        patch.setattr(restore.bare, "check_host", lambda *_: None)
-        patch.setattr(restore.bare, "create", self.create)
-        patch.setattr(restore.bare, "destroy", self.destroy)
-        patch.setattr(restore.bare, "introduce", self.introduce)
-        patch.setattr(restore_here, "PvRestore", lambda *_, **__: self.guest)
-        patch.setattr(restore_here, "HvmRestore", lambda *_, **__: self.guest)
-        yield
 
 
 MOMENTS = ("take", "static_data_done", "write_pages", "complete")
@@ -129,13 +56,13 @@ PLACES = {
     "decode": (CodedPages, "_load", False),
     "populate": (MemoryDomain, "populate", False),
     "write": (MemoryWindow, "commit", False),
-    "create": (restore.bare, "create", False),
-    "introduce": (restore.bare, "introduce", False),
+    "create": (RestoringHost, "create", False),
+    "connect": (RestoringHost, "connect", False),
 }
 """Other stages: where they are, and whether only the system could fail there."""
 
 
-def put(fault: Fault, stage: str, host: Host, patch: pytest.MonkeyPatch) -> None:
+def put(fault: Fault, stage: str, host: RestoringHost, patch: pytest.MonkeyPatch) -> None:
     """Have the stage fail."""
     if stage in MOMENTS:
 
@@ -143,7 +70,7 @@ def put(fault: Fault, stage: str, host: Host, patch: pytest.MonkeyPatch) -> None
             if name == stage:
                 fault.reached()
 
-        host.guest.moments.on_every(at)
+        host.restored.moments.on_every(at)
         return
     where, name, _ = PLACES[stage]
     if stage == "decompress":  # on a worker, where each part has work of its own
@@ -153,23 +80,23 @@ def put(fault: Fault, stage: str, host: Host, patch: pytest.MonkeyPatch) -> None
     patch.setattr(where, name, fault.before(getattr(where, name)))
 
 
-def assert_left_right(host: Host, saved: MemoryDomain, error: BaseException | None) -> None:
+def assert_left_right(host: RestoringHost, saved: MemoryDomain, error: BaseException | None) -> None:
     """There is the whole domain, running; or none."""
     forget(error)
-    assert host.guest.buffers.nr_open == 0, "pages are still mapped"
+    assert host.restored.buffers.nr_open == 0, "pages are still mapped"
     if error is None:
-        assert host.alive == host.running == {DOMID}
+        assert host.alive == host.running == {host.DOMID}
         assert host.introduced == 1
-        assert_same(saved, host.guest.domain)
+        assert_same(saved, host.restored.domain)
     else:
         assert host.alive == set(), "a domain was left behind"
         assert host.running == set(), "half a domain ran"
-    host.guest.domain.close()
+    host.restored.domain.close()
 
 
-def any_of(chance: random.Random, images: dict) -> tuple[Path, MemoryDomain, Host]:
+def any_of(chance: random.Random, images: dict) -> tuple[Path, MemoryDomain, RestoringHost]:
     path, saved = images[chance.choice(sorted(images))]
-    return path, saved, Host(MemoryRestore(empty_like(saved)))
+    return path, saved, RestoringHost(MemoryRestore(empty_like(saved)))
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))
@@ -180,10 +107,12 @@ def test_one_fault_at_a_random_place(images, block):
             stage = chance.choice([*MOMENTS, *PLACES])
             fault = Fault(chance, of_the_system=stage in PLACES and PLACES[stage][2])
             raised = None
-            with patched() as patch, host.instead_of_xen(patch):
+            with patched() as patch:
                 put(fault, stage, host, patch)
                 try:
-                    restore.restore_domain(RestoreRequest(str(path), watch=False), Silence(), RestoreReport())
+                    restore_domain(
+                        RestoreRequest(str(path), watch=False), Silence(), RestoreReport(), host=host
+                    )
                 except BaseException as error:
                     raised = error
             told = f"{stage}, {fault.error!r}: {raised!r} {getattr(raised, '__notes__', [])}"
@@ -205,14 +134,13 @@ def test_a_signal_at_a_random_line(images, block):
                 if attempt == "signalled":
                     lines = Lines(chance.randrange(lines.count))
                 raised = None
-                with patched() as patch, host.instead_of_xen(patch):
-                    try:
-                        with lines.watched():
-                            restore.restore_domain(
-                                RestoreRequest(str(path), watch=False), Silence(), RestoreReport()
-                            )
-                    except Interrupted as error:
-                        raised = error
+                try:
+                    with lines.watched():
+                        restore_domain(
+                            RestoreRequest(str(path), watch=False), Silence(), RestoreReport(), host=host
+                        )
+                except Interrupted as error:
+                    raised = error
                 if attempt == "counted":
                     assert raised is None
                 try:

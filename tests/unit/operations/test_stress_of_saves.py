@@ -8,33 +8,30 @@ from __future__ import annotations
 
 import os
 import random
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from fake_toolstack import FakeMemory, FakeStore, FakeToolstack
+from fake_host import FakeHost
 from stress import Fault, Lines, forget, nothing_is_left, patched, seeded
 
 from saverestore.engine import dirty
-from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport, Silence
 from saverestore.errors import Interrupted
 from saverestore.guest.ports import PageBatch
-from saverestore.operations import prepare_save, save
-from saverestore.operations.save import Afterwards, SaveRequest
+from saverestore.operations.requests import FinalState, SaveRequest
+from saverestore.operations.save import save_domain
 from saverestore.stream import digest
 from saverestore.stream.codecs import Coding
 from saverestore.stream.survey import survey
 from saverestore.stream.writer import LibxcWriter
 from saverestore.testing.domain import MemoryDomain
-from saverestore.testing.guest import MemorySave, MemoryThrottle
+from saverestore.testing.guest import MemorySave
 from saverestore.transport.opening import open_image
 from saverestore.transport.zstd_sink import ZstdSink
 
@@ -49,13 +46,8 @@ class Setup:
     guest: MemorySave
     request: SaveRequest
     folder: Path
-    toolstack: FakeToolstack
+    host: FakeHost
     written: list[np.ndarray]
-    opened: int = 0
-
-    def opened_toolstack(self) -> FakeToolstack:
-        self.opened += 1
-        return self.toolstack
 
     @property
     def image(self) -> Path:
@@ -76,7 +68,7 @@ def setup(chance: random.Random, folder: Path) -> Setup:
     request = SaveRequest(
         "web1",
         str(folder / "out.img"),
-        afterwards=chance.choice(list(Afterwards)),
+        final_state=chance.choice(list(FinalState)),
         live=live,
         dirty=chance.choice(["auto", "digest"]),
         limits=limits,
@@ -85,7 +77,7 @@ def setup(chance: random.Random, folder: Path) -> Setup:
         coding=Coding.parse(chance.choice(codecs)) if form == "draft-b" else None,
         overwrite=chance.random() < 0.3,
     )
-    found = Setup(guest, request, folder, FakeToolstack(), [])
+    found = Setup(guest, request, folder, FakeHost(guest, batch_pfns=64), [])
     plain = guest.domain.data_pfns()
 
     def write() -> None:
@@ -96,31 +88,6 @@ def setup(chance: random.Random, folder: Path) -> Setup:
     for number in range(6):
         guest.moments.on("check_layout", number, write)
     return found
-
-
-@contextmanager
-def no_xen(setup: Setup, patch: pytest.MonkeyPatch):
-    """The operation on that domain, and on nothing else of this machine."""
-
-    @contextmanager
-    def handles(**_: bool):
-        memory = FakeMemory()
-        yield SimpleNamespace(
-            xen=SimpleNamespace(pause=lambda _domid: None), memory=memory, store=FakeStore()
-        )
-
-    domain = SimpleNamespace(domid=7, name="web1", info=SimpleNamespace(uuid="none"))
-    patch.setattr(save, "open_handles", handles)
-    for name in ("find", "check_can_be_saved"):
-        patch.setattr(prepare_save.domains, name, lambda *_: domain)
-    patch.setattr(prepare_save.choice, "for_saving", lambda *_: setup.opened_toolstack())
-    patch.setattr(prepare_save, "_guest_of", lambda *_: setup.guest)
-    patch.setattr(prepare_save, "locked", lambda _: nullcontext())
-    patch.setattr(
-        prepare_save, "ProcessorCap", lambda *_: MemoryThrottle(setup.guest.domain, setup.guest.moments)
-    )
-    patch.setattr(engine, "BATCH_PFNS", 64)
-    yield
 
 
 MOMENTS = (
@@ -177,19 +144,19 @@ def assert_left_right(setup: Setup, before: np.ndarray, error: BaseException | N
     names = [path.name for path in setup.folder.iterdir()]
     if error is None:
         assert names == [setup.image.name]
-        assert domain.suspended == (request.afterwards is Afterwards.DESTROY)
-        assert setup.toolstack.destroyed == (request.afterwards is Afterwards.DESTROY)
+        assert domain.suspended == (request.final_state is FinalState.DESTROY)
+        assert setup.host.toolstack.destroyed == (request.final_state is FinalState.DESTROY)
         with open_image(request.image) as source:
             assert survey(source).error is None
     else:
         assert names == []
         assert not domain.suspended, "the domain stands still"
-        assert setup.toolstack.destroyed == 0
+        assert setup.host.toolstack.destroyed == 0
         expected = before.copy()
         for number, pfns in enumerate(setup.written, 1):
             expected[domain.p2m[pfns]] = number
         assert np.array_equal(domain.frames, expected), "the domain's memory is not what it was"
-    assert setup.toolstack.closed == setup.opened
+    assert setup.host.toolstack.closed == setup.host.opened_toolstacks
     domain.close()
 
 
@@ -204,10 +171,10 @@ def test_one_fault_at_a_random_place(tmp_path, block):
             stage = chance.choice([*MOMENTS, *PLACES, *PLACES])
             fault = Fault(chance, of_the_system=stage in PLACES and PLACES[stage][2])
             raised, report = None, SaveReport()
-            with patched() as patch, no_xen(found, patch):
+            with patched() as patch:
                 put(fault, stage, found, patch)
                 try:
-                    save.save_domain(found.request, Silence(), report)
+                    save_domain(found.request, Silence(), report, host=found.host)
                 except BaseException as error:
                     raised = error
             told = f"{stage}, {fault.error!r}: {raised!r} {getattr(raised, '__notes__', [])}"
@@ -236,12 +203,11 @@ def test_a_signal_at_a_random_line(tmp_path, block):
                 before = found.guest.domain.frames.copy()
                 if attempt == "signalled":
                     lines = Lines(chance.randrange(counted.count))
-                with patched() as patch, no_xen(found, patch):
-                    try:
-                        with lines.watched():
-                            save.save_domain(found.request, Silence())
-                    except Interrupted as error:
-                        raised = error
+                try:
+                    with lines.watched():
+                        save_domain(found.request, Silence(), host=found.host)
+                except Interrupted as error:
+                    raised = error
                 if attempt == "counted":
                     assert raised is None
                     assert_left_right(found, before, None)
