@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
-from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import FORCE, Handles, open_handles
 from saverestore.guest.x86.common import check_cpu_policy
 from saverestore.operations import restore_here
 from saverestore.operations.image import opened
 from saverestore.operations.preflight import Findings, duration, vcpus
+from saverestore.process import ending
 from saverestore.stream.layout import DomainType, RecordType
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import Arm64Platform, X86CpuidPolicy, X86MsrPolicy
@@ -109,7 +109,7 @@ def restore_domain(
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)
         if request.watch:
             _watch(domid, image.config.name)
-        process_end.let_memory_follow()
+        ending.let_memory_follow()
         return Restored(domid, image.config.name, report)
 
 

@@ -19,7 +19,6 @@ from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits
 from saverestore.engine.progress import Progress, SaveReport
 from saverestore.errors import DomainError, XenRefused
-from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.ports import SaveGuest
 from saverestore.interrupts import shield
@@ -32,6 +31,7 @@ from saverestore.operations.prepare_save import (
     destination,
     prepare,
 )
+from saverestore.process import ending
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import BeforeSink
 from saverestore.stream.layout import DomainType
@@ -98,7 +98,7 @@ def save_domain(
                     _remember(handles, domain, report)
                 # Not of one that is paused: a PV domain may be let go on at any moment.
                 if request.afterwards is not Afterwards.PAUSE:
-                    process_end.let_memory_follow()
+                    ending.let_memory_follow()
         finally:
             with shield():
                 guest.close()
