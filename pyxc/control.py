@@ -270,10 +270,10 @@ class Xen(Handle):
         check_rc(lib.xc_domain_shutdown(self.ptr, domid, reason), "xc_domain_shutdown", domid)
 
     def resume(self, domid: int) -> None:
-        """Let a domain that is shut down for suspend go on, its SUSPEND hypercall returning 1 ("cancelled").
+        """Resume a domain that is shut down for suspend: its SUSPEND hypercall returns 1 ("cancelled").
 
-        The guest must be one that understands this (Linux does): the "fast" way of libxc. It sets vCPU 0's
-        context, which loses extended processor state: see `saverestore.guest.x86.suspend.resume_suspended`.
+        This is libxc's "fast" way; the guest must understand it (Linux does). It sets vCPU 0's context, which
+        loses extended processor state: see `saverestore.guest.common.suspend.resume_suspended`.
         """
         check_rc(lib.xc_domain_resume(self.ptr, domid, 1), "xc_domain_resume", domid)
 

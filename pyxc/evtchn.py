@@ -9,7 +9,7 @@ from pyxc.errors import XenError
 
 
 class EventChannels(Handle):
-    """A handle that events arrive on; wait for them with poll() on `fileno()`."""
+    """Ports of this domain, bound to those of others; closing the handle closes them."""
 
     def __init__(self) -> None:
         pointer = lib.xenevtchn_open(_log.logger(), 0)
@@ -20,25 +20,11 @@ class EventChannels(Handle):
     def _close(self, pointer: ffi.CData) -> None:
         lib.xenevtchn_close(pointer)
 
-    def fileno(self) -> int:
-        """Readable when an event is pending."""
-        return check_rc(lib.xenevtchn_fd(self.ptr), "xenevtchn_fd")
-
     def bind_interdomain(self, domid: int, remote_port: int) -> int:
         """Bind to a port that the other domain left unbound for us; the local port."""
         port = lib.xenevtchn_bind_interdomain(self.ptr, domid, remote_port)
         return check_rc(port, "xenevtchn_bind_interdomain", domid, detail=f"remote port {remote_port}")
 
-    def unbind(self, port: int) -> None:
-        """Close a local port."""
-        check_rc(lib.xenevtchn_unbind(self.ptr, port), "xenevtchn_unbind")
-
     def notify(self, port: int) -> None:
         """Raise the event at the other end of a local port."""
         check_rc(lib.xenevtchn_notify(self.ptr, port), "xenevtchn_notify")
-
-    def next_pending(self) -> int:
-        """Wait for the next event and take it: the local port, unmasked again."""
-        port = check_rc(lib.xenevtchn_pending(self.ptr), "xenevtchn_pending")
-        check_rc(lib.xenevtchn_unmask(self.ptr, port), "xenevtchn_unmask")
-        return port

@@ -125,12 +125,8 @@ int xenforeignmemory_unmap_resource(xenforeignmemory_handle *fmem, xenforeignmem
 /* xenevtchn.h */
 xenevtchn_handle *xenevtchn_open(xentoollog_logger *logger, unsigned int flags);
 int xenevtchn_close(xenevtchn_handle *xce);
-int xenevtchn_fd(xenevtchn_handle *xce);
 int xenevtchn_notify(xenevtchn_handle *xce, uint32_t port);
 int xenevtchn_bind_interdomain(xenevtchn_handle *xce, uint32_t domid, uint32_t remote_port);
-int xenevtchn_unbind(xenevtchn_handle *xce, uint32_t port);
-int xenevtchn_pending(xenevtchn_handle *xce);
-int xenevtchn_unmask(xenevtchn_handle *xce, uint32_t port);
 
 /* xenstore.h */
 struct xs_handle;
@@ -153,7 +149,6 @@ bool xs_transaction_end(struct xs_handle *h, xs_transaction_t t, bool abort);
 bool xs_introduce_domain(struct xs_handle *h, unsigned int domid, unsigned long mfn, unsigned int eventchn);
 bool xs_resume_domain(struct xs_handle *h, unsigned int domid);
 bool xs_release_domain(struct xs_handle *h, unsigned int domid);
-bool xs_is_domain_introduced(struct xs_handle *h, unsigned int domid);
 #define XS_PERM_NONE ...
 #define XS_PERM_READ ...
 #define XS_PERM_WRITE ...

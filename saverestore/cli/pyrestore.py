@@ -132,10 +132,10 @@ def _helper_for(arguments: argparse.Namespace) -> AbstractContextManager[Mapping
 
     if arguments.toolstack == "bare" or is_arm64_host():
         return nullcontext({})
-    from saverestore.cli import helper
-    from saverestore.helper.ready import ready_helper
+    from saverestore.helper import session
+    from saverestore.process.ready import ready_helper
 
-    return ready_helper(helper.main)
+    return ready_helper(session.run, session.load_restore)
 
 
 def _size_of(image: str) -> int | None:

@@ -20,9 +20,9 @@ def _run(module: str) -> int:
 def _run_to_the_end(module: str) -> NoReturn:
     """As `_run`, and end the process: those who wait for it wait for no more than that."""
     code = _run(module)
-    from saverestore.guest.common import process_end
+    from saverestore.process import ending
 
-    process_end.end(code)
+    ending.end(code)
 
 
 def pysave() -> NoReturn:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import select
 import threading
+from typing import Self
 
-from saverestore.errors import SaveRestoreError
+from saverestore.errors import TransportError
 from saverestore.helper.messages import ALWAYS_TAKEN, NO_ERRNO, QUESTIONS, REPLY, Level, MessageType, pack
 from saverestore.interrupts import shield
 
@@ -14,7 +15,7 @@ CONTEXT = "pyxc"
 """What our messages begin with in `xl`'s output."""
 
 
-class LibxlGone(SaveRestoreError):
+class LibxlGone(TransportError):
     """libxl has closed its ends of the pipes: there is nobody left to work for."""
 
 
@@ -34,6 +35,20 @@ class Channel:
         self._owed = 0
         self.asked: set[MessageType] = set()
         self._partial = b""
+
+    @classmethod
+    def on_standard_streams(cls, callbacks: int) -> Self:
+        """Take libxl's pipes from standard input and output, as libxl starts its helper.
+
+        Afterwards standard input is empty and standard output goes where errors go: whatever reads or prints by
+        mistake must not meet the protocol.
+        """
+        replies_fd, messages_fd = os.dup(0), os.dup(1)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.dup2(2, 1)
+        return cls(replies_fd=replies_fd, messages_fd=messages_fd, callbacks=callbacks)
 
     def takes(self, type: MessageType) -> bool:
         """Whether libxl does something with such a message."""

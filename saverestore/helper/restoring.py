@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ImageError
-from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import FORCE, open_handles
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
@@ -15,8 +12,9 @@ from saverestore.guest.x86.pv import PvRestore, pfn_limit
 from saverestore.helper.arguments import RestoreArguments, StreamType
 from saverestore.helper.channel import Channel
 from saverestore.helper.messages import MessageType, Missing
+from saverestore.helper.reporting import ChannelProgress
 from saverestore.helper.settings import Settings
-from saverestore.helper.telling import ChannelProgress
+from saverestore.process import ending
 from saverestore.stream.behind import check_ahead
 from saverestore.stream.layout import DomainType
 from saverestore.stream.reader import LibxcReader
@@ -79,10 +77,15 @@ def _unless(settings: Settings, task: Task | None) -> str | None:
 
 
 def restore(
-    arguments: RestoreArguments, settings: Settings, channel: Channel, report: RestoreReport
+    arguments: RestoreArguments,
+    settings: Settings,
+    task: Task | None,
+    channel: Channel,
+    report: RestoreReport,
 ) -> RestoredPages:
     """Read one libxc stream to its END, and no byte more, into the domain: where its rings are.
 
+    `task`: of whoever asked libxl to restore; None when that is `xl`.
     Of what libxl will read behind that, a file is looked at beforehand; what comes through a pipe cannot be.
     On any error the domain is of no use; libxl destroys it. What was done goes into `report`, then, too.
     """
@@ -90,7 +93,6 @@ def restore(
         raise DomainError(
             "checkpointed streams (Remus, COLO) cannot be restored by this helper; use libxl's own"
         )
-    task = Task.of(os.environ)
     source = _source(arguments.io_fd, task)
     unless = _unless(settings, task)
     reader = LibxcReader(
@@ -122,7 +124,7 @@ def restore(
                 reader, source, LibxlRestoreGuest(guest, channel), channels, ChannelProgress(channel), report
             )
             check_ahead(source, reader.following)
-            process_end.let_memory_follow()
+            ending.let_memory_follow()
             return restored
         finally:
             guest.close()

@@ -13,7 +13,6 @@ from saverestore.engine.progress import SaveReport
 from saverestore.engine.save import save as save_image
 from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError
-from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspender
 from saverestore.guest.ports import SaveGuest
@@ -22,9 +21,10 @@ from saverestore.guest.x86.pv import PvSave
 from saverestore.helper.arguments import SaveArguments, SaveFlag, StreamType
 from saverestore.helper.channel import Channel
 from saverestore.helper.messages import MessageType
+from saverestore.helper.reporting import ChannelProgress
 from saverestore.helper.settings import Settings
-from saverestore.helper.telling import ChannelProgress
 from saverestore.interrupts import shield
+from saverestore.process import ending
 from saverestore.stream.digest import NO_DIGEST, algorithm_for_writing
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
@@ -56,10 +56,10 @@ class LibxlSuspender:
             )
 
     def resume(self) -> None:
-        """Nothing: libxl lets the domain go on after a failure, and only it can start the device model again."""
+        """Nothing: libxl resumes the domain after a failure, and only it can start the device model again."""
 
 
-def let_go_on(domid: int) -> None:
+def resume_without_libxl(domid: int) -> None:
     """Resume a domain that libxl was asked to suspend, when libxl is no longer there to do it.
 
     After Ctrl-C `xl` ends without a word, and the image it was writing is of no use. A device model stays stopped.
@@ -90,8 +90,8 @@ class LibxlEmulator:
 def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> SaveReport:
     """Write the domain to the descriptor, from the libxc stream's header to its END.
 
-    It is suspended afterwards. On any error log-dirty is off, and libxl, told of the failure, lets the domain go
-    on; where libxl is gone (LibxlGone), `let_go_on` does.
+    It is suspended afterwards. On any error log-dirty is off, and libxl resumes the domain once the failure is
+    reported to it; where libxl is gone (LibxlGone), `resume_without_libxl` does.
     """
     if arguments.stream_type != StreamType.PLAIN:
         raise DomainError("checkpointed saves (Remus, COLO) cannot be made by this helper; use libxl's own")
@@ -122,7 +122,7 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
                 # Little is left, and libxl waits for this process with the domain suspended. Of one that is not live
                 # all is: then libxl must wait, which may destroy the domain next.
                 handles.memory.unmap_lingering()
-                process_end.let_memory_follow()
+                ending.let_memory_follow()
             return report
         finally:
             with shield():

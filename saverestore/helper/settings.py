@@ -1,28 +1,18 @@
 """What an administrator may set for the helper: `xl` has no way to pass options on, so a file and variables do.
 
-    # /etc/xen/pysave.toml               variable
-    dirty = "auto"                       PYXC_DIRTY          auto, log or digest
-    max_rounds = 0                       PYXC_MAX_ROUNDS     live rounds at most; 0: 5, or 30 with one of the next
-    downtime_ms = 0                      PYXC_DOWNTIME_MS    suspend when the rest is expected to fit; 0: no such aim
-    on_stall = "stop"                    PYXC_ON_STALL       stop, abort or throttle when rounds no longer help
-    max_time = 0                         PYXC_MAX_TIME       no live round is begun after so many seconds; 0: any time
-    few_pages = 50                       PYXC_FEW_PAGES      suspend when fewer than this are left
-    workers = 2                          PYXC_WORKERS        threads that read ahead
-    check_cpu = true                     PYXC_CHECK_CPU      refuse images for a CPU that this host cannot give
-    plain = false                        PYXC_PLAIN          none of our optional records
-    digest = "xxh3"                      PYXC_DIGEST         xxh3, sha256, blake3 or none; plain leaves it out
-    log_level = "info"                   PYXC_LOG_LEVEL      debug, info or warning: what is told to `xl`
-
-A variable goes before the file. PYXC_CONFIG names another file; that one must exist, the usual one need not.
+Each setting is one field of `Settings`: its name (in the file; as a variable PYXC_ and the name in capitals), its
+default, the values it may have, and its line of help. A variable goes before the file. PYXC_CONFIG names another
+file; that one must exist, the usual one need not.
 """
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import UsageError
@@ -31,39 +21,146 @@ CONFIG = Path("/etc/xen/pysave.toml")
 VARIABLE_PREFIX = "PYXC_"
 CONFIG_VARIABLE = f"{VARIABLE_PREFIX}CONFIG"
 
-CHOICES = {
-    "dirty": ("auto", "log", "digest"),
-    "digest": ("xxh3", "sha256", "blake3", "none"),
-    "log_level": ("debug", "info", "warning"),
-    "on_stall": tuple(one.value for one in OnStall),
-}
 DAY_S = 24 * 60 * 60
-LEAST = {"max_rounds": 0, "downtime_ms": 0, "max_time": 0, "few_pages": 0, "workers": 1}
-MOST = {
-    "max_rounds": 1000,
-    "downtime_ms": DAY_S * 1000,
-    "max_time": DAY_S,
-    "few_pages": 1 << 32,
-    "workers": 64,
-}
-TRUTH = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
+
+
+class Kind(Protocol):
+    """The values that a setting may have."""
+
+    @property
+    def wanted(self) -> str:
+        """What it must be, in words."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether it may be this."""
+
+    def parse(self, text: str) -> Any:
+        """A variable's text as such a value; as it is where that cannot be, and then not accepted."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    @property
+    def wanted(self) -> str:
+        """See Kind."""
+        return " or ".join(self.words)
+
+    def accepts(self, value: Any) -> bool:
+        """See Kind."""
+        return value in self.words
+
+    def parse(self, text: str) -> Any:
+        """See Kind."""
+        return text
+
+
+@dataclass(frozen=True)
+class Number:
+    """A whole number within bounds, both included."""
+
+    least: int
+    most: int
+
+    @property
+    def wanted(self) -> str:
+        """See Kind."""
+        return f"a number from {self.least} to {self.most}"
+
+    def accepts(self, value: Any) -> bool:
+        """See Kind. A truth value is an int to Python, and not one here."""
+        return type(value) is int and self.least <= value <= self.most
+
+    def parse(self, text: str) -> Any:
+        """See Kind."""
+        return int(text) if text.strip().isdecimal() else text
+
+
+@dataclass(frozen=True)
+class Switch:
+    """On or off."""
+
+    wanted = "true or false"
+
+    def accepts(self, value: Any) -> bool:
+        """See Kind."""
+        return isinstance(value, bool)
+
+    def parse(self, text: str) -> Any:
+        """See Kind."""
+        words = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
+        return words.get(text.strip().lower(), text)
+
+
+def _setting(default: Any, kind: Kind, help: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help})
+
+
+ON_STALL = tuple(one.value for one in OnStall)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """See above."""
+    """The settings in force. In a line of help, {words} stands for those of a Choice."""
 
-    dirty: str = "auto"
-    max_rounds: int = 0
-    downtime_ms: int = 0
-    on_stall: str = "stop"
-    max_time: int = 0
-    few_pages: int = 50
-    workers: int = 2
-    check_cpu: bool = True
-    plain: bool = False
-    digest: str = "xxh3"
-    log_level: str = "info"
+    dirty: str = _setting(
+        default="auto",
+        kind=Choice(("auto", "log", "digest")),
+        help="how dirty pages are tracked: {words}",
+    )
+    max_rounds: int = _setting(
+        default=0,
+        kind=Number(0, 1000),
+        help="the largest number of live rounds; 0: 5, or 30 with downtime_ms or throttle",
+    )
+    downtime_ms: int = _setting(
+        default=0,
+        kind=Number(0, DAY_S * 1000),
+        help="suspend the domain when the predicted downtime is at most this; 0: no such aim",
+    )
+    on_stall: str = _setting(
+        default="stop",
+        kind=Choice(ON_STALL),
+        help="when more live rounds do not help: stop (suspend the domain), abort or throttle",
+    )
+    max_time: int = _setting(
+        default=0,
+        kind=Number(0, DAY_S),
+        help="start no live round after this many seconds; 0: no limit",
+    )
+    few_pages: int = _setting(
+        default=50,
+        kind=Number(0, 1 << 32),
+        help="suspend the domain when fewer dirty pages than this are left",
+    )
+    workers: int = _setting(
+        default=2,
+        kind=Number(1, 64),
+        help="threads that read ahead",
+    )
+    check_cpu: bool = _setting(
+        default=True,
+        kind=Switch(),
+        help="refuse images that need CPU features which this host lacks",
+    )
+    plain: bool = _setting(
+        default=False,
+        kind=Switch(),
+        help="write none of our optional records, the digest included",
+    )
+    digest: str = _setting(
+        default="xxh3",
+        kind=Choice(("xxh3", "sha256", "blake3", "none")),
+        help="the digest of the image: {words}",
+    )
+    log_level: str = _setting(
+        default="info",
+        kind=Choice(("debug", "info", "warning")),
+        help="the least severe messages that xl prints: {words}",
+    )
 
     @property
     def limits(self) -> Limits:
@@ -77,17 +174,35 @@ class Settings:
         )
 
 
-NAMES = tuple(field.name for field in fields(Settings))
+KINDS: dict[str, Kind] = {one.name: one.metadata["kind"] for one in fields(Settings)}
+
+
+def table() -> str:
+    """A line for each setting: as in the file, with its default; its variable; what it does."""
+    lines = []
+    for one in fields(Settings):
+        kind, text = one.metadata["kind"], one.metadata["help"]
+        if isinstance(kind, Choice):
+            text = text.format(words=f"{', '.join(kind.words[:-1])} or {kind.words[-1]}")
+        lines.append((f"{one.name} = {json.dumps(one.default)}", _variable_of(one.name), text))
+    widths = [max(len(line[at]) for line in lines) for at in (0, 1)]
+    return "".join(
+        f"  {left:{widths[0]}}  {variable:{widths[1]}}  {text}\n" for left, variable, text in lines
+    )
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The settings in force. UsageError naming file or variable for what they cannot be."""
     settings = _from_file(environment.get(CONFIG_VARIABLE))
-    for name in NAMES:
-        variable = VARIABLE_PREFIX + name.upper()
+    for name, kind in KINDS.items():
+        variable = _variable_of(name)
         if (text := environment.get(variable)) is not None:
-            settings = replace(settings, **{name: _checked(name, _parsed(name, text), f"${variable}")})
+            settings = replace(settings, **{name: _checked(name, kind.parse(text), f"${variable}")})
     return settings
+
+
+def _variable_of(name: str) -> str:
+    return VARIABLE_PREFIX + name.upper()
 
 
 def _from_file(asked_for: str | None) -> Settings:
@@ -100,27 +215,13 @@ def _from_file(asked_for: str | None) -> Settings:
         return Settings()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
-    unknown = sorted(found.keys() - set(NAMES))
+    unknown = sorted(found.keys() - KINDS.keys())
     if unknown:
-        raise UsageError(f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(NAMES)}")
+        raise UsageError(f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(KINDS)}")
     return Settings(**{name: _checked(name, value, str(path)) for name, value in found.items()})
 
 
-def _parsed(name: str, text: str) -> Any:
-    """A variable's text as the type its setting has; as it is when it cannot be, for `_checked` to refuse."""
-    if name in LEAST:
-        return int(text) if text.strip().isdecimal() else text
-    return text if name in CHOICES else TRUTH.get(text.strip().lower(), text)
-
-
 def _checked(name: str, value: Any, place: str) -> Any:
-    if name in CHOICES:
-        good, wanted = value in CHOICES[name], " or ".join(CHOICES[name])
-    elif name in LEAST:
-        good = type(value) is int and LEAST[name] <= value <= MOST[name]
-        wanted = f"a number from {LEAST[name]} to {MOST[name]}"
-    else:
-        good, wanted = isinstance(value, bool), "true or false"
-    if not good:
-        raise UsageError(f"{place}: {name} is {value!r}, but must be {wanted}")
+    if not KINDS[name].accepts(value):
+        raise UsageError(f"{place}: {name} is {value!r}, but must be {KINDS[name].wanted}")
     return value

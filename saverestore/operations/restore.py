@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.arm64.host import is_arm64_host
-from saverestore.guest.common import process_end
 from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, opened
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import Restoring
+from saverestore.process import ending
 from saverestore.toolstack import host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.opening import ImageSource
@@ -76,7 +76,7 @@ def restore_domain(
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)
         if request.watch:
             _watch(host, domid, image.config.name)
-        process_end.let_memory_follow()
+        ending.let_memory_follow()
         return Restored(domid, image.config.name, report)
 
 

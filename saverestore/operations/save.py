@@ -18,7 +18,6 @@ from saverestore.engine.save import write_up_to_end
 from saverestore.engine.session import SaveSession
 from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError, XenRefused
-from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
 from saverestore.operations.commit import Commit, commit_of
@@ -26,6 +25,7 @@ from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import Prepared, check_room, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
+from saverestore.process import ending
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import BeforeSink
 from saverestore.stream.layout import DomainType
@@ -156,7 +156,7 @@ def _make_final(
         _remember(host, domain, report)
     # Not of one that is paused: a PV domain may be unpaused at any moment.
     if request.final_state is not FinalState.PAUSE:
-        process_end.let_memory_follow()
+        ending.let_memory_follow()
 
 
 @contextmanager

@@ -1,14 +1,16 @@
 """The arrows of docs/design.md, read out of the imports of every module.
 
-    cli ─► report ─► helper ─► operations ─► toolstack ─► engine ─► testing ─► guest ─► image ─► stream ─► transport
-    ─► interrupts ─► kernels ─► arm64_registers ─► errors
+    cli ─► report ─► helper ─► operations ─► process ─► toolstack ─► engine ─► testing ─► guest ─► image ─► stream
+    ─► transport ─► interrupts ─► kernels ─► arm64_registers ─► errors
 
 A module imports from its own layer and from layers to its right, and:
 
-  - `pyxc` imports nothing of `saverestore`; it is imported by `guest/common`, `guest/x86`, `guest/arm64` and
-    `toolstack` only.
+  - `pyxc` imports nothing of `saverestore`; it is imported by `guest/common`, `guest/x86`, `guest/arm64`,
+    `toolstack` and `process` only.
   - The kinds `guest/x86` and `guest/arm64` know nothing of each other; what they share is in `guest/common`.
   - `engine` sees a guest through `guest.ports` and nothing else of `guest`; `toolstack` does not use `engine`.
+  - `helper` has all of libxl's helper: commands know its `session` and `settings`, and no messages, no errno.
+  - `process` knows of this process and of what libxl is given to find it; nothing of domains, nor of what it runs.
   - `report` knows what the engine tells of its work, and nothing of domains or Xen.
   - `image` is of use to `cli` only: what works on domains does not need it.
   - `stream` knows of transports what `transport.base` says.
@@ -36,6 +38,7 @@ LAYERS = [
     "report",
     "helper",
     "operations",
+    "process",
     "toolstack",
     "engine",
     "testing",
@@ -53,6 +56,7 @@ MAY_IMPORT_PYXC = (
     "saverestore.guest.arm64.",
     "saverestore.guest.common.",
     "saverestore.guest.x86.",
+    "saverestore.process.",
     "saverestore.toolstack.",
 )
 
@@ -141,7 +145,7 @@ def test_the_bindings_know_nothing_of_what_is_built_on_them():
     ] == []
 
 
-def test_only_guests_and_the_toolstack_import_the_bindings():
+def test_only_guests_the_toolstack_and_process_import_the_bindings():
     others = [
         f"{module} -> {target}"
         for module, target in ARROWS
@@ -190,6 +194,42 @@ def test_the_helper_does_not_use_operations():
     assert [one for one in ARROWS if layer_of(one[0]) == "helper" and layer_of(one[1]) == "operations"] == []
 
 
+def test_what_libxl_and_its_helper_say_to_each_other_is_known_in_the_helper_only():
+    private = ("saverestore.helper.arguments", "saverestore.helper.channel", "saverestore.helper.messages")
+    assert {layer_of(module) for module, target in ARROWS if target in private} == {"helper"}
+
+
+def test_commands_know_the_helpers_session_and_settings_and_no_more():
+    arrows = {
+        target for module, target in ARROWS if layer_of(module) == "cli" and layer_of(target) == "helper"
+    }
+    assert arrows == {"saverestore.helper.session", "saverestore.helper.settings"}
+
+
+def test_the_helpers_command_holds_no_errno():
+    assert "errno" not in set(imports_of(MODULES["saverestore.cli.helper"]))
+
+
+def test_process_knows_nothing_of_domains_nor_of_what_it_runs():
+    targets = {target for module, target in ARROWS if layer_of(module) == "process"}
+    assert {target for target in targets if target.startswith(("saverestore", "pyxc"))} == {
+        "pyxc.errors",
+        "pyxc.process",
+        "saverestore.errors",
+        "saverestore.interrupts",
+        "saverestore.process.ending",
+        "saverestore.process.stand_in",
+        "saverestore.toolstack.helper_link",
+        "saverestore.toolstack.programs",
+    }
+
+
+def test_the_stand_in_imports_the_standard_library_only():
+    """It is run by a Python that looks for no packages."""
+    targets = {target.partition(".")[0] for target in imports_of(MODULES["saverestore.process.stand_in"])}
+    assert targets - sys.stdlib_module_names == set()
+
+
 def test_the_toolstack_does_not_use_the_engine():
     arrows = [one for one in ARROWS if layer_of(one[0]) == "toolstack" and layer_of(one[1]) == "engine"]
     assert arrows == []
@@ -234,7 +274,7 @@ WITHOUT_XEN = [
     module
     for module in MODULES
     if layer_of(module)
-    in ("report", "image", "stream", "transport", "engine", "interrupts", "kernels", "errors")
+    in ("report", "image", "stream", "transport", "engine", "interrupts", "kernels", "errors", "process")
     and module != "saverestore.kernels.build"
 ] + ["saverestore.cli.pyimage", "saverestore.cli.pysave", "saverestore.cli.pyrestore", *PURE]
 

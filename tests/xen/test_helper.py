@@ -239,6 +239,6 @@ def test_ctrl_c_of_xl_leaves_a_running_guest(guest: Guest, images: Path, with_he
     save.wait_for("last round")
     os.killpg(save.process.pid, signal.SIGINT)
     assert save.finish() != 0
-    assert "goes on" in save.said
+    assert "is running again" in save.said
     assert "s" not in state_of(guest.name)
     guest.goes_on(before)

@@ -109,3 +109,28 @@ def test_messages_of_several_threads_stay_whole():
         thread.join()
     libxl.close()
     assert sorted(text for _, text in libxl.logged) == sorted(texts * 20)
+
+
+def test_what_prints_or_reads_by_mistake_does_not_meet_the_protocol(tmp_path):
+    """In a process of its own, which has libxl at standard input and output."""
+    libxl = FakeLibxl(SAVE_CALLBACKS)
+    libxl.answers[MessageType.SUSPEND] = 1
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.dup2(libxl.helper_reads, 0)
+            os.dup2(libxl.helper_writes, 1)
+            os.dup2(os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT), 2)
+            channel = Channel.on_standard_streams(SAVE_CALLBACKS)
+            os.write(1, b"a stray print")
+            assert os.read(0, 1) == b""
+            assert channel.ask(MessageType.SUSPEND) == 1
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    libxl.close()
+    assert libxl.types() == [MessageType.SUSPEND]
+    assert (tmp_path / "stderr").read_bytes() == b"a stray print"

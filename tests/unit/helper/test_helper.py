@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,17 +22,20 @@ from memory_guests import MAKERS, assert_same, image_of, restored_from
 
 from saverestore.cli import helper
 from saverestore.engine.settings import SaveSettings
-from saverestore.guest.common import process_end
+from saverestore.errors import ExitCode
 from saverestore.guest.ports import LogDirty
 from saverestore.guest.x86.hvm import log_dirty_with
-from saverestore.helper import restoring, saving
+from saverestore.helper import restoring, saving, session
 from saverestore.helper.arguments import RestoreArguments, SaveArguments, SaveFlag
+from saverestore.helper.channel import LibxlGone
 from saverestore.helper.messages import Level, MessageType
+from saverestore.process import ending
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import DomainType
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
+from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
 
 DOMID = 7
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -68,13 +75,14 @@ class Saved:
         self.stream_type = 0
         self.guests: list[AskingSave] = []
         self.unmapped = 0
+        self.resume = self.domain.resume
         self.on_guest = lambda guest: None
         monkeypatch.setattr(saving, "open_handles", self._handles)
         monkeypatch.setattr(saving, "_guest_of", self._guest_of)
         monkeypatch.setattr(saving, "name_of", lambda *_: "web1")
         monkeypatch.setattr(saving, "locked", lambda _: nullcontext())
         monkeypatch.setattr(saving, "Suspender", self._suspender_after_libxl)
-        monkeypatch.delenv("PYXC_CONFIG", raising=False)
+        self.environment: dict[str, str] = {}
 
     def _suspend(self) -> int:
         self.domain.suspend()
@@ -82,7 +90,7 @@ class Saved:
 
     def _suspender_after_libxl(self, *_: object, asked: bool) -> SimpleNamespace:
         assert asked
-        return SimpleNamespace(resume=self.domain.resume)
+        return SimpleNamespace(resume=self.resume)
 
     @contextmanager
     def _handles(self, **_: bool) -> Iterator[SimpleNamespace]:
@@ -101,10 +109,11 @@ class Saved:
     def run(self) -> int:
         """The helper's exit code; it has let go of everything by then."""
         arguments = SaveArguments(self.fd, -1, DOMID, self.flags, self.libxl.callbacks, self.stream_type)
-        code = helper._run(arguments, self.libxl.channel())
-        self.libxl.close()
-        assert all(guest.buffers.nr_open == 0 for guest in self.guests)
-        return code
+        try:
+            return session.serve(arguments, self.libxl.channel(), self.environment)
+        finally:
+            self.libxl.close()
+            assert all(guest.buffers.nr_open == 0 for guest in self.guests)
 
     def errors(self) -> str:
         """What was logged as an error."""
@@ -112,16 +121,21 @@ class Saved:
 
 
 @pytest.fixture(autouse=True)
-def quiet_logging(monkeypatch):
-    """The helper owns its process; here it must not keep its log handler."""
-    monkeypatch.setattr(helper, "_set_up_logging", lambda *_: None)
+def logging_as_before(monkeypatch):
+    """The helper owns its process, and its log. Here that must not outlive the test."""
+    loggers = (logging.getLogger(), logging.getLogger("pyxc.libxc"))
+    levels = [logger.level for logger in loggers]
+    monkeypatch.setattr(loggers[0], "handlers", [])
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
 def followed(monkeypatch) -> list[bool]:
     """Whether libxl need not wait for the memory of the helper's process: an entry each time that is said."""
     said: list[bool] = []
-    monkeypatch.setattr(process_end, "let_memory_follow", lambda: said.append(True))
+    monkeypatch.setattr(ending, "let_memory_follow", lambda: said.append(True))
     return said
 
 
@@ -229,15 +243,41 @@ def test_a_signal_while_libxl_suspends_waits_for_its_answer(saved, number):
 
 
 @pytest.mark.parametrize("when", [MessageType.SUSPEND, MessageType.COMPLETE])
-def test_a_domain_whose_xl_is_killed_is_resumed(saved, capsys, when):
+def test_a_domain_whose_xl_is_killed_is_resumed(saved, when):
     save = saved("pvh", live=True)
     save.libxl.before[MessageType.SUSPEND] = save.domain.suspend
     save.libxl.answers[MessageType.SUSPEND] = 1
     save.libxl.dies_at = when
-    assert save.run() == 5
+    with pytest.raises(LibxlGone) as gone:
+        save.run()
+    assert gone.value.exit_code == ExitCode.IO
+    assert gone.value.__notes__[-1] == "domain 7 is running again"
     assert not save.domain.suspended
     assert save.domain.dirty is None
-    assert "domain 7 goes on" in capsys.readouterr().err
+
+
+def test_a_domain_that_cannot_be_resumed_once_xl_is_killed_is_named(saved):
+    def refused() -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    save = saved("pvh", live=True)
+    save.libxl.before[MessageType.SUSPEND] = save.domain.suspend
+    save.libxl.dies_at = MessageType.SUSPEND
+    save.resume = refused
+    with pytest.raises(
+        session.NotResumed, match=r"libxl .*; domain 7 could not be resumed: .*not perm"
+    ) as gone:
+        save.run()
+    assert gone.value.domid == DOMID
+    assert save.domain.suspended
+
+
+def test_a_domain_that_libxl_was_not_asked_to_suspend_is_left_alone_when_xl_is_killed(saved):
+    save = saved("pvh", live=True)
+    save.libxl.dies_at = MessageType.SWITCH_QEMU_LOGDIRTY
+    with pytest.raises(LibxlGone) as gone:
+        save.run()
+    assert not hasattr(gone.value, "__notes__")
 
 
 def test_a_full_disk_is_told_with_its_errno(saved):
@@ -260,9 +300,9 @@ def test_what_it_cannot_do_is_refused_before_the_domain_is_touched(saved, change
     assert what in save.errors()
 
 
-def test_settings_that_make_no_sense_are_told_to_libxl(saved, monkeypatch):
-    monkeypatch.setenv("PYXC_DIRTY", "perhaps")
+def test_settings_that_make_no_sense_are_told_to_libxl(saved):
     save = saved("pv", live=False)
+    save.environment["PYXC_DIRTY"] = "perhaps"
     assert save.run() == 0
     assert save.libxl.said(MessageType.COMPLETE)[0][0] == -1
     assert "$PYXC_DIRTY: dirty is 'perhaps'" in save.errors()
@@ -289,6 +329,7 @@ class Restoring:
         self.guest = MemoryRestore(empty_like(like))
         self.guest.has_cpuid = self.guest.has_msrs = True
         self.libxl = FakeLibxl(RESTORE_CALLBACKS)
+        self.environment: dict[str, str] = {}
         info = SimpleNamespace(hvm=kind == "pvh", max_pages=like.nr_pfns)
 
         @contextmanager
@@ -301,9 +342,10 @@ class Restoring:
 
     def run(self) -> int:
         arguments = RestoreArguments(self.fd, -1, DOMID, 7, 0, 8, 0, self.libxl.callbacks, 0)
-        code = helper._run(arguments, self.libxl.channel())
-        self.libxl.close()
-        return code
+        try:
+            return session.serve(arguments, self.libxl.channel(), self.environment)
+        finally:
+            self.libxl.close()
 
     def errors(self) -> str:
         return "\n".join(text for level, text in self.libxl.logged if level >= Level.ERROR)
@@ -424,6 +466,30 @@ def test_a_signal_during_a_restore_is_told_as_eintr(restored, number):
     assert restore.libxl.said(MessageType.COMPLETE) == [(-1, 4)]
 
 
+def report_of(restore: Restoring) -> HelperReport:
+    """What the helper leaves for whoever asked libxl to restore."""
+    with linked(Task(image="web1.img", offset=0, before=None)) as link:
+        restore.environment[TASK_VARIABLE] = link.task.pack()
+        assert restore.run() == 0
+        return link.report()
+
+
+def test_a_restore_is_reported_to_whoever_asked_libxl(restored):
+    restore = restored()
+    report = report_of(restore)
+    assert report.as_error() is None
+    assert report.pages > 0
+    assert 0 < restore.image_length - report.stream_bytes < 64  # the headers before the records
+
+
+def test_a_failed_restore_is_reported_to_whoever_asked_libxl_with_its_exit_code(restored):
+    report = report_of(restored(lambda image: image[: len(image) // 2]))
+    assert report.exit_code == ExitCode.IMAGE
+    assert report.error is not None
+    assert "web1.img" in report.error
+    assert report.records > 0
+
+
 # ---- the command -------------------------------------------------------------------------------------
 
 
@@ -444,30 +510,53 @@ def test_started_by_hand_it_says_what_it_is_for(words, what, capsys):
     assert said.out == ""
 
 
-def test_nothing_but_the_protocol_goes_out_on_fd_1(tmp_path):
-    """In a process of its own: prints and reads by mistake meet neither pipe."""
+SAVE_WORDS = ["--save-domain", "2", "-1", "7", "0", "0", "0"]
+
+
+def as_a_process(stdin: int, stdout: int) -> tuple[int, bytes]:
+    """The exit code and standard error of the command, which fails by its settings as soon as it works."""
+    done = subprocess.run(
+        [sys.executable, "-m", helper.__name__, *SAVE_WORDS],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYXC_DIRTY": "perhaps"},
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_as_a_process_it_reports_its_failure_to_libxl_and_nowhere_else():
     libxl = FakeLibxl(0)
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            os.dup2(libxl.helper_reads, 0)
-            os.dup2(libxl.helper_writes, 1)
-            os.dup2(os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT), 2)
-
-            def work(*_: object) -> None:
-                os.write(1, b"a stray print")
-                assert os.read(0, 1) == b""
-
-            helper._work = work
-            code = helper.main(["--save-domain", "2", "-1", "7", "0", "0", "0"])
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    done = as_a_process(libxl.helper_reads, libxl.helper_writes)
     libxl.close()
-    assert libxl.messages == [(MessageType.COMPLETE, (0, 0))]
-    assert (tmp_path / "stderr").read_bytes() == b"a stray print"
+    assert done == (0, b"")
+    assert libxl.messages == [(MessageType.COMPLETE, (-1, errno.EINVAL))]
+    assert "$PYXC_DIRTY: dirty is 'perhaps'" in libxl.logged[-1][1]
+
+
+def test_a_process_whose_libxl_is_gone_says_so_on_standard_error():
+    gone, pipe = os.pipe()
+    os.close(gone)
+    done = as_a_process(subprocess.DEVNULL, pipe)
+    os.close(pipe)
+    assert done == (5, b"pyxc-save-helper: libxl takes no more messages: Broken pipe\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (session.NotResumed("libxl went away", 7), "libxl went away; try 'pysave --recover 7'"),
+        (LibxlGone("libxl went away"), "libxl went away"),
+    ],
+)
+def test_a_domain_that_stays_suspended_comes_with_what_to_do(monkeypatch, capsys, error, said):
+    def run(words: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(session, "run", run)
+    assert helper.main(SAVE_WORDS) == ExitCode.IO
+    assert capsys.readouterr().err == f"pyxc-save-helper: {said}\n"
 
 
 def test_threads_are_gone_when_it_is_done(saved):

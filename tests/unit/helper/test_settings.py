@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import UsageError
 from saverestore.helper import settings
-from saverestore.helper.settings import Settings, read_settings
+from saverestore.helper.settings import Choice, Settings, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +21,23 @@ def usual_file(tmp_path, monkeypatch):
 
 def test_without_a_file_or_variables_they_are_the_defaults():
     assert read_settings({"PATH": "/bin"}) == Settings()
+
+
+@pytest.mark.parametrize("name", settings.KINDS)
+def test_each_setting_accepts_its_default_and_is_explained_with_it(name):
+    default = getattr(Settings(), name)
+    assert settings.KINDS[name].accepts(default)
+    (line,) = [line for line in settings.table().splitlines() if line.split()[0] == name]
+    assert f"PYXC_{name.upper()} " in line
+    assert tomllib.loads(line.partition("PYXC_")[0]) == {name: default}
+    assert len(line) <= 120
+
+
+@pytest.mark.parametrize("name", [name for name, kind in settings.KINDS.items() if isinstance(kind, Choice)])
+def test_the_help_of_a_setting_names_every_word_that_it_may_be(name):
+    (line,) = [line for line in settings.table().splitlines() if line.split()[0] == name]
+    _, _, text = line.partition("PYXC_")
+    assert [word for word in settings.KINDS[name].words if word not in text] == []
 
 
 def test_a_variable_goes_before_the_file(usual_file):

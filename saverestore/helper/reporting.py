@@ -1,4 +1,4 @@
-"""Log lines and progress, on their way to `xl`."""
+"""Log lines and progress, reported to libxl, which has `xl` print them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ PROGRESS_EVERY_S = 0.5
 LEVELS = ((logging.ERROR, Level.ERROR), (logging.WARNING, Level.WARN), (logging.INFO, Level.INFO))
 
 
+def log_to(channel: Channel, log_level: str) -> None:
+    """Send this process's log records to libxl, and nowhere else, from the level of that name on."""
+    level = {"debug": logging.DEBUG, "info": logging.INFO}.get(log_level, logging.WARNING)
+    logging.basicConfig(handlers=[ChannelHandler(channel)], format="%(message)s", level=level, force=True)
+    if level > logging.DEBUG:
+        # libxc also logs what is no error for us, such as pages that cannot be mapped just now.
+        logging.getLogger("pyxc.libxc").setLevel(logging.WARNING)
+
+
 class ChannelHandler(logging.Handler):
-    """Gives log records to libxl. That nobody takes them is no failure of the work."""
+    """Sends log records to libxl. That nobody takes them is no failure of the work."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
@@ -37,7 +46,7 @@ class ChannelProgress:
         self._what = "pages"
         self._done = 0
         self._total = 0
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
     def phase(self, text: str) -> None:
         """A line."""
@@ -47,7 +56,7 @@ class ChannelProgress:
         """Count anew."""
         self._what = "last round" if final else f"round {number}"
         self._done, self._total = 0, pages
-        self._tell()
+        self._report()
 
     def round_done(self, stats: RoundStats) -> None:
         """A line."""
@@ -55,13 +64,13 @@ class ChannelProgress:
         self._channel.log(Level.INFO, f"round {stats.number}: {stats.sent_pages} pages sent{dirty}")
 
     def pages(self, done: int, written_bytes: int) -> None:
-        """Told when all are done, or when the last telling is a while ago."""
+        """Reported when all are done, and otherwise every half second at most."""
         self._done += done
-        if time.monotonic() - self._told_at >= PROGRESS_EVERY_S or self._done == self._total:
-            self._tell()
+        if time.monotonic() - self._reported_at >= PROGRESS_EVERY_S or self._done == self._total:
+            self._report()
 
-    def _tell(self) -> None:
-        self._told_at = time.monotonic()
+    def _report(self) -> None:
+        self._reported_at = time.monotonic()
         if self._total:
             self._channel.progress(self._what, self._done, self._total)
 

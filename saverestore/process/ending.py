@@ -1,4 +1,4 @@
-"""How a command's process ends: at once, as others wait for it, with its memory cleared away behind it."""
+"""How a command's process ends: at once, because others wait for it; its memory is cleared away after it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _memory_may_follow = False
 
 
 def let_memory_follow() -> None:
-    """When this process ends, nobody needs to wait for its memory and for what it has mapped of domains.
+    """Have `end` end the process before its memory, and what it has mapped of domains, is cleared away.
 
-    To be said once all went well: a domain that is destroyed next, or a PV domain that runs, must not be mapped.
+    Only after success: a domain that is destroyed next, or a PV domain that runs, must not be mapped.
     """
     global _memory_may_follow
     _memory_may_follow = True
 
 
 def end(code: int) -> NoReturn:
-    """End the process with this exit code, without Python's own end: nothing is left to be done by it.
+    """End the process with this exit code, without Python's own end, which would have nothing left to do.
 
-    What was printed is written first; where it cannot be, Python's end says so, as ever.
+    What was printed is written first. Where it cannot be, Python's own end follows and reports that.
     """
     try:
         for stream in (sys.stdout, sys.stderr):

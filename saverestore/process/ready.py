@@ -7,6 +7,8 @@ has everything loaded:
     pyrestore ──fork──► helper that waits ◄──descriptors, words── stand-in ◄──fork, exec── libxl
                              │                                       │
                              └── talks to libxl by its pipes         └── ends with the helper's exit code
+
+What the helper does is its caller's: a function that loads, and one that takes libxl's words and works.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from saverestore.guest.common import process_end
-from saverestore.helper import stand_in
+from saverestore.errors import SaveRestoreError
 from saverestore.interrupts import SIGNALS, shield
+from saverestore.process import ending, stand_in
 from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE
+from saverestore.toolstack.programs import HELPER
 
 MOST_WORDS = 1 << 16
 LONGEST_INTERPRETER = 100
@@ -33,15 +36,19 @@ LONGEST_INTERPRETER = 100
 MOST_DESCRIPTORS = 5
 """Standard input, output and error; the stream, and where libxl wants to be answered."""
 
+Preload = Callable[[], None]
 Main = Callable[[Sequence[str]], int]
 
 
 @contextmanager
-def ready_helper(main: Main) -> Iterator[Mapping[str, str]]:
-    """Inside this block a process waits to run `main` with the words that libxl has for its helper, once.
+def ready_helper(main: Main, preload: Preload) -> Iterator[Mapping[str, str]]:
+    """Inside this block a process waits to run `main`, once, with the words that libxl has for its helper.
 
-    Gives the variables with which libxl runs it; none where the system does not let such a program run. At the end
-    there is no such process any more. Must begin before there are threads.
+    `preload` runs in that process before it waits: it imports what `main` will need. What `main` returns is the
+    helper's exit code; a SaveRestoreError is printed, and its exit code is taken.
+
+    Yields the variables with which libxl finds that process; none where the system does not let the stand-in run.
+    The process is gone at the end of the block. Must be entered before there are threads.
     """
     program = _program()
     if program is None:
@@ -53,7 +60,7 @@ def ready_helper(main: Main) -> Iterator[Mapping[str, str]]:
             address = f"pyxc-ready-helper-{os.getpid()}-{os.urandom(8).hex()}"
             listening.bind("\0" + address)
             listening.listen(1)
-            with _forked(listening, main):
+            with _forked(listening, main, preload):
                 yield {HELPER_VARIABLE: path, stand_in.ADDRESS_VARIABLE: address}
     finally:
         os.close(program)
@@ -64,7 +71,7 @@ def _program() -> int | None:
     if not sys.executable or " " in sys.executable or len(sys.executable) > LONGEST_INTERPRETER:
         return None
     try:
-        program = os.memfd_create("pyxc-save-helper")
+        program = os.memfd_create(HELPER)
     except PermissionError:  # sysctl vm.memfd_noexec
         return None
     os.write(program, f"#!{sys.executable} -IS\n".encode() + Path(stand_in.__file__).read_bytes())
@@ -80,7 +87,7 @@ def _path_of(program: int) -> str:
 
 
 @contextmanager
-def _forked(listening: socket.socket, main: Main) -> Iterator[None]:
+def _forked(listening: socket.socket, main: Main, preload: Preload) -> Iterator[None]:
     """Inside this block there is the process that waits."""
     ours, its = os.pipe()  # the reading end comes to its end when this process is gone, whatever it died of
     # Until it is clear who is who, no signal may raise: in the new process that would go on as this one would.
@@ -90,7 +97,7 @@ def _forked(listening: socket.socket, main: Main) -> Iterator[None]:
         pid = os.fork()
         if pid == 0:
             os.close(its)
-            _be_helper(listening, ours, main, before)
+            _be_helper(listening, ours, main, preload, before)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield
     finally:
@@ -105,7 +112,11 @@ def _forked(listening: socket.socket, main: Main) -> Iterator[None]:
 
 
 def _be_helper(
-    listening: socket.socket, lifeline: int, main: Main, unblocked: Iterable[signal.Signals | int]
+    listening: socket.socket,
+    lifeline: int,
+    main: Main,
+    preload: Preload,
+    unblocked: Iterable[signal.Signals | int],
 ) -> None:
     """The forked process, which never returns; it begins with signals blocked, and ends by them while it waits."""
     code = stand_in.FAILED
@@ -117,26 +128,34 @@ def _be_helper(
         nothing = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1):  # neither keep open what others wait to see closed
             os.dup2(nothing, fd)
-        from saverestore.helper import restoring, telling  # noqa: F401 - what `main` will need
-
+        preload()
         with _called(listening, lifeline) as connection:
             words = _taken_over(connection)
-            code = main(words)
+            try:
+                code = main(words)
+            except SaveRestoreError as error:
+                code = error.exit_code
+                _report(f"{HELPER}: {error}\n")
             with suppress(OSError):
                 connection.send(str(code).encode())
     except BaseException:
-        with suppress(OSError):
-            os.write(2, traceback.format_exc().encode())
+        _report(traceback.format_exc())
     finally:
         try:
-            process_end.end(code)
+            ending.end(code)
         finally:
             os._exit(code)
 
 
+def _report(text: str) -> None:
+    """Write to standard error. If nobody reads there, that is no failure of the work."""
+    with suppress(OSError):
+        os.write(2, text.encode())
+
+
 @contextmanager
 def _called(listening: socket.socket, lifeline: int) -> Iterator[socket.socket]:
-    """A stand-in of this user's, which was told who is here. The process ends when it is needed no more."""
+    """The connection of a stand-in of this user's, which has our pid. The process ends when nobody needs it."""
     waited_for: list[socket.socket | int] = [listening, lifeline]
     while True:
         arrived, _, _ = select.select(waited_for, [], [])

@@ -13,7 +13,7 @@ import pytest
 WITH_MEMORY = """
 import atexit, os, sys
 from pathlib import Path
-from saverestore.guest.common import process_end
+from saverestore.process import ending
 
 atexit.register(print, "torn down")
 memory = bytearray(b"x" * (32 << 20))
@@ -29,14 +29,14 @@ def run(script: str, *arguments: str, **more: object) -> subprocess.CompletedPro
 
 
 def test_what_was_printed_is_written_and_python_is_not_torn_down():
-    done = run("print('said'); print('told', file=sys.stderr); process_end.end(3)")
+    done = run("print('said'); print('told', file=sys.stderr); ending.end(3)")
     assert (done.returncode, done.stdout, done.stderr) == (3, "said\n", "told\n")
 
 
 def test_what_cannot_be_printed_is_told_as_python_tells_it():
     read_fd, write_fd = os.pipe()
     os.close(read_fd)
-    done = run("print('said'); process_end.end(0)", stdout=write_fd)
+    done = run("print('said'); ending.end(0)", stdout=write_fd)
     os.close(write_fd)
     assert done.returncode == 120
     assert "Broken pipe" in done.stderr
@@ -70,8 +70,8 @@ def look(code):  # in place of the end: who has the memory, and what is open
     end(code)
 os._exit = look
 print("said")
-process_end.let_memory_follow()
-process_end.end(3)
+ending.let_memory_follow()
+ending.end(3)
 """,
         str(told),
     )
@@ -92,8 +92,8 @@ def look(code):
     Path(sys.argv[1]).write_text(Path(f"/proc/self/task/{os.getpid()}/children").read_text())
     os.kill(os.getpid(), signal.SIGKILL)
 os._exit = look
-process_end.let_memory_follow()
-process_end.end(0)
+ending.let_memory_follow()
+ending.end(0)
 """,
         str(told),
     )
@@ -112,8 +112,8 @@ def refused():
     raise XenError("clone", 11)
 pyxc.process.leave_memory_behind = refused
 print("said")
-process_end.let_memory_follow()
-process_end.end(3)
+ending.let_memory_follow()
+ending.end(3)
 """
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "said\n", "")

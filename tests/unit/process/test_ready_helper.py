@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from saverestore.helper import stand_in
-from saverestore.helper.ready import ready_helper
+from saverestore.errors import TransportError
+from saverestore.process import stand_in
+from saverestore.process.ready import ready_helper
 from saverestore.toolstack import helper_link
 from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE
 
@@ -61,6 +62,10 @@ def says_and_waits(words: Sequence[str]) -> int:
     return 0
 
 
+def nothing() -> None:
+    """Everything is loaded."""
+
+
 def test_it_gets_words_task_and_descriptors_and_its_exit_code_comes_back(tmp_path):
     def main(words: Sequence[str]) -> int:
         kind, io_fd, back_fd, *rest = words
@@ -72,7 +77,7 @@ def test_it_gets_words_task_and_descriptors_and_its_exit_code_comes_back(tmp_pat
 
     with (tmp_path / "stream").open("w+b") as stream, (tmp_path / "back").open("w+b") as back:
         fds = (stream.fileno(), back.fileno())
-        with ready_helper(main) as variables:
+        with ready_helper(main, nothing) as variables:
             words = ["--restore-domain", str(fds[0]), str(fds[1]), *WORDS]
             process = run(variables, words, "task", pass_fds=fds)
             assert process.communicate(b"question", PATIENCE_S) == (
@@ -92,7 +97,7 @@ def test_it_reads_on_where_the_stream_stands_and_leaves_it_where_it_stopped(tmp_
         os.write(1, os.read(int(words[1]), 4) + words[2].encode())
         return 0
 
-    with (tmp_path / "image").open("rb", buffering=0) as image, ready_helper(main) as variables:
+    with (tmp_path / "image").open("rb", buffering=0) as image, ready_helper(main, nothing) as variables:
         assert image.read(4) == b"head"
         process = run(variables, ["--restore-domain", str(image.fileno()), "-1"], pass_fds=(image.fileno(),))
         assert process.communicate(timeout=PATIENCE_S) == (b"body-1", b"")
@@ -100,7 +105,7 @@ def test_it_reads_on_where_the_stream_stands_and_leaves_it_where_it_stopped(tmp_
 
 
 def test_nobody_calls_and_nothing_is_left():
-    with ready_helper(says_and_waits) as variables:
+    with ready_helper(says_and_waits, nothing) as variables:
         (waiting,) = children()
         assert set(variables) == {HELPER_VARIABLE, stand_in.ADDRESS_VARIABLE}
     assert gone(waiting)
@@ -112,7 +117,7 @@ def children() -> list[int]:
 
 
 def test_what_libxl_sends_to_its_helper_ends_the_one_that_works():
-    with ready_helper(says_and_waits) as variables:
+    with ready_helper(says_and_waits, nothing) as variables:
         process = run(variables, ["--restore-domain", "1", "-1"])
         helper = pid_told(process)
         process.terminate()
@@ -121,14 +126,14 @@ def test_what_libxl_sends_to_its_helper_ends_the_one_that_works():
 
 
 def test_a_helper_that_is_killed_is_a_failure_of_the_stand_in():
-    with ready_helper(says_and_waits) as variables:
+    with ready_helper(says_and_waits, nothing) as variables:
         process = run(variables, ["--restore-domain", "1", "-1"])
         os.kill(pid_told(process), signal.SIGKILL)
         assert process.wait(PATIENCE_S) == stand_in.FAILED
 
 
 def test_a_helper_whose_stand_in_is_killed_ends_with_the_block():
-    with ready_helper(says_and_waits) as variables:
+    with ready_helper(says_and_waits, nothing) as variables:
         process = run(variables, ["--restore-domain", "1", "-1"])
         helper = pid_told(process)
         process.kill()
@@ -140,19 +145,42 @@ def test_an_error_that_nobody_caught_is_told_and_is_a_failure():
     def main(words: Sequence[str]) -> int:
         raise ValueError("unforeseen")
 
-    with ready_helper(main) as variables:
+    with ready_helper(main, nothing) as variables:
         process = run(variables, ["--restore-domain", "1", "-1"])
         _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == stand_in.FAILED
     assert b"ValueError: unforeseen" in said
 
 
+def test_an_error_of_ours_is_one_line_with_its_exit_code():
+    def main(words: Sequence[str]) -> int:
+        raise TransportError("libxl went away")
+
+    with ready_helper(main, nothing) as variables:
+        process = run(variables, ["--restore-domain", "1", "-1"])
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, said) == (5, b"pyxc-save-helper: libxl went away\n")
+
+
+def test_what_it_will_need_is_loaded_there_while_it_waits():
+    loaded = []
+
+    def main(words: Sequence[str]) -> int:
+        os.write(1, b"%d" % len(loaded))
+        return 0
+
+    with ready_helper(main, lambda: loaded.append(os.getpid())) as variables:
+        process = run(variables, ["--restore-domain", "1", "-1"])
+        assert process.communicate(timeout=PATIENCE_S) == (b"1", b"")
+    assert loaded == []
+
+
 def test_one_that_waits_ends_when_whoever_it_waits_for_is_killed():
     script = """
 import os, time
 from pathlib import Path
-from saverestore.helper.ready import ready_helper
-with ready_helper(lambda words: 0):
+from saverestore.process.ready import ready_helper
+with ready_helper(lambda words: 0, lambda: None):
     print(Path(f"/proc/self/task/{os.getpid()}/children").read_text().strip(), flush=True)
     time.sleep(60)
 """
@@ -166,7 +194,7 @@ with ready_helper(lambda words: 0):
 
 
 def test_ctrl_c_while_it_waits_tells_nothing(capfd):
-    with ready_helper(says_and_waits):
+    with ready_helper(says_and_waits, nothing):
         (waiting,) = children()
         os.kill(waiting, signal.SIGINT)
         assert gone(waiting)
@@ -189,14 +217,9 @@ def refused(*_: object) -> int:
 )
 def test_where_such_a_program_may_not_run_there_are_no_variables(monkeypatch, where, name, value):
     monkeypatch.setattr(where, name, value)
-    with ready_helper(says_and_waits) as variables:
+    with ready_helper(says_and_waits, nothing) as variables:
         assert variables == {}
 
 
 def test_the_stand_in_knows_the_task_by_its_name():
     assert stand_in.TASK_VARIABLE == helper_link.TASK_VARIABLE
-
-
-@pytest.mark.parametrize("word", ["import saverestore", "from saverestore", "numpy"])
-def test_the_stand_in_needs_no_package(word):
-    assert word not in Path(stand_in.__file__).read_text()
