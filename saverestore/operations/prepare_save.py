@@ -11,12 +11,10 @@ from pathlib import Path
 
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import DomainError, SaveRestoreError, TransportError, UsageError
-from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.guest.common.handles import Handles, open_handles
-from saverestore.guest.common.suspend import Suspender, Suspending
+from saverestore.guest.common.suspend import Suspending
+from saverestore.guest.kinds import this_host
 from saverestore.guest.ports import SaveGuest, Throttle
-from saverestore.guest.x86.hvm import HvmSave
-from saverestore.guest.x86.pv import PvSave
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
@@ -130,7 +128,7 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
 
 
 def _for_whom() -> str:
-    return "" if is_arm64_host() else ", for 'xl restore'"
+    return ", for 'xl restore'" if this_host().libxl_restores else ""
 
 
 def _guest_of(
@@ -140,23 +138,11 @@ def _guest_of(
     device_model: DeviceModel | None,
     suspend_timeout_s: float | None,
 ) -> SaveGuest:
-    if is_arm64_host():
-        # Here, as loading it would be a tenth of what a save on an x86 host takes to start.
-        from saverestore.guest.arm64 import save as arm64_save
-
-        return arm64_save.guest_of(handles, domain.info, config.gic_version, suspend_timeout_s)
-    suspender: Suspending = Suspender(
-        handles.xen,
-        handles.store,
-        domain.domid,
-        timeout_s=suspend_timeout_s,
-        emulated=device_model is not None,
-    )
-    if not domain.info.hvm:
-        return PvSave(handles, domain.info, suspender)
+    kind = this_host().of_domain(handles, domain.info)
+    suspender: Suspending = kind.suspender(handles, domain.domid, timeout_s=suspend_timeout_s)
     if device_model is not None:
         suspender = SuspenderWithDeviceModel(suspender, device_model)
-    return HvmSave(handles, domain.info, suspender, device_model)
+    return kind.save_guest(handles, domain.info, suspender, device_model, gic_version=config.gic_version)
 
 
 def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequest) -> None:
@@ -240,7 +226,8 @@ def _tell_what_would_be_done(
     devices = ", ".join(config.devices) or "none besides the console"
     findings.tell(f"toolstack {ready.toolstack.name}; devices: {devices}")
     if request.live:
-        has_log = handles.xen.host().shadow or (ready.domain.info.hvm and not is_arm64_host())
+        kind = this_host().of_domain(handles, ready.domain.info)
+        has_log = kind.has_log_dirty(shadow=handles.xen.host().shadow)
         how = "the hypervisor's log-dirty" if has_log and request.dirty != "digest" else "content digests"
         findings.tell(f"live: pages written meanwhile would be found by {how}")
     size = _size_bytes(ready.guest)

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
-from saverestore.guest.arm64.host import gic_version, is_arm64_host
 from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import FORCE, Handles, open_handles
-from saverestore.guest.x86.common import check_cpu_policy
+from saverestore.guest.kinds import this_host
 from saverestore.operations import restore_here
 from saverestore.operations.image import opened
 from saverestore.operations.preflight import Findings, duration, vcpus
-from saverestore.stream.layout import DomainType, RecordType
+from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
-from saverestore.stream.records import Arm64Platform, X86CpuidPolicy, X86MsrPolicy
+from saverestore.stream.records import Record, UnknownOptional
 from saverestore.toolstack import bare, choice, domains, host_fit, watcher
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.ports import Maker
@@ -117,7 +116,7 @@ def _maker(handles: Handles, ready: _Prepared) -> Maker | None:
     """Who makes a domain for this process to fill; None where libxl has that done."""
     if ready.libxl is None:
         return bare.BareMaker(handles)
-    if not is_arm64_host():
+    if this_host().libxl_restores:
         return None
     from saverestore.toolstack.libxl_maker import LibxlMaker
 
@@ -198,7 +197,7 @@ def _check_left_out(guest_config: GuestConfig, why_bare: str, *, force: bool) ->
 
 
 def _who_does(what: str) -> str:
-    return "" if is_arm64_host() else f"; 'xl restore' brings {what} back"
+    return f"; 'xl restore' brings {what} back" if this_host().libxl_restores else ""
 
 
 def _check_there(guest_config: GuestConfig, *, force: bool) -> None:
@@ -218,25 +217,15 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
         return
     with opened(request.image) as image:
         reader = LibxcReader(image.source)
-        unless = None if request.force else FORCE
-        restore_here.check_architecture(reader.domain.type)
-        leaves = msrs = b""
+        kind = this_host().of_image(reader.domain.type, image.config.kind)
+        records: list[Record] = []
         while not reader.static_data_ended:
             record = reader.next()
             if isinstance(record, PageData) or record.type == RecordType.END:
                 break
-            if isinstance(record, X86CpuidPolicy):
-                leaves = record.leaves
-            elif isinstance(record, X86MsrPolicy):
-                msrs = record.entries
-            elif isinstance(record, Arm64Platform):
-                from saverestore.guest.arm64.restore import check_platform, check_size
-
-                check_platform(record, gic_version(image.config.gic_version), unless=unless)
-                check_size(record, image.config.max_vcpus, image.config.max_kib)
-        if reader.domain.type is not DomainType.ARM64:
-            is_hvm = reader.domain.type == DomainType.X86_HVM
-            check_cpu_policy(handles.xen, is_hvm, leaves, msrs, unless=unless)
+            if not isinstance(record, UnknownOptional):
+                records.append(record)
+        kind.check_static_records(handles, records, image.config, unless=None if request.force else FORCE)
 
 
 def _tell_time(source: ImageSource, findings: Findings) -> None:

@@ -9,15 +9,12 @@ from typing import Self
 from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import DomainError, ImageError
-from saverestore.guest.arm64.host import gic_version, is_arm64_host
+from saverestore.errors import DomainError
 from saverestore.guest.common.handles import FORCE, Handles
-from saverestore.guest.ports import RestoredPages, RestoreGuest
-from saverestore.guest.x86.hvm import HvmRestore, last_pfn
-from saverestore.guest.x86.pv import PvRestore, pfn_limit
+from saverestore.guest.kinds import Kind, this_host
+from saverestore.guest.ports import RestoredPages
 from saverestore.interrupts import shield
 from saverestore.operations.image import OpenedImage
-from saverestore.stream.layout import DomainType
 from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.ports import FreshDomain, Maker
@@ -39,7 +36,7 @@ def restore(
     """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none."""
     # The image first: what is wrong with it can be told before anything is done.
     reader = LibxcReader(image.source, before=image.before, require_digest=require_digest)
-    _check_kind(guest_config, reader)
+    kind = _kind_of(guest_config, reader)
     maker.check_host()
     progress.phase(f"creating {guest_config.name}")
     with _Making(handles, maker, guest_config) as making:
@@ -48,6 +45,7 @@ def restore(
         report.create_s = time.monotonic() - started
         pages = _fill(
             handles,
+            kind,
             fresh,
             guest_config,
             reader,
@@ -105,34 +103,20 @@ class _Making:
             error.add_note("no domain was left behind")
 
 
-def check_architecture(domain_type: DomainType) -> None:
-    """ImageError when the image's domain ran on another architecture than this host's."""
-    if (domain_type is DomainType.ARM64) != is_arm64_host():
-        names = ("arm64", "x86") if domain_type is DomainType.ARM64 else ("x86", "arm64")
-        raise ImageError(
-            f"the image holds an {names[0]} domain, and this is an {names[1]} host; nothing was done"
-        )
-
-
-def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:
+def _kind_of(guest_config: GuestConfig, reader: LibxcReader) -> Kind:
     """The configuration and the stream must speak of the same kind of domain, one that we can restore."""
-    if guest_config.kind == "hvm":
+    kind = this_host().of_image(reader.domain.type, guest_config.kind)
+    if kind.has_device_model:
         raise DomainError(
             f"{guest_config.name} is an HVM domain with a device model, which the bare toolstack cannot restore; "
             "nothing was done"
         )
-    check_architecture(reader.domain.type)
-    wanted = DomainType.X86_PV if guest_config.kind == "pv" else DomainType.X86_HVM
-    if is_arm64_host():
-        wanted = DomainType.ARM64
-    if reader.domain.type != wanted:
-        raise ImageError(
-            f"the configuration says {guest_config.kind}, the stream holds an {reader.domain.type.name} domain"
-        )
+    return kind
 
 
 def _fill(
     handles: Handles,
+    kind: Kind,
     fresh: FreshDomain,
     guest_config: GuestConfig,
     reader: LibxcReader,
@@ -142,22 +126,16 @@ def _fill(
     *,
     force: bool,
 ) -> RestoredPages:
-    unless = None if force else FORCE
-    info = handles.xen.domain(fresh.domid)
-    guest: RestoreGuest
-    if reader.domain.type == DomainType.ARM64:
-        from saverestore.guest.arm64.layout import last_gfn
-        from saverestore.guest.arm64.restore import Arm64Restore
-
-        guest = Arm64Restore(
-            handles, info, gic_version(guest_config.gic_version), unless=unless, is_built=fresh.is_built
-        )
-        reader.max_pfn = last_gfn(guest_config.max_kib // 4)
-    elif reader.domain.type == DomainType.X86_PV:
-        guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4), unless=unless)
-    else:
-        guest = HvmRestore(handles, info, unless=unless)
-        reader.max_pfn = last_pfn(guest_config.max_kib // 4)
+    max_pages = guest_config.max_kib // 4
+    guest = kind.restore_guest(
+        handles,
+        handles.xen.domain(fresh.domid),
+        max_pages=max_pages,
+        gic_version=guest_config.gic_version,
+        unless=None if force else FORCE,
+        is_built=fresh.is_built,
+    )
+    reader.max_pfn = kind.last_pfn(max_pages)
     try:
         pages, _ = engine.restore(reader, source, guest, fresh.channels, progress, report)
     finally:

@@ -5,9 +5,10 @@
 
 A module imports from its own layer and from layers to its right, and:
 
-  - `pyxc` imports nothing of `saverestore`; it is imported by `guest/common`, `guest/x86`, `guest/arm64` and
-    `toolstack` only.
+  - `pyxc` imports nothing of `saverestore`; it is imported by `guest/common`, `guest/x86`, `guest/arm64`,
+    `guest/kinds.py` and `toolstack` only.
   - The kinds `guest/x86` and `guest/arm64` know nothing of each other; what they share is in `guest/common`.
+  - `guest/kinds.py` alone imports them, and it alone asks for the host's architecture.
   - `engine` sees a guest through `guest.ports` and nothing else of `guest`; `toolstack` does not use `engine`.
   - `report` knows what the engine tells of its work, and nothing of domains or Xen.
   - `image` is of use to `cli` only: what works on domains does not need it.
@@ -50,8 +51,17 @@ LAYERS = [
 MAY_IMPORT_PYXC = (
     "saverestore.guest.arm64.",
     "saverestore.guest.common.",
+    "saverestore.guest.kinds",
     "saverestore.guest.x86.",
     "saverestore.toolstack.",
+)
+
+MAY_IMPORT_A_KIND = (
+    "saverestore.guest.arm64",
+    "saverestore.guest.kinds",
+    "saverestore.guest.x86",
+    # The in-memory guest has page tables and a start_info page as PV guests have: it takes their layouts, pure ones.
+    "saverestore.guest.memory",
 )
 
 PURE = (
@@ -171,6 +181,34 @@ def test_kinds_of_guests_know_nothing_of_each_other_and_what_they_share_knows_no
         and target.startswith(tuple(f"saverestore.guest.{other}" for other in others))
     ]
     assert seen == []
+
+
+def test_only_the_place_that_knows_kinds_imports_one():
+    others = [
+        f"{module} -> {target}"
+        for module, target in ARROWS
+        if target.startswith(("saverestore.guest.x86", "saverestore.guest.arm64"))
+        and not module.startswith(MAY_IMPORT_A_KIND)
+    ]
+    assert others == []
+
+
+def architecture_of(path: Path) -> Iterator[str]:
+    """Where a module asks for the host's architecture, or compares libxl's word for a kind with a literal."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = getattr(node, "attr", None) or getattr(node, "id", None) or getattr(node, "name", None)
+        if name in ("ARCHITECTURE", "is_arm64_host"):
+            yield f"{name}, line {node.lineno}"
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(isinstance(side, ast.Constant) and side.value in ("pv", "pvh", "hvm") for side in sides):
+                yield f"{ast.unparse(node)}, line {node.lineno}"
+
+
+def test_only_the_place_that_knows_kinds_asks_which_one_there_is():
+    asked = {module: found for module in MODULES if (found := list(architecture_of(MODULES[module])))}
+    askers = [module for module in asked if module.startswith("saverestore.")]
+    assert askers == ["saverestore.guest.kinds"], asked
 
 
 def test_the_helper_does_not_use_operations():

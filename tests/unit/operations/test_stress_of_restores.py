@@ -19,6 +19,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from fake_toolstack import FakeMemory
 from memory_guests import CHANNELS, assert_same
+from memory_kinds import MemoryHost
 from stress import Fault, Lines, forget, nothing_is_left, patched, seeded
 
 from saverestore.engine.progress import RestoreReport, Silence
@@ -32,6 +33,7 @@ from saverestore.stream import LibxlWriter, XlHeader
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import BeforeSink, DigestAlgorithm
 from saverestore.stream.page_coding import CodedPages
+from saverestore.toolstack.ports import FreshDomain
 from saverestore.transport import FdSink, zstd_source
 from saverestore.transport.zstd_sink import ZstdSink
 
@@ -85,9 +87,9 @@ class Host:
     running: set[int] = field(default_factory=set)
     introduced: int = 0
 
-    def create(self, *_: object) -> SimpleNamespace:
+    def create(self, *_: object) -> FreshDomain:
         self.alive.add(DOMID)
-        return SimpleNamespace(domid=DOMID, channels=CHANNELS)
+        return FreshDomain(DOMID, CHANNELS)
 
     def destroy(self, _handles: object, domid: int, _uuid: object) -> None:
         self.alive.discard(domid)
@@ -115,8 +117,7 @@ class Host:
         patch.setattr(restore.bare, "create", self.create)
         patch.setattr(restore.bare, "destroy", self.destroy)
         patch.setattr(restore.bare, "introduce", self.introduce)
-        patch.setattr(restore_here, "PvRestore", lambda *_, **__: self.guest)
-        patch.setattr(restore_here, "HvmRestore", lambda *_, **__: self.guest)
+        patch.setattr(restore_here, "this_host", lambda: MemoryHost(self.guest))
         yield
 
 
