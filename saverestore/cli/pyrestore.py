@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _restore(arguments: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.progress import RestoreReport
-    from saverestore.guest.arm64.host import is_arm64_host
+    from saverestore.guest.kinds import this_host
     from saverestore.operations.requests import RestoreRequest
     from saverestore.operations.restore import dry_run, restore_domain
     from saverestore.report.facts import facts_of_restore
@@ -105,7 +105,7 @@ def _restore(arguments: argparse.Namespace) -> int | None:
             f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
             f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s"
         )
-        if is_arm64_host():
+        if this_host().wall_clock_stops:
             now = datetime.datetime.now(datetime.UTC)
             common.tell(f"pyrestore: {clock_note(restored.name, report.saved_at, now)}")
     return None
@@ -128,9 +128,9 @@ def clock_note(name: str, saved_at: datetime.datetime | None, now: datetime.date
 
 def _helper_for(arguments: argparse.Namespace) -> AbstractContextManager[Mapping[str, str]]:
     """A save helper for libxl that waits, where one may be needed."""
-    from saverestore.guest.arm64.host import is_arm64_host
+    from saverestore.guest.kinds import this_host
 
-    if arguments.toolstack == "bare" or is_arm64_host():
+    if arguments.toolstack == "bare" or not this_host().libxl_restores:
         return nullcontext({})
     from saverestore.helper import session
     from saverestore.process.ready import ready_helper

@@ -6,9 +6,8 @@ from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.common.handles import FORCE, open_handles
-from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
-from saverestore.guest.x86.hvm import HvmRestore, last_pfn
-from saverestore.guest.x86.pv import PvRestore, pfn_limit
+from saverestore.guest.kinds import this_host
+from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages, RestoreGuest
 from saverestore.helper.arguments import RestoreArguments, StreamType
 from saverestore.helper.channel import Channel
 from saverestore.helper.messages import MessageType, Missing
@@ -16,9 +15,8 @@ from saverestore.helper.reporting import ChannelProgress
 from saverestore.helper.settings import Settings
 from saverestore.process import ending
 from saverestore.stream.behind import check_ahead
-from saverestore.stream.layout import DomainType
 from saverestore.stream.reader import LibxcReader
-from saverestore.stream.records import Record
+from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.toolstack.helper_link import Task
 from saverestore.transport.fd import FdSource
 
@@ -26,12 +24,17 @@ from saverestore.transport.fd import FdSource
 class LibxlRestoreGuest:
     """A domain to be filled; libxl is told when static data are over, and gives a policy where there is none."""
 
-    def __init__(self, guest: HvmRestore | PvRestore, channel: Channel) -> None:
+    def __init__(self, guest: RestoreGuest, channel: Channel) -> None:
         self._guest = guest
         self._channel = channel
+        self._missing = Missing.CPUID | Missing.MSR
 
     def take(self, record: Record) -> None:
         """See RestoreGuest."""
+        if isinstance(record, X86CpuidPolicy):
+            self._missing &= ~Missing.CPUID
+        elif isinstance(record, X86MsrPolicy):
+            self._missing &= ~Missing.MSR
         self._guest.take(record)
 
     def static_data_done(self) -> None:
@@ -39,12 +42,7 @@ class LibxlRestoreGuest:
         self._guest.static_data_done()
         if not self._channel.takes(MessageType.STATIC_DATA_DONE):
             return
-        missing = Missing(0)
-        if not self._guest.has_cpuid:
-            missing |= Missing.CPUID
-        if not self._guest.has_msrs:
-            missing |= Missing.MSR
-        answer = self._channel.ask(MessageType.STATIC_DATA_DONE, missing)
+        answer = self._channel.ask(MessageType.STATIC_DATA_DONE, self._missing)
         if answer:
             raise DomainError(f"libxl could not give the domain its CPU policy (it answered {answer})")
 
@@ -102,17 +100,14 @@ def restore(
     )
     with open_handles(process_ends=True) as handles:
         info = handles.xen.domain(arguments.domid)
-        guest: HvmRestore | PvRestore
-        if (reader.domain.type == DomainType.X86_HVM) != info.hvm:
+        kind = this_host().of_domain(handles, info)
+        if reader.domain.type != kind.domain_type:
             raise ImageError(
                 f"the image holds an {reader.domain.type.name} domain, "
-                f"but libxl made an {'HVM or PVH' if info.hvm else 'PV'} one"
+                f"but libxl made an {kind.domain_type.name} one"
             )
-        if info.hvm:
-            guest = HvmRestore(handles, info, unless=unless)
-            reader.max_pfn = last_pfn(info.max_pages)
-        else:
-            guest = PvRestore(handles, info, pfn_limit=pfn_limit(info.max_pages), unless=unless)
+        guest = kind.restore_guest(handles, info, max_pages=info.max_pages, unless=unless)
+        reader.max_pfn = kind.last_pfn(info.max_pages)
         channels = Channels(
             store_port=arguments.store_port,
             console_port=arguments.console_port,

@@ -15,9 +15,8 @@ from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError
 from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspender
+from saverestore.guest.kinds import this_host
 from saverestore.guest.ports import SaveGuest
-from saverestore.guest.x86.hvm import HvmSave
-from saverestore.guest.x86.pv import PvSave
 from saverestore.helper.arguments import SaveArguments, SaveFlag, StreamType
 from saverestore.helper.channel import Channel
 from saverestore.helper.messages import MessageType
@@ -135,9 +134,8 @@ def _domain(handles: Handles, domid: int) -> Domain:
 
 def _guest_of(channel: Channel, handles: Handles, domid: int, suspender: LibxlSuspender) -> SaveGuest:
     info = handles.xen.domain(domid)
-    if info.hvm:
-        return HvmSave(handles, info, suspender, LibxlEmulator(channel, domid))
-    return PvSave(handles, info, suspender)
+    kind = this_host().of_domain(handles, info)
+    return kind.save_guest(handles, info, suspender, LibxlEmulator(channel, domid))
 
 
 def _provenance(handles: Handles, arguments: SaveArguments, settings: Settings) -> dict[str, Any]:

@@ -8,12 +8,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from saverestore.guest.common.handles import FORCE, Handles, open_handles
-from saverestore.guest.common.suspend import Suspender, Suspending
+from saverestore.guest.common.suspend import Suspending
+from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
-from saverestore.guest.x86.hvm import HvmRestore, HvmSave, last_pfn
-from saverestore.guest.x86.pv import PvRestore, PvSave, pfn_limit
 from saverestore.operations import image_fit
-from saverestore.stream.layout import DomainType
 from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack import bare, choice, domains, watcher
 from saverestore.toolstack.config import GuestConfig
@@ -37,6 +35,7 @@ class Host:
 
     def __init__(self, handles: Handles) -> None:
         self.handles = handles
+        self.kinds = this_host()
 
     # ---- saving ------------------------------------------------------------------------------------
 
@@ -64,25 +63,13 @@ class Host:
         suspend_timeout_s: float | None,
     ) -> SaveGuest:
         """The domain as the engine sees it. The caller closes it."""
-        from saverestore.guest.arm64.host import is_arm64_host
-
-        if is_arm64_host():
-            # Here, as loading it would be a tenth of what a save on an x86 host takes to start.
-            from saverestore.guest.arm64 import save as arm64_save
-
-            return arm64_save.guest_of(self.handles, domain.info, config.gic_version, suspend_timeout_s)
-        suspender: Suspending = Suspender(
-            self.handles.xen,
-            self.handles.store,
-            domain.domid,
-            timeout_s=suspend_timeout_s,
-            emulated=device_model is not None,
-        )
-        if not domain.info.hvm:
-            return PvSave(self.handles, domain.info, suspender)
+        kind = self.kinds.of_domain(self.handles, domain.info)
+        suspending: Suspending = kind.suspender(self.handles, domain.domid, timeout_s=suspend_timeout_s)
         if device_model is not None:
-            suspender = SuspenderWithDeviceModel(suspender, device_model)
-        return HvmSave(self.handles, domain.info, suspender, device_model)
+            suspending = SuspenderWithDeviceModel(suspending, device_model)
+        return kind.save_guest(
+            self.handles, domain.info, suspending, device_model, gic_version=config.gic_version
+        )
 
     def throttle(self, domain: Domain) -> Throttle:
         """What takes processor time from the domain. DomainError where its scheduler cannot do that."""
@@ -104,42 +91,35 @@ class Host:
 
     def maker(self, libxl: LibxlToolstack | None) -> Maker | None:
         """Who makes a domain for this process to fill; None where libxl has that done."""
-        from saverestore.guest.arm64.host import is_arm64_host
-
         if libxl is None:
             return bare.BareMaker(self.handles)
-        if not is_arm64_host():
+        if self.kinds.libxl_restores:
             return None
         from saverestore.toolstack.libxl_maker import LibxlMaker
 
         return LibxlMaker(self.handles, libxl)
 
     def restore_guest(
-        self, fresh: FreshDomain, config: GuestConfig, reader: LibxcReader, *, force: bool
+        self, kind: Kind, fresh: FreshDomain, config: GuestConfig, reader: LibxcReader, *, force: bool
     ) -> RestoreGuest:
         """A fresh domain as the engine sees it; `reader` is bounded by what it may have. The caller closes it.
 
         `force`: a processor of another kind will do.
         """
-        unless = None if force else FORCE
-        handles, info = self.handles, self.handles.xen.domain(fresh.domid)
-        nr_pages = config.max_kib // 4
-        if reader.domain.type == DomainType.ARM64:
-            from saverestore.guest.arm64.host import gic_version
-            from saverestore.guest.arm64.layout import last_gfn
-            from saverestore.guest.arm64.restore import Arm64Restore
-
-            reader.max_pfn = last_gfn(nr_pages)
-            gic = gic_version(config.gic_version)
-            return Arm64Restore(handles, info, gic, unless=unless, is_built=fresh.is_built)
-        if reader.domain.type == DomainType.X86_PV:
-            return PvRestore(handles, info, pfn_limit=pfn_limit(nr_pages), unless=unless)
-        reader.max_pfn = last_pfn(nr_pages)
-        return HvmRestore(handles, info, unless=unless)
+        max_pages = config.max_kib // 4
+        reader.max_pfn = kind.last_pfn(max_pages)
+        return kind.restore_guest(
+            self.handles,
+            self.handles.xen.domain(fresh.domid),
+            max_pages=max_pages,
+            gic_version=config.gic_version,
+            unless=None if force else FORCE,
+            is_built=fresh.is_built,
+        )
 
     def check_image(self, image: str, *, force: bool) -> None:
         """By a second look into the file, where that can be had: would its domain run here? See `image_fit`."""
-        image_fit.check(self.handles, image, force=force)
+        image_fit.check(self.handles, self.kinds, image, force=force)
 
     def watch(self, domid: int, name: str) -> None:
         """Leave a process behind that looks after a restored domain. XenRefused when it could not be started."""

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from saverestore.engine.policy import OnStall
 from saverestore.errors import DomainError, SaveRestoreError, TransportError
-from saverestore.guest.arm64.host import is_arm64_host
-from saverestore.guest.common.handles import Handles
+from saverestore.guest.kinds import this_host
 from saverestore.guest.ports import SaveGuest, Throttle
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
@@ -85,7 +84,7 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
 
 
 def _for_whom() -> str:
-    return "" if is_arm64_host() else ", for 'xl restore'"
+    return ", for 'xl restore'" if this_host().libxl_restores else ""
 
 
 def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequest) -> None:
@@ -125,7 +124,7 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
         host = host or stack.enter_context(opened_host())
         ready = prepare(host, request, findings, stack)
         try:
-            _tell_what_would_be_done(host.handles, ready, request, findings)
+            _tell_what_would_be_done(host, ready, request, findings)
             with findings.check(), _dry_commit(request) as commit:
                 if commit is not None:
                     check_room(commit, ready.guest, ready.domain)
@@ -145,9 +144,7 @@ def _dry_commit(request: SaveRequest) -> Iterator[Commit | None]:
         yield commit
 
 
-def _tell_what_would_be_done(
-    handles: Handles, ready: Prepared, request: SaveRequest, findings: Findings
-) -> None:
+def _tell_what_would_be_done(host: Host, ready: Prepared, request: SaveRequest, findings: Findings) -> None:
     config = ready.config
     where = "standard output" if request.image == STDOUT else request.image
     findings.tell(
@@ -157,9 +154,10 @@ def _tell_what_would_be_done(
     devices = ", ".join(config.devices) or "none besides the console"
     findings.tell(f"toolstack {ready.toolstack.name}; devices: {devices}")
     if request.live:
-        has_log = handles.xen.host().shadow or (ready.domain.info.hvm and not is_arm64_host())
+        kind = host.kinds.of_domain(host.handles, ready.domain.info)
+        has_log = kind.has_log_dirty(shadow=host.handles.xen.host().shadow)
         how = "the hypervisor's log-dirty" if has_log and request.dirty != "digest" else "content digests"
-        findings.tell(f"live: pages written meanwhile would be found by {how}")
+        findings.tell(f"live: dirty pages would be tracked by {how}")
     size = _size_bytes(ready.guest)
     findings.tell(
         f"size: {size >> 20} MiB" + (", and what is written again meanwhile" if request.live else "")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
-from saverestore.guest.arm64.host import is_arm64_host
+from saverestore.guest.kinds import this_host
 from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, opened
@@ -166,7 +166,7 @@ def _check_left_out(guest_config: GuestConfig, why_bare: str, *, force: bool) ->
 
 
 def _who_does(what: str) -> str:
-    return "" if is_arm64_host() else f"; 'xl restore' brings {what} back"
+    return f"; 'xl restore' brings {what} back" if this_host().libxl_restores else ""
 
 
 def _check_there(guest_config: GuestConfig, *, force: bool) -> None:

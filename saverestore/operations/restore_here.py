@@ -8,14 +8,13 @@ from typing import Self
 from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import DomainError, ImageError
-from saverestore.guest.arm64.host import is_arm64_host
+from saverestore.errors import DomainError
+from saverestore.guest.kinds import Host as KindsOfHost
+from saverestore.guest.kinds import Kind
 from saverestore.interrupts import shield
 from saverestore.operations.host import Host
 from saverestore.operations.image import OpenedImage
-from saverestore.operations.image_fit import check_architecture
 from saverestore.operations.requests import RestoreRequest
-from saverestore.stream.layout import DomainType
 from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.ports import Maker
@@ -40,7 +39,7 @@ class RestoringHere:
         image, config = self._image, self._image.config
         # The image first: what is wrong with it can be found before anything is done.
         reader = LibxcReader(image.source, before=image.before, require_digest=self._request.require_digest)
-        _check_kind(config, reader)
+        kind = _kind_of(self._host.kinds, config, reader)
         self._maker.check_host()
         progress.phase(f"creating {config.name}")
         self._began_at = self._host.clock()
@@ -48,7 +47,7 @@ class RestoringHere:
             fresh = self._maker.create(config)
             self._domid = fresh.domid
         report.create_s = self._host.clock() - self._began_at
-        guest = self._host.restore_guest(fresh, config, reader, force=self._request.force)
+        guest = self._host.restore_guest(kind, fresh, config, reader, force=self._request.force)
         try:
             pages, _ = engine.restore(reader, image.source, guest, fresh.channels, progress, report)
         finally:
@@ -84,18 +83,12 @@ class RestoringHere:
             error.add_note("no domain was left behind")
 
 
-def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:
+def _kind_of(kinds: KindsOfHost, guest_config: GuestConfig, reader: LibxcReader) -> Kind:
     """The configuration and the stream must speak of the same kind of domain, one that we can restore."""
-    if guest_config.kind == "hvm":
+    kind = kinds.of_image(reader.domain.type, guest_config.kind)
+    if kind.has_device_model:
         raise DomainError(
             f"{guest_config.name} is an HVM domain with a device model, which the bare toolstack cannot restore; "
             "nothing was done"
         )
-    check_architecture(reader.domain.type)
-    wanted = DomainType.X86_PV if guest_config.kind == "pv" else DomainType.X86_HVM
-    if is_arm64_host():
-        wanted = DomainType.ARM64
-    if reader.domain.type != wanted:
-        raise ImageError(
-            f"the configuration says {guest_config.kind}, the stream holds an {reader.domain.type.name} domain"
-        )
+    return kind

@@ -12,28 +12,22 @@ import os
 import time
 import uuid
 
-from pyxc import XenError, arm64, cpu
-from pyxc.control import DomainConfig
+from pyxc import XenError
 from pyxc.store import Permission, Transaction
 from saverestore.errors import DomainError
-from saverestore.guest.arm64 import journal as journals
-from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.guest.common.handles import Handles
-from saverestore.guest.common.hvm_params import HVM_PARAM_TIMER_MODE
 from saverestore.guest.common.pages import SLACK_KIB
+from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import shield
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.domains import Domain, config_of, devices_of, kind_of, userdata_path
+from saverestore.toolstack.domains import Domain, config_of, devices_of, userdata_path
 from saverestore.toolstack.ports import FreshDomain
 
 HYPERVISOR_OVERHEAD_KIB = 4096
 """What Xen itself needs for a domain besides its memory and paging pool; a generous guess."""
 
 DOM0 = 0
-GIC_VERSIONS = {None: 0, "v2": 1, "v3": 2}  # XEN_DOMCTL_CONFIG_GIC_NATIVE, _V2, _V3
-EMULATE_LAPIC = 1 << 0  # XEN_X86_EMU_LAPIC: all that a PVH domain has
-MSR_RELAXED = 1 << 0  # XEN_X86_MSR_RELAXED
 
 CONSOLE_BUFFER_BYTES = 1 << 20
 
@@ -58,7 +52,7 @@ class Bare:
 
     def device_model_of(self, domain: Domain) -> None:
         """None: domains that have one are refused."""
-        if kind_of(self._handles, domain.info) == "hvm":
+        if this_host().of_domain(self._handles, domain.info).has_device_model:
             raise DomainError(
                 f"{domain} is an HVM domain with a device model, which the bare toolstack cannot save{self._hint}; "
                 "nothing was done"
@@ -99,17 +93,6 @@ class BareMaker:
         destroy(self._handles, domid, domain_uuid)
 
 
-def paging_pool_kib(config: GuestConfig) -> int:
-    """What an HVM or PVH domain needs for its nested page tables or shadows, as libxl reckons it."""
-    if config.kind == "pv":
-        return 0
-    if config.paging_kib is not None:
-        return config.paging_kib
-    # On ARM, pages are 4 KiB each where they were restored one by one, whatever size they had before.
-    tables = (1 if config.hap and not is_arm64_host() else 2) * (config.max_kib // 1024)
-    return 4 * (256 * config.max_vcpus + tables)
-
-
 def check_host(handles: Handles) -> None:
     """DomainError unless xenstore and the consoles are served from here, domain 0."""
     for daemon in ("xenstored", "xenconsoled"):
@@ -123,7 +106,8 @@ def check_host(handles: Handles) -> None:
 
 def check_memory(handles: Handles, config: GuestConfig) -> None:
     """DomainError when the host has not the free memory that the domain will take."""
-    needed = config.target_kib + paging_pool_kib(config) + HYPERVISOR_OVERHEAD_KIB
+    pool_kib = this_host().of_config(config.kind).paging_pool_kib(config)
+    needed = config.target_kib + pool_kib + HYPERVISOR_OVERHEAD_KIB
     host = handles.xen.host()
     free = max(0, host.free_pages - host.outstanding_pages) * 4
     if needed > free:
@@ -138,47 +122,17 @@ def create(handles: Handles, config: GuestConfig) -> FreshDomain:
 
     On error nothing is left of it.
     """
+    kind = this_host().of_config(config.kind)
     with shield():
-        domid = handles.xen.create(_xen_config(config))
+        domid = handles.xen.create(kind.creation(config))
         try:
-            return FreshDomain(domid, _prepare(handles, config, domid))
+            return FreshDomain(domid, _prepare(handles, kind, config, domid))
         except BaseException:
             destroy(handles, domid, config.uuid)
             raise
 
 
-def _xen_config(config: GuestConfig) -> DomainConfig:
-    if is_arm64_host():
-        return DomainConfig(
-            uuid=config.uuid,
-            hvm=True,
-            hap=True,
-            max_vcpus=config.max_vcpus,
-            ssidref=config.ssidref,
-            max_evtchn_port=config.event_channels,
-            max_grant_frames=config.max_grant_frames,
-            max_maptrack_frames=config.max_maptrack_frames,
-            max_grant_version=1,  # ARM has no other
-            gic_version=GIC_VERSIONS[config.gic_version],
-        )
-    is_hvm = config.kind != "pv"
-    return DomainConfig(
-        uuid=config.uuid,
-        hvm=is_hvm,
-        hap=is_hvm and config.hap,
-        max_vcpus=config.max_vcpus,
-        ssidref=config.ssidref,
-        nested_virt=is_hvm and config.nested_virt,
-        max_evtchn_port=config.event_channels,
-        max_grant_frames=config.max_grant_frames,
-        max_maptrack_frames=config.max_maptrack_frames,
-        max_grant_version=config.max_grant_version,
-        emulation_flags=EMULATE_LAPIC if is_hvm else 0,
-        misc_flags=MSR_RELAXED if config.msr_relaxed else 0,
-    )
-
-
-def _prepare(handles: Handles, config: GuestConfig, domid: int) -> Channels:
+def _prepare(handles: Handles, kind: Kind, config: GuestConfig, domid: int) -> Channels:
     xen = handles.xen
     xen.set_max_vcpus(domid, config.max_vcpus)
     # While it is filled it may hold more than its target: a guest saved live may have grown or shrunk meanwhile.
@@ -186,17 +140,7 @@ def _prepare(handles: Handles, config: GuestConfig, domid: int) -> Channels:
     channels = Channels(
         store_port=xen.alloc_unbound(domid, DOM0), console_port=xen.alloc_unbound(domid, DOM0)
     )
-    if config.kind == "pv":
-        xen.set_memmap_limit(domid, config.max_kib)
-    else:
-        pool_bytes = paging_pool_kib(config) * 1024
-        xen.set_paging_pool_bytes(domid, -(-pool_bytes // 4096) * 4096)
-    if is_arm64_host():
-        arm64.set_address_size(xen, domid)
-    else:
-        if config.kind != "pv":
-            cpu.set_hvm_param(xen, domid, HVM_PARAM_TIMER_MODE, config.timer_mode)
-        cpu.set_tsc_info(xen, domid, cpu.TscInfo(config.tsc_mode, 0, 0, 0))
+    kind.set_up(handles, domid, config)
     while True:
         try:
             with handles.store.transaction() as transaction:
@@ -343,7 +287,7 @@ def destroy(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> None:
         ):
             store.remove(path)
         _remove_vm_node(handles, domid, domain_uuid)
-        journals.remove(domid, domain_uuid)
+        this_host().forget(domid, domain_uuid)
         for file in userdata_path(domid, domain_uuid).parent.glob(f"userdata-?.{domid}.{domain_uuid}.*"):
             file.unlink(missing_ok=True)
 

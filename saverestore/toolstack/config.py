@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saverestore.errors import ImageError
+from saverestore.guest.common.machine import Machine
 
 KINDS = ("pv", "pvh", "hvm")
 
@@ -52,30 +53,14 @@ DEVICE_LISTS = {
 
 
 @dataclass(frozen=True)
-class GuestConfig:
-    """What is read out of the JSON. Memory in KiB; `paging_kib` is None where libxl would compute it."""
+class GuestConfig(Machine):
+    """What is read out of the JSON. `kind`: libxl's type, "pv", "pvh" or "hvm"; `target_kib`: its memory now."""
 
     raw: dict[str, Any]
     name: str
-    uuid: uuid.UUID
     kind: str
-    max_vcpus: int
     online_vcpus: frozenset[int]
     target_kib: int
-    max_kib: int
-    paging_kib: int | None
-    hap: bool
-    nested_virt: bool
-    ssidref: int
-    event_channels: int
-    max_grant_frames: int
-    max_maptrack_frames: int
-    max_grant_version: int
-    timer_mode: int
-    tsc_mode: int
-    msr_relaxed: bool
-    gic_version: str | None
-    """arm64: "v2", "v3", or None where libxl would take the host's."""
 
     @property
     def devices(self) -> list[str]:
@@ -125,20 +110,6 @@ class GuestConfig:
         if online_vcpus is not None:
             raw["b_info"]["avail_vcpus"] = sorted(online_vcpus)
         return parse(json.dumps(raw).encode())
-
-
-def not_carried_on_arm64(config: GuestConfig) -> list[str]:
-    """What an arm64 domain has of which nobody can read the state, or which is outside of its memory: for people."""
-    build = config.raw["b_info"]
-    arch = build.get("arch_arm") or {}
-    found = {
-        "an emulated UART": arch.get("vuart") not in (None, "unknown"),
-        "ACPI tables": _flag(build, "acpi", False),
-        f"a trusted execution environment ({build.get('tee')})": build.get("tee") not in (None, "none"),
-        "a device tree of its own": bool(build.get("device_tree")),
-    }
-    passed = [f"{DEVICE_LISTS[key]}s" for key in ("pcidevs", "dtdevs", "rdms") if config.raw.get(key)]
-    return [*passed, *(name for name, is_there in found.items() if is_there)]
 
 
 def parse(data: bytes) -> GuestConfig:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pyxc import DomainInfo, XenStore
 from saverestore.errors import DomainError, ImageError
-from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.suspend import how_it_stopped
+from saverestore.guest.kinds import this_host
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 
@@ -82,7 +82,7 @@ def check_can_be_saved(domain: Domain) -> None:
         what = how_it_stopped(info.shutdown_reason)
         raise DomainError(f"{domain} {what}: there is nothing to save; nothing was done")
     if info.paused:
-        if journals.is_there(domain.domid, info.uuid):
+        if this_host().needs_recovery(domain.domid, info.uuid):
             raise DomainError(
                 f"{domain} was being saved when that save died, and its processors are not as they were; "
                 f"'pysave --recover {domain.domid}' puts it right"
@@ -91,16 +91,6 @@ def check_can_be_saved(domain: Domain) -> None:
             f"{domain} is paused, so it cannot answer the request to suspend; "
             f"'xl unpause {domain.domid}' first"
         )
-
-
-def kind_of(handles: Handles, info: DomainInfo) -> str:
-    """ "pv", "pvh" or "hvm" (with a device model)."""
-    if not info.hvm:
-        return "pv"
-    told = handles.store.read(f"/libxl/{info.domid}/type")
-    if told:
-        return told
-    return "hvm" if handles.store.list(f"/local/domain/0/device-model/{info.domid}") else "pvh"
 
 
 def devices_of(store: XenStore, domid: int) -> list[str]:
@@ -130,7 +120,7 @@ def config_of(handles: Handles, domain: Domain) -> GuestConfig:
         return config.describe(
             name=domain.name,
             domain_uuid=info.uuid,
-            kind=kind_of(handles, info),
+            kind=this_host().of_domain(handles, info).libxl_types[0],
             max_vcpus=info.max_vcpu_id + 1,
             target_kib=target_kib,
             max_kib=max_kib,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from saverestore.guest.kinds import this_host
 from saverestore.toolstack.config import GuestConfig
 
 NET_CLASS = Path("/sys/class/net")
@@ -20,7 +21,7 @@ def missing(guest_config: GuestConfig) -> list[str]:
     raw = guest_config.raw
     found = [_missing_disk(number, disk) for number, disk in enumerate(raw.get("disks") or [])]
     found += [_missing_bridge(number, nic) for number, nic in enumerate(raw.get("nics") or [])]
-    if guest_config.kind == "hvm":  # QEMU is given these again
+    if this_host().of_config(guest_config.kind).has_device_model:  # QEMU is given these again
         found += [_missing_file(raw["b_info"], name) for name in ("kernel", "ramdisk", "firmware_path")]
     return [text for text in found if text]
 

@@ -14,14 +14,13 @@ from contextlib import contextmanager
 
 from pyxc.libxl import CONFIG_CALL, Libxl
 from saverestore.errors import DomainError, ImageError, XenRefused
-from saverestore.guest.arm64 import journal as journals
-from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.guest.common.handles import Handles, XenError
+from saverestore.guest.kinds import this_host
 from saverestore.interrupts import shield
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
-from saverestore.toolstack.domains import Domain, kind_of, userdata_path
+from saverestore.toolstack.domains import Domain, userdata_path
 from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE, HelperReport, Task, linked
 from saverestore.toolstack.programs import HELPER, path_of
 
@@ -55,12 +54,13 @@ class LibxlToolstack:
             raise DomainError(f"{domain}: {error}; nothing was done") from error
 
     def cannot_carry(self, domain: Domain) -> list[str]:
-        """None on x86, where libxl brings all devices back that it can save at all."""
-        return config.not_carried_on_arm64(self.config_of(domain)) if is_arm64_host() else []
+        """What its kind cannot: libxl brings all devices back that it can save at all."""
+        kind = this_host().of_domain(self._handles, domain.info)
+        return kind.unsupported(lambda: self.config_of(domain).raw)
 
     def device_model_of(self, domain: Domain) -> DeviceModel | None:
         """QEMU, of an HVM domain."""
-        if kind_of(self._handles, domain.info) != "hvm":
+        if not this_host().of_domain(self._handles, domain.info).has_device_model:
             return None
         found = DeviceModel(self._handles.store, domain.domid)
         found.check()
@@ -70,7 +70,7 @@ class LibxlToolstack:
         """As `xl destroy` does: device model, devices and their hotplug scripts, too."""
         with shield():
             self._libxl.destroy(domain.domid)
-            journals.remove(domain.domid, domain.info.uuid)
+            this_host().forget(domain.domid, domain.info.uuid)
 
     # ---- restoring ---------------------------------------------------------------------------------
 

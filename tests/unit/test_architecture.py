@@ -6,8 +6,9 @@
 A module imports from its own layer and from layers to its right, and:
 
   - `pyxc` imports nothing of `saverestore`; it is imported by `guest/common`, `guest/x86`, `guest/arm64`,
-    `toolstack` and `process` only.
+    `guest/kinds.py`, `toolstack` and `process` only.
   - The kinds `guest/x86` and `guest/arm64` know nothing of each other; what they share is in `guest/common`.
+  - `guest/kinds.py` alone imports them, and it alone asks for the host's architecture.
   - `engine` sees a guest through `guest.ports` and nothing else of `guest`; `toolstack` does not use `engine`.
   - `helper` has all of libxl's helper: commands know its `session` and `settings`, and no messages, no errno.
   - `process` knows of this process and of what libxl is given to find it; nothing of domains, nor of what it runs.
@@ -55,9 +56,19 @@ LAYERS = [
 MAY_IMPORT_PYXC = (
     "saverestore.guest.arm64.",
     "saverestore.guest.common.",
+    "saverestore.guest.kinds",
     "saverestore.guest.x86.",
     "saverestore.process.",
     "saverestore.toolstack.",
+)
+
+MAY_IMPORT_A_KIND = (
+    "saverestore.guest.arm64",
+    "saverestore.guest.kinds",
+    "saverestore.guest.x86",
+    # The in-memory guest has page tables and a start_info page as PV guests have: it takes their layouts, pure ones.
+    "saverestore.guest.memory",
+    "saverestore.testing.",  # the in-memory PV guest has page tables and a p2m: the pure modules about these
 )
 
 PURE = (
@@ -188,6 +199,34 @@ def test_the_product_does_not_use_what_is_for_tests():
         if target.startswith("saverestore.testing") and layer_of(module) != "testing"
     ]
     assert users == []
+
+
+def test_only_the_place_that_knows_kinds_imports_one():
+    others = [
+        f"{module} -> {target}"
+        for module, target in ARROWS
+        if target.startswith(("saverestore.guest.x86", "saverestore.guest.arm64"))
+        and not module.startswith(MAY_IMPORT_A_KIND)
+    ]
+    assert others == []
+
+
+def architecture_of(path: Path) -> Iterator[str]:
+    """Where a module asks for the host's architecture, or compares libxl's word for a kind with a literal."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = getattr(node, "attr", None) or getattr(node, "id", None) or getattr(node, "name", None)
+        if name in ("ARCHITECTURE", "is_arm64_host"):
+            yield f"{name}, line {node.lineno}"
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(isinstance(side, ast.Constant) and side.value in ("pv", "pvh", "hvm") for side in sides):
+                yield f"{ast.unparse(node)}, line {node.lineno}"
+
+
+def test_only_the_place_that_knows_kinds_asks_which_one_there_is():
+    asked = {module: found for module in MODULES if (found := list(architecture_of(MODULES[module])))}
+    askers = [module for module in asked if module.startswith("saverestore.")]
+    assert askers == ["saverestore.guest.kinds"], asked
 
 
 def test_the_helper_does_not_use_operations():

@@ -1,10 +1,9 @@
-"""What of an arm64 host decides how a domain is saved and restored: that it is one, and its interrupt controller."""
+"""What of an arm64 host decides how a domain is saved and restored: its interrupt controller."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pyxc
 from saverestore.errors import DomainError
 
 INTERRUPTS = Path("/proc/interrupts")
@@ -14,11 +13,6 @@ CHIPS = {"GICv3": 3, "GICv2": 2, "GIC-0": 2}
 
 CONFIGURED = {"v2": 2, "v3": 3}
 """libxl_types.idl, libxl_gic_version; "default" is the host's own."""
-
-
-def is_arm64_host() -> bool:
-    """Whether the running Xen is one for 64-bit ARM."""
-    return pyxc.ARCHITECTURE == pyxc.ARM64
 
 
 def gic_version(configured: str | None, interrupts: Path = INTERRUPTS) -> int:

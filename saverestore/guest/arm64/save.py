@@ -16,8 +16,7 @@ from saverestore.arm64_registers import Register
 from saverestore.errors import DomainError
 from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64 import vcpu
-from saverestore.guest.arm64.going_on import put_right, resume_untouched
-from saverestore.guest.arm64.host import gic_version
+from saverestore.guest.arm64.going_on import put_right
 from saverestore.guest.arm64.journal import Journal
 from saverestore.guest.arm64.layout import Layout
 from saverestore.guest.arm64.memory import KeptMemory
@@ -27,7 +26,7 @@ from saverestore.guest.arm64.vcpu import Context
 from saverestore.guest.arm64.vcpu_info import VcpuInfoSearch
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_PFN, HVM_PARAM_STORE_PFN
-from saverestore.guest.common.suspend import Suspender
+from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.ports import U8, U64, LogDirty, LogDirtyUnavailable, PageBatch
 from saverestore.interrupts import shield
 from saverestore.stream.layout import DomainType, PageType
@@ -41,7 +40,7 @@ class Arm64Save:
 
     domain_type = DomainType.ARM64
 
-    def __init__(self, handles: Handles, info: DomainInfo, suspender: Suspender, gic: int) -> None:
+    def __init__(self, handles: Handles, info: DomainInfo, suspender: Suspending, gic: int) -> None:
         self._handles = handles
         self._domid = info.domid
         self._uuid = info.uuid
@@ -169,7 +168,6 @@ class Arm64Save:
             journal, self._journal = self._journal, None
             if journal is not None:
                 put_right(self._handles, journal)
-                self._suspender.forget()
         self._suspender.resume()
 
     # ---- the end -----------------------------------------------------------------------------------
@@ -201,17 +199,3 @@ class Arm64Save:
     def close(self) -> None:
         """Unmap everything."""
         self._memory.drop()
-
-
-def guest_of(
-    handles: Handles, info: DomainInfo, configured_gic: str | None, suspend_timeout_s: float | None
-) -> Arm64Save:
-    """A domain to be saved. `configured_gic`: libxl's word for the version of its GIC, or None."""
-    suspender = Suspender(
-        handles.xen,
-        handles.store,
-        info.domid,
-        timeout_s=suspend_timeout_s,
-        go_on=lambda: resume_untouched(handles, info.domid),
-    )
-    return Arm64Save(handles, info, suspender, gic_version(configured_gic))

@@ -79,6 +79,7 @@ class Suspender:
         self._ack_timeout_s = timeout_s or ACKNOWLEDGE_TIMEOUT_S
         self._suspend_timeout_s = timeout_s or SUSPEND_TIMEOUT_S
         self._asked = asked
+        self._has_suspended = False
         self._emulated = emulated
         self._go_on = go_on or (lambda: resume_suspended(xen, store, domid))
 
@@ -97,6 +98,7 @@ class Suspender:
                 self._suspend_by_event(int(port))
             else:
                 self._suspend_by_store()
+            self._has_suspended = True
         finally:
             self._store.unwatch("@releaseDomain", token)
 
@@ -109,20 +111,19 @@ class Suspender:
         except XenError as error:
             if error.errno != errno.ESRCH:  # somebody destroyed it meanwhile: there is nothing to resume
                 raise
-        self._asked = False
+        self._asked = self._has_suspended = False
 
     def _resume(self) -> None:
-        if not self._xen.domain(self._domid).shutdown and not self._withdraw():
+        shutdown = self._xen.domain(self._domid).shutdown
+        if not shutdown and self._has_suspended:
+            return  # it is running again already: its kind has resumed it in a way of its own
+        if not shutdown and not self._withdraw():
             # The guest has taken the request but not yet stopped: it will, and nobody else would wake it.
             LOG.info("domain %d is about to suspend: waiting, to resume it", self._domid)
             self._wait_for_shutdown(self._suspend_timeout_s)
         info = self._xen.domain(self._domid)
         if info.suspended:
             self._go_on()
-
-    def forget(self) -> None:
-        """It goes on already, by other means than `resume`."""
-        self._asked = False
 
     # ---- the two ways of asking, and one that does not ask ---------------------------------------
 

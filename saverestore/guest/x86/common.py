@@ -81,16 +81,6 @@ class CommonRestore:
             return False
         return True
 
-    @property
-    def has_cpuid(self) -> bool:
-        """Whether the image brought a CPUID policy."""
-        return bool(self._leaves)
-
-    @property
-    def has_msrs(self) -> bool:
-        """Whether the image brought an MSR policy."""
-        return bool(self._msrs)
-
     def static_data_done(self) -> None:
         """Give the domain the CPU policy of the image. Without one it keeps this host's default."""
         if not self._leaves and not self._msrs:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from saverestore.errors import DomainError, ImageError
 from saverestore.guest.common import hvm_params
 from saverestore.guest.common.grants import seed_grant_table
 from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.kind import Emulator
 from saverestore.guest.common.pages import MappedBatch, MappedWindow, Populated, map_for_save
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.ports import (
@@ -58,13 +58,6 @@ def open_log_dirty(handles: Handles, domid: int, nr_pfns: int) -> LogDirty:
         }
         why = reasons.get(error.errno or 0, str(error))
         raise LogDirtyUnavailable(f"Xen cannot log dirty pages of domain {domid}: {why}") from error
-
-
-class Emulator(Protocol):
-    """What is needed of a device model, which writes to the domain's memory behind the processors' backs."""
-
-    def log_dirty(self, *, on: bool) -> None:
-        """Have it tell the hypervisor which pages it writes, or no longer. DomainError when it does not."""
 
 
 class _LogDirtyWithEmulator:

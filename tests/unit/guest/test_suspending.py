@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
+from saverestore.guest.common.suspend import Suspender
 from saverestore.guest.x86 import hvm
 
 
@@ -31,3 +32,52 @@ def test_a_pvh_domain_whose_state_cannot_be_read_is_not_suspended(monkeypatch):
     guest.end_records = lambda: asked.append("read")
     guest.suspend()
     assert asked == ["read", "suspend"]
+
+
+class FakeDomain:
+    """Xen and xenstore, as far as they know of a domain that suspends as soon as it is asked."""
+
+    def __init__(self) -> None:
+        self.suspended = False
+        self.resumed = 0
+
+    def domain(self, _domid: int) -> SimpleNamespace:
+        return SimpleNamespace(dying=False, shutdown=self.suspended, suspended=self.suspended)
+
+    def write(self, path: str, value: str) -> None:
+        self.suspended = value == "suspend"
+
+    def read(self, path: str) -> str:
+        return ""
+
+    def watch(self, *_: str) -> None:
+        pass
+
+    def unwatch(self, *_: str) -> None:
+        pass
+
+    def go_on(self) -> None:
+        self.suspended = False
+        self.resumed += 1
+
+
+def test_a_domain_that_suspended_is_resumed_once():
+    domain = FakeDomain()
+    suspender = Suspender(domain, domain, 7, go_on=domain.go_on)
+    suspender.resume()
+    assert domain.resumed == 0
+    suspender.suspend()
+    suspender.resume()
+    suspender.resume()
+    assert (domain.suspended, domain.resumed) == (False, 1)
+
+
+def test_nobody_waits_for_a_domain_that_was_resumed_in_another_way():
+    """An arm64 domain's own contexts are put back by its journal, and it runs then."""
+    domain = FakeDomain()
+    suspender = Suspender(domain, domain, 7, timeout_s=3600, go_on=domain.go_on)
+    for _ in range(2):
+        suspender.suspend()
+        domain.suspended = False
+        suspender.resume()
+    assert domain.resumed == 0

@@ -19,6 +19,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from fake_libxl import RESTORE_CALLBACKS, SAVE_CALLBACKS, FakeLibxl
 from memory_guests import MAKERS, assert_same, image_of, restored_from
+from memory_kinds import MemoryHost
 
 from saverestore.cli import helper
 from saverestore.engine.settings import SaveSettings
@@ -33,6 +34,7 @@ from saverestore.process import ending
 from saverestore.stream.behind import BehindSink
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.layout import DomainType
+from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
@@ -327,18 +329,17 @@ class Restoring:
         path.write_bytes(image)
         self.fd = os.open(path, os.O_RDONLY)
         self.guest = MemoryRestore(empty_like(like))
-        self.guest.has_cpuid = self.guest.has_msrs = True
         self.libxl = FakeLibxl(RESTORE_CALLBACKS)
         self.environment: dict[str, str] = {}
-        info = SimpleNamespace(hvm=kind == "pvh", max_pages=like.nr_pfns)
+        info = SimpleNamespace(domid=DOMID, hvm=kind == "pvh", max_pages=like.nr_pfns)
 
         @contextmanager
         def handles(**_: bool) -> Iterator[SimpleNamespace]:
-            yield SimpleNamespace(xen=SimpleNamespace(domain=lambda _: info))
+            store = SimpleNamespace(read=lambda _: kind)
+            yield SimpleNamespace(xen=SimpleNamespace(domain=lambda _: info), store=store)
 
         monkeypatch.setattr(restoring, "open_handles", handles)
-        monkeypatch.setattr(restoring, "PvRestore", lambda *_, **__: self.guest)
-        monkeypatch.setattr(restoring, "HvmRestore", lambda *_, **__: self.guest)
+        monkeypatch.setattr(restoring, "this_host", lambda: MemoryHost(self.guest))
 
     def run(self) -> int:
         arguments = RestoreArguments(self.fd, -1, DOMID, 7, 0, 8, 0, self.libxl.callbacks, 0)
@@ -423,9 +424,18 @@ def test_a_file_that_is_as_told_behind_the_stream_is_restored(monkeypatch, tmp_p
     assert os.lseek(restore.fd, 0, os.SEEK_CUR) == len(image)
 
 
-def test_libxl_is_told_what_an_old_image_lacks(restored):
-    restore = restored()
-    restore.guest.has_cpuid = restore.guest.has_msrs = False
+class SaveByOldXen(MemorySave):
+    """Xen before 4.14 had no CPU policy."""
+
+    def static_records(self) -> list[Record]:
+        policies = (X86CpuidPolicy, X86MsrPolicy)
+        return [record for record in super().static_records() if not isinstance(record, policies)]
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_libxl_is_told_what_an_old_image_lacks(monkeypatch, tmp_path, kind):
+    image = image_of(SaveByOldXen(MAKERS[kind]()))
+    restore = Restoring(monkeypatch, tmp_path, kind, image, MAKERS[kind]())
     assert restore.run() == 0
     assert restore.libxl.said(MessageType.STATIC_DATA_DONE) == [(3,)]
 

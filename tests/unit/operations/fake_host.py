@@ -14,6 +14,7 @@ from memory_guests import CHANNELS
 
 from saverestore.engine.save import save
 from saverestore.engine.settings import SaveSettings
+from saverestore.guest.kinds import X86_HOST
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.requests import SaveRequest
 from saverestore.stream import LibxlWriter, XlHeader
@@ -104,6 +105,7 @@ class FakeHost:
         self.domain: Any = SimpleNamespace(
             domid=7, name="web1", info=SimpleNamespace(uuid="00000000-0000-4000-8000-000000000001")
         )
+        self.kinds: Any = X86_HOST
         self.opened_toolstacks = 0
         self.watched: list[int] = []
 

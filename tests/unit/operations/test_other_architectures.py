@@ -12,31 +12,20 @@ except ImportError as error:
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.arm64 import host
 from saverestore.guest.arm64.restore import check_platform, check_size
-from saverestore.operations.restore_here import check_architecture
+from saverestore.guest.kinds import ARM64_HOST, X86_HOST
 from saverestore.stream.layout import DomainType
 from saverestore.stream.records import Arm64Platform
 
 
-@pytest.fixture
-def on_arm64(monkeypatch):
-    monkeypatch.setattr(pyxc, "ARCHITECTURE", pyxc.ARM64)
-
-
-@pytest.fixture
-def on_x86(monkeypatch):
-    monkeypatch.setattr(pyxc, "ARCHITECTURE", pyxc.X86)
-
-
-def test_an_arm64_image_is_refused_on_an_x86_host(on_x86):
+def test_an_arm64_image_is_refused_on_an_x86_host():
     with pytest.raises(ImageError, match="holds an arm64 domain, and this is an x86 host; nothing was done"):
-        check_architecture(DomainType.ARM64)
-    check_architecture(DomainType.X86_PV)
+        X86_HOST.of_image(DomainType.ARM64, "pvh")
 
 
-def test_an_x86_image_is_refused_on_an_arm64_host(on_arm64):
+@pytest.mark.parametrize(("domain_type", "said"), [(DomainType.X86_PV, "pv"), (DomainType.X86_HVM, "pvh")])
+def test_an_x86_image_is_refused_on_an_arm64_host(domain_type, said):
     with pytest.raises(ImageError, match="holds an x86 domain, and this is an arm64 host"):
-        check_architecture(DomainType.X86_HVM)
-    check_architecture(DomainType.ARM64)
+        ARM64_HOST.of_image(domain_type, said)
 
 
 @pytest.mark.parametrize(

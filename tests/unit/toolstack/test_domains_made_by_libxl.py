@@ -20,7 +20,7 @@ except ImportError as error:
 from saverestore.errors import Interrupted, XenRefused
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import handled
-from saverestore.toolstack.config import GuestConfig, not_carried_on_arm64, parse
+from saverestore.toolstack.config import GuestConfig, parse
 from saverestore.toolstack.ports import FreshDomain
 
 CONFIG = {
@@ -72,25 +72,6 @@ def test_a_domain_that_had_no_kernel_of_its_own_is_left_with_none():
     del original.raw["b_info"]["kernel"]
     made = parse(libxl_maker.to_be_made(original, "/kernel").encode())
     assert "kernel" not in libxl_maker.to_be_kept(made, original).raw["b_info"]
-
-
-@pytest.mark.parametrize(
-    ("build", "told"),
-    [
-        ({"arch_arm": {"vuart": "sbsa_uart"}}, "an emulated UART"),
-        ({"acpi": "True"}, "ACPI tables"),
-        ({"tee": "optee"}, r"a trusted execution environment (optee)"),
-        ({"device_tree": "/boot/own.dtb"}, "a device tree of its own"),
-    ],
-)
-def test_what_nobody_can_carry_on_arm_is_named(build, told):
-    assert not_carried_on_arm64(config(**build)) == [told]
-    assert not_carried_on_arm64(config()) == []
-
-
-def test_passed_through_devices_cannot_be_carried_on_arm():
-    raw = CONFIG | {"dtdevs": [{"path": "/soc/ethernet"}]}
-    assert not_carried_on_arm64(parse(json.dumps(raw).encode())) == ["device-tree devices"]
 
 
 class FakeHost:

@@ -1,0 +1,133 @@
+"""What a killed save leaves is put right on every kind of host: processor cap, log-dirty, the domain itself."""
+
+from __future__ import annotations
+
+import errno
+import uuid
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from fake_host import FakeStore
+
+from pyxc import XenError
+from pyxc.sched import CpuPool, Scheduler, Share
+from saverestore.errors import DomainError
+from saverestore.guest.arm64 import going_on
+from saverestore.guest.kinds import ARM64_HOST, X86_HOST
+from saverestore.operations.recover import put_right
+from saverestore.toolstack import processor_cap
+from saverestore.toolstack.domains import Domain
+
+DOMID = 7
+CAP = f"/local/domain/{DOMID}/pysave/cap"
+REQUEST = f"/local/domain/{DOMID}/control/shutdown"
+PUT_BACK = "it had been slowed down: its processor cap was put back (none instead of 40%)"
+
+
+class StoreWithTransactions(FakeStore):
+    """One transaction at a time, which always succeeds."""
+
+    @contextmanager
+    def transaction(self):
+        yield self
+
+
+class KilledSave:
+    """A domain that a throttled save was at work on when it was killed: its cap is lowered, log-dirty is on."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.done: list[str] = []
+        self.share = Share(weight=256, cap=40)
+        self.store = StoreWithTransactions({CAP: "0"})
+        self.info = SimpleNamespace(
+            domid=DOMID,
+            uuid=uuid.uuid4(),
+            hvm=True,
+            cpupool=0,
+            shutdown=False,
+            suspended=False,
+            shutdown_reason=0,
+        )
+        xen = SimpleNamespace(log_dirty_off=self._log_dirty_off, domain=lambda domid: self.info)
+        self.handles = SimpleNamespace(xen=xen, store=self.store)
+        self.domain = Domain(self.info, "web1")
+        monkeypatch.setattr(processor_cap.sched, "cpu_pool", lambda *_: CpuPool(Scheduler.CREDIT2, 4))
+        monkeypatch.setitem(processor_cap.GETTERS, Scheduler.CREDIT2, lambda *_: self.share)
+        monkeypatch.setitem(processor_cap.SETTERS, Scheduler.CREDIT2, self._set_share)
+
+    def _log_dirty_off(self, domid: int) -> None:
+        self.done.append("log-dirty off")
+
+    def _set_share(self, _xen, _domid, share: Share) -> None:
+        self.done.append(f"cap {share.cap}")
+        self.share = share
+
+
+@pytest.fixture
+def killed(monkeypatch) -> KilledSave:
+    return KilledSave(monkeypatch)
+
+
+BOTH = pytest.mark.parametrize("host", [X86_HOST, ARM64_HOST], ids=["x86", "arm64"])
+
+
+@BOTH
+def test_the_cap_of_a_throttled_save_that_was_killed_is_put_back_and_log_dirty_is_off(killed, host):
+    assert put_right(killed.handles, killed.domain, host) == [PUT_BACK]
+    assert killed.share.cap == 0
+    assert killed.done == ["cap 0", "log-dirty off"]
+    assert killed.store == {}
+
+
+@BOTH
+def test_a_domain_that_runs_as_it_should_is_left_alone(killed, host):
+    killed.store.clear()
+    assert put_right(killed.handles, killed.domain, host) == []
+    assert killed.done == ["log-dirty off"]
+
+
+@BOTH
+def test_a_request_to_suspend_is_taken_back(killed, host):
+    killed.store[REQUEST] = "suspend"
+    assert put_right(killed.handles, killed.domain, host) == [PUT_BACK, "a request to suspend was taken back"]
+    assert killed.store[REQUEST] == ""
+
+
+def test_the_cap_is_put_back_before_an_arm64_domain_is_waited_for(killed, monkeypatch):
+    monkeypatch.setattr(going_on.journals, "read", lambda *_: "journal")
+
+    def by_journal(_handles, journal) -> list[str]:
+        killed.done.append(journal)
+        return ["its processors are as they were when it suspended"]
+
+    monkeypatch.setattr(going_on, "put_right", by_journal)
+    done = put_right(killed.handles, killed.domain, ARM64_HOST)
+    assert done == [PUT_BACK, "its processors are as they were when it suspended"]
+    assert killed.done == ["cap 0", "log-dirty off", "journal"]
+
+
+def test_a_damaged_journal_keeps_nobody_from_putting_the_cap_back(killed, monkeypatch):
+    def damaged(*_: object) -> None:
+        raise DomainError("the journal cannot be read")
+
+    monkeypatch.setattr(going_on.journals, "read", damaged)
+    with pytest.raises(DomainError, match="journal"):
+        put_right(killed.handles, killed.domain, ARM64_HOST)
+    assert killed.share.cap == 0
+
+
+@BOTH
+def test_a_cap_that_cannot_be_put_back_keeps_nobody_from_recovering_the_domain(killed, monkeypatch, host):
+    def refused(*_: object) -> None:
+        raise XenError("xc_sched_credit2_domain_set", errno.EPERM, domid=DOMID)
+
+    monkeypatch.setitem(processor_cap.SETTERS, Scheduler.CREDIT2, refused)
+    killed.store[REQUEST] = "suspend"
+    with pytest.raises(XenError, match="credit2"):
+        put_right(killed.handles, killed.domain, host)
+    assert killed.done == ["log-dirty off"]
+    assert killed.store == {REQUEST: "", CAP: "0"}
