@@ -20,6 +20,7 @@ from saverestore.guest.x86.pv import PvSave
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
+from saverestore.stream.layout import ENTRY_BYTES, PAGE_SIZE
 from saverestore.toolstack import choice, domains, host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
@@ -260,4 +261,4 @@ def _tell_what_would_be_done(
 
 def _size_bytes(guest: SaveGuest) -> int:
     """Of an image in which each page is once, with what else there is in one."""
-    return guest.populated_pages * (4096 + 8) + (1 << 20)
+    return guest.populated_pages * (PAGE_SIZE + ENTRY_BYTES) + (1 << 20)

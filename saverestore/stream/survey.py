@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from saverestore.errors import ImageError
-from saverestore.kernels.zero_pages import PAGE_WORDS
+from saverestore.kernels.page import PAGE_WORDS
 from saverestore.stream.codecs import Codec
 from saverestore.stream.digest import DigestAlgorithm
 from saverestore.stream.errors import BadHeader

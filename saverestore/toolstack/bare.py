@@ -23,6 +23,7 @@ from saverestore.guest.common.hvm_params import HVM_PARAM_TIMER_MODE
 from saverestore.guest.common.pages import SLACK_KIB
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import shield
+from saverestore.kernels.page import PAGE_SIZE
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.domains import Domain, config_of, devices_of, kind_of, userdata_path
 from saverestore.toolstack.ports import FreshDomain
@@ -190,7 +191,7 @@ def _prepare(handles: Handles, config: GuestConfig, domid: int) -> Channels:
         xen.set_memmap_limit(domid, config.max_kib)
     else:
         pool_bytes = paging_pool_kib(config) * 1024
-        xen.set_paging_pool_bytes(domid, -(-pool_bytes // 4096) * 4096)
+        xen.set_paging_pool_bytes(domid, -(-pool_bytes // PAGE_SIZE) * PAGE_SIZE)
     if is_arm64_host():
         arm64.set_address_size(xen, domid)
     else:

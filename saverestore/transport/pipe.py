@@ -43,7 +43,7 @@ class PipeSink(FdSink):
     """An `FdSink` over the writing end of a pipe."""
 
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
-        """Write all of `buffers`, in their order. Of what is told to be zero, long runs are spliced."""
+        """Write all of `buffers`, in their order. Of what is marked as zeroes, long runs are spliced."""
         waiting: list[ReadableBuffer] = []
         for is_zero, group in groupby(buffers, key=are_zeros):
             some = list(group)
