@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from saverestore.engine.policy import Limits, RoundStats, Verdict
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 
 
 class Progress(Protocol):

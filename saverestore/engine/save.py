@@ -26,7 +26,9 @@ from saverestore.errors import DomainError
 from saverestore.guest.ports import U8, U64, LogDirtyUnavailable, SaveGuest, Throttle
 from saverestore.interrupts import shield
 from saverestore.stream.codecs import Codec, Coding
-from saverestore.stream.digest import Before, DigestAlgorithm, WrittenDigest, integrity_fields
+from saverestore.stream.digest_algorithms import DigestAlgorithm
+from saverestore.stream.digest_written import WrittenDigest
+from saverestore.stream.header_digest import HeaderDigest, integrity_fields
 from saverestore.stream.layout import DRAFT_B_VERSION, MIB, entries_of, has_memory
 from saverestore.stream.records import Following, Provenance, StaticDataEnd
 from saverestore.stream.versions import VersionCache
@@ -85,7 +87,7 @@ class SaveSettings:
     limits: Limits = field(default_factory=Limits)
     provenance: dict[str, Any] | None = None
     digest: DigestAlgorithm | None = None
-    before: Before | None = None
+    before: HeaderDigest | None = None
     following: Callable[[], Following] | None = None
     workers: int = WORKERS
     coding: Coding | None = None

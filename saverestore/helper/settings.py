@@ -26,6 +26,7 @@ from typing import Any
 
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import UsageError
+from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS
 
 CONFIG = Path("/etc/xen/pysave.toml")
 VARIABLE_PREFIX = "PYXC_"
@@ -33,7 +34,7 @@ CONFIG_VARIABLE = f"{VARIABLE_PREFIX}CONFIG"
 
 CHOICES = {
     "dirty": ("auto", "log", "digest"),
-    "digest": ("xxh3", "sha256", "blake3", "none"),
+    "digest": DIGEST_OPTIONS,
     "log_level": ("debug", "info", "warning"),
     "on_stall": tuple(one.value for one in OnStall),
 }
@@ -62,7 +63,7 @@ class Settings:
     workers: int = 2
     check_cpu: bool = True
     plain: bool = False
-    digest: str = "xxh3"
+    digest: str = DEFAULT_DIGEST
     log_level: str = "info"
 
     @property

@@ -19,7 +19,12 @@ from saverestore.guest.x86.hvm import HvmSave
 from saverestore.guest.x86.pv import PvSave
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
 from saverestore.stream.codecs import Coding
-from saverestore.stream.digest import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
+from saverestore.stream.digest_algorithms import (
+    DEFAULT_DIGEST,
+    NO_DIGEST,
+    DigestAlgorithm,
+    algorithm_for_writing,
+)
 from saverestore.stream.layout import ENTRY_BYTES, PAGE_SIZE
 from saverestore.toolstack import choice, domains, host_fit
 from saverestore.toolstack.config import GuestConfig
@@ -59,7 +64,7 @@ class SaveRequest:
     dirty: str = "auto"
     limits: Limits = field(default_factory=Limits)
     plain: bool = False
-    digest: str = "xxh3"
+    digest: str = DEFAULT_DIGEST
     compress: int | None = None
     suspend_timeout_s: float | None = None
     overwrite: bool = False

@@ -26,7 +26,7 @@ from saverestore.stream.records import Arm64Platform, X86CpuidPolicy, X86MsrPoli
 from saverestore.toolstack import bare, choice, domains, host_fit, watcher
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.ports import Maker
-from saverestore.transport.opening import ImageSource
+from saverestore.transport.base import ImageSource
 
 if TYPE_CHECKING:
     from saverestore.toolstack.libxl import LibxlToolstack

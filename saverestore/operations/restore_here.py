@@ -38,7 +38,7 @@ def restore(
 ) -> int:
     """Create a domain from an image that stands at its libxc stream: its domid. On any error there is none."""
     # The image first: what is wrong with it can be told before anything is done.
-    reader = LibxcReader(image.source, before=image.before, require_digest=require_digest)
+    reader = LibxcReader(image.source, header_digest=image.before, require_digest=require_digest)
     _check_kind(guest_config, reader)
     maker.check_host()
     progress.phase(f"creating {guest_config.name}")

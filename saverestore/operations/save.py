@@ -32,21 +32,20 @@ from saverestore.operations.prepare_save import (
     destination,
     prepare,
 )
-from saverestore.stream.behind import BehindSink
-from saverestore.stream.digest import BeforeSink
+from saverestore.stream.header_digest import HeaderDigestSink
 from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import LibxlWriter
+from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import last_downtime, processor_cap
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
-from saverestore.transport.base import ByteSink
-from saverestore.transport.fd import FdSink
+from saverestore.transport.base import ByteSink, ImageSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
 
 if TYPE_CHECKING:
-    from saverestore.transport.zstd_sink import ZstdSink
+    pass
 
 __all__ = ["Afterwards", "SaveRequest", "save_domain"]
 
@@ -85,7 +84,7 @@ def save_domain(
                             handles.memory.unmap_lingering()
                     written_at = time.monotonic()
                     sink.finish()
-                    report.stored_bytes = file.sink.stored_bytes
+                    report.stored_bytes = sink.stored_bytes
                     file.sync()
                     report.sync_s = time.monotonic() - written_at
                     with shield():
@@ -154,7 +153,7 @@ def _resumed_on_error(
 
 
 @contextmanager
-def _sink_for(request: SaveRequest, file: NewFile | StandardOutput) -> Iterator[FdSink | ZstdSink]:
+def _sink_for(request: SaveRequest, file: NewFile | StandardOutput) -> Iterator[ImageSink]:
     """What the image is written to: the file, or what compresses into it."""
     if request.compress is None:
         yield file.sink
@@ -174,7 +173,7 @@ def _write_image(
     report: SaveReport,
 ) -> None:
     """xl's header, libxl's stream around libxc's. The guest is suspended afterwards."""
-    outside = BeforeSink(sink)
+    outside = HeaderDigestSink(sink)
     XlHeader.write(outside, ready.config.to_json())
     stream = LibxlWriter(outside)
     stream.libxc_context()
@@ -184,7 +183,7 @@ def _write_image(
         dirty=request.dirty,
         provenance=None if request.plain else _provenance(request, ready.domain),
         digest=ready.digest,
-        before=outside.before(),
+        before=outside.digest(),
         following=lambda: tail.kept.following(),
         coding=request.coding,
         limits=limits,
@@ -206,9 +205,9 @@ class _Tail:
         self._device_model = device_model
 
     @cached_property
-    def kept(self) -> BehindSink:
+    def kept(self) -> TrailerBuffer:
         """The device model's state and END."""
-        kept = BehindSink(self._name)
+        kept = TrailerBuffer(self._name)
         self._stream.go_on_in(kept)
         for type, body in self._device_model.records() if self._device_model else ():
             self._stream.record(type, body)

@@ -15,7 +15,7 @@ import numpy as np
 from saverestore.errors import ImageError
 from saverestore.kernels.page import PAGE_WORDS
 from saverestore.stream.codecs import Codec
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.errors import BadHeader
 from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import RecordType, record_name

@@ -10,7 +10,7 @@ import numpy as np
 
 from saverestore.kernels.zeros import zeros_marked
 from saverestore.stream.codecs import Coding
-from saverestore.stream.digest import DigestingSink, WrittenDigest
+from saverestore.stream.digest_written import DigestingSink, WrittenDigest
 from saverestore.stream.errors import BadRecord
 from saverestore.stream.framing import framing_of, length_of
 from saverestore.stream.grammar import Grammar

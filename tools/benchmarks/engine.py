@@ -37,7 +37,7 @@ from saverestore.engine.save import SaveSettings, save
 from saverestore.guest.memory import MemoryRestore, MemorySave, empty_like
 from saverestore.guest.memory_domain import INVALID, MemoryDomain
 from saverestore.guest.ports import Channels
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.reader import LibxcReader
 from saverestore.transport import FdSink, FdSource

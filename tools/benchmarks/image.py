@@ -8,7 +8,7 @@ from benchmarks.content import ROOT, fill
 from saverestore.engine.save import SaveSettings, save
 from saverestore.guest.memory import MemorySave
 from saverestore.guest.memory_domain import MemoryDomain
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.transport.newfile import NewFile
 
 PAGES_A_MIB = 256

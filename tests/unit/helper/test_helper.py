@@ -26,9 +26,9 @@ from saverestore.guest.x86.hvm import log_dirty_with
 from saverestore.helper import restoring, saving
 from saverestore.helper.arguments import RestoreArguments, SaveArguments, SaveFlag
 from saverestore.helper.messages import Level, MessageType
-from saverestore.stream.behind import BehindSink
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.layout import DomainType
+from saverestore.stream.trailer import TrailerBuffer
 
 DOMID = 7
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -352,7 +352,7 @@ BEHIND = b"libxl's own records"
 
 def telling_of(data: bytes, kind: str) -> bytes:
     """An image whose digest covers that `data` follows."""
-    sink = BehindSink("image")
+    sink = TrailerBuffer("image")
     sink.write(data)
     settings = SaveSettings(digest=DigestAlgorithm.XXH3, following=sink.following)
     return image_of(MemorySave(MAKERS[kind]()), settings)

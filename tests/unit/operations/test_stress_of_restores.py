@@ -30,7 +30,8 @@ from saverestore.operations import restore, restore_here
 from saverestore.operations.restore import RestoreRequest
 from saverestore.stream import LibxlWriter, XlHeader
 from saverestore.stream.codecs import Coding
-from saverestore.stream.digest import BeforeSink, DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
+from saverestore.stream.header_digest import HeaderDigestSink
 from saverestore.stream.page_coding import CodedPages
 from saverestore.transport import FdSink, zstd_source
 from saverestore.transport.zstd_sink import ZstdSink
@@ -58,13 +59,13 @@ def images(tmp_path_factory) -> dict[tuple[str, str], tuple[Path, MemoryDomain]]
             with patched() as patch, FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as file:
                 patch.setattr("saverestore.engine.save.BATCH_PFNS", 64)
                 sink = ZstdSink(file) if form == "zstd" else file
-                outside = BeforeSink(sink)
+                outside = HeaderDigestSink(sink)
                 XlHeader.write(outside, (CONFIG % kind).encode())
                 stream = LibxlWriter(outside)
                 stream.libxc_context()
                 settings = SaveSettings(
                     digest=DigestAlgorithm.XXH3,
-                    before=outside.before(),
+                    before=outside.digest(),
                     coding=Coding.parse("zstd") if form == "draft-b" else None,
                 )
                 save(MemorySave(domain), sink, settings)
