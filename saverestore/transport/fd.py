@@ -15,6 +15,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -90,6 +91,17 @@ def _move_all(move: Callable[[list[Any]], int], buffers: Sequence[Any]) -> int:
         pending.clear()
         batch.clear()
     return left
+
+
+def unless_blocked(move: Callable[[], int]) -> int | None:
+    """What `move` returns; None where a non-blocking descriptor is not ready.
+
+    So that nobody waits within the handler of an exception: signals are held back there.
+    """
+    try:
+        return move()
+    except BlockingIOError:
+        return None
 
 
 def widen(fd: int) -> None:
@@ -265,16 +277,16 @@ class FdSource(_Fd):
         left = n
         while left and not self._held:
             try:
-                moved = os.splice(self.fileno(), pipe, left)
-            except BlockingIOError:
-                self._wait(select.POLLIN)
-                continue
+                moved = unless_blocked(partial(os.splice, self.fileno(), pipe, left))
             except BrokenPipeError:
                 raise
             except OSError as error:
                 if error.errno == errno.EINVAL:
                     break
                 raise self._failure(error) from error
+            if moved is None:
+                self._wait(select.POLLIN)
+                continue
             if not moved:
                 break
             self.offset += moved
@@ -362,11 +374,12 @@ class FdSource(_Fd):
         """What `read` returns, when a non-blocking descriptor has something; 0 at the end."""
         while True:
             try:
-                return read(views)
-            except BlockingIOError:
-                self._wait(select.POLLIN)
+                moved = unless_blocked(partial(read, views))
             except OSError as error:
                 raise self._failure(error) from error
+            if moved is not None:
+                return moved
+            self._wait(select.POLLIN)
 
     def _failure(self, error: OSError) -> TransportError:
         place = f"at byte {self.offset:#x} = {self.offset}"
@@ -400,11 +413,12 @@ class FdSink(_Fd):
         """One writev, waited for when the descriptor is non-blocking."""
         while True:
             try:
-                return self._put(buffers)
-            except BlockingIOError:
-                self._wait(select.POLLOUT)
+                moved = unless_blocked(partial(self._put, buffers))
             except OSError as error:
                 raise self._failure(error) from error
+            if moved is not None:
+                return moved
+            self._wait(select.POLLOUT)
 
     def _put(self, buffers: list[Any]) -> int:
         """One writev, and the count of what went."""
