@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Never, TextIO
 from saverestore.cli.common import tell
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import Progress, Silence
+from saverestore.kernels.page import PAGE_SIZE
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 LINE_EVERY_S = 5.0
 MIB = 1 << 20
-PAGE_SIZE = 4096
 
 
 def round_text(stats: RoundStats) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.cli import common, reporting
 from saverestore.errors import UsageError
+from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
@@ -100,7 +101,7 @@ def _parser() -> common.Parser:
     )
     parser.add_argument(
         "--digest",
-        choices=("xxh3", "sha256", "blake3", "none"),
+        choices=DIGEST_OPTIONS,
         help="the digest of the whole image, which 'pyimage verify' and pyrestore compare; default xxh3",
     )
     parser.add_argument(
@@ -263,7 +264,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
             on_stall=OnStall(arguments.on_stall),
         ),
         plain=arguments.plain,
-        digest=arguments.digest or "xxh3",
+        digest=arguments.digest or DEFAULT_DIGEST,
         compress=arguments.compress,
         suspend_timeout_s=arguments.suspend_timeout,
         overwrite=arguments.overwrite,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from saverestore.engine.downtime import Downtime
 from saverestore.engine.policy import Limits, RoundStats, Verdict
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 
 
 class Progress(Protocol):

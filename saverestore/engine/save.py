@@ -6,7 +6,7 @@ from saverestore.engine.progress import Progress, SaveReport
 from saverestore.engine.session import SaveSession
 from saverestore.engine.settings import SaveSettings
 from saverestore.guest.ports import SaveGuest
-from saverestore.stream.behind import BehindSink
+from saverestore.stream.trailer import TrailerBuffer
 from saverestore.transport.base import ByteSink
 
 
@@ -17,7 +17,7 @@ def save(
     progress: Progress | None = None,
     report: SaveReport | None = None,
     *,
-    trailer: BehindSink | None = None,
+    trailer: TrailerBuffer | None = None,
 ) -> SaveReport:
     """Write `guest` to `sink` as one libxc stream, from image header to END, and then `trailer`.
 

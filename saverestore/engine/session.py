@@ -28,10 +28,11 @@ from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError
 from saverestore.guest.ports import SaveGuest
 from saverestore.interrupts import shield
-from saverestore.stream.behind import BehindSink
-from saverestore.stream.digest import WrittenDigest, integrity_fields
+from saverestore.stream.digest_written import WrittenDigest
+from saverestore.stream.header_digest import integrity_fields
 from saverestore.stream.layout import DRAFT_B_VERSION
 from saverestore.stream.records import Checkpoint, Provenance, StaticDataEnd
+from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.versions import VersionCache
 from saverestore.stream.writer import LibxcWriter
 from saverestore.transport.base import ByteSink
@@ -174,7 +175,7 @@ class SaveSession:
             self._writer.record(record)
         self._phase = Phase.STATE_WRITTEN
 
-    def end(self, trailer: BehindSink | None = None) -> None:
+    def end(self, trailer: TrailerBuffer | None = None) -> None:
         """The image's digest, END, and what comes behind it in the file: the stream is complete, log-dirty is off.
 
         `trailer`: what comes behind; the digest covers it.
@@ -304,7 +305,7 @@ def _writer(
 def _write_head(writer: LibxcWriter, guest: SaveGuest, settings: SaveSettings) -> None:
     fields = dict(settings.provenance or {})
     if settings.digest is not None:
-        fields["integrity"] = integrity_fields(settings.digest, settings.before)
+        fields["integrity"] = integrity_fields(settings.digest, settings.header_digest)
     if fields or settings.provenance is not None:
         writer.record(Provenance(fields))
     for record in guest.static_records():

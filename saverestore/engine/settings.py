@@ -8,7 +8,8 @@ from typing import Any
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.guest.ports import Throttle
 from saverestore.stream.codecs import Codec, Coding
-from saverestore.stream.digest import Before, DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
+from saverestore.stream.header_digest import HeaderDigest
 from saverestore.stream.layout import MIB
 
 WORKERS = 2
@@ -21,8 +22,8 @@ XOR_CACHE_BYTES = 48 * MIB
 class SaveSettings:
     """How to save. `dirty`: "auto", "log" or "digest", how dirty pages are tracked in a live save.
 
-    `digest`: the algorithm of the image's digest, or None for an image without. `before`: the part of the file before
-    the stream, which PROVENANCE names beside the digest.
+    `digest`: the algorithm of the image's digest, or None for an image without. `header_digest`: of the part of the
+    file before the stream, which PROVENANCE names beside the digest.
     `coding`: how pages are coded in an image of the dialect `draft-b`; None for Xen's own format. `xor_cache_bytes`:
     how much memory is spent on last versions of pages, for `Codec.XOR` and a live save.
     `throttle`: what slows the domain down when `limits` ask for it.
@@ -34,7 +35,7 @@ class SaveSettings:
     limits: Limits = field(default_factory=Limits)
     provenance: dict[str, Any] | None = None
     digest: DigestAlgorithm | None = None
-    before: Before | None = None
+    header_digest: HeaderDigest | None = None
     workers: int = WORKERS
     coding: Coding | None = None
     xor_cache_bytes: int = XOR_CACHE_BYTES

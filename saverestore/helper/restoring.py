@@ -14,9 +14,9 @@ from saverestore.helper.messages import MessageType, Missing
 from saverestore.helper.reporting import ChannelProgress
 from saverestore.helper.settings import Settings
 from saverestore.process import ending
-from saverestore.stream.behind import check_ahead
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
+from saverestore.stream.trailer import check_trailer
 from saverestore.toolstack.helper_link import Task
 from saverestore.transport.fd import FdSource
 
@@ -95,7 +95,7 @@ def restore(
     unless = _unless(settings, task)
     reader = LibxcReader(
         source,
-        before=None if task is None else task.before,
+        header_digest=None if task is None else task.before,
         require_digest=task is not None and task.require_digest,
     )
     with open_handles(process_ends=True) as handles:
@@ -118,7 +118,7 @@ def restore(
             restored, _ = engine.restore(
                 reader, source, LibxlRestoreGuest(guest, channel), channels, ChannelProgress(channel), report
             )
-            check_ahead(source, reader.following)
+            check_trailer(source, reader.following)
             ending.let_memory_follow()
             return restored
         finally:

@@ -24,7 +24,7 @@ from saverestore.helper.reporting import ChannelProgress
 from saverestore.helper.settings import Settings
 from saverestore.interrupts import shield
 from saverestore.process import ending
-from saverestore.stream.digest import NO_DIGEST, algorithm_for_writing
+from saverestore.stream.digest_algorithms import NO_DIGEST, algorithm_for_writing
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
 from saverestore.toolstack.processor_cap import ProcessorCap

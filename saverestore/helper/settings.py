@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.errors import UsageError
+from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS
 
 CONFIG = Path("/etc/xen/pysave.toml")
 VARIABLE_PREFIX = "PYXC_"
@@ -152,8 +153,8 @@ class Settings:
         help="write none of our optional records, the digest included",
     )
     digest: str = _setting(
-        default="xxh3",
-        kind=Choice(("xxh3", "sha256", "blake3", "none")),
+        default=DEFAULT_DIGEST,
+        kind=Choice(DIGEST_OPTIONS),
         help="the digest of the image: {words}",
     )
     log_level: str = _setting(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from saverestore.errors import UsageError
-from saverestore.transport.base import EndOfStream
+from saverestore.transport.base import EndOfStream, RegularFile
 from saverestore.transport.fd import STDIN
 from saverestore.transport.random_access import (
     PlainFile,
@@ -43,6 +43,7 @@ class AccessSource:
         self._access = access
         self.name = access.name
         self.offset = 0
+        self.regular_file: RegularFile | None = None
 
     def readinto(self, view: WriteableBuffer, what: str = "data") -> None:
         """Fill one buffer completely."""

@@ -6,12 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from saverestore.kernels import compiled
-from saverestore.kernels.zero_pages import PAGE_WORDS, zero_pages_in_numpy
+from saverestore.kernels.page import PAGE_SIZE, PAGE_WORDS
+from saverestore.kernels.zero_pages import zero_pages_in_numpy
 
 U8 = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
-
-PAGE_BYTES = 8 * PAGE_WORDS
 
 
 def copy_in_numpy(to: U8, source: U8 | memoryview) -> None:
@@ -55,7 +54,7 @@ def copy_pages(to: U8, source: U8 | memoryview, zero: Flags) -> None:
     if kernels is None:
         copy_pages_in_numpy(to, source, zero)
         return
-    if not to.nbytes == source.nbytes == len(zero) * PAGE_BYTES:
+    if not to.nbytes == source.nbytes == len(zero) * PAGE_SIZE:
         raise ValueError(f"{source.nbytes} bytes into {to.nbytes}, with {len(zero)} flags")
     ffi = kernels.ffi
     kernels.lib.copy_pages(

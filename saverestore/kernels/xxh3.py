@@ -17,6 +17,7 @@ import numpy.typing as npt
 import xxhash
 
 from saverestore.kernels import compiled
+from saverestore.kernels.page import PAGE_SIZE
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -43,7 +44,7 @@ class Hasher(Protocol):
 @cache
 def fastest_build() -> str:
     """Of the compiled kernels: "vector" or "scalar", found by trying both when it is first asked for."""
-    pages = np.ones((TRIED_PAGES, 4096), dtype=np.uint8)
+    pages = np.ones((TRIED_PAGES, PAGE_SIZE), dtype=np.uint8)
     return min(BUILDS, key=lambda build: _seconds(lambda: _page_digests(pages, build)))
 
 

@@ -6,11 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from saverestore.kernels import compiled
+from saverestore.kernels.page import PAGE_WORDS
 
 Words = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
-
-PAGE_WORDS = 512
 
 
 def zero_pages_in_numpy(pages: Words) -> Flags:

@@ -16,8 +16,7 @@ from typing import Protocol
 
 from saverestore.errors import UsageError
 from saverestore.operations.requests import STDOUT, SaveRequest
-from saverestore.transport.base import ByteSink
-from saverestore.transport.fd import FdSink
+from saverestore.transport.base import ByteSink, ImageSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
 
@@ -57,7 +56,9 @@ class Commit(Protocol):
 class Place(Protocol):
     """A file that appears whole, or a descriptor: what `FileCommit` needs of it."""
 
-    sink: FdSink
+    @property
+    def sink(self) -> ImageSink:
+        """What is written to."""
 
     @property
     def left_behind(self) -> str:
@@ -73,17 +74,10 @@ class Place(Protocol):
         """Give it its name."""
 
 
-class FinishedSink(ByteSink, Protocol):
-    """A sink that may hold data back until it is finished."""
-
-    def finish(self) -> None:
-        """Nothing more will be written: all of it is given to the kernel when this returns."""
-
-
 class FileCommit:
     """See Commit: a file or descriptor, perhaps with what compresses into it."""
 
-    def __init__(self, place: Place, sink: FinishedSink) -> None:
+    def __init__(self, place: Place, sink: ImageSink) -> None:
         self._place = place
         self.sink = sink
         self.name = place.sink.name
@@ -96,7 +90,7 @@ class FileCommit:
     @property
     def stored_bytes(self) -> int | None:
         """See Commit."""
-        return self._place.sink.stored_bytes
+        return self.sink.stored_bytes
 
     def free_bytes(self) -> int | None:
         """See Commit."""

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from saverestore.errors import ImageError
-from saverestore.stream.behind import BehindSource
-from saverestore.stream.digest import Before, BeforeSource
+from saverestore.stream.header_digest import HeaderDigest, HeaderDigestSource
 from saverestore.stream.libxl import LibxlReader, LibxlRecordType
 from saverestore.stream.records import Following
+from saverestore.stream.trailer import TrailerSource
 from saverestore.stream.walk import walk_from_libxc
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
-from saverestore.transport.base import ByteSource
-from saverestore.transport.opening import ImageSource, open_image
+from saverestore.transport.base import ByteSource, ImageSource
+from saverestore.transport.opening import open_image
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class OpenedImage:
     source: ImageSource
     config: GuestConfig
     stream: LibxlReader
-    before: Before
+    before: HeaderDigest
 
     def expect_end(self, told: Following | None) -> None:
         """The libxc stream has been read: libxl's END comes, as `told` by that, and nothing follows."""
-        behind = BehindSource(self.source, told)
-        self.stream.go_on_in(behind)
+        trailer = TrailerSource(self.source, told)
+        self.stream.go_on_in(trailer)
         expect(self.stream, self.source, LibxlRecordType.END)
-        behind.check_end()
+        trailer.check_end()
         self.check_end()
 
     def follow(self, source: ByteSource) -> None:
@@ -59,7 +59,7 @@ def opened(image: str, name: str | None = None) -> Iterator[OpenedImage]:
     """
     with open_image(image) as source:
         try:
-            outside = BeforeSource(source)
+            outside = HeaderDigestSource(source)
             header = XlHeader.read(outside)
             if header.config is None:
                 raise ImageError(
@@ -70,7 +70,7 @@ def opened(image: str, name: str | None = None) -> Iterator[OpenedImage]:
             expect(stream, source, LibxlRecordType.LIBXC_CONTEXT)
             if name is not None:
                 guest_config = guest_config.replaced(name=name)
-            yield OpenedImage(source, guest_config, stream, outside.before())
+            yield OpenedImage(source, guest_config, stream, outside.digest())
         except ImageError as error:
             if source.name not in " ".join([str(error), *getattr(error, "__notes__", [])]):
                 error.add_note(f"the image is {source.name}")

@@ -14,11 +14,10 @@ import numpy as np
 
 from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
 from saverestore.guest.ports import SaveGuest
-from saverestore.stream.layout import has_memory
+from saverestore.stream.layout import PAGE_SIZE, has_memory
 
 SAMPLE_PFNS = 1 << 14
 SAMPLE_BATCH = 1 << 11
-PAGE_BYTES = 4096
 
 
 @dataclass
@@ -65,10 +64,10 @@ def reading_rate(guest: SaveGuest) -> float:
         if not len(pfns):
             continue
         with guest.read_pages(pfns, final=False) as batch:
-            copy = np.empty((batch.nr_data, PAGE_BYTES), dtype=np.uint8)
+            copy = np.empty((batch.nr_data, PAGE_SIZE), dtype=np.uint8)
             batch.copy_data(copy)
             done += batch.nr_data
-    return done * PAGE_BYTES / max(time.monotonic() - started, 1e-6)
+    return done * PAGE_SIZE / max(time.monotonic() - started, 1e-6)
 
 
 def duration(seconds: float) -> str:

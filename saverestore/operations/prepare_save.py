@@ -16,7 +16,8 @@ from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
-from saverestore.stream.digest import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
+from saverestore.stream.digest_algorithms import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
+from saverestore.stream.layout import ENTRY_BYTES, PAGE_SIZE
 from saverestore.toolstack import host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
@@ -175,4 +176,4 @@ def _tell_what_would_be_done(host: Host, ready: Prepared, request: SaveRequest, 
 
 def _size_bytes(guest: SaveGuest) -> int:
     """Of an image in which each page is once, with what else there is in one."""
-    return guest.populated_pages * (4096 + 8) + (1 << 20)
+    return guest.populated_pages * (PAGE_SIZE + ENTRY_BYTES) + (1 << 20)

@@ -7,6 +7,7 @@ from enum import Enum
 
 from saverestore.engine.policy import Limits
 from saverestore.stream.codecs import Coding
+from saverestore.stream.digest_algorithms import DEFAULT_DIGEST
 from saverestore.toolstack import choice
 
 STDIN = STDOUT = "-"
@@ -35,7 +36,7 @@ class SaveRequest:
     dirty: str = "auto"
     limits: Limits = field(default_factory=Limits)
     plain: bool = False
-    digest: str = "xxh3"
+    digest: str = DEFAULT_DIGEST
     compress: int | None = None
     suspend_timeout_s: float | None = None
     overwrite: bool = False

@@ -21,7 +21,7 @@ from saverestore.operations.restoring import Restoring
 from saverestore.process import ending
 from saverestore.toolstack import host_fit
 from saverestore.toolstack.config import GuestConfig
-from saverestore.transport.opening import ImageSource
+from saverestore.transport.base import ImageSource
 
 if TYPE_CHECKING:
     from saverestore.toolstack.libxl import LibxlToolstack

@@ -38,7 +38,9 @@ class RestoringHere:
         self._report = report
         image, config = self._image, self._image.config
         # The image first: what is wrong with it can be found before anything is done.
-        reader = LibxcReader(image.source, before=image.before, require_digest=self._request.require_digest)
+        reader = LibxcReader(
+            image.source, header_digest=image.before, require_digest=self._request.require_digest
+        )
         kind = _kind_of(self._host.kinds, config, reader)
         self._maker.check_host()
         progress.phase(f"creating {config.name}")

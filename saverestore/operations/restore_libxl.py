@@ -16,11 +16,11 @@ from saverestore.interrupts import shield
 from saverestore.operations.host import Host
 from saverestore.operations.image import OpenedImage
 from saverestore.operations.requests import RestoreRequest
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.libxl import CONTEXT_HEAD
 from saverestore.toolstack.helper_link import NUMBERS, HelperReport, Task
 from saverestore.toolstack.libxl import LibxlToolstack
-from saverestore.transport.fd import FdSource
+from saverestore.transport.base import RegularFile
 from saverestore.transport.relay import Relay
 
 NOT_THERE = "no domain was left behind"
@@ -139,8 +139,8 @@ def _take_over(told: HelperReport, report: RestoreReport, seconds: float) -> Non
 def _readable(image: OpenedImage) -> Iterator[_File | Relay]:
     """A descriptor that stands at libxl's header, for libxl: of the file itself, or a pipe that brings the rest."""
     source = image.source
-    if isinstance(source, FdSource) and source.total_bytes is not None:
-        yield _File(image, source)
+    if (file := source.regular_file) is not None:
+        yield _File(image, file)
         return
     with Relay(source, image.follow, head=CONTEXT_HEAD) as relay:
         yield relay
@@ -154,18 +154,18 @@ class _File:
 
     error = None
 
-    def __init__(self, image: OpenedImage, source: FdSource) -> None:
+    def __init__(self, image: OpenedImage, file: RegularFile) -> None:
         self._image = image
-        self._source = source
-        os.lseek(source.fileno(), -len(CONTEXT_HEAD), os.SEEK_CUR)
+        self._file = file
+        os.lseek(file.fileno(), -len(CONTEXT_HEAD), os.SEEK_CUR)
 
     def fileno(self) -> int:
         """Its descriptor."""
-        return self._source.fileno()
+        return self._file.fileno()
 
     def position(self) -> int:
         """How far it has been read."""
-        return self._source.position()
+        return self._file.position()
 
     def finish(self) -> None:
         """Nothing follows the image."""

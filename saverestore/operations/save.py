@@ -26,10 +26,10 @@ from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import Prepared, check_room, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.process import ending
-from saverestore.stream.behind import BehindSink
-from saverestore.stream.digest import BeforeSink
+from saverestore.stream.header_digest import HeaderDigestSink
 from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import LibxlWriter
+from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import last_downtime, processor_cap
 from saverestore.toolstack.device_model import DeviceModel
@@ -84,7 +84,7 @@ def _write_head(
     host: Host, ready: Prepared, request: SaveRequest, sink: ByteSink
 ) -> tuple[LibxlWriter, SaveSettings]:
     """Write xl's header, and libxl's stream as far as libxc's begins; and the settings for that."""
-    outside = BeforeSink(sink)
+    outside = HeaderDigestSink(sink)
     XlHeader.write(outside, ready.config.to_json())
     stream = LibxlWriter(outside)
     stream.libxc_context()
@@ -93,7 +93,7 @@ def _write_head(
         dirty=request.dirty,
         provenance=None if request.plain else _provenance(request, ready.domain),
         digest=ready.digest,
-        before=outside.before(),
+        header_digest=outside.digest(),
         coding=request.coding,
         limits=_limits(host, ready.domain, request),
         throttle=ready.throttle,
@@ -102,9 +102,9 @@ def _write_head(
     return stream, settings
 
 
-def _trailer(stream: LibxlWriter, name: str, device_model: DeviceModel | None) -> BehindSink:
+def _trailer(stream: LibxlWriter, name: str, device_model: DeviceModel | None) -> TrailerBuffer:
     """What libxl's stream has behind libxc's, of a suspended domain: the device model's state, and END."""
-    kept = BehindSink(name)
+    kept = TrailerBuffer(name)
     stream.go_on_in(kept)
     for type, body in device_model.records() if device_model else ():
         stream.record(type, body)

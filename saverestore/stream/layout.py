@@ -16,13 +16,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from saverestore.kernels.page import PAGE_SHIFT as PAGE_SHIFT
+from saverestore.kernels.page import PAGE_SIZE as PAGE_SIZE
+
 U64Array: TypeAlias = NDArray[np.uint64]
 U8Array: TypeAlias = NDArray[np.uint8]
 U32Array: TypeAlias = NDArray[np.uint32]
 BoolArray: TypeAlias = NDArray[np.bool_]
-
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
 
 MIB = 1 << 20
 

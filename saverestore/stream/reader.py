@@ -16,10 +16,12 @@ import numpy as np
 
 from saverestore.kernels.entries import EntryForm, split
 from saverestore.stream.codecs import Codec
-from saverestore.stream.digest import Before, DigestAlgorithm, DigestCheck
+from saverestore.stream.digest_algorithms import DigestAlgorithm
+from saverestore.stream.digest_checked import DigestCheck
 from saverestore.stream.errors import BadRecord, UnknownRecord
 from saverestore.stream.framing import FOR_PAGES, RecordBody, RecordHeader, framing_of, length_of
 from saverestore.stream.grammar import Grammar
+from saverestore.stream.header_digest import HeaderDigest
 from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import (
     ENTRY_BYTES,
@@ -158,7 +160,7 @@ class LibxcReader:
     `image` and `domain` are its headers. `max_pfn` bounds the pfns of PAGE_DATA where it is not None:
     X86_PV_P2M_FRAMES sets it, the consumer may. `verifying` is true once VERIFY has come.
     An IMAGE_DIGEST that does not hold, or that was announced and did not come, is a `BadRecord`. `following`: what
-    the stream tells of the bytes behind it, once that has come; whoever reads these compares (`behind`).
+    the stream tells of the bytes behind it, once that has come; whoever reads these compares (`trailer`).
     Errors are `ImageError` with the offset in the source; the reader is of no use after one.
     """
 
@@ -167,17 +169,19 @@ class LibxcReader:
         source: ByteSource,
         prefix: bytes = b"",
         *,
-        before: Before | None = None,
+        header_digest: HeaderDigest | None = None,
         check_digest: bool = True,
         require_digest: bool = False,
     ) -> None:
         """Read both headers; `prefix`: bytes of the stream that have been taken from `source` before.
 
-        `before`: what came before the stream, to be held against what the image says of it. `check_digest`: false
-        where pages are only passed over, as these must be read to be digested. `require_digest`: an image without
-        a digest is a `BadRecord` at its END.
+        `header_digest`: of what came before the stream, to be held against what the image says of it.
+        `check_digest`: false where pages are only passed over, as these must be read to be digested.
+        `require_digest`: an image without a digest is a `BadRecord` at its END.
         """
-        self._digest = DigestCheck(source, prefix, before, required=require_digest, enabled=check_digest)
+        self._digest = DigestCheck(
+            source, prefix, header_digest, required=require_digest, enabled=check_digest
+        )
         self._source = self._digest.source
         self.image = ImageHeader.read(self._source, prefix)
         self.domain = DomainHeader.read(self._source, self.image.order)

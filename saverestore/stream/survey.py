@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from saverestore.errors import ImageError
-from saverestore.kernels.zero_pages import PAGE_WORDS
+from saverestore.kernels.page import PAGE_WORDS
 from saverestore.stream.codecs import Codec
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.errors import BadHeader
 from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import RecordType, record_name

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn, TypeAlias
 
-from saverestore.stream.behind import BehindSource
-from saverestore.stream.digest import Before, BeforeSource
 from saverestore.stream.errors import BadHeader, OutOfOrder
+from saverestore.stream.header_digest import HeaderDigest, HeaderDigestSource
 from saverestore.stream.libxl import IDENT, LibxlReader, LibxlRecord, LibxlRecordType
 from saverestore.stream.reader import AnyRecord, LibxcReader
 from saverestore.stream.records import Checkpoint
+from saverestore.stream.trailer import TrailerSource
 from saverestore.stream.xl import MAGIC, XlHeader
 from saverestore.transport.base import ByteSource
 
@@ -49,7 +49,7 @@ def walk(source: ByteSource, *, check_digest: bool = True) -> Iterator[Event]:
     Pages of a `PageData` event are read, if they are wanted, from the `LibxcReader` that came before it and before
     the next event is asked for; else they are passed over. Raises what the readers raise.
     """
-    outside = BeforeSource(source)  # what is outside libxc's stream is read through it
+    outside = HeaderDigestSource(source)  # what is outside libxc's stream is read through it
     prefix = outside.read(PREFIX_BYTES, "the first header")
     if prefix == MAGIC[:PREFIX_BYTES]:
         yield XlHeader.read(outside, prefix)
@@ -71,29 +71,29 @@ def _refuse_prefix(name: str, prefix: bytes) -> NoReturn:
 
 
 def _walk_libxl(
-    source: ByteSource, outside: BeforeSource, prefix: bytes, check_digest: bool
+    source: ByteSource, outside: HeaderDigestSource, prefix: bytes, check_digest: bool
 ) -> Iterator[Event]:
     reader = LibxlReader(outside, prefix)
     yield reader
     yield reader.next()  # LIBXC_CONTEXT: no other may come first
-    yield from walk_from_libxc(source, reader, outside.before(), check_digest=check_digest)
+    yield from walk_from_libxc(source, reader, outside.digest(), check_digest=check_digest)
 
 
 def walk_from_libxc(
-    source: ByteSource, outer: LibxlReader, before: Before | None, *, check_digest: bool = True
+    source: ByteSource, outer: LibxlReader, header_digest: HeaderDigest | None, *, check_digest: bool = True
 ) -> Iterator[Event]:
     """As `walk`, from where `source` stands at the libxc stream and `outer` has read LIBXC_CONTEXT."""
     outer.go_on_in(source)
-    inner = LibxcReader(source, before=before, check_digest=check_digest)
+    inner = LibxcReader(source, header_digest=header_digest, check_digest=check_digest)
     yield from _walk_libxc(inner, outer)
-    behind = BehindSource(source, inner.following)
-    outer.go_on_in(behind)
+    trailer = TrailerSource(source, inner.following)
+    outer.go_on_in(trailer)
     while not outer.ended:
         record = outer.next()
         if record.type in (T.CHECKPOINT_END, T.CHECKPOINT_STATE):
             _refuse(record, "outside a checkpoint")
         if record.type is T.END:
-            behind.check_end()
+            trailer.check_end()
         yield record
 
 

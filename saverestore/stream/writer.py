@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saverestore.kernels.zeros import zeros_told
+from saverestore.kernels.zeros import zeros_marked
 from saverestore.stream.codecs import Coding
-from saverestore.stream.digest import DigestingSink, WrittenDigest
+from saverestore.stream.digest_written import DigestingSink, WrittenDigest
 from saverestore.stream.errors import BadRecord
 from saverestore.stream.framing import framing_of, length_of
 from saverestore.stream.grammar import Grammar
@@ -159,7 +159,7 @@ class LibxcWriter:
                 type=RecordType.PAGE_DATA,
             )
         if self._encoder is None:
-            options, parts, nr_zero = 0, *_with_zeros_told(pages, zero)
+            options, parts, nr_zero = 0, *_with_zeros_marked(pages, zero)
         else:
             options, parts, nr_zero = self._encoder.encode(pfns, types, _as_one(pages), zero)
         told = entries.astype(order.entry_dtype, copy=False).view(np.uint8).data
@@ -185,7 +185,7 @@ class LibxcWriter:
         self.record(End())
 
 
-def _with_zeros_told(
+def _with_zeros_marked(
     pages: Sequence[ReadableBuffer], zero: BoolArray | None
 ) -> tuple[list[ReadableBuffer], int]:
     """The same bytes, and how many pages are zero: of buffers of whole pages, others stay as they are."""
@@ -195,7 +195,7 @@ def _with_zeros_told(
         if memoryview(buffer).nbytes % PAGE_SIZE:
             parts.append(buffer)
             continue
-        told, nr = zeros_told(buffer, zero)
+        told, nr = zeros_marked(buffer, zero)
         parts += told
         nr_zero += nr
     return parts, nr_zero

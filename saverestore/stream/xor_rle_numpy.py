@@ -16,7 +16,7 @@ Places = NDArray[np.int64]
 
 LENGTH_BYTES = 4
 WORD_BYTES = 4
-PAGE_WORDS = PAGE_SIZE // WORD_BYTES
+WORDS_A_PAGE = PAGE_SIZE // WORD_BYTES
 SKIP = 0x80
 RUN_MAX = 0x7F
 UNCHANGED = 0
@@ -64,7 +64,7 @@ def _runs_of(pages: U8Array, bases: U8Array) -> tuple[U8Array, Places]:
     headers_at = ends - data_bytes - 1
     out[headers_at] = piece_words | np.where(copied, 0, SKIP)
     out[_spread(headers_at + 1, data_bytes)] = words[changed].view(np.uint8)
-    pages_of = piece_starts // PAGE_WORDS
+    pages_of = piece_starts // WORDS_A_PAGE
     lengths = np.bincount(pages_of, weights=data_bytes + 1, minlength=len(pages)).astype(np.int64)
     # A page without a change is one zero byte instead of its skips.
     same = ~changed.any(axis=1)
@@ -113,11 +113,11 @@ def decode(coded: memoryview, lengths: U32Array, pages: U8Array) -> int:
         head = data[np.minimum(at, end - 1)]
         words = (head & RUN_MAX).astype(np.int64)
         data_bytes = np.where(head & SKIP, 0, words * WORD_BYTES)
-        bad = (at >= end) | (words == 0) | (word + words > PAGE_WORDS) | (at + 1 + data_bytes > end)
+        bad = (at >= end) | (words == 0) | (word + words > WORDS_A_PAGE) | (at + 1 + data_bytes > end)
         copied = ~bad & (data_bytes > 0)
-        literals.append(((busy * PAGE_WORDS + word)[copied], at[copied] + 1, words[copied]))
+        literals.append(((busy * WORDS_A_PAGE + word)[copied], at[copied] + 1, words[copied]))
         at, word = at + 1 + data_bytes, word + words
-        done = word == PAGE_WORDS
+        done = word == WORDS_A_PAGE
         bad |= done & (at != end)
         is_bad[busy[bad]] = True
         going_on = ~bad & ~done

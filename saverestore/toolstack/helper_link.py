@@ -23,7 +23,7 @@ from saverestore.errors import (
     UsageError,
     XenRefused,
 )
-from saverestore.stream.digest import Before
+from saverestore.stream.header_digest import HeaderDigest
 
 HELPER_VARIABLE = "LIBXL_SAVE_HELPER"
 TASK_VARIABLE = "PYXC_TASK"
@@ -56,7 +56,7 @@ class Task:
 
     image: str
     offset: int
-    before: Before | None
+    before: HeaderDigest | None
     require_digest: bool = False
     check_cpu: bool = True
     report: str = ""
@@ -73,7 +73,7 @@ class Task:
             return None
         fields = json.loads(text)
         before = fields.pop("before")
-        return cls(before=None if before is None else Before(**before), **fields)
+        return cls(before=None if before is None else HeaderDigest(**before), **fields)
 
 
 @dataclass(frozen=True)

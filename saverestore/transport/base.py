@@ -1,19 +1,25 @@
-"""What the stream layer asks of a transport, and the one error a source adds.
+"""The ports of the transport, and the one error a source adds.
+
+    ByteSource ── ImageSource      what is read from front to back; an image as somebody named it
+    ByteSink   ── ImageSink        what is written from front to back; the place of a whole image
+    RegularFile, Spliceable        what only some sources can: asked for through the port, never by their class
 
 Both sides count the bytes that went through them in `offset`, from 0 where the object was made, so
-that every error about an image can name its place. Neither reads ahead nor holds data back: what was
-asked for has been taken from (given to) the kernel when a call returns, and not a byte more. That is
-what allows another reader to go on with the same descriptor.
+that every error about an image can name its place. A source does not read ahead: what was asked for has been taken
+from the kernel when a call returns, and not a byte more. That is what allows another reader to go on with the same
+descriptor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, Self
 
 from saverestore.errors import ImageError
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
@@ -27,6 +33,36 @@ class EndOfStream(ImageError):
             f"{name} ends after {offset} bytes: {missing_bytes} more {plural} expected for {what}",
             offset=offset,
         )
+
+
+class RegularFile(Protocol):
+    """What can be done with the bytes of a regular file that is read as it is: they stay where they are.
+
+    Positions are those of the source's `offset`. `TransportError` when reading fails.
+    """
+
+    def read_again(self, begin: int, length: int) -> Iterator[bytes]:
+        """What was read from `begin` on, `length` bytes in parts; the source stands where it stood."""
+
+    def look_ahead(self, n: int) -> Iterator[bytes]:
+        """The next `n` bytes, fewer at the end, in parts; they are read later as if nobody had looked."""
+
+    def fileno(self) -> int:
+        """Its descriptor, which stands where the source does: another process may read on from there."""
+
+    def position(self) -> int:
+        """Where the descriptor stands, by the kernel's account: others who read from it move it, too."""
+
+
+class Spliceable(Protocol):
+    """A source whose bytes the kernel may move into a pipe without a copy."""
+
+    def splice(self, pipe: int, n: int) -> int:
+        """Move up to `n` of the next bytes into a pipe: how many, which count as read.
+
+        Fewer, or none, where the source ends or cannot do it: read the rest. BrokenPipeError when nobody reads from
+        the pipe, TransportError when reading fails.
+        """
 
 
 class ByteSource(Protocol):
@@ -44,6 +80,10 @@ class ByteSource(Protocol):
     @property
     def offset(self) -> int:
         """Bytes consumed since this object was made."""
+
+    @property
+    def regular_file(self) -> RegularFile | None:
+        """The file that these bytes are, as they are; None where they pass only once, or are made on the way."""
 
     def readinto(self, view: WriteableBuffer, what: str = ...) -> None:
         """Fill one buffer completely."""
@@ -64,9 +104,35 @@ class ByteSource(Protocol):
         """Give the source up; a second time does nothing."""
 
 
+class ImageSource(ByteSource, Spliceable, Protocol):
+    """An image that a person named: a file or pipe, read as it is or decompressed. A context manager."""
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Length of the image, decompressed, where that is known beforehand."""
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether anything may follow the image: a device is longer, a socket may be kept open for an answer."""
+
+    def read_some(self, n: int) -> bytes:
+        """Return the next bytes, as many as come at once and at most `n`; none at the end only."""
+
+    def skip_to_end(self) -> int:
+        """Pass over everything that is left, checking what can be checked: how many bytes that was."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
 class ByteSink(Protocol):
     """A stream of bytes being written, from front to back.
 
+    A buffer that is marked as nothing but zeroes (`kernels.zeros.are_zeros`) may become a hole, or be sent without a
+    copy; any other is written as it is, unseen.
     Raises `TransportError` when writing fails; `offset` then counts what the kernel had taken.
     """
 
@@ -86,3 +152,14 @@ class ByteSink(Protocol):
 
     def close(self) -> None:
         """Give the sink up; a second time does nothing."""
+
+
+class ImageSink(ByteSink, Protocol):
+    """The place of a whole image: it is told when everything has been given, and knows what that takes."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes had to be stored so far, compressed and without holes; of the whole image after `finish`."""
+
+    def finish(self) -> None:
+        """Everything has been given: write what was held back, and what ends the file. Nothing may follow."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import numpy as np
 
 from saverestore.interrupts import result_of, shield
-from saverestore.transport.base import EndOfStream
+from saverestore.transport.base import EndOfStream, RegularFile
 from saverestore.transport.cores import usable_cores
 from saverestore.transport.fd import FdSource, nbytes_of
 
@@ -51,7 +51,7 @@ class Job:
 
 
 class DecompressedSource:
-    """A `ByteSource` of what `jobs` make of a compressed source, which it closes with itself.
+    """An `ImageSource` of what `jobs` make of a compressed source, which it closes with itself.
 
     `offset` and `total_bytes` (None where it is not known beforehand) are of the image, decompressed; the offset of
     an error about the compressed file is that in the file. `may_go_on` is false: nothing may follow the image.
@@ -70,6 +70,7 @@ class DecompressedSource:
         self.offset = 0
         self.total_bytes = total_bytes
         self.may_go_on = False
+        self.regular_file: RegularFile | None = None
         self._raw = raw
         self._jobs = jobs
         self._has_more_jobs = True
@@ -117,6 +118,10 @@ class DecompressedSource:
         part = bytes(self._content[self._at : self._at + n])
         self._pass(len(part))
         return part
+
+    def splice(self, pipe: int, n: int) -> int:
+        """See Spliceable: none, as the bytes are made here."""
+        return 0
 
     def skip(self, n: int, what: str = "data") -> None:
         """Pass over `n` bytes; they are decompressed all the same."""

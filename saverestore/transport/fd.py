@@ -1,8 +1,8 @@
 """Sources and sinks over a file descriptor: regular file, pipe, socket, terminal.
 
-A batch of guest memory is up to 1024 buffers of one page. They go to the kernel as they are; what is
-computed per call in Python is one list of sizes. A short transfer costs work for the buffers it
-moved, never for their bytes.
+A batch of guest memory is one buffer of up to 16 MiB, or one for each of its parts between runs of zero pages. They
+go to the kernel as they are; what is computed per call in Python is one list of sizes. A short transfer costs work
+for the buffers it moved, never for their bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from saverestore.errors import TransportError, UsageError
-from saverestore.transport.base import EndOfStream
+from saverestore.transport.base import EndOfStream, RegularFile
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -53,7 +54,7 @@ def nbytes_of(buffer: ReadableBuffer) -> int:
 def _move_all(move: Callable[[list[Any]], int], buffers: Sequence[Any]) -> int:
     """Call `move` (one readv or writev) until all buffers are done or it returns 0.
 
-    Returns the number of bytes that were not moved. A pipe moves 64 KiB of a 4 MiB batch at a time;
+    Returns the number of bytes that were not moved. A pipe takes 64 KiB to 1 MiB of a 16 MiB batch at a time;
     giving the kernel all remaining buffers again each time would be quadratic, so after a short
     transfer only about twice as many buffers are offered as went through in the last.
 
@@ -90,6 +91,17 @@ def _move_all(move: Callable[[list[Any]], int], buffers: Sequence[Any]) -> int:
         pending.clear()
         batch.clear()
     return left
+
+
+def unless_blocked(move: Callable[[], int]) -> int | None:
+    """What `move` returns; None where a non-blocking descriptor is not ready.
+
+    So that nobody waits within the handler of an exception: signals are held back there.
+    """
+    try:
+        return move()
+    except BlockingIOError:
+        return None
 
 
 def widen(fd: int) -> None:
@@ -147,7 +159,7 @@ STDIN = "-"
 
 
 class FdSource(_Fd):
-    """A `ByteSource` over a descriptor. It starts wherever the descriptor stands."""
+    """An `ImageSource` over a descriptor. It starts wherever the descriptor stands."""
 
     @classmethod
     def open(cls, image: str) -> Self:
@@ -185,9 +197,14 @@ class FdSource(_Fd):
         """Whether anything may follow an image: a device is longer than what was written to it, a socket may be
         kept open by who waits for an answer."""
 
+    @property
+    def regular_file(self) -> RegularFile | None:
+        """This source, where it is a regular file."""
+        return self if self._is_file else None
+
     def position(self) -> int:
-        """Where the source stands by the kernel's account: others who read from a file move it, too."""
-        return os.lseek(self.fileno(), 0, os.SEEK_CUR) if self._is_file else self.offset
+        """See RegularFile."""
+        return os.lseek(self.fileno(), 0, os.SEEK_CUR)
 
     def readinto(self, view: WriteableBuffer, what: str = "data") -> None:
         """Fill `view` completely."""
@@ -211,7 +228,8 @@ class FdSource(_Fd):
             except OSError as error:
                 raise self._failure(error) from error
         while len(self._held) < n:
-            more = self._read_kernel([part := bytearray(n - len(self._held))])
+            part = bytearray(n - len(self._held))
+            more = self._waited_for(lambda views: os.readv(self.fileno(), views), [part])
             if more == 0:
                 break
             self._held += part[:more]
@@ -255,41 +273,32 @@ class FdSource(_Fd):
             n -= moved
 
     def splice(self, pipe: int, n: int) -> int:
-        """Move up to `n` bytes into a pipe by the kernel, without a copy: how many.
-
-        Fewer where the source ends, where `peek` has taken them already, and none where this kind of descriptor
-        cannot do it: read on. BrokenPipeError when nobody reads from the pipe.
-        """
+        """See Spliceable. Fewer also where `peek` has taken them already."""
         left = n
         while left and not self._held:
             try:
-                moved = os.splice(self.fileno(), pipe, left)
-            except BlockingIOError:
-                self._wait(select.POLLIN)
-                continue
+                moved = unless_blocked(partial(os.splice, self.fileno(), pipe, left))
             except BrokenPipeError:
                 raise
             except OSError as error:
                 if error.errno == errno.EINVAL:
                     break
                 raise self._failure(error) from error
+            if moved is None:
+                self._wait(select.POLLIN)
+                continue
             if not moved:
                 break
             self.offset += moved
             left -= moved
         return n - left
 
-    def read_again(self, begin: int, length: int) -> Iterator[bytes] | None:
-        """What was read from `begin` on (in terms of `offset`), in parts; None for what cannot be read twice."""
-        if not self._is_file:
-            return None
-        return self._read_again(begin, length)
+    def look_ahead(self, n: int) -> Iterator[bytes]:
+        """See RegularFile."""
+        return self._parts(self.offset, n)
 
-    def look_ahead(self, n: int) -> Iterator[bytes] | None:
-        """The next `n` bytes, fewer at the end, in parts, which are read as if nobody had looked; None as above."""
-        return self._parts(self.offset, n) if self._is_file else None
-
-    def _read_again(self, begin: int, length: int) -> Iterator[bytes]:
+    def read_again(self, begin: int, length: int) -> Iterator[bytes]:
+        """See RegularFile. TransportError also for a file that has become shorter."""
         for part in self._parts(begin, length):
             yield part
             length -= len(part)
@@ -351,20 +360,26 @@ class FdSource(_Fd):
             moved = min(len(view), len(self._held))
             view[:moved] = self._held[:moved]
             self._held = self._held[moved:]
-        else:
-            moved = self._read_kernel(views)
+            self.offset += moved
+            return moved
+        return self._waited_for(self._take, views)
+
+    def _take(self, views: list[Any]) -> int:
+        """One readv, and the count of what came."""
+        moved = os.readv(self.fileno(), views)
         self.offset += moved
         return moved
 
-    def _read_kernel(self, views: list[Any]) -> int:
-        """One readv, waited for when the descriptor is non-blocking; 0 at the end."""
+    def _waited_for(self, read: Callable[[list[Any]], int], views: list[Any]) -> int:
+        """What `read` returns, when a non-blocking descriptor has something; 0 at the end."""
         while True:
             try:
-                return os.readv(self.fileno(), views)
-            except BlockingIOError:
-                self._wait(select.POLLIN)
+                moved = unless_blocked(partial(read, views))
             except OSError as error:
                 raise self._failure(error) from error
+            if moved is not None:
+                return moved
+            self._wait(select.POLLIN)
 
     def _failure(self, error: OSError) -> TransportError:
         place = f"at byte {self.offset:#x} = {self.offset}"
@@ -374,7 +389,7 @@ class FdSource(_Fd):
 
 
 class FdSink(_Fd):
-    """A `ByteSink` over a descriptor. Every byte is with the kernel when a call returns."""
+    """An `ImageSink` over a descriptor. Every byte is with the kernel when a call returns."""
 
     @property
     def stored_bytes(self) -> int:
@@ -398,14 +413,18 @@ class FdSink(_Fd):
         """One writev, waited for when the descriptor is non-blocking."""
         while True:
             try:
-                moved = os.writev(self.fileno(), buffers)
-            except BlockingIOError:
-                self._wait(select.POLLOUT)
+                moved = unless_blocked(partial(self._put, buffers))
             except OSError as error:
                 raise self._failure(error) from error
-            else:
-                self.offset += moved
+            if moved is not None:
                 return moved
+            self._wait(select.POLLOUT)
+
+    def _put(self, buffers: list[Any]) -> int:
+        """One writev, and the count of what went."""
+        moved = os.writev(self.fileno(), buffers)
+        self.offset += moved
+        return moved
 
     def _failure(self, error: OSError) -> TransportError:
         place = f"at byte {self.offset:#x} = {self.offset}"

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TypeAlias
 
+from saverestore.transport.base import ImageSource
 from saverestore.transport.compressed_source import DecompressedSource, Job
 from saverestore.transport.compression import FIRST_BYTES, Compression, compression_of
 from saverestore.transport.fd import FdSource
-
-ImageSource: TypeAlias = FdSource | DecompressedSource
-"""A `ByteSource` that also has `total_bytes`, `may_go_on` and `skip_to_end`."""
 
 
 def open_image(image: str, *, workers: int | None = None) -> ImageSource:

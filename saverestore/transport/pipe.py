@@ -15,12 +15,12 @@ import os
 import select
 import stat
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros
-from saverestore.transport.fd import PIPE_BYTES, FdSink, nbytes_of
+from saverestore.transport.fd import PIPE_BYTES, FdSink, nbytes_of, unless_blocked
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -43,7 +43,7 @@ class PipeSink(FdSink):
     """An `FdSink` over the writing end of a pipe."""
 
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
-        """Write all of `buffers`, in their order. Of what is told to be zero, long runs are spliced."""
+        """Write all of `buffers`, in their order. Of what is marked as zeroes, long runs are spliced."""
         waiting: list[ReadableBuffer] = []
         for is_zero, group in groupby(buffers, key=are_zeros):
             some = list(group)
@@ -71,15 +71,16 @@ class PipeSink(FdSink):
         """Put so many zeroes into the pipe: how many went in, fewer where this kernel cannot do it."""
         left, file = nr_bytes, _zeros_file()
         while left and file is not None:
+            part = min(left, PIPE_BYTES)
             try:
-                moved = os.splice(file, self.fileno(), min(left, PIPE_BYTES), offset_src=0)
-            except BlockingIOError:
-                self._wait(select.POLLOUT)
-                continue
+                moved = unless_blocked(partial(os.splice, file, self.fileno(), part, offset_src=0))
             except OSError as error:
                 if error.errno in (errno.EINVAL, errno.ENOSYS):
                     break
                 raise self._failure(error) from error
+            if moved is None:
+                self._wait(select.POLLOUT)
+                continue
             self.offset += moved
             left -= moved
         return nr_bytes - left

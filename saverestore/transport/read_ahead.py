@@ -16,12 +16,12 @@ BUFFER_BYTES = 2 << 20
 class ReadAhead:
     """`offset` counts what was taken from here, not what was read. Waits for no more than is asked for."""
 
-    def __init__(self, raw: FdSource) -> None:
+    def __init__(self, raw: FdSource, *, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._raw = raw
         self.name = raw.name
         self.offset = raw.offset
         # Kept: fresh memory for each piece costs more than all the rest.
-        self._buffer = bytearray(BUFFER_BYTES)
+        self._buffer = bytearray(buffer_bytes)
         self._at = self._end = 0
 
     def read(self, n: int, what: str) -> bytes:

@@ -14,12 +14,12 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from saverestore.errors import ImageError, SaveRestoreError, TransportError
 from saverestore.interrupts import shield, waited_for
-from saverestore.transport.base import ByteSource
-from saverestore.transport.fd import FdSource, widen
+from saverestore.transport.base import ByteSource, ImageSource, RegularFile
+from saverestore.transport.fd import widen
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -28,21 +28,14 @@ PART_BYTES = 1 << 20
 END_TIMEOUT_S = 10.0
 
 
-class EndingSource(ByteSource, Protocol):
-    """A source that can tell its end, when all that can be checked has been."""
-
-    @property
-    def may_go_on(self) -> bool:
-        """Whether anything may follow the image."""
-
-
 class _Passing:
     """A `ByteSource`: whatever is read from it, or passed over, goes into the pipe as well."""
 
-    def __init__(self, source: ByteSource, write_end: int) -> None:
+    def __init__(self, source: ImageSource, write_end: int) -> None:
         self._source = source
         self._write_end = write_end
         self.name = source.name
+        self.regular_file: RegularFile | None = None
 
     @property
     def offset(self) -> int:
@@ -62,8 +55,7 @@ class _Passing:
         return data
 
     def skip(self, n: int, what: str = "data") -> None:
-        if isinstance(self._source, FdSource):
-            n -= self._source.splice(self._write_end, n)
+        n -= self._source.splice(self._write_end, n)
         buffer = memoryview(bytearray(min(n, PART_BYTES)))
         while n:
             part = buffer[: min(n, len(buffer))]
@@ -87,7 +79,7 @@ class Relay:
     """See above. Begun when the block is entered, ended when it is left."""
 
     def __init__(
-        self, source: EndingSource, follow: Callable[[ByteSource], object], head: bytes = b""
+        self, source: ImageSource, follow: Callable[[ByteSource], object], head: bytes = b""
     ) -> None:
         """`follow` reads the image from what it is given to its end, on this thread; what it reads is passed on.
 

@@ -5,7 +5,7 @@
                                                   left out: whole blocks within a run of zeroes
 
 Pages do not lie at the borders of blocks, as what comes before them has any length: of a run of zero pages the first
-and the last block are written. What is zero is told by whoever gives the pages (`zeros`); nothing is looked at here.
+and the last block are written. Whoever gives the pages marks what is zero (`zeros`); nothing is looked at here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from saverestore.errors import TransportError
-from saverestore.kernels.zeros import PAGE_BYTES, SMALLEST_RUN, are_zeros, zeros
+from saverestore.kernels.page import PAGE_SIZE
+from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros, zeros
 from saverestore.transport.fd import FdSink, nbytes_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class SparseFileSink(FdSink):
 
     def __init__(self, fd: int, name: str, *, close_fd: bool = True) -> None:
         super().__init__(fd, name, close_fd=close_fd)
-        self._block_bytes = max(PAGE_BYTES, os.fstat(fd).st_blksize)
+        self._block_bytes = max(PAGE_SIZE, os.fstat(fd).st_blksize)
         self._hole_bytes = 0
 
     @property
@@ -41,7 +42,7 @@ class SparseFileSink(FdSink):
         super().writev((data,))
 
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
-        """Write all of `buffers`, in their order, but for blocks that are told to be zero."""
+        """Write all of `buffers`, in their order, but for blocks that are marked as zeroes."""
         waiting: list[ReadableBuffer] = []
         at = self.offset
         for is_zero, group in groupby(buffers, key=are_zeros):

@@ -26,7 +26,7 @@ import xxhash
 import zstandard
 
 from saverestore.interrupts import result_of, shield
-from saverestore.transport.base import ByteSink
+from saverestore.transport.base import ImageSink
 from saverestore.transport.cores import usable_cores
 from saverestore.transport.fd import nbytes_of
 from saverestore.transport.zstd_seekable import (
@@ -59,22 +59,33 @@ docs/compression.md."""
 
 
 class ZstdSink:
-    """A `ByteSink` that compresses into another one. `offset` counts what was given to it, uncompressed.
+    """An `ImageSink` that compresses into another one. `offset` counts what was given to it, uncompressed.
 
     What was given has been copied when a call returns; it reaches the other sink later, by `finish` at the last.
     After an error it is of no use. Leaving the block ends all its threads, whatever happened, and neither finishes
-    the file nor closes the other sink.
+    the file nor closes the other sink; `finish` finishes both.
     """
 
-    def __init__(self, sink: ByteSink, *, level: int = DEFAULT_LEVEL, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        sink: ImageSink,
+        *,
+        level: int = DEFAULT_LEVEL,
+        workers: int | None = None,
+        frame_bytes: int = FRAME_BYTES,
+        batch_bytes: int = BATCH_BYTES,
+    ) -> None:
+        """`frame_bytes`: most content of a frame; `batch_bytes`: a `writev` of so much has frames of its own."""
         self._sink = sink
         self.name = sink.name
         self.offset = 0
         self._workers = workers or usable_cores()
-        self._parameters = _parameters(level)
+        self._frame_bytes = frame_bytes
+        self._batch_bytes = batch_bytes
+        self._parameters = _parameters(level, frame_bytes)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="zstd")
         self._of_thread = threading.local()
-        self._frame = np.empty(FRAME_BYTES, dtype=np.uint8)
+        self._frame = np.empty(self._frame_bytes, dtype=np.uint8)
         self._filled = 0
         self._spare: list[np.ndarray[tuple[int], np.dtype[np.uint8]]] = []
         self._begun: deque[tuple[np.ndarray[tuple[int], np.dtype[np.uint8]], int, Future[bytes]]] = deque()
@@ -83,6 +94,11 @@ class ZstdSink:
         self._zero_frame = b""
         self._digest = xxhash.xxh3_128()
 
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes the other sink had to store."""
+        return self._sink.stored_bytes
+
     def write(self, data: ReadableBuffer) -> None:
         """Take one buffer."""
         self.writev((data,))
@@ -90,18 +106,19 @@ class ZstdSink:
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
         """Take several buffers, in their order. A large call is a batch of pages, see above."""
         total = sum(nbytes_of(buffer) for buffer in buffers)
-        is_batch = total >= BATCH_BYTES
+        is_batch = total >= self._batch_bytes
         if is_batch:
             self._end_frame()
         # Where the first frame of a batch ends; all others are full.
-        room = total % FRAME_BYTES or FRAME_BYTES if is_batch else FRAME_BYTES
+        full = self._frame_bytes
+        room = total % full or full if is_batch else full
         for buffer in buffers:
             length, at = nbytes_of(buffer), 0
             while at < length:
                 at += self._copy(buffer, at, room - self._filled)
                 if self._filled == room:
                     self._end_frame()
-                    room = FRAME_BYTES
+                    room = full
         if is_batch or self._is_first_call:
             # The announcement follows the first frame: so that cannot be all there is.
             self._end_frame()
@@ -127,7 +144,7 @@ class ZstdSink:
             self._filled = 0
         while len(self._begun) >= self._workers + AHEAD or self._first_is_done():
             self._write_first()
-        self._frame = self._spare.pop() if self._spare else np.empty(FRAME_BYTES, dtype=np.uint8)
+        self._frame = self._spare.pop() if self._spare else np.empty(self._frame_bytes, dtype=np.uint8)
 
     def _compress(self, content: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> bytes:
         compressor = getattr(self._of_thread, "compressor", None)
@@ -135,7 +152,7 @@ class ZstdSink:
             compressor = zstandard.ZstdCompressor(compression_params=self._parameters)
             self._of_thread.compressor = compressor
         if (
-            len(content) == FRAME_BYTES
+            len(content) == self._frame_bytes
             and not content[0]
             and not np.bitwise_or.reduce(content.view(np.uint64))
         ):
@@ -173,6 +190,7 @@ class ZstdSink:
             self._write_first()
         self._put(pack_digest(self._digest.digest()), 0, EMPTY_CHECKSUM)
         self._sink.write(SeekTable(*(np.array(column, dtype=np.uint32) for column in self._table)).pack())
+        self._sink.finish()
 
     def close(self) -> None:
         """End the threads; what has not been written by `finish` is lost. A second time does nothing."""
@@ -191,14 +209,14 @@ class ZstdSink:
         self.close()
 
 
-def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
+def _parameters(level: int, frame_bytes: int) -> zstandard.ZstdCompressionParameters:
     """Those of the level for frames of our size, with bounded tables, content size and checksum."""
-    usual = zstandard.ZstdCompressionParameters.from_level(level, source_size=FRAME_BYTES)
+    usual = zstandard.ZstdCompressionParameters.from_level(level, source_size=frame_bytes)
     ours = {
         "hash_log": min(usual.hash_log, TABLE_LOG_MAX),
         "chain_log": min(usual.chain_log, TABLE_LOG_MAX),
         **(FOR_LEVEL_1 if level == 1 else {}),
     }
     return zstandard.ZstdCompressionParameters.from_level(
-        level, source_size=FRAME_BYTES, write_content_size=True, write_checksum=True, **ours
+        level, source_size=frame_bytes, write_content_size=True, write_checksum=True, **ours
     )

@@ -15,7 +15,8 @@ from stream_samples import NAMES, MemorySink, PipeLikeSource, StingySource, gold
 from saverestore.arm64_registers import WIDTHS, Kind
 from saverestore.errors import ImageError
 from saverestore.stream import DomainType, LibxcReader, LibxcWriter, PageData, PageType
-from saverestore.stream.digest import DigestAlgorithm, WrittenDigest
+from saverestore.stream.digest_algorithms import DigestAlgorithm
+from saverestore.stream.digest_written import WrittenDigest
 from saverestore.stream.layout import entries_of, has_data
 from saverestore.stream.limits import BODY_MAX
 from saverestore.stream.records import (

@@ -15,6 +15,8 @@ A module imports from its own layer and from layers to its right, and:
   - `report` knows what the engine tells of its work, and nothing of domains or Xen.
   - `image` is of use to `cli` only: what works on domains does not need it.
   - `stream` knows of transports what `transport.base` says.
+  - What a source or sink can do is asked through the ports of `transport.base`, never by its class or by a name.
+  - The size of a page is declared in `kernels.page`, the names of digests in `stream.digest_algorithms`.
   - `testing` is for tests: no other layer imports it.
   - `guest.ports`, `testing` and the modules of `guest/x86` that it uses are pure: no `pyxc`.
 
@@ -291,6 +293,88 @@ def test_the_stream_knows_of_transports_what_their_base_says():
         if layer_of(module) == "stream" and target.startswith("saverestore.transport")
     }
     assert seen == {"saverestore.transport.base"}
+
+
+def calls_in(path: Path, *names: str) -> Iterator[ast.Call]:
+    """Calls of these builtins."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            yield node
+
+
+def names_within(node: ast.AST) -> set[str]:
+    """Names that occur in an expression, at any depth."""
+    inner = list(ast.walk(node))
+    return {n.id for n in inner if isinstance(n, ast.Name)} | {
+        n.attr for n in inner if isinstance(n, ast.Attribute)
+    }
+
+
+def definitions_in(path: Path) -> Iterator[ast.ClassDef]:
+    return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef))
+
+
+def test_nobody_asks_which_class_a_source_or_sink_is():
+    classes = {
+        definition.name
+        for module, path in MODULES.items()
+        if layer_of(module) in ("transport", "stream", "image")
+        for definition in definitions_in(path)
+        if definition.name.endswith(("Source", "Sink", "File", "Relay", "Connection", "Buffer"))
+    }
+    assert {"FdSource", "ZstdSink", "DecompressedSource", "TrailerBuffer"} <= classes
+    asked = [
+        f"{module}:{call.lineno}"
+        for module, path in MODULES.items()
+        for call in calls_in(path, "isinstance", "issubclass")
+        if names_within(call.args[1]) & classes
+    ]
+    assert asked == []
+
+
+def test_nobody_asks_a_source_or_sink_by_name_for_what_it_can():
+    ports = MODULES["saverestore.transport.base"], MODULES["saverestore.transport.connection"]
+    methods = {
+        node.name
+        for path in ports
+        for definition in definitions_in(path)
+        for node in definition.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    } - {"name"}
+    assert {"read_again", "look_ahead", "splice", "finish", "stored_bytes"} <= methods
+    asked = [
+        f"{module}:{call.lineno}"
+        for module, path in MODULES.items()
+        for call in calls_in(path, "getattr", "hasattr")
+        if isinstance(call.args[1], ast.Constant) and call.args[1].value in methods
+    ]
+    assert asked == []
+
+
+def test_the_size_of_a_page_is_declared_once():
+    named = {"PAGE_SIZE", "PAGE_BYTES", "PAGE_SHIFT", "PAGE_WORDS"}
+    declared = [
+        f"{module}: {target.id}"
+        for module, path in MODULES.items()
+        if module not in ("saverestore.kernels.page", "pyxc.foreign")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id in named
+    ]
+    assert declared == []
+
+
+def test_the_names_of_digests_are_spelt_once():
+    spelt = [
+        f"{module}:{node.lineno}"
+        for module, path in MODULES.items()
+        if module.startswith("saverestore") and module != "saverestore.stream.digest_algorithms"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Tuple | ast.List | ast.Set)
+        and {item.value for item in node.elts if isinstance(item, ast.Constant)} & {"sha256", "blake3"}
+    ]
+    assert spelt == []
 
 
 @pytest.mark.parametrize("module", PURE)

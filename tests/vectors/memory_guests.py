@@ -13,9 +13,9 @@ from saverestore.engine.save import save
 from saverestore.engine.settings import SaveSettings
 from saverestore.guest.common import hvm_params
 from saverestore.guest.ports import Channels
-from saverestore.stream.behind import BehindSink
 from saverestore.stream.layout import PageType
 from saverestore.stream.reader import LibxcReader
+from saverestore.stream.trailer import TrailerBuffer
 from saverestore.testing.domain import CONSOLE_RING, START_INFO, STORE_RING, MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 
@@ -80,7 +80,7 @@ def assert_same(saved: MemoryDomain, restored: MemoryDomain) -> None:
 
 
 def image_of(
-    guest: MemorySave, settings: SaveSettings | None = None, *, trailer: BehindSink | None = None
+    guest: MemorySave, settings: SaveSettings | None = None, *, trailer: TrailerBuffer | None = None
 ) -> bytes:
     """Save to memory."""
     sink = MemorySink()

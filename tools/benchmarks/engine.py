@@ -36,7 +36,7 @@ from saverestore.engine.restore import restore
 from saverestore.engine.save import save
 from saverestore.engine.settings import SaveSettings
 from saverestore.guest.ports import Channels
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.reader import LibxcReader
 from saverestore.testing.domain import INVALID, MemoryDomain

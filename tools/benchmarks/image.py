@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.content import ROOT, fill
 from saverestore.engine.save import save
 from saverestore.engine.settings import SaveSettings
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
 from saverestore.transport.newfile import NewFile

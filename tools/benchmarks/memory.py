@@ -32,11 +32,12 @@ from saverestore.engine.save import save as save_image
 from saverestore.engine.settings import SaveSettings
 from saverestore.guest.ports import Channels
 from saverestore.stream import DomainType, LibxcReader, LibxlReader, LibxlRecordType, LibxlWriter, XlHeader
-from saverestore.stream.behind import BehindSink, BehindSource
 from saverestore.stream.codecs import Coding
-from saverestore.stream.digest import BeforeSink, BeforeSource, DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
+from saverestore.stream.header_digest import HeaderDigestSink, HeaderDigestSource
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.libxl import EmulatorId, EmulatorState
+from saverestore.stream.trailer import TrailerBuffer, TrailerSource
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave
 from saverestore.transport.cores import usable_cores
@@ -166,18 +167,18 @@ def _format_of(settings: dict[str, Any]) -> str:
 
 
 def _write_image(guest: MemorySave, sink: Any, settings: dict[str, Any]) -> None:
-    outside = BeforeSink(sink)
+    outside = HeaderDigestSink(sink)
     XlHeader.write(outside, CONFIG)
     stream = LibxlWriter(outside)
     stream.libxc_context()
-    behind = BehindSink(sink.name)
+    behind = TrailerBuffer(sink.name)
     stream.go_on_in(behind)
     stream.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
     stream.end()
     given = SaveSettings(
         provenance={"tool": "bench", "options": {"format": _format_of(settings)}},
         digest=DigestAlgorithm.XXH3,
-        before=outside.before(),
+        header_digest=outside.digest(),
         **settings,
     )
     save_image(guest, sink, given, trailer=behind)
@@ -190,13 +191,13 @@ def restore(case: Case, size_mib: int, folder: Path) -> Run:
 
     def run() -> None:
         with open_image(path) as source:
-            outside = BeforeSource(source)
+            outside = HeaderDigestSource(source)
             XlHeader.read(outside)
             stream = LibxlReader(outside)
             stream.next()
-            reader = LibxcReader(source, before=outside.before())
+            reader = LibxcReader(source, header_digest=outside.digest())
             engine_restore.restore(reader, source, guest, Channels(store_port=1, console_port=2))
-            behind = BehindSource(source, reader.following)
+            behind = TrailerSource(source, reader.following)
             stream.go_on_in(behind)
             while not stream.ended:
                 stream.next()

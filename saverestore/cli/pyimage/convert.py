@@ -20,10 +20,11 @@ from saverestore.cli.pyimage.common import (
     tell,
 )
 from saverestore.errors import ExitCode, UsageError
+from saverestore.stream.digest_algorithms import DIGEST_OPTIONS, KEEP_DIGEST, NO_DIGEST
 
 if TYPE_CHECKING:
     from saverestore.stream.codecs import Coding
-    from saverestore.transport.base import ByteSink
+    from saverestore.transport.base import ImageSink
     from saverestore.transport.newfile import NewFile
     from saverestore.transport.stdout import StandardOutput
 
@@ -69,8 +70,8 @@ def add_to(commands: Subparsers) -> None:
     )
     command.add_argument(
         "--digest",
-        choices=("keep", "xxh3", "sha256", "blake3", "none"),
-        default="keep",
+        choices=(KEEP_DIGEST, *DIGEST_OPTIONS),
+        default=KEEP_DIGEST,
         help="the digest of the whole image: one of the kind that IMAGE has (keep, the default), or this one",
     )
     command.add_argument(
@@ -93,7 +94,7 @@ def compression_from(text: str) -> int | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert the image."""
-    if arguments.plain and arguments.digest not in ("keep", "none"):
+    if arguments.plain and arguments.digest not in (KEEP_DIGEST, NO_DIGEST):
         raise UsageError("--plain leaves the digest out; --digest asks for one")
     coding = _coding(arguments)
     from saverestore.image.convert import convert
@@ -159,7 +160,7 @@ def _output(arguments: argparse.Namespace) -> Iterator[NewFile | StandardOutput]
 
 
 @contextmanager
-def _compressing(sink: ByteSink, level: int | None) -> Iterator[ByteSink]:
+def _compressing(sink: ImageSink, level: int | None) -> Iterator[ImageSink]:
     if level is None:
         yield sink
         return

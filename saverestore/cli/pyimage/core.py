@@ -15,6 +15,7 @@ from saverestore.cli.pyimage.common import (
     tell,
 )
 from saverestore.errors import ExitCode
+from saverestore.kernels.page import PAGE_SIZE
 
 
 def add_to(commands: Subparsers) -> None:
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         from saverestore.image.core import write_core
         from saverestore.image.pages import count_with_data
 
-        nr_bytes = count_with_data(index.pages) * 4096
+        nr_bytes = count_with_data(index.pages) * PAGE_SIZE
         with new_file(arguments) as file, Bar(nr_bytes, "writing") as bar:
             report = write_core(access, index, file.sink.fileno(), arguments.output, bar.update_to)
     vmcoreinfo = report.vmcoreinfo

@@ -19,13 +19,13 @@ from saverestore.cli.pyimage.common import (
     size_text,
 )
 from saverestore.errors import ExitCode
+from saverestore.kernels.page import PAGE_SIZE
 
 if TYPE_CHECKING:
     from saverestore.image.diff import Change, Difference, PageSet
 
 RUNS_SHOWN = 12
 RUNS_A_LINE = 6
-PAGE_SIZE = 4096
 
 
 def add_to(commands: Subparsers) -> None:

@@ -18,11 +18,10 @@ from saverestore.cli.pyimage.common import (
     tell,
 )
 from saverestore.errors import ExitCode
+from saverestore.kernels.page import PAGE_SIZE
 
 if TYPE_CHECKING:
     from saverestore.image.index import ImageIndex
-
-PAGE_SIZE = 4096
 
 
 def add_to(commands: Subparsers) -> None:

@@ -18,6 +18,7 @@ from saverestore.cli.pyimage.common import (
     tell,
 )
 from saverestore.errors import ExitCode, UsageError
+from saverestore.kernels.page import PAGE_SIZE
 
 if TYPE_CHECKING:
     from saverestore.image.index import ImageIndex
@@ -111,7 +112,7 @@ def run_dump(arguments: argparse.Namespace) -> int:
         from saverestore.image.pages import count_with_data
 
         nr_pages = count_with_data(index.pages)
-        with new_file(arguments) as file, Bar(nr_pages * 4096, "dumping") as bar:
+        with new_file(arguments) as file, Bar(nr_pages * PAGE_SIZE, "dumping") as bar:
             nr_pages, size = dump(access, index, file.sink.fileno(), arguments.output, bar.update_to)
     tell(f"{arguments.output}: {nr_pages} pages, {size_text(size)} with the holes")
     return ExitCode.DONE

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from saverestore.kernels.page import PAGE_SIZE, PAGE_WORDS
 from saverestore.kernels.xxh3 import page_digests
 
 U8 = npt.NDArray[np.uint8]
@@ -32,8 +33,6 @@ SHARED_INFO_BYTES = 0x440
 WC_SEC_LEAST = 1_500_000_000  # 2017: a host whose clock is before that has none
 NS_PER_S = 1_000_000_000
 
-PAGE_BYTES = 4096
-PAGE_WORDS = PAGE_BYTES // 8
 PENDING = 1
 PENDING_SEL_WORD = 1
 VCPU_INFO_WORDS = 6  # these two, and struct vcpu_time_info of 32 bytes
@@ -86,7 +85,7 @@ def event_since(page: U8, digest: U64) -> int | None:
                 before[at] &= ~np.uint64(0xFF)
             if bit is not None:
                 before[at + PENDING_SEL_WORD] = selector & ~(1 << bit)
-            if (page_digests(before.view(np.uint8).reshape(1, PAGE_BYTES))[0] == digest).all():
+            if (page_digests(before.view(np.uint8).reshape(1, PAGE_SIZE))[0] == digest).all():
                 return int(at) * 8
     return None
 

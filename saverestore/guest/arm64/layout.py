@@ -21,11 +21,10 @@ from enum import IntFlag
 from typing import NewType
 
 from saverestore.arm64_registers import COMPARED, INTERFACE_V2, Register, hidden_registers
+from saverestore.kernels.page import PAGE_SHIFT as PAGE_SHIFT
+from saverestore.kernels.page import PAGE_SIZE as PAGE_SIZE
 
 Gfn = NewType("Gfn", int)
-
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
 
 MAGIC_BASE = Gfn(0x39000)
 CONSOLE_GFN = MAGIC_BASE

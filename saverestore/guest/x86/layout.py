@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-PAGE_SHIFT = 12
+from saverestore.kernels.page import PAGE_SHIFT as PAGE_SHIFT
 
 # shared_info: one page, written by Xen and the guest.
 #

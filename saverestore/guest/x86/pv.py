@@ -17,7 +17,7 @@ from saverestore.guest.x86.common import CommonRestore, policy_records, tsc_reco
 from saverestore.guest.x86.hvm import open_log_dirty
 from saverestore.guest.x86.layout import VCPU_CONTEXT
 from saverestore.guest.x86.p2m import P2m
-from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType, has_data, has_memory, wants_memory
+from saverestore.stream.layout import PAGE_SIZE, PIN, DomainType, PageType, has_data, has_memory, wants_memory
 from saverestore.stream.records import (
     Record,
     SharedInfo,
@@ -31,8 +31,6 @@ from saverestore.stream.records import (
 
 WIDTH_BYTES = 8
 LEVELS = 4
-
-PINNED = 8  # bit of a page type
 
 # As many PFNs as one frame of the p2m holds.
 PFNS_A_FRAME = PAGE_SIZE // WIDTH_BYTES
@@ -317,7 +315,7 @@ class PvRestore(CommonRestore):
         pages = self._patch_start_info(vcpu.start_info_pfn(basic[0]), channels)
         for i in sorted(basic):
             self._set_vcpu(i, basic[i])
-        pinned = np.flatnonzero((self._types & PINNED != 0) & tables.is_table(self._types))
+        pinned = np.flatnonzero((self._types & PIN != 0) & tables.is_table(self._types))
         levels = (self._types[pinned] & tables.LEVEL_MASK).astype(np.uint8)
         cpu.pin_tables(self._xen, self._domid, self._p2m[pinned], levels)
         self._write_p2m()

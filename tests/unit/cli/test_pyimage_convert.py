@@ -21,9 +21,9 @@ from saverestore.cli import pyimage
 from saverestore.engine.policy import Limits
 from saverestore.engine.settings import SaveSettings
 from saverestore.image import last_pages
-from saverestore.image.convert import BATCH_PAGES, _cuts
+from saverestore.image.convert_pages import BATCH_PAGES, cut_entries
 from saverestore.stream.codecs import Codec, CodecUnavailable, Coding
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.reader import PageData
 from saverestore.stream.records import ImageDigest
@@ -319,7 +319,7 @@ def test_plain_and_a_digest_exclude_each_other(image, tmp_path, capsys):
 
 
 def test_large_records_are_cut_so_that_memory_is_bounded(image, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("saverestore.image.convert.BATCH_PAGES", 2048)
+    monkeypatch.setattr("saverestore.image.convert_pages.BATCH_PAGES", 2048)
     assert convert(image, "-o", tmp_path / "b.img") == 0
     capsys.readouterr()
     assert info(capsys, image)["records"]["PAGE_DATA"]["count"] == 2
@@ -330,7 +330,7 @@ def test_large_records_are_cut_so_that_memory_is_bounded(image, tmp_path, capsys
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 1])
 def test_cuts_go_on_where_the_last_ended_and_none_is_too_large(share):
     there = np.random.default_rng(3).random(100_000) < share
-    cuts = list(_cuts(there))
+    cuts = list(cut_entries(there))
     assert [begin for begin, _ in cuts[1:]] == [end for _, end in cuts[:-1]]
     assert (cuts[0][0], cuts[-1][1]) == (0, len(there))
     for begin, end in cuts:
@@ -398,7 +398,7 @@ def test_an_interrupt_leaves_nothing(image, tmp_path, monkeypatch, capsys, compr
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("saverestore.image.convert._cuts", interrupt)
+    monkeypatch.setattr("saverestore.image.convert_pages.cut_entries", interrupt)
     assert convert(image, "-o", tmp_path / "b.img", "--compress", compress) == 130
     assert list(tmp_path.iterdir()) == [image]
 

@@ -23,12 +23,13 @@ from saverestore.engine.settings import SaveSettings
 from saverestore.errors import ImageError
 from saverestore.guest.common import hvm_params
 from saverestore.stream import LibxcReader, LibxlReader, LibxlRecordType, LibxlWriter, XlHeader
-from saverestore.stream.behind import BehindSink, BehindSource, check_ahead
 from saverestore.stream.codecs import Coding
-from saverestore.stream.digest import BeforeSink, BeforeSource, DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
+from saverestore.stream.header_digest import HeaderDigestSink, HeaderDigestSource
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.libxl import EmulatorId, EmulatorState
 from saverestore.stream.survey import note_trailing_bytes, survey
+from saverestore.stream.trailer import TrailerBuffer, TrailerSource, check_trailer
 from saverestore.testing.guest import MemoryRestore, empty_like
 from saverestore.transport import FdSink, FdSource, zstd_sink
 from saverestore.transport.opening import decompressed
@@ -53,18 +54,18 @@ def tiny_domain():
 
 def write_image(guest, sink, **settings):
     """As operations/save.py does."""
-    outside = BeforeSink(sink)
+    outside = HeaderDigestSink(sink)
     XlHeader.write(outside, CONFIG)
     stream = LibxlWriter(outside)
     stream.libxc_context()
-    behind = BehindSink(sink.name)
+    behind = TrailerBuffer(sink.name)
     stream.go_on_in(behind)
     for type, body in TAIL:
         stream.record(type, body)
     stream.end()
     given = {
         "digest": DigestAlgorithm.XXH3,
-        "before": outside.before(),
+        "header_digest": outside.digest(),
         "provenance": {"tool": "pysave"},
         **settings,
     }
@@ -99,18 +100,18 @@ def restore(data, like, kind=source_of):
     guest = MemoryRestore(empty_like(like))
     try:
         with decompressed(kind(data), workers=1) as source:
-            outside = BeforeSource(source)
+            outside = HeaderDigestSource(source)
             XlHeader.read(outside)
             stream = LibxlReader(outside)
             if stream.next().type is not LibxlRecordType.LIBXC_CONTEXT:
                 raise ImageError("no libxc stream")
-            reader = LibxcReader(source, before=outside.before())
+            reader = LibxcReader(source, header_digest=outside.digest())
             engine_restore.restore(reader, source, guest, CHANNELS)
             is_file = type(source) is FdSource
             if is_file:  # the helper looks ahead
-                check_ahead(source, reader.following)
+                check_trailer(source, reader.following)
             # Anything else comes through a relay, which follows it.
-            behind = BehindSource(source, None if is_file else reader.following)
+            behind = TrailerSource(source, None if is_file else reader.following)
             stream.go_on_in(behind)
             while stream.next().type is not LibxlRecordType.END:
                 pass

@@ -14,10 +14,10 @@ from saverestore.engine.save import write_up_to_end
 from saverestore.engine.session import OutOfPhase, SaveSession
 from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError, TransportError
-from saverestore.stream.behind import BehindSink
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
+from saverestore.stream.trailer import TrailerBuffer
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
 
@@ -139,7 +139,7 @@ def test_phases_out_of_order_are_refused_and_leave_the_domain_running():
 
 def test_what_comes_behind_the_stream_is_covered_by_its_digest_and_written():
     for digest in (DigestAlgorithm.XXH3, None):
-        trailer, sink = BehindSink("image"), MemorySink()
+        trailer, sink = TrailerBuffer("image"), MemorySink()
         trailer.write(b"a device model's state")
         settings = SaveSettings(digest=digest)
         with opened(MemoryDomain.pvh(64)) as guest, session_of(guest, settings, sink=sink) as session:

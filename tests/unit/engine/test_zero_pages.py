@@ -7,7 +7,8 @@ import pytest
 
 from saverestore.kernels import compiled
 from saverestore.kernels import zero_pages as module
-from saverestore.kernels.zero_pages import PAGE_WORDS, zero_pages, zero_pages_in_numpy
+from saverestore.kernels.page import PAGE_WORDS
+from saverestore.kernels.zero_pages import zero_pages, zero_pages_in_numpy
 
 needs_kernel = pytest.mark.skipif(compiled() is None, reason="saverestore._kernels is not compiled")
 

@@ -31,10 +31,10 @@ from saverestore.helper.arguments import RestoreArguments, SaveArguments, SaveFl
 from saverestore.helper.channel import LibxlGone
 from saverestore.helper.messages import Level, MessageType
 from saverestore.process import ending
-from saverestore.stream.behind import BehindSink
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.layout import DomainType
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
+from saverestore.stream.trailer import TrailerBuffer
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
@@ -395,7 +395,7 @@ BEHIND = b"libxl's own records"
 
 def telling_of(data: bytes, kind: str) -> bytes:
     """An image whose digest covers that `data` follows."""
-    sink = BehindSink("image")
+    sink = TrailerBuffer("image")
     sink.write(data)
     image = image_of(MemorySave(MAKERS[kind]()), SaveSettings(digest=DigestAlgorithm.XXH3), trailer=sink)
     return image[: len(image) - len(data)]

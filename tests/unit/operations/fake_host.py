@@ -19,7 +19,8 @@ from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.requests import SaveRequest
 from saverestore.stream import LibxlWriter, XlHeader
 from saverestore.stream.codecs import Coding
-from saverestore.stream.digest import BeforeSink, DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
+from saverestore.stream.header_digest import HeaderDigestSink
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, MemoryThrottle
 from saverestore.transport import FdSink
@@ -217,13 +218,13 @@ def image_in(folder: Path, domain: MemoryDomain, form: str = "plain", name: str 
     path = folder / name
     with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as file:
         sink = ZstdSink(file) if form == "zstd" else file
-        outside = BeforeSink(sink)
+        outside = HeaderDigestSink(sink)
         XlHeader.write(outside, (CONFIG % ("pv" if domain.is_pv else "pvh")).encode())
         stream = LibxlWriter(outside)
         stream.libxc_context()
         settings = SaveSettings(
             digest=DigestAlgorithm.XXH3,
-            before=outside.before(),
+            header_digest=outside.digest(),
             coding=Coding.parse("zstd") if form == "draft-b" else None,
             batch_pfns=64,
         )

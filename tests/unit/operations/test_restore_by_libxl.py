@@ -25,11 +25,13 @@ from saverestore.operations.image import opened
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restore_libxl import RestoringByLibxl
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
-from saverestore.stream.behind import BehindSink
-from saverestore.stream.digest import DigestAlgorithm, WrittenDigest, integrity_fields
+from saverestore.stream.digest_algorithms import DigestAlgorithm
+from saverestore.stream.digest_written import WrittenDigest
+from saverestore.stream.header_digest import integrity_fields
 from saverestore.stream.layout import entries_of
 from saverestore.stream.libxl import CONTEXT_HEAD, EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.records import HvmContext, Provenance, StaticDataEnd
+from saverestore.stream.trailer import TrailerBuffer
 from saverestore.toolstack.helper_link import HelperReport, Task, linked
 from saverestore.transport import FdSink, FdSource
 from saverestore.transport.zstd_sink import ZstdSink
@@ -74,7 +76,7 @@ def write_image(sink) -> None:
     XlHeader.write(sink, json.dumps(CONFIG).encode())
     outer = LibxlWriter(sink)
     outer.libxc_context()
-    behind = BehindSink("image")
+    behind = TrailerBuffer("image")
     outer.go_on_in(behind)
     outer.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
     outer.end()

@@ -17,18 +17,14 @@ from stream_samples import MemorySink, PipeLikeSource, StingySource, source_of
 
 from saverestore.errors import ExitCode, ImageError, TransportError, UsageError
 from saverestore.stream import DomainType, LibxcReader, LibxcWriter, LibxlWriter, PageData, XlHeader
-from saverestore.stream.behind import BehindSink, check_ahead
-from saverestore.stream.digest import (
-    BeforeSink,
-    DigestAlgorithm,
-    WrittenDigest,
-    algorithm_for_writing,
-    integrity_fields,
-)
+from saverestore.stream.digest_algorithms import DigestAlgorithm, algorithm_for_writing
+from saverestore.stream.digest_written import WrittenDigest
+from saverestore.stream.header_digest import HeaderDigestSink, integrity_fields
 from saverestore.stream.layout import entries_of
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.records import HvmContext, ImageDigest, Provenance, StaticDataEnd
 from saverestore.stream.survey import survey
+from saverestore.stream.trailer import TrailerBuffer, check_trailer
 
 PAGES = np.random.default_rng(3).integers(0, 256, (3, 4096), dtype=np.uint8)
 XXH3, SHA256, BLAKE3 = DigestAlgorithm.XXH3, DigestAlgorithm.SHA256, DigestAlgorithm.BLAKE3
@@ -213,17 +209,17 @@ STATE = EmulatorState(EmulatorId.QEMU_UPSTREAM, 0, b"QEVM").pack()
 def layered_image(*, tells_of_tail=True):
     """As pysave writes it: every byte is covered."""
     sink = MemorySink()
-    outside = BeforeSink(sink)
+    outside = HeaderDigestSink(sink)
     XlHeader.write(outside, json.dumps({"c_info": {"name": "web1"}}).encode())
     outer = LibxlWriter(outside)
     outer.libxc_context()
-    behind = BehindSink("image")
+    behind = TrailerBuffer("image")
     outer.go_on_in(behind)
     outer.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
     outer.end()
     with WrittenDigest(XXH3) as digest:
         writer = LibxcWriter(sink, DomainType.X86_HVM, (4, 17), digest=digest)
-        writer.record(Provenance({"tool": "t", "integrity": integrity_fields(XXH3, outside.before())}))
+        writer.record(Provenance({"tool": "t", "integrity": integrity_fields(XXH3, outside.digest())}))
         write_body(writer)
         writer.end(behind.following() if tells_of_tail else None)
     behind.write_to(sink)
@@ -261,7 +257,7 @@ def test_what_follows_can_be_looked_at_before_it_is_read():
             while not reader.ended:
                 reader.next()
             with nullcontext() if holds else pytest.raises(ImageError, match="behind the libxc stream"):
-                check_ahead(source, reader.following)
+                check_trailer(source, reader.following)
             assert source.offset == end
             assert source.read(8) == changed[end : end + 8]
 

@@ -12,7 +12,7 @@ from stream_samples import MemorySink, PipeLikeSource, StingySource, golden, sma
 from saverestore.kernels.xxh3 import page_digests
 from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream import DomainType, LibxcWriter, LibxlRecordType, LibxlWriter, PageType, XlHeader
-from saverestore.stream.digest import DigestAlgorithm
+from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.layout import entries_of
 from saverestore.stream.records import Checkpoint, HvmContext, Provenance, StaticDataEnd, Verify
 from saverestore.stream.survey import OTHER_RECORDS, RECORD_NAMES_MAX, Survey, note_trailing_bytes, survey

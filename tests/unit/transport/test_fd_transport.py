@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from stream_samples import PipeLikeSource, StingySource, source_of
 
-from saverestore.errors import ExitCode, ImageError, TransportError
+from saverestore import interrupts
+from saverestore.errors import ExitCode, ImageError, Interrupted, TransportError
+from saverestore.kernels.zeros import zeros
 from saverestore.transport import EndOfStream, FdSink, FdSource
 from saverestore.transport.fd import IOV_MAX
+from saverestore.transport.pipe import sink_of
 
 PATTERN = bytes(range(251)) * 40
 
@@ -296,3 +299,25 @@ def test_a_reader_that_has_gone_is_named():
     os.close(reader)
     with FdSink(writer, "pipe") as sink, pytest.raises(TransportError, match="the reader of pipe has gone"):
         sink.write(b"data")
+
+
+@pytest.mark.parametrize("work", ["read", "peek", "splice", "write", "zeros"])
+def test_a_signal_ends_a_wait_for_a_non_blocking_descriptor(work):
+    read_end, write_end = os.pipe()
+    other_end, pipe = os.pipe()
+    for fd in (read_end, write_end):
+        os.set_blocking(fd, False)
+    killer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    with FdSource(read_end, "pipe") as source, sink_of(write_end, "pipe") as sink, interrupts.handled():
+        killer.start()
+        with pytest.raises(Interrupted):
+            {
+                "read": lambda: source.read(1),
+                "peek": lambda: source.peek(1),
+                "splice": lambda: source.splice(pipe, 1),
+                "write": lambda: sink.write(bytes(8 << 20)),
+                "zeros": lambda: sink.writev(zeros(8 << 20)),
+            }[work]()
+        killer.join()
+    os.close(other_end)
+    os.close(pipe)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saverestore.errors import TransportError
-from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros, zeros, zeros_told
+from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros, zeros, zeros_marked
 from saverestore.stream.layout import DomainType, entries_of
 from saverestore.stream.records import StaticDataEnd
 from saverestore.stream.writer import LibxcWriter
@@ -34,7 +34,7 @@ def content_of(sink):
 
 
 def told(pages):
-    return zeros_told(pages.data)[0]
+    return zeros_marked(pages.data)[0]
 
 
 def disk_bytes(sink):
@@ -79,7 +79,7 @@ def test_short_runs_are_written_as_they_are(sink):
     pages = DATA.copy()
     pages[::2] = 0
     pages[100 : 100 + SMALLEST_RUN // PAGE - 1] = 0
-    assert zeros_told(pages.data)[1] == 128 + (SMALLEST_RUN // PAGE - 1) // 2
+    assert zeros_marked(pages.data)[1] == 128 + (SMALLEST_RUN // PAGE - 1) // 2
     sink.writev(told(pages))
     assert sink.stored_bytes == 256 * PAGE
 
@@ -108,7 +108,7 @@ def test_zeroes_that_nobody_told_of_are_written(sink):
 def test_pages_with_their_zeroes_told_are_the_same_bytes(zero, lone):
     pages = np.zeros((len(zero), PAGE), dtype=np.uint8)
     pages[~np.array(zero, dtype=bool), lone] = 7
-    buffers, nr_zero = zeros_told(pages.data if len(zero) else b"")
+    buffers, nr_zero = zeros_marked(pages.data if len(zero) else b"")
     assert b"".join(buffers) == pages.tobytes()
     assert nr_zero == sum(zero)
     assert all(not any(buffer) for buffer in buffers if are_zeros(buffer))

@@ -1,4 +1,4 @@
-"""What comes in a file behind the libxc stream: libxl's records with the device model's state, and its END.
+"""The trailer of a file, behind the libxc stream: libxl's records with the device model's state, and its END.
 
 The libxc stream tells of it in advance (FOLLOWING), and its digest covers what it tells. So a writer must know these
 bytes before it writes IMAGE_DIGEST, and a reader that has come to END knows what to expect.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from saverestore.stream.digest import DigestingSource
+from saverestore.stream.digesting_source import DigestingSource
 from saverestore.stream.errors import BadRecord
 from saverestore.stream.layout import RecordType
 from saverestore.stream.records import Following
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class BehindSink:
-    """A `ByteSink` that keeps what is written until the place for it has come. `name`: of the file it is for."""
+class TrailerBuffer:
+    """A `ByteSink` that keeps the trailer until the place for it has come. `name`: of the file it is for."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -56,8 +56,8 @@ class BehindSink:
         sink.writev(self._kept)
 
 
-class BehindSource(DigestingSource):
-    """Reads what comes behind the libxc stream, and holds it against what that told."""
+class TrailerSource(DigestingSource):
+    """Reads the trailer, and holds it against what the libxc stream told of it."""
 
     def __init__(self, source: ByteSource, told: Following | None) -> None:
         """`source` stands behind END. `told`: None for an image that tells nothing."""
@@ -71,18 +71,17 @@ class BehindSource(DigestingSource):
         _check(self.name, self._begin, self.offset - self._begin, self._hasher.digest(), self._told)
 
 
-def check_ahead(source: ByteSource, told: Following | None) -> None:
-    """Hold what will come against what was told, where it can be looked at beforehand: in an uncompressed file.
+def check_trailer(source: ByteSource, told: Following | None) -> None:
+    """Hold the trailer against what was told, where it can be read beforehand: in an uncompressed regular file.
 
     `source` stands behind END, and does so afterwards. BadRecord when it is not what was told. For who hands the
     source over to somebody who does not compare.
     """
-    look_ahead = getattr(source, "look_ahead", None)
-    parts = None if told is None or look_ahead is None else look_ahead(told.length_bytes)
-    if parts is None:
+    file = source.regular_file
+    if told is None or file is None:
         return
     hasher, length = xxhash.xxh3_128(), 0
-    for part in parts:
+    for part in file.look_ahead(told.length_bytes):
         hasher.update(part)
         length += len(part)
     _check(source.name, source.offset, length, hasher.digest(), told)

@@ -1,0 +1,249 @@
+"""A connection to a peer: bytes in both directions, and no wait without an end.
+
+    connection.outgoing  ── a ByteSink ────►  peer     closing it: half close, the peer finds the end
+    connection.incoming  ◄── a ByteSource ──  peer     at its end when the peer has closed its side
+    connection.acknowledged ◄── how much of what was written the peer says that it has
+
+The directions are two objects, as each has its own `offset`, and may be used on its own thread, one thread at a time.
+A wait ends with bytes, or with `PeerTimeout`, or with the signal that raises `Interrupted` in the main thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from saverestore.errors import TransportError
+from saverestore.interrupts import HEED_S, shield
+from saverestore.transport.base import ByteSink, ByteSource
+from saverestore.transport.fd import PEER_ERRORS, FdSink, FdSource
+
+GONE_ERRORS = PEER_ERRORS | {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNABORTED}
+"""What the kernel says when the peer, or the way there, is gone."""
+
+
+class PeerTimeout(TransportError):
+    """The peer has neither sent nor taken a byte for as long as it may, or not everything by the deadline.
+
+    `peer` names it; `waited_s`: how long this wait took. The connection is as it was: bytes may still come.
+    """
+
+    def __init__(self, peer: str, waited_s: float, what: str) -> None:
+        self.peer = peer
+        self.waited_s = waited_s
+        super().__init__(f"{peer} {what}; waited {waited_s:.1f} s")
+
+
+class BrokenPeer(TransportError):
+    """The peer has closed the connection or died, or the way to it is gone. Only `close` is of use then."""
+
+    def __init__(self, peer: str, what: str) -> None:
+        self.peer = peer
+        super().__init__(f"{peer} {what}")
+
+
+class BadAcknowledgement(TransportError):
+    """The peer acknowledges what was never sent to it. Nothing that it says can be relied on."""
+
+
+class Connection(Protocol):
+    """A connection to one peer. A context manager; closing it a second time does nothing.
+
+    Both directions raise `PeerTimeout`, `BrokenPeer`, and `TransportError` for other failures; `incoming` raises
+    `EndOfStream` when the peer has closed its side amid what was asked for. After `PeerTimeout` and `Interrupted` the
+    offsets are right, and the other direction can be used; what was being read or written is so in part.
+    """
+
+    timeout_s: float
+    """How long a wait may last in which no byte moves. It holds for both directions, from the next wait on."""
+
+    deadline: float | None
+    """By `time.monotonic()`: no wait lasts beyond it, even if bytes move now and then. None: there is none."""
+
+    @property
+    def peer(self) -> str:
+        """Who it is, for messages."""
+
+    @property
+    def incoming(self) -> ByteSource:
+        """What the peer sends; its `offset` counts the bytes read. Closing it gives up what still comes."""
+
+    @property
+    def outgoing(self) -> ByteSink:
+        """What goes to the peer; its `offset` counts the bytes that the kernel took. Closing it is the half close."""
+
+    @property
+    def acknowledged(self) -> int:
+        """How many bytes of `outgoing` the peer has acknowledged: never fewer than before or more than written."""
+
+    def note_acknowledged(self, position: int) -> None:
+        """The peer has said that it has everything before `position`. A lower one than before changes nothing.
+
+        Called by whoever reads the peer's messages, from any thread. `BadAcknowledgement` for more than was written.
+        """
+
+    def close(self) -> None:
+        """Give both directions up. What has been written still goes to the peer, as far as the kernel can send it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class SocketConnection:
+    """A `Connection` over a connected stream socket, which it owns: TCP, or a socket pair."""
+
+    def __init__(self, connected: socket.socket, peer: str, *, timeout_s: float) -> None:
+        """Take the socket, and make it non-blocking. `timeout_s`: see Connection; more than 0."""
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be greater than 0, not {timeout_s}")
+        self.peer = peer
+        self.timeout_s = timeout_s
+        self.deadline: float | None = None
+        self._socket = connected
+        connected.setblocking(False)
+        # Bytes are written and counted in one step: an acknowledgement may come before the writer has counted them.
+        self._counting = threading.Lock()
+        self._acknowledged = 0
+        self._outgoing = _Outgoing(self, self._counting)
+        self._incoming = _Incoming(self)
+
+    @property
+    def incoming(self) -> ByteSource:
+        """See Connection."""
+        return self._incoming
+
+    @property
+    def outgoing(self) -> ByteSink:
+        """See Connection."""
+        return self._outgoing
+
+    @property
+    def acknowledged(self) -> int:
+        """See Connection."""
+        return self._acknowledged
+
+    def note_acknowledged(self, position: int) -> None:
+        """See Connection."""
+        with shield(), self._counting:
+            written = self._outgoing.offset
+            if position > written:
+                raise BadAcknowledgement(
+                    f"{self.peer} acknowledges {position} bytes, and {written} were sent to it"
+                )
+            self._acknowledged = max(self._acknowledged, position)
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 when closed."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """See Connection."""
+        with shield():
+            self._outgoing.close()
+            self._incoming.close()
+            self._socket.close()
+
+    def shut(self, how: int) -> None:
+        """Shut one direction of the socket, if it is still connected."""
+        try:
+            self._socket.shutdown(how)
+        except OSError as error:
+            if error.errno not in (*GONE_ERRORS, errno.EBADF):
+                raise TransportError(
+                    f"{self.peer}: closing the connection failed: {error.strerror}"
+                ) from error
+
+    def wait(self, event: int, what: str) -> None:
+        """Wait until the socket is ready for `event`. `PeerTimeout` with `what` the peer has not done."""
+        poll = select.poll()
+        poll.register(self._socket, event)
+        begun = time.monotonic()
+        while True:
+            end = (
+                begun + self.timeout_s
+                if self.deadline is None
+                else min(begun + self.timeout_s, self.deadline)
+            )
+            left = end - time.monotonic()
+            # In pieces: a signal that comes just before poll() begins takes effect between two of them.
+            if poll.poll(max(0.0, min(left, HEED_S)) * 1000):
+                return
+            if left <= 0:
+                raise PeerTimeout(self.peer, time.monotonic() - begun, what)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Incoming(FdSource):
+    """What the peer sends."""
+
+    def __init__(self, connection: SocketConnection) -> None:
+        super().__init__(connection.fileno(), connection.peer, close_fd=False)
+        self._connection = connection
+
+    def close(self) -> None:
+        """Give up what still comes; a second time does nothing."""
+        if self._fd >= 0:
+            self._connection.shut(socket.SHUT_RD)
+        super().close()
+
+    def _take(self, views: list[Any]) -> int:
+        with shield():  # it does not wait: what has been read is also counted
+            return super()._take(views)
+
+    def _wait(self, event: int) -> None:
+        self._connection.wait(event, "sent nothing")
+
+    def _failure(self, error: OSError) -> TransportError:
+        if error.errno in GONE_ERRORS:
+            return BrokenPeer(self.name, f"is gone, {self.offset} bytes had come: {error.strerror}")
+        return super()._failure(error)
+
+
+class _Outgoing(FdSink):
+    """What goes to the peer."""
+
+    def __init__(self, connection: SocketConnection, counting: threading.Lock) -> None:
+        super().__init__(connection.fileno(), connection.peer, close_fd=False)
+        self._connection = connection
+        self._counting = counting
+
+    def close(self) -> None:
+        """Half close: the peer finds the end behind what was written. A second time does nothing."""
+        if self._fd >= 0:
+            self._connection.shut(socket.SHUT_WR)
+        super().close()
+
+    def _put(self, buffers: list[Any]) -> int:
+        with shield(), self._counting:  # it does not wait
+            return super()._put(buffers)
+
+    def _wait(self, event: int) -> None:
+        self._connection.wait(event, "took nothing")
+
+    def _failure(self, error: OSError) -> TransportError:
+        if error.errno in GONE_ERRORS:
+            return BrokenPeer(self.name, f"is gone, {self.offset} bytes had been sent: {error.strerror}")
+        return super()._failure(error)
+
+
+def pair(*, timeout_s: float = 10.0) -> tuple[Connection, Connection]:
+    """Two ends of one connection within this machine, each of which calls the other "peer": for tests."""
+    one, other = socket.socketpair()
+    return SocketConnection(one, "peer", timeout_s=timeout_s), SocketConnection(
+        other, "peer", timeout_s=timeout_s
+    )
