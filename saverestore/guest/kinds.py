@@ -22,8 +22,8 @@ from saverestore.guest.common.kind import Kind as Kind
 from saverestore.stream.layout import DomainType
 
 
-class Host(ABC):
-    """A host's architecture, as far as it decides how domains are saved and restored."""
+class Architecture(ABC):
+    """What the architecture of a host decides about saving and restoring domains."""
 
     name: ClassVar[str]
     """For people."""
@@ -79,7 +79,7 @@ class Host(ABC):
         """The domain is destroyed: remove what was written down for its recovery."""
 
 
-class X86Host(Host):
+class X86(Architecture):
     """PV, PVH and HVM domains."""
 
     name = "x86"
@@ -98,7 +98,7 @@ class X86Host(Host):
         return self.of_config("hvm" if has_device_model else "pvh")
 
     def of_config(self, libxl_type: str) -> Kind:
-        """See Host."""
+        """See Architecture."""
         from saverestore.guest.x86 import kinds
 
         return {"pv": kinds.PV, "hvm": kinds.HVM}.get(libxl_type, kinds.PVH)
@@ -111,7 +111,7 @@ class X86Host(Host):
         """Nothing is written down."""
 
 
-class Arm64Host(Host):
+class Arm64(Architecture):
     """One kind of domain, and a journal of what saves change of its processors."""
 
     name = "arm64"
@@ -142,11 +142,11 @@ class Arm64Host(Host):
         journal.remove(domid, domain_uuid)
 
 
-X86_HOST = X86Host()
-ARM64_HOST = Arm64Host()
-HOSTS: tuple[Host, ...] = (X86_HOST, ARM64_HOST)
+X86_HOST = X86()
+ARM64_HOST = Arm64()
+HOSTS: tuple[Architecture, ...] = (X86_HOST, ARM64_HOST)
 
 
-def this_host() -> Host:
+def this_host() -> Architecture:
     """The one that the running Xen is for."""
     return ARM64_HOST if pyxc.ARCHITECTURE == pyxc.ARM64 else X86_HOST

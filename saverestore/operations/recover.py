@@ -7,7 +7,7 @@ import contextlib
 from saverestore.errors import DomainError
 from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.common.suspend import withdraw_request
-from saverestore.guest.kinds import Host, this_host
+from saverestore.guest.kinds import Architecture, this_host
 from saverestore.toolstack import domains, processor_cap
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
@@ -30,7 +30,7 @@ def recover_domain(text: str) -> list[str]:
             return put_right(handles, domain, this_host())
 
 
-def put_right(handles: Handles, domain: Domain, host: Host) -> list[str]:
+def put_right(handles: Handles, domain: Domain, host: Architecture) -> list[str]:
     """See `recover_domain`, of a domain that is locked. Each step is taken also when the one before it failed.
 
     The processor cap comes first, as what follows waits for the domain.
@@ -46,7 +46,7 @@ def put_right(handles: Handles, domain: Domain, host: Host) -> list[str]:
     return done
 
 
-def _let_run(handles: Handles, domain: Domain, host: Host) -> list[str]:
+def _let_run(handles: Handles, domain: Domain, host: Architecture) -> list[str]:
     done = []
     if withdraw_request(handles.store, domain.domid):
         done.append("a request to suspend was taken back")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from saverestore.guest.kinds import X86Host
+from saverestore.guest.kinds import X86
 from saverestore.guest.ports import RestoreGuest
 
 
-class MemoryHost(X86Host):
+class MemoryHost(X86):
     """See above. `guest`: the fresh domain that is to be filled, of whatever kind."""
 
     def __init__(self, guest: RestoreGuest) -> None:
