@@ -35,7 +35,7 @@ class Host:
 
     def __init__(self, handles: Handles) -> None:
         self.handles = handles
-        self.kinds = this_host()
+        self.architecture = this_host()
 
     # ---- saving ------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ class Host:
         suspend_timeout_s: float | None,
     ) -> SaveGuest:
         """The domain as the engine sees it. The caller closes it."""
-        kind = self.kinds.of_domain(self.handles, domain.info)
+        kind = self.architecture.of_domain(self.handles, domain.info)
         suspending: Suspending = kind.suspender(self.handles, domain.domid, timeout_s=suspend_timeout_s)
         if device_model is not None:
             suspending = SuspenderWithDeviceModel(suspending, device_model)
@@ -93,7 +93,7 @@ class Host:
         """Who makes a domain for this process to fill; None where libxl has that done."""
         if libxl is None:
             return bare.BareMaker(self.handles)
-        if self.kinds.libxl_restores:
+        if self.architecture.libxl_restores:
             return None
         from saverestore.toolstack.libxl_maker import LibxlMaker
 
@@ -119,7 +119,7 @@ class Host:
 
     def check_image(self, image: str, *, force: bool) -> None:
         """By a second look into the file, where that can be had: would its domain run here? See `image_fit`."""
-        image_fit.check(self.handles, self.kinds, image, force=force)
+        image_fit.check(self.handles, self.architecture, image, force=force)
 
     def watch(self, domid: int, name: str) -> None:
         """Leave a process behind that looks after a restored domain. XenRefused when it could not be started."""

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from saverestore.guest.common.handles import FORCE, Handles
-from saverestore.guest.kinds import Host as KindsOfHost
+from saverestore.guest.kinds import Architecture
 from saverestore.operations.image import opened
 from saverestore.operations.requests import STDIN
 from saverestore.stream.layout import RecordType
@@ -14,7 +14,7 @@ from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import Record, UnknownOptional
 
 
-def check(handles: Handles, kinds: KindsOfHost, image: str, *, force: bool) -> None:
+def check(handles: Handles, kinds: Architecture, image: str, *, force: bool) -> None:
     """ImageError or DomainError when it would not. What comes through a pipe is checked once the domain is there."""
     if image == STDIN or not stat.S_ISREG(Path(image).stat().st_mode):
         return

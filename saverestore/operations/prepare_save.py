@@ -155,7 +155,7 @@ def _tell_what_would_be_done(host: Host, ready: Prepared, request: SaveRequest, 
     devices = ", ".join(config.devices) or "none besides the console"
     findings.tell(f"toolstack {ready.toolstack.name}; devices: {devices}")
     if request.live:
-        kind = host.kinds.of_domain(host.handles, ready.domain.info)
+        kind = host.architecture.of_domain(host.handles, ready.domain.info)
         has_log = kind.has_log_dirty(shadow=host.handles.xen.host().shadow)
         how = "the hypervisor's log-dirty" if has_log and request.dirty != "digest" else "content digests"
         findings.tell(f"live: dirty pages would be tracked by {how}")

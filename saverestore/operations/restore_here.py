@@ -9,8 +9,7 @@ from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError
-from saverestore.guest.kinds import Host as KindsOfHost
-from saverestore.guest.kinds import Kind
+from saverestore.guest.kinds import Architecture, Kind
 from saverestore.interrupts import shield
 from saverestore.operations.host import Host
 from saverestore.operations.image import OpenedImage
@@ -41,7 +40,7 @@ class RestoringHere:
         reader = LibxcReader(
             image.source, header_digest=image.before, require_digest=self._request.require_digest
         )
-        kind = _kind_of(self._host.kinds, config, reader)
+        kind = _kind_of(self._host.architecture, config, reader)
         self._maker.check_host()
         progress.phase(f"creating {config.name}")
         self._began_at = self._host.clock()
@@ -85,7 +84,7 @@ class RestoringHere:
             error.add_note("no domain was left behind")
 
 
-def _kind_of(kinds: KindsOfHost, guest_config: GuestConfig, reader: LibxcReader) -> Kind:
+def _kind_of(kinds: Architecture, guest_config: GuestConfig, reader: LibxcReader) -> Kind:
     """The configuration and the stream must speak of the same kind of domain, one that we can restore."""
     kind = kinds.of_image(reader.domain.type, guest_config.kind)
     if kind.has_device_model:

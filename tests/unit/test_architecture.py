@@ -69,8 +69,7 @@ MAY_IMPORT_A_KIND = (
     "saverestore.guest.kinds",
     "saverestore.guest.x86",
     # The in-memory guest has page tables and a start_info page as PV guests have: it takes their layouts, pure ones.
-    "saverestore.guest.memory",
-    "saverestore.testing.",  # the in-memory PV guest has page tables and a p2m: the pure modules about these
+    "saverestore.testing.",
 )
 
 PURE = (

@@ -106,7 +106,7 @@ class FakeHost:
         self.domain: Any = SimpleNamespace(
             domid=7, name="web1", info=SimpleNamespace(uuid="00000000-0000-4000-8000-000000000001")
         )
-        self.kinds: Any = X86_HOST
+        self.architecture: Any = X86_HOST
         self.opened_toolstacks = 0
         self.watched: list[int] = []
 
