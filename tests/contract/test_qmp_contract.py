@@ -20,7 +20,7 @@ import pytest
 
 from saverestore.testing.qmp import FakeQemu
 
-PROGRAMS = ("qemu-system-x86_64", "qemu-system-i386", "/usr/lib/xen/bin/qemu-system-i386")
+PROGRAMS = ("qemu-system-x86_64", "qemu-system-i386", "/usr/libexec/xen-qemu-system-i386")
 DEADLINE_S = 60
 BRIEFLY_S = 0.3
 

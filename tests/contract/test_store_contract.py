@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+try:
+    from pyxc import ClosedHandle, XenError, XenStore
+    from pyxc.store import Permission
+except ImportError as error:
+    pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
-from pyxc import ClosedHandle, XenError, XenStore
-from pyxc.store import Permission
 from saverestore.testing.store import MemoryStore
 
 HOME = f"/tool/pysave-contract-{os.getpid()}"
