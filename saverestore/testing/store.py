@@ -167,8 +167,9 @@ def apply(tree: _Tree, what: str, path: str, value: str) -> list[str]:
 class MemoryStore(MemoryTransaction):
     """See pyxc.XenStore. `nodes` are there from the start.
 
-    `moments` are its calls, those in transactions too, named after xenstore's ("read", "write", "rm", "directory",
-    "mkdir", "transaction_start", "transaction_end"): a test writes there, as another client would, or lets one fail.
+    `moments` are its calls, those in transactions too, named after xenstore's: "read", "write", "rm", "directory",
+    "mkdir", "set_permissions", "watch", "transaction_start", "transaction_end", "introduce", "resume", "release". A
+    test writes there, as another client would, or lets one fail.
     `introduced`, `resumed` and `released` are the domids that it was called with.
     """
 
@@ -197,6 +198,10 @@ class MemoryStore(MemoryTransaction):
         if self.closed:
             raise ClosedHandle(f"{type(self).__name__} is closed")
 
+    def _call(self, name: str) -> None:
+        self.check_open()
+        self.moments.reached(name)
+
     def _do(self, what: str, path: str, value: str = "") -> None:
         for changed in apply(self._tree, what, path, value):
             self._fire(changed)
@@ -207,8 +212,7 @@ class MemoryStore(MemoryTransaction):
 
         XenError with EAGAIN when a node that it looked at was changed meanwhile.
         """
-        self.check_open()
-        self.moments.reached("transaction_start")
+        self._call("transaction_start")
         transaction = MemoryTransaction(self, self._tree.copy())
         yield transaction
         self.moments.reached("transaction_end")
@@ -265,18 +269,18 @@ class MemoryStore(MemoryTransaction):
 
     def introduce_domain(self, domid: int, gfn: int, port: int) -> None:
         """Make a domain known; `@introduceDomain` fires."""
-        self.check_open()
+        self._call("introduce")
         self.introduced.append((domid, gfn, port))
         self._fire("@introduceDomain")
 
     def resume_domain(self, domid: int) -> None:
         """Make known that a domain which had shut down for suspend runs again."""
-        self.check_open()
+        self._call("resume")
         self.resumed.append(domid)
 
     def release_domain(self, domid: int) -> None:
         """Make known that a domain is gone; `@releaseDomain` fires."""
-        self.check_open()
+        self._call("release")
         self.released.append(domid)
         self._fire("@releaseDomain")
 
