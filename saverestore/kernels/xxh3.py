@@ -45,17 +45,21 @@ class Hasher(Protocol):
 def fastest_build() -> str:
     """Of the compiled kernels: "vector" or "scalar", found by trying both when it is first asked for."""
     pages = np.ones((TRIED_PAGES, PAGE_SIZE), dtype=np.uint8)
-    return min(BUILDS, key=lambda build: _seconds(lambda: _page_digests(pages, build)))
+    return quickest(lambda build: page_digests(pages, build))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """The shortest of a few times; the first one also brings code and data into the caches."""
-    times = []
-    for _ in range(TRIES):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+def quickest(work: Callable[[str], object], clock: Callable[[], float] = time.perf_counter) -> str:
+    """The build with which `work` takes less time: the shortest of a few, as the first also fills the caches."""
+
+    def seconds(build: str) -> float:
+        times = []
+        for _ in range(TRIES):
+            started = clock()
+            work(build)
+            times.append(clock() - started)
+        return min(times)
+
+    return min(BUILDS, key=seconds)
 
 
 class CompiledXxh3:
@@ -88,9 +92,22 @@ def xxh3_128() -> Hasher:
     return xxhash.xxh3_128() if compiled() is None else CompiledXxh3()
 
 
-def page_digests(pages: U8) -> U64:
-    """XXH3-128 of each row of `pages`, shape (n, page size), contiguous: shape (n, 2), low half first."""
-    return page_digests_in_python(pages) if compiled() is None else _page_digests(pages, fastest_build())
+def page_digests(pages: U8, build: str | None = None) -> U64:
+    """XXH3-128 of each row of `pages`, shape (n, page size), contiguous: shape (n, 2), low half first.
+
+    `build`: one of `BUILDS`; None: the faster one. Where the kernels are missing, the package xxhash makes them.
+    """
+    kernels = compiled()
+    if kernels is None:
+        return page_digests_in_python(pages)
+    digests = np.empty((len(pages), 2), dtype=np.uint64)
+    _Build(kernels.lib, build or fastest_build()).pages(
+        kernels.ffi.from_buffer("uint8_t[]", pages),
+        pages.shape[1],
+        len(pages),
+        kernels.ffi.from_buffer("uint64_t[]", digests),
+    )
+    return digests
 
 
 def page_digests_in_python(pages: U8) -> U64:
@@ -98,18 +115,6 @@ def page_digests_in_python(pages: U8) -> U64:
     digests = b"".join(xxhash.xxh3_128_digest(page) for page in pages)
     # The library prints the 128 bits with the high half first, big-endian.
     return np.frombuffer(digests, dtype=">u8").reshape(-1, 2)[:, ::-1].astype(np.uint64)
-
-
-def _page_digests(pages: U8, build: str) -> U64:
-    kernels = _required()
-    digests = np.empty((len(pages), 2), dtype=np.uint64)
-    _Build(kernels.lib, build).pages(
-        kernels.ffi.from_buffer("uint8_t[]", pages),
-        pages.shape[1],
-        len(pages),
-        kernels.ffi.from_buffer("uint64_t[]", digests),
-    )
-    return digests
 
 
 class _Build:

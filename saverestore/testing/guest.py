@@ -313,10 +313,19 @@ class MemoryWindow:
 
 
 class MemoryRestore:
-    """RestoreGuest on an empty `MemoryDomain`; after `complete`, that is as the saved one was."""
+    """RestoreGuest on an empty `MemoryDomain`; after `complete`, that is as the saved one was.
 
-    def __init__(self, domain: MemoryDomain) -> None:
+    `window`: what `write_pages` returns, of the same arguments as `MemoryWindow`: a test's own, to fail in it.
+    """
+
+    def __init__(
+        self,
+        domain: MemoryDomain,
+        *,
+        window: Callable[[MemoryDomain, U64, Bool, Buffers], PageWindow] | None = None,
+    ) -> None:
         self.domain = domain
+        self._window = window or MemoryWindow
         self.moments = Moments()
         self.buffers = Buffers()
         domain.state = Processors(leaves=b"", msr_policy=b"", hvm_context=b"")
@@ -379,7 +388,7 @@ class MemoryRestore:
         domain.populate(pfns[wants_memory(types)])
         with_data = has_data(types)
         is_table = tables.is_table(types[with_data]) & domain.is_pv
-        return MemoryWindow(domain, pfns[with_data], is_table, self.buffers)
+        return self._window(domain, pfns[with_data], is_table, self.buffers)
 
     def complete(self, channels: Channels) -> RestoredPages:
         """See RestoreGuest."""

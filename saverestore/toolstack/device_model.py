@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pyxc import XenStore
 from saverestore.errors import DomainError
@@ -23,6 +26,7 @@ TIMEOUT_S = 30.0
 """How long an answer may take. libxl, which may be talking to the same QEMU, waits 10 s for its own."""
 
 LONGEST_ANSWER = 1 << 20
+T = TypeVar("T")
 PHYSMAP_KEYS = ("start_addr", "size", "name")
 
 
@@ -33,68 +37,84 @@ class QmpError(DomainError):
 class Qmp:
     """One conversation with QEMU. It serves one at a time; the next waits until this is closed."""
 
-    def __init__(self, path: Path, domid: int, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, connect: Callable[[], socket.socket], domid: int, timeout_s: float) -> None:
         self._domid = domid
+        self._timeout_s = timeout_s
         self._text = b""
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(timeout_s)
         try:
-            self._socket.connect(str(path))
-            self._receive()  # the greeting
+            self._socket = connect()
+        except BlockingIOError as error:
+            raise QmpError(
+                f"the device model of domain {domid} is busy: several others wait for it already"
+            ) from error
+        except OSError as error:
+            raise QmpError(
+                f"the device model of domain {domid} cannot be reached: {error}; its log is "
+                f"/var/log/xen/qemu-dm-*.log"
+            ) from error
+        try:
+            self._receive(time.monotonic() + timeout_s)  # the greeting
             self.command("qmp_capabilities")
         except TimeoutError as error:
             self.close()
             raise QmpError(
-                f"the device model of domain {domid} did not answer within {timeout_s:.0f} s; it is busy, stopped "
-                "or in somebody else's hands"
+                f"the device model of domain {domid} did not answer within {timeout_s:g} s; it is busy, stopped "
+                "or another program is connected to it"
             ) from error
         except OSError as error:
             self.close()
-            raise QmpError(
-                f"the device model of domain {domid} cannot be reached at {path}: {error}; its log is "
-                f"/var/log/xen/qemu-dm-*.log"
-            ) from error
+            raise QmpError(f"the device model of domain {domid}: {error}") from error
         except BaseException:
             self.close()
             raise
 
     def command(self, name: str, *, pass_fd: int | None = None, **arguments: Any) -> Any:
-        """Carry out a command: what it returns. QmpError when QEMU says no, or nothing in time."""
+        """Carry out a command: what it returns. QmpError when it failed, or was not answered in time.
+
+        Without an answer the conversation is closed: what came later would be taken for the next command's answer.
+        """
+        deadline = time.monotonic() + self._timeout_s
         message = {"execute": name} | ({"arguments": arguments} if arguments else {})
         try:
             data = json.dumps(message).encode() + b"\r\n"
+            self._socket.settimeout(self._timeout_s)
             if pass_fd is None:
                 self._socket.sendall(data)
             else:
                 socket.send_fds(self._socket, [data], [pass_fd])
             while True:
-                answer = self._receive()
+                answer = self._receive(deadline)
                 if "error" in answer:
-                    reason = answer["error"].get("desc", answer["error"])
+                    failure = answer["error"]
+                    reason = failure.get("desc", failure) if isinstance(failure, dict) else failure
                     raise QmpError(f"the device model of domain {self._domid} could not {name}: {reason}")
                 if "return" in answer:
                     return answer["return"]
                 # Anything else is an event.
         except TimeoutError as error:
+            self.close()
             raise QmpError(
-                f"the device model of domain {self._domid} did not answer {name!r} within "
-                f"{self._socket.gettimeout():.0f} s"
+                f"the device model of domain {self._domid} did not answer {name!r} within {self._timeout_s:g} s"
             ) from error
         except OSError as error:
+            self.close()
             raise QmpError(f"the device model of domain {self._domid}: {name}: {error}") from error
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, deadline: float) -> dict[str, Any]:
         while b"\n" not in self._text:
+            if (left_s := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left_s)
             data = self._socket.recv(1 << 16)
             if not data:
                 raise QmpError(f"the device model of domain {self._domid} is gone")
             self._text += data
             if len(self._text) > LONGEST_ANSWER:
-                raise QmpError(f"the device model of domain {self._domid} talks too much")
+                raise QmpError(f"the device model of domain {self._domid} sent an oversized reply")
         line, self._text = self._text.split(b"\n", 1)
         try:
             answer = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise QmpError(f"the device model of domain {self._domid} answers no JSON: {error}") from error
         if not isinstance(answer, dict):
             raise QmpError(f"the device model of domain {self._domid} answers {answer!r}")
@@ -115,15 +135,44 @@ class DeviceModel:
     """The QEMU of one HVM domain, run by libxl in domain 0.
 
     A conversation is opened for each step, as libxl must be able to hold its own meanwhile.
+    `connect` opens a socket to its monitor; otherwise that is the one which libxl has it listen on.
     """
 
-    def __init__(self, store: XenStore, domid: int) -> None:
+    def __init__(
+        self,
+        store: XenStore,
+        domid: int,
+        *,
+        connect: Callable[[], socket.socket] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         self._store = store
         self._domid = domid
+        self._connect = connect or self._connect_to_libxls
+        self._timeout_s = timeout_s
         self._state: bytes | None = None
 
     def _qmp(self) -> Qmp:
-        return Qmp(RUN_DIR / f"qmp-libxl-{self._domid}", self._domid)
+        return Qmp(self._connect, self._domid, self._timeout_s)
+
+    def _connect_to_libxls(self) -> socket.socket:
+        path = RUN_DIR / f"qmp-libxl-{self._domid}"
+        found = socket.socket(socket.AF_UNIX)
+        try:
+            found.settimeout(self._timeout_s)
+            found.connect(str(path))
+        except OSError as error:
+            found.close()
+            error.filename = str(path)
+            raise
+        return found
+
+    def _expected(self, answer: Any, name: str, kind: type[T]) -> T:
+        """One value of an answer. QmpError when it is not there, or of another type."""
+        value = answer.get(name) if isinstance(answer, dict) else None
+        if not isinstance(value, kind):
+            raise QmpError(f"the device model of domain {self._domid} answers {answer!r}, without {name!r}")
+        return value
 
     def check(self) -> None:
         """DomainError unless it is one that can be saved, and answers."""
@@ -162,11 +211,14 @@ class DeviceModel:
                     given = qmp.command("add-fd", pass_fd=write_only)
                 finally:
                     os.close(write_only)
-                fdset = int(given["fdset-id"])
+                fdset = self._expected(given, "fdset-id", int)
                 try:
                     qmp.command("xen-save-devices-state", filename=f"/dev/fdset/{fdset}", live=False)
-                finally:
-                    qmp.command("remove-fd", **{"fdset-id": fdset})
+                except BaseException:
+                    with suppress(QmpError):  # the first failure is the one to report
+                        qmp.command("remove-fd", **{"fdset-id": fdset})
+                    raise
+                qmp.command("remove-fd", **{"fdset-id": fdset})
             size = os.fstat(memory).st_size
             if not 0 < size <= BODY_MAX[LibxlRecordType.EMULATOR_CONTEXT] - EMULATOR_HEADER.size:
                 raise QmpError(f"the device model of domain {self._domid} gave {size} bytes of state")
@@ -188,7 +240,7 @@ class DeviceModel:
             # QEMU aborts when it is to turn off what is not on; turning it on twice is nothing to it.
             for enable in (True, False):
                 qmp.command("xen-set-global-dirty-log", enable=enable)
-            stopped = not qmp.command("query-status")["running"]
+            stopped = not self._expected(qmp.command("query-status"), "running", bool)
             if stopped:
                 qmp.command("cont")
         return stopped

@@ -9,6 +9,9 @@ one for each kind of real domain that this host can run, and should raise when i
 asked for, its absence is a failure. A maker may keep a booted domain from test to test; every test leaves it
 running, with log-dirty off. When the contract is done they are closed: other tests follow, who want no domain but
 theirs.
+
+Xenstore has a contract, too: kept in memory, and with `--xen` by the daemon. So has QEMU's monitor, which needs no
+Xen: the fake keeps it, and a QEMU that is installed.
 """
 
 from __future__ import annotations
@@ -29,10 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    with_xen = metafunc.config.getoption("--xen", default=False)
+    if "store_kind" in metafunc.fixturenames:
+        metafunc.parametrize("store_kind", ["memory", "xen"] if with_xen else ["memory"])
     if "maker" not in metafunc.fixturenames:
         return
     makers = list(MEMORY_MAKERS)
-    if metafunc.config.getoption("--xen", default=False):
+    if with_xen:
         from xen_makers import makers as makers_of_real_domains
 
         makers += metafunc.config.stash.setdefault(KEEPING, makers_of_real_domains())

@@ -187,7 +187,7 @@ def _codecs(args: argparse.Namespace) -> int:
 
 
 def _engine(args: argparse.Namespace) -> int:
-    from benchmarks import engine
+    from benchmarks import engine, qemu
     from benchmarks.chart import Row, Series, bars
     from benchmarks.results import comparison_table, write_json
 
@@ -200,11 +200,14 @@ def _engine(args: argparse.Namespace) -> int:
                 mib,
                 rounds=args.rounds,
                 folder=args.folder,
-                with_qemu=with_qemu,
+                qemu_root=qemu_root,
                 with_peers=not args.no_peers,
                 say=_say,
             )
-            for mib, with_qemu in ((args.small, False), (args.mib, not args.no_qemu))
+            for mib, qemu_root in (
+                (args.small, None),
+                (args.mib, None if args.no_qemu else qemu.root_file_system),
+            )
         )
         measured += [small, large]
         found += [*engine.comparisons(large), *engine.linear(small, large)]

@@ -275,12 +275,14 @@ def comparisons(measured: Measured) -> list[Comparison]:
     return found
 
 
-def zero_pages(*, rounds: int, folder: Path, say: Callable[[str], None]) -> list[Comparison]:
-    """Compression at rest of nothing but zero pages, against a copy of the file by dd."""
+def zero_pages(
+    *, rounds: int, folder: Path, say: Callable[[str], None], mib: int = ZERO_MIB
+) -> list[Comparison]:
+    """Compression at rest of `mib` of nothing but zero pages, against a copy of the file by dd."""
     some = [one for one in contenders() if (one.name, one.cores) in ((REST_1, 2), (COPY, 1))]
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as inside:
         image = Path(inside) / "image"
-        make_image(image, ZERO_MIB, zero=True)
+        make_image(image, mib, zero=True)
         measured = measure(image, some, rounds=rounds, folder=folder, say=say)
     copy, rest = (measured.rate(median_run(one.packing)) for one in measured.figures)
     return [compare("compress at rest, zero pages, against dd", rest, copy, "MB/s", ZERO_AGAINST_COPY)]

@@ -125,7 +125,7 @@ def _save_to_tcp(domain: MemoryDomain, workers: int) -> None:
         save(MemorySave(domain), sink, settings(workers))
 
 
-def _save_to_file(domain: MemoryDomain, workers: int, path: Path) -> None:
+def save_to_file(domain: MemoryDomain, workers: int, path: Path) -> None:
     with NewFile(path, overwrite=True) as file:
         save(MemorySave(domain), file.sink, settings(workers))
         file.publish()
@@ -192,19 +192,22 @@ def measure(
     *,
     rounds: int,
     folder: Path,
-    with_qemu: bool,
+    qemu_root: Callable[[], Path] | None,
     with_peers: bool = True,
     say: Callable[[str], None],
 ) -> Measured:
-    """All ways with a domain of one kind. BenchError for whatever fails; nothing stays in the folder."""
+    """All ways with a domain of one kind. BenchError for whatever fails; nothing stays in the folder.
+
+    `qemu_root` makes the root file system with QEMU in it (`qemu.root_file_system`), or None leaves QEMU out.
+    """
     check_memory(mib, MEMORY_TIMES if with_peers else MEMORY_TIMES_ALONE)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as inside, ExitStack() as stack:
         say(f"a {kind} domain of {mib} MiB")
         domain = make_domain(kind, mib)
         stack.callback(domain.close)
         ram, image = Path(inside) / "ram", Path(inside) / "image"
-        _save_to_file(domain, 2, image)
-        _check_restored(domain, image)
+        save_to_file(domain, 2, image)
+        check_restored(domain, image)
         done = Measured(kind, mib, len(domain.populated()) * PAGE_SIZE)
         ways = _our_ways(domain, image, Path(inside))
         if with_peers:
@@ -212,9 +215,9 @@ def measure(
             ways += _plain_peers(ram, image, Path(inside))
         if not with_peers:
             done.left_out.append("all peers: left out with --no-peers")
-        elif with_qemu:
+        elif qemu_root is not None:
             try:
-                root = qemu.root_file_system()
+                root = qemu_root()
                 guest = stack.enter_context(qemu.stopped_guest(root, Path(inside), ram))
                 ways += [Way(name, False, partial(guest.migrate, name)) for name in qemu.WAYS]
             except BenchError as error:
@@ -272,7 +275,7 @@ def _our_ways(domain: MemoryDomain, image: Path, folder: Path) -> list[Way]:
 
     def save_file(workers: int) -> float:
         try:
-            return _timed(lambda: _save_to_file(domain, workers, out))
+            return _timed(lambda: save_to_file(domain, workers, out))
         finally:
             out.unlink(missing_ok=True)
 
@@ -334,8 +337,8 @@ def _write_ram(domain: MemoryDomain, path: Path) -> None:
             file.write(pages.data)
 
 
-def _check_restored(domain: MemoryDomain, image: Path) -> None:
-    """What is restored of the image is what was saved."""
+def check_restored(domain: MemoryDomain, image: Path) -> None:
+    """BenchError unless what is restored of the image is what the domain has."""
     target = empty_like(domain, run_pages=RUN_PAGES if domain.is_pv else 1)
     try:
         _restore_from_file(image, target)

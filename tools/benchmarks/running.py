@@ -41,10 +41,17 @@ def ours(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.child", *arguments]
 
 
-def run(argv: Sequence[str], *, cores: int, stdin: Path | None = None, stdout: Path | None = None) -> Run:
+def run(
+    argv: Sequence[str],
+    *,
+    cores: int,
+    stdin: Path | None = None,
+    stdout: Path | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Run:
     """Run a command on so many cores, its standard input and output being these files (else none).
 
-    BenchError when it is not there, fails, or takes longer than `TIMEOUT_S`; it has ended in any case.
+    BenchError when it is not there, fails, or takes longer than `timeout_s`; it has ended in any case.
     """
     with contextlib.ExitStack() as files:
         source = files.enter_context((stdin or Path(os.devnull)).open("rb"))
@@ -64,20 +71,22 @@ def run(argv: Sequence[str], *, cores: int, stdin: Path | None = None, stdout: P
             raise BenchError(
                 f"{argv[0]} is not installed: install it, or leave it out with --only"
             ) from error
-        said, peak_mib, usage = _wait(process, argv)
+        said, peak_mib, usage = _wait(process, argv, timeout_s)
         wall_s = time.perf_counter() - started
     if process.returncode != 0:
         raise BenchError(f"{' '.join(argv)}: exit {process.returncode}: {said.strip()[-300:]}")
     return Run(wall_s, _work_seconds(said, wall_s), usage.ru_utime + usage.ru_stime, peak_mib)
 
 
-def _wait(process: subprocess.Popen[bytes], argv: Sequence[str]) -> tuple[str, float, resource.struct_rusage]:
+def _wait(
+    process: subprocess.Popen[bytes], argv: Sequence[str], timeout_s: float
+) -> tuple[str, float, resource.struct_rusage]:
     """Read what it says on standard error to its end, and reap it: (text, peak in MiB, rusage).
 
     The peak is looked at while it runs: that of rusage begins with what this process has, from which it was forked.
     """
     assert process.stderr is not None
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     peak_mib, said = 0.0, b""
     try:
         while True:
@@ -89,7 +98,7 @@ def _wait(process: subprocess.Popen[bytes], argv: Sequence[str]) -> tuple[str, f
                     break
                 said += part
             if time.monotonic() > deadline:
-                raise BenchError(f"{' '.join(argv)}: not finished after {TIMEOUT_S:.0f} s")
+                raise BenchError(f"{' '.join(argv)}: not finished after {timeout_s:g} s")
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +32,12 @@ CANCELLED = 1
 """What a guest's suspend hypercall returns in x0 when it was not restored: 0 would be a BUG in the old domain."""
 
 
-def put_right(handles: Handles, journal: Journal) -> list[str]:
+def put_right(handles: Handles, journal: Journal, directory: Path = journals.DIRECTORY) -> list[str]:
     """Let the journal's domain go on as it would have without us: what was done, in words.
 
     What is to be undone is seen from the domain: a vCPU in our page, or a domain shut down for suspend. One that has
     neither has gone on already, and is left alone. The journal is settled before anything of the domain runs, so that
-    nobody puts back what is the guest's by then; it is gone when this returns.
+    nobody puts back what is the guest's by then; it is gone from `directory` when this returns.
     """
     domid, xen = journal.domid, handles.xen
     done: list[str] = []
@@ -66,11 +67,11 @@ def put_right(handles: Handles, journal: Journal) -> list[str]:
             done.append("its processors are as they were when it suspended")
         elif info.suspended:
             set_context(handles, domid, 0, journal.contexts[0].with_x0(CANCELLED))
-        journals.settle(domid, journal.uuid)
-        return done + _run(handles, domid, journal.uuid)
+        journals.settle(domid, journal.uuid, directory)
+        return done + _run(handles, domid, journal.uuid, directory)
 
 
-def _run(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> list[str]:
+def _run(handles: Handles, domid: int, domain_uuid: uuid.UUID, directory: Path) -> list[str]:
     """Let a domain go on that is right but for that: what was done."""
     done = []
     if handles.xen.domain(domid).suspended:
@@ -80,18 +81,21 @@ def _run(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> list[str]:
     if handles.xen.domain(domid).paused:
         handles.xen.unpause(domid)
         done.append("it was paused and goes on")
-    journals.remove(domid, domain_uuid)
+    journals.remove(domid, domain_uuid, directory)
     return done
 
 
-def recover(handles: Handles, info: DomainInfo) -> list[str]:
-    """Put a domain right whose saver died: what was done. Nothing for one that runs as it should."""
-    journal = journals.read(info.domid, info.uuid)
+def recover(handles: Handles, info: DomainInfo, directory: Path = journals.DIRECTORY) -> list[str]:
+    """Put a domain right whose saver died: what was done. Nothing for one that runs as it should.
+
+    `directory`: where its journal is.
+    """
+    journal = journals.read(info.domid, info.uuid, directory)
     if journal is not None:
-        return put_right(handles, journal)
-    if journals.is_settled(info.domid, info.uuid):
+        return put_right(handles, journal, directory)
+    if journals.is_settled(info.domid, info.uuid, directory):
         with shield():
-            return _run(handles, info.domid, info.uuid)
+            return _run(handles, info.domid, info.uuid, directory)
     if not info.suspended:
         return []
     resume_untouched(handles, info.domid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from benchmarks import engine, qemu
 from benchmarks.engine import Measured
@@ -10,7 +12,7 @@ from benchmarks.errors import BenchError
 
 @pytest.mark.parametrize("kind", engine.KINDS)
 def test_each_way_is_run_in_each_round_and_nothing_is_left(kind, tmp_path):
-    one = engine.measure(kind, 1, rounds=2, folder=tmp_path, with_qemu=False, say=lambda text: None)
+    one = engine.measure(kind, 1, rounds=2, folder=tmp_path, qemu_root=None, say=lambda text: None)
     assert {len(seconds) for seconds in one.seconds.values()} == {2}
     for sink in ("/dev/null", "a pipe", "TCP", "a file"):
         assert {f"save to {sink}, 1 worker", f"save to {sink}, 2 workers"} <= one.ours
@@ -22,33 +24,30 @@ def test_each_way_is_run_in_each_round_and_nothing_is_left(kind, tmp_path):
     assert "save to TCP, 2 workers" in engine.report([one])
 
 
-def test_what_was_restored_wrongly_is_told_before_anything_is_timed(tmp_path, monkeypatch):
-    real = engine._restore_from_file
-
-    def wrongly(path, target):
-        real(path, target)
-        target.write(target.data_pfns()[-1:], 7)
-
-    monkeypatch.setattr(engine, "_restore_from_file", wrongly)
+def test_an_image_that_is_not_what_the_domain_has_is_an_error(tmp_path):
+    domain = engine.make_domain("pvh", 1)
+    image = tmp_path / "image"
+    engine.save_to_file(domain, 2, image)
+    engine.check_restored(domain, image)
+    domain.write(domain.data_pfns()[-1:], 7)
     with pytest.raises(BenchError, match="do not trust any figure"):
-        engine.measure("pvh", 1, rounds=1, folder=tmp_path, with_qemu=False, say=lambda text: None)
-    assert list(tmp_path.iterdir()) == []
+        engine.check_restored(domain, image)
+    domain.close()
 
 
-def test_qemu_that_cannot_be_had_is_left_out_with_the_reason(tmp_path, monkeypatch):
-    def none_here():
-        raise BenchError("no QEMU of trixie: run as root once")
+def none_here() -> Path:
+    raise BenchError("no QEMU of trixie: run as root once")
 
-    monkeypatch.setattr(qemu, "root_file_system", none_here)
-    one = engine.measure("pvh", 1, rounds=1, folder=tmp_path, with_qemu=True, say=lambda text: None)
+
+def test_qemu_that_cannot_be_had_is_left_out_with_the_reason(tmp_path):
+    one = engine.measure("pvh", 1, rounds=1, folder=tmp_path, qemu_root=none_here, say=lambda text: None)
     assert one.left_out == ["no QEMU of trixie: run as root once"]
     assert not any("QEMU" in name for name in one.seconds)
 
 
-def test_without_peers_only_ours_are_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_write_ram", None)  # it is not even asked for
+def test_without_peers_only_ours_are_run(tmp_path):
     one = engine.measure(
-        "pvh", 1, rounds=1, folder=tmp_path, with_qemu=True, with_peers=False, say=lambda text: None
+        "pvh", 1, rounds=1, folder=tmp_path, qemu_root=none_here, with_peers=False, say=lambda text: None
     )
     assert set(one.seconds) == one.ours and "save to a file, 2 workers" in one.ours
     assert one.left_out == ["all peers: left out with --no-peers"]

@@ -20,7 +20,6 @@ from stream_samples import NAMES, golden, source_of
 from saverestore.cli import pyimage
 from saverestore.engine.policy import Limits
 from saverestore.engine.settings import SaveSettings
-from saverestore.image import last_pages
 from saverestore.image.convert_pages import BATCH_PAGES, cut_entries
 from saverestore.stream.codecs import Codec, CodecUnavailable, Coding
 from saverestore.stream.digest_algorithms import DigestAlgorithm
@@ -192,7 +191,7 @@ def test_no_room_for_last_versions_is_told_as_such(tmp_path, capsys, monkeypatch
     domain.close()
     (tmp_path / "a.img").write_bytes(image)
     with Path("/dev/full").open("r+b", 0) as full:
-        monkeypatch.setattr(last_pages.tempfile, "TemporaryFile", lambda dir: full)
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: full)
         assert convert(tmp_path / "a.img", "-o", tmp_path / "b.img") == 5
     assert f"a temporary file in {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "b.img").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import stat
 
@@ -9,7 +11,6 @@ import pytest
 from image_files import Sent, hvm_image, page
 
 from saverestore.cli import pyimage
-from saverestore.image.sparse import SparseFile
 
 
 @pytest.fixture
@@ -111,17 +112,31 @@ def test_a_damaged_image_leaves_no_dump(image, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("command", "name"), [("dump", "memory"), ("core", "core"), ("map", "map.svg")])
-def test_an_interrupt_while_pages_are_read_leaves_nothing(
+def test_an_interrupt_at_any_read_of_the_image_leaves_nothing(
     image, tmp_path, monkeypatch, capsys, command, name
 ):
-    monkeypatch.setattr("saverestore.image.pages.read_pages", lambda *_: signal.raise_signal(signal.SIGTERM))
-    assert pyimage.main([command, str(image), "-o", str(tmp_path / name)]) == 130
-    assert list(tmp_path.iterdir()) == [image]
-    assert capsys.readouterr().err == "pyimage: interrupted by SIGTERM\n"
+    real = os.preadv
+    for number in range(1000):
+        reads = itertools.count()
+
+        def read(*arguments, number=number, reads=reads):
+            if next(reads) == number:
+                signal.raise_signal(signal.SIGTERM)
+            return real(*arguments)
+
+        monkeypatch.setattr("os.preadv", read)
+        code = pyimage.main([command, str(image), "-o", str(tmp_path / name)])
+        if next(reads) <= number:
+            assert code == 0
+            break
+        assert code == 130
+        assert list(tmp_path.iterdir()) == [image]
+        assert capsys.readouterr().err == "pyimage: interrupted by SIGTERM\n"
+    assert number > 2
 
 
 def test_an_interrupted_or_failed_dump_leaves_nothing(image, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(SparseFile, "write_pages", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("os.pwrite", lambda *_: signal.raise_signal(signal.SIGINT))
     assert pyimage.main(["dump", str(image), "-o", str(tmp_path / "memory")]) == 130
     assert list(tmp_path.iterdir()) == [image]
 

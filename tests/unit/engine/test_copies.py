@@ -7,6 +7,7 @@ import pytest
 from memory_guests import opened
 
 from saverestore.engine.copies import Copies
+from saverestore.guest.ports import PageBatch
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.testing.domain import MemoryDomain
 
@@ -75,9 +76,21 @@ def test_all_of_a_copy_is_the_copy_itself(guest):
     assert whole.only(np.ones(3, dtype=bool)) is whole
 
 
-def test_a_batch_that_cannot_be_copied_is_closed_all_the_same(guest, monkeypatch):
-    batch = read(guest, [1, 2])
-    monkeypatch.setattr(batch, "copy_data", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        Copies(10).of(batch)
-    assert guest.buffers.nr_open == 0
+class Uncopyable(PageBatch):
+    """A batch whose memory is gone when it is read, and that knows whether it was closed."""
+
+    closed = False
+
+    def copy_data(self, out, zero=None):
+        raise MemoryError
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_batch_that_cannot_be_copied_is_closed_all_the_same(guest):
+    with read(guest, [1, 2]) as batch:
+        uncopyable = Uncopyable(batch.pfns, batch.types, (), batch.deferred)
+        with pytest.raises(MemoryError):
+            Copies(10).of(uncopyable)
+        assert uncopyable.closed

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saverestore.kernels import compiled
-from saverestore.kernels import copying as module
 from saverestore.kernels.copying import copy_in_numpy, copy_pages, copy_pages_in_numpy, copy_to
 
 KIB = 1 << 10
@@ -36,8 +35,7 @@ def test_memory_that_may_only_be_read_is_not_copied_to():
         copy_to(np.frombuffer(bytes(4096), dtype=np.uint8), memoryview(bytes(4096)))
 
 
-def test_without_the_kernel_the_twin_is_used(monkeypatch):
-    monkeypatch.setattr(module, "compiled", lambda: None)
+def test_without_the_kernel_the_twin_is_used(without_kernels):
     to = np.zeros(2, dtype=np.uint8)
     copy_to(to, memoryview(b"ab"))
     assert to.tobytes() == b"ab"
@@ -81,8 +79,7 @@ def test_pages_that_do_not_match_their_places_are_refused(source, flags):
         )
 
 
-def test_without_the_kernel_pages_are_copied_by_the_twin(monkeypatch):
-    monkeypatch.setattr(module, "compiled", lambda: None)
+def test_without_the_kernel_pages_are_copied_by_the_twin(without_kernels):
     to, zero = np.ones((2, PAGE), dtype=np.uint8), np.zeros(2, dtype=bool)
     copy_pages(to, memoryview(bytes(PAGE) + b"a" * PAGE), zero)
     assert zero.tolist() == [True, False]

@@ -51,8 +51,7 @@ def test_a_signal_when_pages_have_just_been_mapped_unmaps_them(workers: int):
     interrupted(JustMapped(empty_like(domain)), image_of(MemorySave(domain)), workers)
 
 
-def test_a_signal_while_pages_are_being_unmapped_leaves_none(monkeypatch, workers: int):
+def test_a_signal_while_pages_are_being_unmapped_leaves_none(workers: int):
     domain = MemoryDomain.pvh(100)
     image = image_of(MemorySave(domain))
-    monkeypatch.setattr("saverestore.testing.guest.MemoryWindow", HalfUnmapped)
-    interrupted(MemoryRestore(empty_like(domain)), image, workers)
+    interrupted(MemoryRestore(empty_like(domain), window=HalfUnmapped), image, workers)

@@ -58,7 +58,6 @@ def test_what_is_not_as_usual_is_left_to_who_can_tell_why(words, max_pfn):
     assert both(words, max_pfn) == [None, None]
 
 
-def test_without_the_kernel_the_twin_is_used(monkeypatch):
-    monkeypatch.setattr(entries, "compiled", lambda: None)
+def test_without_the_kernel_the_twin_is_used(without_kernels):
     pfns, types, nr_data = entries.split(np.array([7], dtype=np.uint64), ENTRY_FORM, 7)
     assert (pfns.tolist(), types.tolist(), nr_data) == ([7], [0], 1)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from saverestore.kernels import compiled
-from saverestore.kernels import zero_pages as module
 from saverestore.kernels.page import PAGE_WORDS
 from saverestore.kernels.zero_pages import zero_pages, zero_pages_in_numpy
 
@@ -40,6 +39,5 @@ def test_memory_that_may_only_be_read_is_looked_at_as_well():
     assert zero_pages(pages).tolist() == [True, False]
 
 
-def test_without_the_kernel_the_twin_is_used(monkeypatch):
-    monkeypatch.setattr(module, "compiled", lambda: None)
+def test_without_the_kernel_the_twin_is_used(without_kernels):
     assert zero_pages(np.zeros((2, PAGE_WORDS), dtype=np.uint64)).tolist() == [True, True]

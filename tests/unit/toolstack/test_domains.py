@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.errors import DomainError
+from saverestore.testing.store import MemoryStore
 from saverestore.toolstack import domains
 
 WEB = uuid.UUID(int=0xBEEF)
@@ -36,7 +37,7 @@ def host(*named: tuple[str, Info]) -> Any:
     names = {f"/local/domain/{info.domid}/name": name for name, info in everyone}
     return SimpleNamespace(
         xen=SimpleNamespace(domains=lambda: [info for _, info in everyone]),
-        store=SimpleNamespace(read=names.get),
+        store=MemoryStore(names),
     )
 
 

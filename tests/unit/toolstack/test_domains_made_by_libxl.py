@@ -20,6 +20,7 @@ except ImportError as error:
 from saverestore.errors import Interrupted, XenRefused
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import handled
+from saverestore.testing.store import MemoryStore
 from saverestore.toolstack.config import GuestConfig, parse
 from saverestore.toolstack.ports import FreshDomain
 
@@ -75,12 +76,12 @@ def test_a_domain_that_had_no_kernel_of_its_own_is_left_with_none():
 
 
 class FakeHost:
-    """libxl, Xen and xenstore: what there is of domains, and what was said to them."""
+    """libxl and Xen: what there is of domains, and what was said to them."""
 
     def __init__(self) -> None:
         self.alive: set[int] = set()
         self.kernel = b""
-        self.nodes: dict[str, str] = {}
+        self.store = MemoryStore()
         self.max_kib: list[int] = []
         self.fails = False
         self.meanwhile: Callable[[], None] = lambda: None
@@ -100,9 +101,6 @@ class FakeHost:
             raise KeyboardInterrupt
         self.max_kib.append(kib)
 
-    def write(self, path: str, value: str) -> None:
-        self.nodes[path] = value
-
 
 @pytest.fixture
 def host(monkeypatch) -> FakeHost:
@@ -111,7 +109,7 @@ def host(monkeypatch) -> FakeHost:
 
 
 def maker_on(host: FakeHost) -> libxl_maker.LibxlMaker:
-    return libxl_maker.LibxlMaker(SimpleNamespace(xen=host, store=host), host)
+    return libxl_maker.LibxlMaker(SimpleNamespace(xen=host, store=host.store), host)
 
 
 def test_a_domain_is_made_with_our_kernel_and_the_channels_that_libxl_gave_it(host):
@@ -155,7 +153,7 @@ def test_a_filled_domain_is_known_to_libxl_as_what_it_is(host, monkeypatch, tmp_
     fresh = FreshDomain(4, Channels(1, 2), is_built=True)
     maker_on(host).connect(fresh, config(), RestoredPages(0x39001, 0x39000))
     assert parse(kept.read_bytes()).raw == config().raw
-    assert host.nodes == {"/local/domain/4/memory/static-max": "262144"}
+    assert host.store.contents() == {"/local/domain/4/memory/static-max": "262144"}
     assert host.max_kib == [131072 + 1024]
 
 

@@ -12,28 +12,13 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from pyxc import XenError
 from pyxc.sched import CpuPool, Scheduler, Share
 from saverestore.errors import DomainError
+from saverestore.testing.store import MemoryStore
 from saverestore.toolstack import processor_cap
 from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.processor_cap import ProcessorCap, put_back
 
 NODE = "/local/domain/7/pysave/cap"
-
-
-class Store(dict):
-    """The little of xenstore that is used."""
-
-    def read(self, path):
-        return self.get(path)
-
-    def write(self, path, value):
-        self[path] = value
-
-    def remove(self, path):
-        for name in [name for name in self if name == path or name.startswith(f"{path}/")]:
-            del self[name]
-
-    def list(self, path):
-        return [name for name in self if name.startswith(f"{path}/")]
+NAME = {"/local/domain/7/name": "web1"}
 
 
 class Host:
@@ -42,7 +27,7 @@ class Host:
     def __init__(self, monkeypatch, scheduler: int = Scheduler.CREDIT2, cap: int = 0, vcpus: int = 2) -> None:
         self.scheduler = scheduler
         self.share = Share(weight=256, cap=cap)
-        self.store = Store()
+        self.store = MemoryStore(NAME)
         self.handles = SimpleNamespace(xen=None, store=self.store)
         self.domain = Domain(SimpleNamespace(domid=7, cpupool=0, nr_online_vcpus=vcpus), "web1")
         self.when = lambda: None
@@ -74,26 +59,26 @@ def host(monkeypatch):
 def test_the_cap_is_lowered_and_put_back(host, scheduler, cap, vcpus, percent, lowered):
     found = host(scheduler=scheduler, cap=cap, vcpus=vcpus)
     throttle = ProcessorCap(found.handles, found.domain)
-    assert (found.share.cap, found.store) == (cap, {})
+    assert (found.share.cap, found.store.contents()) == (cap, NAME)
     throttle.limit(percent)
     assert found.share == Share(256, lowered)
-    assert found.store == {NODE: str(cap)}
+    assert found.store.contents() == {**NAME, NODE: str(cap)}
     throttle.limit(10)
-    assert found.store == {NODE: str(cap)}
+    assert found.store.contents() == {**NAME, NODE: str(cap)}
     for _ in range(2):
         throttle.lift()
         assert found.share == Share(256, cap)
-        assert found.store == {}
+        assert found.store.contents() == NAME
 
 
 def test_what_the_cap_was_is_written_down_before_it_is_changed(host):
     found = host(cap=80)
-    found.when = lambda: seen.append(dict(found.store))
-    seen: list[dict] = []
+    found.when = lambda: seen.append(found.store.read(NODE))
+    seen: list[str | None] = []
     throttle = ProcessorCap(found.handles, found.domain)
     throttle.limit(50)
     throttle.lift()
-    assert seen == [{NODE: "80"}, {NODE: "80"}]
+    assert seen == ["80", "80"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +88,7 @@ def test_a_scheduler_without_caps_is_named_before_anything_is_done(host, schedul
     found = host(scheduler=scheduler)
     with pytest.raises(DomainError, match=rf"web1 \(domain 7\).*CPU pool 0 is {name}.*nothing was done"):
         ProcessorCap(found.handles, found.domain)
-    assert found.store == {}
+    assert found.store.contents() == NAME
 
 
 @pytest.mark.parametrize("cap", [0, 80])
@@ -114,7 +99,7 @@ def test_after_a_kill_somebody_else_puts_the_cap_back(host, cap):
     assert lowered != cap
     done = put_back(found.handles, found.domain)
     assert f"instead of {lowered}%" in done
-    assert (found.share.cap, found.store) == (cap, {})
+    assert (found.share.cap, found.store.contents()) == (cap, NAME)
     assert put_back(found.handles, found.domain) == ""
 
 
@@ -123,18 +108,18 @@ def test_after_a_kill_somebody_else_puts_the_cap_back(host, cap):
 )
 def test_a_note_that_says_nothing_of_now_is_only_removed(host, node, scheduler):
     found = host(scheduler=scheduler)
-    found.store[NODE] = node
+    found.store.write(NODE, node)
     assert put_back(found.handles, found.domain) == ""
-    assert (found.share.cap, found.store) == (0, {})
+    assert (found.share.cap, found.store.contents()) == (0, NAME)
 
 
 def test_other_notes_of_the_domain_are_left_alone(host):
     found = host()
-    found.store["/local/domain/7/pysave/other"] = "1"
+    found.store.write("/local/domain/7/pysave/other", "1")
     throttle = ProcessorCap(found.handles, found.domain)
     throttle.limit(50)
     throttle.lift()
-    assert found.store == {"/local/domain/7/pysave/other": "1"}
+    assert found.store.contents() == {**NAME, "/local/domain/7/pysave/other": "1"}
 
 
 @pytest.mark.parametrize(("number", "is_failure"), [(errno.ESRCH, False), (errno.EPERM, True)])
@@ -150,7 +135,7 @@ def test_a_domain_that_somebody_destroyed_meanwhile_needs_nothing_back(host, num
     if is_failure:
         with pytest.raises(XenError):
             throttle.lift()
-        assert found.store == {NODE: "0"}
+        assert found.store.contents() == {**NAME, NODE: "0"}
     else:
         throttle.lift()
-        assert found.store == {}
+        assert found.store.contents() == NAME

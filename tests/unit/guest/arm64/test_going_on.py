@@ -16,6 +16,7 @@ except ImportError as error:
 from saverestore.guest.arm64 import going_on, vcpu
 from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64.journal import Journal
+from saverestore.testing.store import MemoryStore
 
 UUID = uuid.UUID("d29bd8ec-a490-455e-ae19-9949c59b62a1")
 
@@ -78,15 +79,13 @@ class FakeDomain:
 
 @pytest.fixture
 def put_right(monkeypatch, tmp_path):
-    monkeypatch.setattr(journals.write, "__defaults__", (tmp_path,))
-    for function in (journals.settle, journals.is_settled, journals.remove):
-        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
     journal = Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096))
 
     def run(domain: FakeDomain) -> list[str]:
-        journals.write(journal)
+        journals.write(journal, tmp_path)
         domain.journals = lambda: [path.suffix for path in tmp_path.iterdir()]
-        store = SimpleNamespace(resume_domain=lambda domid: domain.done.append("store"))
+        store = MemoryStore()
+        store.moments.on("resume", 0, lambda: domain.done.append("store"))
         handles = SimpleNamespace(xen=domain, store=store)
         monkeypatch.setattr(going_on, "get_context", lambda h, d, number: domain.contexts[number])
 
@@ -98,7 +97,7 @@ def put_right(monkeypatch, tmp_path):
         monkeypatch.setattr(going_on, "release_scratch", lambda h, d, gfns: domain.done.append("release"))
         monkeypatch.setattr(going_on, "undo_channel", lambda h, journal: domain.done.append("channel"))
         monkeypatch.setattr(going_on, "wait_for_stub", lambda h, d, on: domain.wait())
-        said = going_on.put_right(handles, journal)
+        said = going_on.put_right(handles, journal, tmp_path)
         assert list(tmp_path.iterdir()) == []
         return said
 
@@ -158,16 +157,13 @@ def test_a_domain_that_has_gone_on_already_keeps_the_registers_that_it_has(put_r
     assert domain.contexts == elsewhere
 
 
-def test_one_whose_journal_is_settled_is_let_go_on_and_nothing_of_it_is_touched(monkeypatch, tmp_path):
-    for function in (journals.write, journals.settle, journals.is_settled, journals.remove):
-        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(journals.read, "__defaults__", (tmp_path,))
-    journals.write(Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096)))
-    journals.settle(1, UUID)
-    journals.settle(1, UUID)
+def test_one_whose_journal_is_settled_is_let_go_on_and_nothing_of_it_is_touched(tmp_path):
+    journals.write(Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096)), tmp_path)
+    journals.settle(1, UUID, tmp_path)
+    journals.settle(1, UUID, tmp_path)
     domain = FakeDomain(GUESTS_OWN, paused=True)
-    handles = SimpleNamespace(xen=domain, store=SimpleNamespace(resume_domain=lambda domid: None))
+    handles = SimpleNamespace(xen=domain, store=MemoryStore())
     info = SimpleNamespace(domid=1, uuid=UUID, suspended=False)
-    assert going_on.recover(handles, info) == ["it was paused and goes on"]
+    assert going_on.recover(handles, info, tmp_path) == ["it was paused and goes on"]
     assert domain.done == ["unpause"]
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,325 @@
+"""The client of a device model, against one that answers over socket pairs, and whatever it may do wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from saverestore.errors import DomainError, Interrupted
+from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, LibxlRecordType
+from saverestore.testing.qmp import Conversation, FakeQemu
+from saverestore.testing.store import MemoryStore
+from saverestore.toolstack import device_model
+from saverestore.toolstack.device_model import DeviceModel, QmpError, SuspenderWithDeviceModel
+
+SHORT_S = 0.2
+NODES = {"/libxl/7/dm-version": "qemu_xen", "/local/domain/7/image/device-model-domid": "0"}
+
+
+@pytest.fixture
+def qemu():
+    with FakeQemu() as found:
+        yield found
+
+
+def client_of(
+    qemu: FakeQemu, timeout_s: float = 20, nodes: dict[str, str] | None = None
+) -> device_model.DeviceModel:
+    return DeviceModel(MemoryStore(nodes or NODES), 7, connect=qemu.connect, timeout_s=timeout_s)
+
+
+# ---- a device model that works -------------------------------------------------------------------
+
+
+def test_one_of_libxls_that_answers_can_be_saved(qemu):
+    client_of(qemu).check()
+    assert qemu.commands == ["qmp_capabilities", "query-status"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ({}, "of kind unknown"),
+        ({"/libxl/7/dm-version": "qemu_xen_traditional"}, "of kind qemu_xen_traditional"),
+        (NODES | {"/local/domain/7/image/device-model-domid": "8"}, "in a stub domain"),
+    ],
+)
+def test_another_kind_of_device_model_is_refused_before_it_is_asked_anything(qemu, nodes, reason):
+    with pytest.raises(DomainError, match=reason):
+        client_of(qemu, nodes={"/other": ""} | nodes).check()
+    assert qemu.commands == []
+
+
+def test_it_is_stopped_gives_its_state_and_runs_again(qemu):
+    client = client_of(qemu)
+    client.stop()
+    assert not qemu.running
+    assert qemu.nr_fds == 0
+    ((kind, body),) = client.records()
+    assert kind is LibxlRecordType.EMULATOR_CONTEXT
+    assert body[EMULATOR_HEADER.size :] == qemu.state
+    client.go_on()
+    assert qemu.running
+
+
+def test_one_that_was_not_stopped_is_not_asked_to_run(qemu):
+    client_of(qemu).go_on()
+    assert qemu.commands == []
+
+
+def test_it_has_no_records_before_it_was_stopped(qemu):
+    with pytest.raises(ValueError, match="not been stopped"):
+        client_of(qemu).records()
+
+
+def test_where_an_older_one_put_video_memory_goes_into_the_stream_first(qemu):
+    root = "/local/domain/0/device-model/7/physmap/f0000000"
+    keys = {f"{root}/start_addr": "f2000000", f"{root}/size": "800000", f"{root}/name": "vga.vram"}
+    client = client_of(qemu, nodes=NODES | keys)
+    client.stop()
+    (kind, body), _ = client.records()
+    assert kind is LibxlRecordType.EMULATOR_XENSTORE_DATA
+    assert body[EMULATOR_HEADER.size :] == (
+        b"physmap/f0000000/start_addr\0f2000000\0"
+        b"physmap/f0000000/size\x00800000\0physmap/f0000000/name\0vga.vram\0"
+    )
+
+
+def test_it_marks_the_pages_that_it_writes_while_it_is_asked_to(qemu):
+    client = client_of(qemu)
+    client.log_dirty(on=True)
+    assert qemu.dirty_log
+    client.log_dirty(on=False)
+    assert not qemu.dirty_log
+
+
+@pytest.mark.parametrize("dirty_log", [True, False])
+@pytest.mark.parametrize("running", [True, False])
+def test_after_a_save_that_was_killed_it_runs_without_log_dirty(qemu, running, dirty_log):
+    qemu.running, qemu.dirty_log = running, dirty_log
+    assert client_of(qemu).recover() is not running
+    assert (qemu.alive, qemu.running, qemu.dirty_log) == (True, True, False)
+
+
+def test_events_in_between_are_no_answers(qemu):
+    def many_events(conversation: Conversation) -> None:
+        for name in ("RTC_CHANGE", "BALLOON_CHANGE") * 50:
+            conversation.event(name)
+        conversation.send_message({"return": {"running": True}})
+
+    qemu.instead_of("query-status", many_events)
+    client_of(qemu).check()
+
+
+def test_an_answer_may_come_in_pieces(qemu):
+    def in_pieces(conversation: Conversation) -> None:
+        for byte in b'{"return": {}}\r\n':
+            conversation.send(bytes([byte]))
+
+    qemu.instead_of("query-status", in_pieces)
+    client_of(qemu).check()
+
+
+# ---- one that does not ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["qmp_capabilities", "stop", "add-fd", "xen-save-devices-state", "remove-fd"]
+)
+def test_a_command_that_fails_is_reported_with_qemus_reason_and_leaves_no_descriptor(qemu, command):
+    qemu.instead_of(command, lambda conversation: conversation.fail("no room"))
+    client = client_of(qemu)
+    with pytest.raises(QmpError, match=f"domain 7 could not {command}: no room"):
+        client.stop()
+    if command == "xen-save-devices-state":
+        assert qemu.nr_fds == 0
+    if command != "qmp_capabilities":
+        client.go_on()  # it may have been stopped
+    assert qemu.running
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        pytest.param(b"QEMU 7.2 monitor\r\n", "answers no JSON", id="text"),
+        pytest.param(b"\xff\xfe\r\n", "answers no JSON", id="not UTF-8"),
+        pytest.param(b'{"return": \r\n', "answers no JSON", id="half an answer"),
+        pytest.param(b"[1, 2]\r\n", r"answers \[1, 2\]", id="a list"),
+        pytest.param(b"[" * 200_000 + b"\n", "answers no JSON", id="nested without end"),
+        pytest.param(
+            b'{"error": "broken"}\r\n', "could not query-status: broken", id="an error that is a text"
+        ),
+        pytest.param(
+            b"x" * (device_model.LONGEST_ANSWER + 1), "sent an oversized reply", id="a line without end"
+        ),
+    ],
+)
+def test_an_answer_that_is_none_is_refused(qemu, reply, reason):
+    qemu.instead_of("query-status", lambda conversation: conversation.send(reply))
+    with pytest.raises(QmpError, match=f"domain 7 {reason}"):
+        client_of(qemu).check()
+
+
+@pytest.mark.parametrize("reply", [{}, {"return": []}, {"return": {}}, {"return": {"fdset-id": "x"}}])
+def test_a_descriptor_set_that_is_not_named_is_an_error_of_the_device_model(qemu, reply):
+    qemu.instead_of("add-fd", lambda conversation: conversation.send_message(reply))
+    with pytest.raises(QmpError):
+        client_of(qemu, SHORT_S).stop()
+
+
+@pytest.mark.parametrize("size", [0, BODY_MAX[LibxlRecordType.EMULATOR_CONTEXT]])
+def test_a_state_that_no_image_can_hold_is_refused(qemu, size):
+    qemu.state = bytes(size)
+    with pytest.raises(QmpError, match=f"gave {size} bytes of state"):
+        client_of(qemu).stop()
+
+
+@pytest.mark.parametrize("command", ["greeting", "qmp_capabilities", "query-status"])
+def test_one_that_hangs_up_is_gone(qemu, command):
+    qemu.instead_of(command, Conversation.close)
+    with pytest.raises(QmpError, match=r"is gone|Connection reset|Broken pipe"):
+        client_of(qemu).check()
+
+
+def test_one_that_hangs_up_in_the_middle_of_an_answer_is_gone(qemu):
+    def half(conversation: Conversation) -> None:
+        conversation.send(b'{"return": {"sta')
+        conversation.close()
+
+    qemu.instead_of("query-status", half)
+    with pytest.raises(QmpError, match="is gone"):
+        client_of(qemu).check()
+
+
+def test_one_that_aborts_is_reported_and_cannot_be_reached_afterwards(qemu):
+    client = client_of(qemu)
+    with pytest.raises(QmpError, match=r"is gone|Connection reset"):
+        client.log_dirty(on=False)
+    with pytest.raises(QmpError, match=r"cannot be reached: .*refused.*qemu-dm"):
+        client.check()
+
+
+@pytest.mark.parametrize("command", ["greeting", "qmp_capabilities", "query-status"])
+def test_silence_ends_at_the_deadline(qemu, command):
+    qemu.instead_of(command, lambda conversation: None)
+    with pytest.raises(QmpError, match=r"did not answer .*within 0\.2 s"):
+        client_of(qemu, SHORT_S).check()
+
+
+def test_events_do_not_put_the_deadline_off(qemu):
+    over = threading.Event()
+
+    def only_events(conversation: Conversation) -> None:
+        while not over.wait(SHORT_S / 10):
+            conversation.event("RTC_CHANGE")
+
+    qemu.instead_of("query-status", only_events)
+    begun = time.monotonic()
+    with pytest.raises(QmpError, match="did not answer 'query-status' within"):
+        client_of(qemu, SHORT_S).check()
+    over.set()
+    assert time.monotonic() - begun < 20 * SHORT_S
+
+
+def test_silence_is_waited_for_once_and_what_was_not_answered_is_named(qemu):
+    qemu.instead_of("xen-save-devices-state", lambda conversation: None)
+    with pytest.raises(QmpError, match="did not answer 'xen-save-devices-state'"):
+        client_of(qemu, SHORT_S).stop()
+    assert "remove-fd" not in qemu.commands
+
+
+def test_a_monitor_that_another_program_uses_is_busy_until_that_hangs_up(qemu):
+    other = qemu.connect()
+    assert b"QMP" in other.recv(4096)
+    client = client_of(qemu, SHORT_S)
+    with pytest.raises(QmpError, match="busy, stopped or another program is connected"):
+        client.check()
+    other.close()
+    client_of(qemu).check()
+
+
+def test_a_monitor_with_a_full_queue_is_busy(qemu):
+    def full() -> socket.socket:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with pytest.raises(QmpError, match="busy"):
+        DeviceModel(MemoryStore(NODES), 7, connect=full).check()
+
+
+def test_libxls_socket_is_named_where_it_cannot_be_reached(monkeypatch, tmp_path):
+    monkeypatch.setattr(device_model, "RUN_DIR", tmp_path)
+    with pytest.raises(QmpError, match=f"No such file.*{tmp_path}/qmp-libxl-7"):
+        DeviceModel(MemoryStore(NODES), 7).check()
+
+
+def test_libxls_socket_is_used_unless_another_is_given(monkeypatch, tmp_path, qemu):
+    monkeypatch.setattr(device_model, "RUN_DIR", tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "qmp-libxl-7"))
+        listening.listen()
+
+        def serve() -> None:
+            accepted, _ = listening.accept()
+            with accepted:
+                for message in ({"QMP": {}}, {"return": {}}, {"return": {}}):
+                    accepted.sendall(json.dumps(message).encode() + b"\n")
+                    accepted.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        DeviceModel(MemoryStore(NODES), 7).check()
+        thread.join()
+
+
+def test_a_signal_while_it_is_silent_ends_the_wait_at_once_and_it_may_run_again(qemu):
+    def interrupt(_conversation: Conversation) -> None:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    def raise_interrupted(*_: object) -> None:
+        raise Interrupted("SIGUSR1")
+
+    before = signal.signal(signal.SIGUSR1, raise_interrupted)
+    try:
+        qemu.instead_of("stop", interrupt)
+        client = client_of(qemu)
+        with pytest.raises(Interrupted):
+            client.stop()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    client.go_on()
+    assert qemu.commands[-1] == "cont"
+
+
+@pytest.mark.parametrize("status", [{}, [], {"running": "yes"}])
+def test_a_status_that_says_nothing_starts_nothing(qemu, status):
+    qemu.instead_of("query-status", lambda conversation: conversation.send_message({"return": status}))
+    with pytest.raises(QmpError, match="without 'running'"):
+        client_of(qemu).recover()
+    assert "cont" not in qemu.commands
+
+
+# ---- with a guest --------------------------------------------------------------------------------
+
+
+def test_the_guest_stops_first_and_resumes_last_even_when_the_device_model_does_not_answer(qemu):
+    guest = SimpleNamespace(seen=[])
+    guest.suspend = lambda: guest.seen.append(("suspend", qemu.running))
+    guest.resume = lambda: guest.seen.append(("resume", qemu.running))
+    both = SuspenderWithDeviceModel(guest, client_of(qemu))
+    both.suspend()
+    both.resume()
+    assert guest.seen == [("suspend", True), ("resume", True)]
+    both.suspend()
+    qemu.instead_of("cont", lambda conversation: conversation.fail("no"))
+    with pytest.raises(QmpError):
+        both.resume()
+    assert guest.seen[-1] == ("resume", False)
