@@ -86,8 +86,11 @@ def with_data(places: U64Array) -> BoolArray:
     return there
 
 
-def index_image(access: RandomAccess, on_progress: Progress | None = None) -> ImageIndex:
+def index_image(
+    access: RandomAccess, on_progress: Progress | None = None, *, state_max_bytes: int = STATE_MAX_BYTES
+) -> ImageIndex:
     """Walk through an image to its end. `on_progress(offset)` is called after every record.
+    `state_max_bytes`: most bytes of records other than pages, which are kept in memory.
 
     `ImageError` for an image that is damaged or incomplete, as far as that shows without reading the pages: its
     digest is not compared.
@@ -118,9 +121,9 @@ def index_image(access: RandomAccess, on_progress: Progress | None = None) -> Im
         elif not isinstance(event, UnknownOptional):
             state_bytes += source.offset - begin
             index.records[event.type.name, getattr(event, "vcpu", 0)] = event
-        if state_bytes > STATE_MAX_BYTES:
+        if state_bytes > state_max_bytes:
             raise ImageError(
-                f"{access.name}: more than {STATE_MAX_BYTES >> 20} MiB of records that are no pages",
+                f"{access.name}: more than {state_max_bytes >> 20} MiB of records that are no pages",
                 offset=begin,
             )
         begin = source.offset

@@ -24,12 +24,13 @@ WordPages = NDArray[np.uint64]
 class PfnSet:
     """A set of pfns: a bitmap in chunks of 128 MiB of guest memory, made when first touched.
 
-    A damaged image can name pfns anywhere in 2^52. Once `CHUNKS_MAX` chunks exist, pfns outside
+    A damaged image can name pfns anywhere in 2^52. Once `chunks_max` chunks exist, pfns outside
     them are not kept, and `exact` becomes false.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, chunks_max: int = CHUNKS_MAX) -> None:
         """Start empty."""
+        self._chunks_max = chunks_max
         self._chunks: dict[int, NDArray[np.uint8]] = {}
         self.exact = True
         self.size = 0
@@ -47,7 +48,7 @@ class PfnSet:
     def _add_to_chunk(self, number: int, pfns: U64Array) -> int:
         chunk = self._chunks.get(number)
         if chunk is None:
-            if len(self._chunks) >= CHUNKS_MAX:
+            if len(self._chunks) >= self._chunks_max:
                 self.exact = False
                 return 0
             chunk = self._chunks[number] = np.zeros(CHUNK_BYTES, dtype=np.uint8)
@@ -70,11 +71,12 @@ PageDigests = Callable[[NDArray[np.uint8]], U64Array]
 class SameContent:
     """Counts pages whose content an earlier page had, by 64 bits of their digests.
 
-    When more than `DIGESTS_MAX` contents differ, later pages are not looked at, and `exact` becomes false.
+    When more than `digests_max` contents differ, later pages are not looked at, and `exact` becomes false.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, digests_max: int = DIGESTS_MAX) -> None:
         """Start with none."""
+        self._digests_max = digests_max
         self._distinct: U64Array = np.empty(0, dtype=np.uint64)
         self._waiting: list[U64Array] = []
         self._nr_waiting = 0
@@ -88,9 +90,9 @@ class SameContent:
         self._waiting.append(digests[:, 0].copy())
         self._nr_waiting += len(digests)
         # Seldom, so that it is sorted a few times in all, not with each batch.
-        if self._nr_waiting > max(DIGESTS_MAX // 8, len(self._distinct) // 2):
+        if self._nr_waiting > max(self._digests_max // 8, len(self._distinct) // 2):
             self._merge()
-            self.exact = len(self._distinct) <= DIGESTS_MAX
+            self.exact = len(self._distinct) <= self._digests_max
 
     @property
     def nr_same(self) -> int:
@@ -113,9 +115,11 @@ class PageStatistics:
     them that are all zero. `nr_sent_again`: entries whose pfn an earlier record had.
     `distinct_is_exact`: false when the pfns are so scattered that not all could be told apart.
     `page_digests`: where given, `nr_duplicate` counts pages, not all zero, whose content an earlier one had.
+    `contents`: where these are counted.
     """
 
     page_digests: PageDigests | None = field(default=None, repr=False)
+    contents: SameContent = field(default_factory=SameContent, repr=False)
 
     nr_entries: int = 0
     nr_data: int = 0
@@ -126,7 +130,6 @@ class PageStatistics:
     highest_pfn: int | None = None
     by_type: dict[PageType, int] = field(default_factory=dict)
     _seen: PfnSet = field(default_factory=PfnSet, repr=False)
-    _contents: SameContent = field(default_factory=SameContent, repr=False)
 
     @property
     def nr_distinct(self) -> int:
@@ -141,12 +144,12 @@ class PageStatistics:
     @property
     def nr_duplicate(self) -> int | None:
         """Pages with the content of an earlier one, zero pages not counted; None where nobody looked."""
-        return None if self.page_digests is None else self._contents.nr_same
+        return None if self.page_digests is None else self.contents.nr_same
 
     @property
     def duplicate_is_exact(self) -> bool:
         """Whether all pages could be compared."""
-        return self._contents.exact
+        return self.contents.exact
 
     def add_entries(self, pfns: U64Array, types: U8Array) -> None:
         """Count the entries of one record: at least one, and no pfn twice."""
@@ -165,9 +168,9 @@ class PageStatistics:
         self.nr_data += len(pages)
         zero = zero_pages(pages)
         self.nr_zero += int(np.count_nonzero(zero))
-        if self.page_digests is not None and self._contents.exact and not zero.all():
+        if self.page_digests is not None and self.contents.exact and not zero.all():
             others = pages if not zero.any() else pages[~zero]
-            self._contents.add(self.page_digests(others.view(np.uint8)))
+            self.contents.add(self.page_digests(others.view(np.uint8)))
 
     def add_deltas(self, nr_pages: int, nr_zero: int) -> None:
         """Count pages that came as deltas, whose content cannot be told here, and those told to be zero."""

@@ -69,7 +69,7 @@ class PipeSink(FdSink):
 
     def _splice_zeros(self, nr_bytes: int) -> int:
         """Put so many zeroes into the pipe: how many went in, fewer where this kernel cannot do it."""
-        left, file = nr_bytes, _zeros_file()
+        left, file = nr_bytes, zeros_file()
         while left and file is not None:
             part = min(left, PIPE_BYTES)
             try:
@@ -87,7 +87,7 @@ class PipeSink(FdSink):
 
 
 @cache
-def _zeros_file() -> int | None:
+def zeros_file() -> int | None:
     """A file of `PIPE_BYTES` zeroes in memory, open until the process ends; None where there can be none."""
     try:
         file = os.memfd_create("zeroes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

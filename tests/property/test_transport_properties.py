@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stream_samples import PipeLikeSource, StingySource, file_of
 
-from saverestore.transport import FdSink, FdSource, zstd_sink
+from saverestore.transport import FdSink, FdSource
 from saverestore.transport.opening import decompressed
 from saverestore.transport.random_access import PlainFile, SeekableZstdFile, read_seek_table
 from saverestore.transport.zstd_sink import ZstdSink
@@ -18,18 +17,13 @@ BUFFER = st.binary(max_size=300) | st.builds(bytes, st.integers(0, 3000))
 WRITES = st.lists(st.lists(BUFFER, max_size=4), max_size=12)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_frames():
-    """Frames of 1000 bytes and batches of 500: all cuts occur in little data."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zstd_sink, "FRAME_BYTES", 1000)
-        patch.setattr(zstd_sink, "BATCH_BYTES", 500)
-        yield
+SMALL_FRAMES = {"frame_bytes": 1000, "batch_bytes": 500}
+"""All cuts occur in little data."""
 
 
 def compressed(writes, workers):
     fd = os.memfd_create("compressed")
-    with FdSink(fd, "compressed") as raw, ZstdSink(raw, workers=workers) as sink:
+    with FdSink(fd, "compressed") as raw, ZstdSink(raw, workers=workers, **SMALL_FRAMES) as sink:
         for buffers in writes:
             sink.writev(buffers)
         sink.finish()

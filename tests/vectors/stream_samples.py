@@ -74,6 +74,13 @@ class MemorySink:
     def offset(self) -> int:
         return len(self.data)
 
+    @property
+    def stored_bytes(self) -> int:
+        return len(self.data)
+
+    def finish(self) -> None:
+        pass
+
     def write(self, data: Any) -> None:
         self.writev([data])
 

@@ -14,7 +14,6 @@ from stream_samples import NAMES, golden
 
 from saverestore.engine.settings import SaveSettings
 from saverestore.errors import ImageError, UsageError
-from saverestore.image import index as index_module
 from saverestore.image.access import AccessSource, open_image
 from saverestore.image.index import index_image, types_of_places, with_data
 from saverestore.image.pagemap import PageMap
@@ -136,11 +135,10 @@ def test_pfns_all_over_the_place_are_refused_before_the_memory_is_gone(tmp_path)
         index_image(access)
 
 
-def test_records_without_end_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(index_module, "STATE_MAX_BYTES", 100)
+def test_records_without_end_are_refused(tmp_path):
     path = hvm_image(tmp_path / "a.img", [Sent([(1, 0, page(1))])])
     with open_image(str(path)) as access, pytest.raises(ImageError, match="records that are no pages"):
-        index_image(access)
+        index_image(access, state_max_bytes=100)
 
 
 @pytest.mark.parametrize("config", [b"[1]", b"{", b"\xff"])

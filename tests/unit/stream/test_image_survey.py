@@ -16,7 +16,7 @@ from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.layout import entries_of
 from saverestore.stream.records import Checkpoint, HvmContext, Provenance, StaticDataEnd, Verify
 from saverestore.stream.survey import OTHER_RECORDS, RECORD_NAMES_MAX, Survey, note_trailing_bytes, survey
-from saverestore.stream.tally import CHUNK_PFNS, PageStatistics, PfnSet
+from saverestore.stream.tally import CHUNK_PFNS, PageStatistics, PfnSet, SameContent
 
 CONFIG = {
     "c_info": {"type": "pvh", "name": "web", "uuid": "1-2"},
@@ -240,9 +240,8 @@ def test_zero_pages_are_found_wherever_their_one_byte_is():
     assert zero_pages(pages[1:5].view(np.uint64)).sum() == 0
 
 
-def test_pfns_far_apart_are_told_apart_in_bounded_memory(monkeypatch):
-    monkeypatch.setattr("saverestore.stream.tally.CHUNKS_MAX", 3)
-    pfns = PfnSet()
+def test_pfns_far_apart_are_told_apart_in_bounded_memory():
+    pfns = PfnSet(chunks_max=3)
     assert pfns.add(np.array([5, 0, CHUNK_PFNS, (1 << 52) - 1], dtype=np.uint64)) == 0
     assert pfns.exact
     assert pfns.add(np.array([CHUNK_PFNS - 1, 5, (1 << 52) - 1], dtype=np.uint64)) == 2
@@ -259,12 +258,11 @@ def test_statistics_of_nothing_are_empty():
     assert pages.lowest_pfn is None
 
 
-def test_pages_with_the_content_of_an_earlier_one_are_counted(monkeypatch):
+def test_pages_with_the_content_of_an_earlier_one_are_counted():
     pages = np.zeros((60, 512), dtype=np.uint64)
     pages[:30, 5] = np.arange(30) // 3 + 1  # ten contents, thrice each; the rest is zero
     for most, exact in ((1 << 21, True), (4, False)):
-        monkeypatch.setattr("saverestore.stream.tally.DIGESTS_MAX", most)
-        counted = PageStatistics(page_digests)
+        counted = PageStatistics(page_digests, SameContent(digests_max=most))
         for start in range(0, 60, 20):
             counted.add_pages(pages[start : start + 20])
         assert (counted.nr_zero, counted.duplicate_is_exact) == (30, exact)

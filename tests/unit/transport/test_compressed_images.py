@@ -16,7 +16,7 @@ import zstandard
 from stream_samples import PipeLikeSource, source_of
 
 from saverestore.errors import ExitCode, ImageError, TransportError
-from saverestore.transport import FdSink, zstd_sink
+from saverestore.transport import FdSink
 from saverestore.transport.base import EndOfStream
 from saverestore.transport.compressed_source import DecompressedSource
 from saverestore.transport.opening import decompressed, open_image
@@ -72,11 +72,8 @@ def table_for(*frames_and_content):
     ).pack()
 
 
-@pytest.fixture
-def small_frames(monkeypatch):
-    """Frames of 1000 bytes, batches from 500 bytes on: whole files in no time."""
-    monkeypatch.setattr(zstd_sink, "FRAME_BYTES", 1000)
-    monkeypatch.setattr(zstd_sink, "BATCH_BYTES", 500)
+SMALL_FRAMES = {"frame_bytes": 1000, "batch_bytes": 500}
+"""Whole files in no time."""
 
 
 @pytest.mark.parametrize("kind", [source_of, PipeLikeSource])
@@ -197,16 +194,16 @@ def test_what_follows_frames_and_is_no_frame_is_refused_with_its_place():
     assert caught.value.exit_code == ExitCode.IMAGE
 
 
-def test_no_frame_comes_between_digest_and_table(small_frames):
-    data = written([b"head", TEXT[:2500]])
+def test_no_frame_comes_between_digest_and_table():
+    data = written([b"head", TEXT[:2500]], **SMALL_FRAMES)
     begin = data.index(pack_digest(bytes(16))[:16])
     for extra in (frame_of(b"x"), b"\x50\x2a\x4d\x18\0\0\0\0"):
         with pytest.raises(ImageError, match="a frame follows the digest"):
             read_back(data[: begin + 32] + extra + data[begin + 32 :], PipeLikeSource)
 
 
-def test_every_truncation_of_our_file_is_found(small_frames):
-    data = written([b"head", TEXT[:3000], b"tail"])
+def test_every_truncation_of_our_file_is_found():
+    data = written([b"head", TEXT[:3000], b"tail"], **SMALL_FRAMES)
     for kind, step in ((source_of, 1), (PipeLikeSource, 7)):
         not_found = []
         for length in range(4, len(data), step):
@@ -221,8 +218,8 @@ def test_every_truncation_of_our_file_is_found(small_frames):
             assert source.read(length) == data[:length], "too short to be told from what is not compressed"
 
 
-def test_every_changed_byte_of_our_file_is_found(small_frames):
-    data = written([b"head", TEXT[:3000], bytes(3000), b"tail"])
+def test_every_changed_byte_of_our_file_is_found():
+    data = written([b"head", TEXT[:3000], bytes(3000), b"tail"], **SMALL_FRAMES)
     accepted = []
     for place in range(len(data)):
         changed = bytearray(data)

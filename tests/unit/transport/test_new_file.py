@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import stat
@@ -114,15 +115,10 @@ def test_after_an_error_nothing_is_left(tmp_path, error):
     assert content_of(tmp_path) == []
 
 
-def test_a_sink_that_cannot_even_be_closed_leaves_nothing(tmp_path, monkeypatch):
-    def fail() -> None:
-        raise TransportError("closing it failed")
-
+def test_a_sink_that_cannot_even_be_closed_leaves_nothing(tmp_path):
     def use() -> None:
         with NewFile(tmp_path / "out.img") as file:
-            fd = file.sink.fileno()
-            monkeypatch.setattr(file.sink, "close", fail)
-            os.close(fd)
+            os.close(file.sink.fileno())
 
     with pytest.raises(TransportError, match="closing"):
         use()
@@ -130,14 +126,13 @@ def test_a_sink_that_cannot_even_be_closed_leaves_nothing(tmp_path, monkeypatch)
 
 
 def test_a_signal_when_the_file_has_just_been_made_leaves_nothing(tmp_path, monkeypatch):
-    made = NewFile._new_temporary
+    locked = fcntl.flock
 
-    def interrupted(file: NewFile) -> tuple[Path, int]:
-        result = made(file)
+    def interrupted(descriptor: int, how: int) -> None:
+        locked(descriptor, how)
         os.kill(os.getpid(), signal.SIGINT)
-        return result
 
-    monkeypatch.setattr(NewFile, "_new_temporary", interrupted)
+    monkeypatch.setattr(fcntl, "flock", interrupted)
     with pytest.raises(Interrupted), handled(), NewFile(tmp_path / "out.img"):
         pass
     assert content_of(tmp_path) == []

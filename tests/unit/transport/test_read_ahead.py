@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from saverestore.errors import ImageError
-from saverestore.transport import FdSink, FdSource, read_ahead
+from saverestore.transport import FdSink, FdSource
 from saverestore.transport.base import EndOfStream
 from saverestore.transport.fd import PIPE_BYTES
 from saverestore.transport.read_ahead import ReadAhead
@@ -26,12 +26,11 @@ def pipe():
         yield source, sink
 
 
-def test_bytes_come_in_order_whatever_is_looked_at_before(pipe, monkeypatch):
-    monkeypatch.setattr(read_ahead, "BUFFER_BYTES", 16)
+def test_bytes_come_in_order_whatever_is_looked_at_before(pipe):
     source, sink = pipe
     sink.write(bytes(range(200)))
     sink.close()
-    ahead = ReadAhead(source)
+    ahead = ReadAhead(source, buffer_bytes=16)
     assert ahead.read(5, "it") == bytes(range(5))
     assert ahead.peek(90, 3, "it") == bytes(range(95, 98))
     assert ahead.peek(0, 2, "it") == bytes(range(5, 7))
