@@ -13,6 +13,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.cli import pyrestore, pysave
 from saverestore.engine.policy import RoundStats
+from saverestore.engine.progress import DomainState
 from saverestore.errors import DomainError, ExitCode, ImageError, TransportError
 from saverestore.operations import restore, save
 
@@ -28,7 +29,7 @@ def saving(monkeypatch):
         report.pages_sent, report.total_s, report.stream_bytes = 100, 0.5, 409600
         found.report(report)
         found.end()
-        report.domain_state = "destroyed"
+        report.domain_state = DomainState.DESTROYED
 
     monkeypatch.setattr(save, "save_domain", save_domain)
     return found
@@ -152,7 +153,7 @@ def test_what_makes_no_sense_is_wrong_usage(tmp_path, monkeypatch, capsys, savin
 
 def test_a_restore_leaves_its_report(tmp_path, monkeypatch, capsys):
     def restore_domain(request, progress, report, **_):
-        report.pages, report.domain_state = 7, "running"
+        report.pages, report.domain_state = 7, DomainState.RUNNING
         return restore.Restored(5, "web1", report)
 
     monkeypatch.setattr(restore, "restore_domain", restore_domain)
