@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saverestore import __version__
-from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
+from saverestore.cli.remedies import in_full, words
+from saverestore.errors import Advice, ExitCode, Interrupted, Remedy, SaveRestoreError, fact_of
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import RestoreReport
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(words)
     except SaveRestoreError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        print(f"{PROG}: {in_full(error, PROG)}", file=sys.stderr)
         return ExitCode.USAGE
     replies_fd, messages_fd = _taken_pipes()
     return _run(
@@ -91,7 +91,7 @@ def _check() -> int:
         with open_handles() as handles:
             print(f"{PROG}: ready, on Xen {handles.xen.version()}; {settings}")
     except (SaveRestoreError, OSError, ImportError) as error:
-        tell(f"{PROG}: {error}")
+        tell(f"{PROG}: {in_full(error, PROG)}")
         return error.exit_code if isinstance(error, SaveRestoreError) else ExitCode.XEN
     return ExitCode.DONE
 
@@ -130,10 +130,10 @@ def _run(arguments: SaveArguments | RestoreArguments, channel: Channel) -> int:
                 result, errnoval = FAILED, _errno_of(error)
                 if not is_save:
                     _leave(measured, error)
-                channel.log(Level.ERROR, _in_full(error), errnoval=errnoval)
+                channel.log(Level.ERROR, _told_to_libxl(error), errnoval=errnoval)
             channel.ask(MessageType.COMPLETE, result, errnoval)
     except LibxlGone as error:
-        tell(f"{PROG}: {_in_full(error)}")
+        tell(f"{PROG}: {in_full(error, PROG)}")
         if MessageType.SUSPEND in channel.asked:
             _let_go_on(arguments.domid)
         return ExitCode.IO
@@ -147,11 +147,17 @@ def _let_go_on(domid: int) -> None:
     try:
         let_go_on(domid)
     except Exception as error:  # the last thing that is done: whatever it was, tell it
-        tell(
-            f"{PROG}: domain {domid} could not be resumed: {_in_full(error)}; try 'pysave --recover {domid}'"
-        )
+        recover = words(Advice(Remedy.RECOVER, domid), PROG)
+        tell(f"{PROG}: domain {domid} could not be resumed: {in_full(error, PROG)}; {recover}")
     else:
         tell(f"{PROG}: domain {domid} goes on")
+
+
+def _told_to_libxl(error: BaseException) -> str:
+    """What xl shows. Whoever left us a task gets the remedies with our report, and has words of its own for them."""
+    from saverestore.toolstack.helper_link import TASK_VARIABLE
+
+    return fact_of(error) if os.environ.get(TASK_VARIABLE) else in_full(error, PROG)
 
 
 def _leave(measured: RestoreReport, error: BaseException | None = None) -> None:
@@ -162,15 +168,9 @@ def _leave(measured: RestoreReport, error: BaseException | None = None) -> None:
         return
     report = HelperReport(**{name: getattr(measured, name) for name in NUMBERS})
     if error is not None:
-        report = replace(report, error=_in_full(error), exit_code=_exit_code_of(error))
+        report = report.failed(error)
     with contextlib.suppress(OSError):
         report.leave(task.report)
-
-
-def _exit_code_of(error: BaseException) -> int:
-    if isinstance(error, SaveRestoreError):
-        return error.exit_code
-    return ExitCode.XEN if hasattr(error, "call") else ExitCode.IO
 
 
 def _work(arguments: SaveArguments | RestoreArguments, channel: Channel, measured: RestoreReport) -> None:
@@ -218,13 +218,6 @@ def _set_up_logging(handler: logging.Handler, settings: Settings) -> None:
     if settings.log_level != "debug":
         # libxc also logs what is no error for us, such as pages that cannot be mapped just now.
         logging.getLogger("pyxc.libxc").setLevel(logging.WARNING)
-
-
-def _in_full(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    if not isinstance(error, SaveRestoreError | OSError):
-        text = f"{type(error).__name__}: {text}"
-    return "; ".join([text, *getattr(error, "__notes__", [])])
 
 
 def _errno_of(error: BaseException) -> int:
