@@ -8,7 +8,7 @@ from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.common import process_end
-from saverestore.guest.common.handles import FORCE, open_handles
+from saverestore.guest.common.handles import open_handles
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
@@ -71,13 +71,6 @@ def _source(fd: int, task: Task | None) -> FdSource:
     return source
 
 
-def _unless(settings: Settings, task: Task | None) -> str | None:
-    """How the check of the CPU is passed over, in the words of whoever runs this; None when it is."""
-    if task is not None:
-        return FORCE if task.check_cpu else None
-    return "PYXC_CHECK_CPU=no" if settings.check_cpu else None
-
-
 def restore(
     arguments: RestoreArguments, settings: Settings, channel: Channel, report: RestoreReport
 ) -> RestoredPages:
@@ -92,7 +85,7 @@ def restore(
         )
     task = Task.of(os.environ)
     source = _source(arguments.io_fd, task)
-    unless = _unless(settings, task)
+    check_cpu = settings.check_cpu if task is None else task.check_cpu
     reader = LibxcReader(
         source,
         before=None if task is None else task.before,
@@ -107,10 +100,10 @@ def restore(
                 f"but libxl made an {'HVM or PVH' if info.hvm else 'PV'} one"
             )
         if info.hvm:
-            guest = HvmRestore(handles, info, unless=unless)
+            guest = HvmRestore(handles, info, check_cpu=check_cpu)
             reader.max_pfn = last_pfn(info.max_pages)
         else:
-            guest = PvRestore(handles, info, pfn_limit=pfn_limit(info.max_pages), unless=unless)
+            guest = PvRestore(handles, info, pfn_limit=pfn_limit(info.max_pages), check_cpu=check_cpu)
         channels = Channels(
             store_port=arguments.store_port,
             console_port=arguments.console_port,

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from saverestore.errors import ImageError
+from saverestore.errors import Advice, ErrorName, ImageError, Remedy
 from saverestore.image.coding_ahead import CodingAhead
 from saverestore.image.index import Progress
 from saverestore.image.last_pages import LastPages
@@ -70,15 +70,17 @@ KEEP = "keep"
 
 @dataclass
 class Conversion:
-    """What a conversion did. `left_out`: records that could not go into the result, in words, each kind once."""
+    """What a conversion did.
+
+    `left_out`: records that could not go into the result, in words, each kind once, with what can be done about it.
+    """
 
     nr_pages: int = 0
-    left_out: list[str] = field(default_factory=list)
+    left_out: dict[str, Advice | None] = field(default_factory=dict)
 
-    def leave_out(self, name: str) -> None:
+    def leave_out(self, name: str, advice: Advice | None = None) -> None:
         """Note that a record was left out."""
-        if name not in self.left_out:
-            self.left_out.append(name)
+        self.left_out.setdefault(name, advice)
 
 
 def convert(
@@ -154,7 +156,9 @@ class _Work:
         if isinstance(event, XlHeader):
             if event.config is None:
                 raise ImageError(
-                    f"{self._source.name}: xl's header has no configuration to go on with", offset=0
+                    f"{self._source.name}: xl's header has no configuration to go on with",
+                    offset=0,
+                    name=ErrorName.CONFIGURATION_MISSING,
                 )
             XlHeader.write(self._before, event.config)
         elif isinstance(event, LibxlReader):
@@ -204,7 +208,7 @@ class _Work:
         elif isinstance(record, ImageDigest):
             if self._algorithm is None and self._wanted == KEEP:
                 self.done.leave_out(
-                    "the digest, which the image does not announce at its begin; see --digest"
+                    "the digest, which the image does not announce at its start", Advice(Remedy.CHOOSE_DIGEST)
                 )
         elif isinstance(record, Provenance):
             self._provenance(record, writer)

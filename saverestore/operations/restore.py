@@ -15,7 +15,7 @@ from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, XenRefused
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
 from saverestore.guest.common import process_end
-from saverestore.guest.common.handles import FORCE, Handles, open_handles
+from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.x86.common import check_cpu_policy
 from saverestore.operations import restore_here
 from saverestore.operations.image import opened
@@ -218,7 +218,6 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
         return
     with opened(request.image) as image:
         reader = LibxcReader(image.source)
-        unless = None if request.force else FORCE
         restore_here.check_architecture(reader.domain.type)
         leaves = msrs = b""
         while not reader.static_data_ended:
@@ -232,11 +231,11 @@ def _check_cpu(handles: Handles, request: RestoreRequest) -> None:
             elif isinstance(record, Arm64Platform):
                 from saverestore.guest.arm64.restore import check_platform, check_size
 
-                check_platform(record, gic_version(image.config.gic_version), unless=unless)
+                check_platform(record, gic_version(image.config.gic_version), check_cpu=not request.force)
                 check_size(record, image.config.max_vcpus, image.config.max_kib)
         if reader.domain.type is not DomainType.ARM64:
             is_hvm = reader.domain.type == DomainType.X86_HVM
-            check_cpu_policy(handles.xen, is_hvm, leaves, msrs, unless=unless)
+            check_cpu_policy(handles.xen, is_hvm, leaves, msrs, check_cpu=not request.force)
 
 
 def _tell_time(source: ImageSource, findings: Findings) -> None:

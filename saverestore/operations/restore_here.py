@@ -11,7 +11,7 @@ from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
-from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import RestoredPages, RestoreGuest
 from saverestore.guest.x86.hvm import HvmRestore, last_pfn
 from saverestore.guest.x86.pv import PvRestore, pfn_limit
@@ -142,7 +142,6 @@ def _fill(
     *,
     force: bool,
 ) -> RestoredPages:
-    unless = None if force else FORCE
     info = handles.xen.domain(fresh.domid)
     guest: RestoreGuest
     if reader.domain.type == DomainType.ARM64:
@@ -150,13 +149,13 @@ def _fill(
         from saverestore.guest.arm64.restore import Arm64Restore
 
         guest = Arm64Restore(
-            handles, info, gic_version(guest_config.gic_version), unless=unless, is_built=fresh.is_built
+            handles, info, gic_version(guest_config.gic_version), check_cpu=not force, is_built=fresh.is_built
         )
         reader.max_pfn = last_gfn(guest_config.max_kib // 4)
     elif reader.domain.type == DomainType.X86_PV:
-        guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4), unless=unless)
+        guest = PvRestore(handles, info, pfn_limit=pfn_limit(guest_config.max_kib // 4), check_cpu=not force)
     else:
-        guest = HvmRestore(handles, info, unless=unless)
+        guest = HvmRestore(handles, info, check_cpu=not force)
         reader.max_pfn = last_pfn(guest_config.max_kib // 4)
     try:
         pages, _ = engine.restore(reader, source, guest, fresh.channels, progress, report)

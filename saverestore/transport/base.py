@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from saverestore.errors import ImageError
+from saverestore.errors import ErrorName, ImageError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class EndOfStream(ImageError):
     """The source ended before everything that was asked for had come: a truncated image."""
+
+    name = ErrorName.IMAGE_TRUNCATED
 
     def __init__(self, name: str, *, offset: int, missing_bytes: int, what: str) -> None:
         self.missing_bytes = missing_bytes

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from stream_samples import PipeLikeSource, StingySource, source_of
 
-from saverestore.errors import ExitCode, ImageError, TransportError
+from saverestore.errors import Advice, ErrorName, ExitCode, ImageError, Remedy, TransportError
 from saverestore.transport import EndOfStream, FdSink, FdSource
 from saverestore.transport.fd import IOV_MAX
 
@@ -284,11 +284,13 @@ def test_a_full_disk_is_named_with_place_and_advice():
     with (
         FdSink(os.open("/dev/full", os.O_WRONLY), "/mnt/out.img") as sink,
         pytest.raises(
-            TransportError, match=r"/mnt/out.img: No space left on device, at byte 0x0 = 0; free"
+            TransportError, match=r"/mnt/out.img: No space left on device, at byte 0x0 = 0$"
         ) as caught,
     ):
         sink.write(b"data")
     assert caught.value.exit_code == ExitCode.IO
+    assert caught.value.name is ErrorName.DISK_FULL
+    assert caught.value.remedies == (Advice(Remedy.OTHER_PLACE),)
 
 
 def test_a_reader_that_has_gone_is_named():
