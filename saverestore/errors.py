@@ -157,7 +157,8 @@ class Remedy(Enum):
 
     # ---- how it is restored
     RESTORE_ANYWAY = auto()  # without what this host lacks
-    RESTORE_WITHOUT_DEVICES = auto()  # the command that brings them back, or None
+    RESTORE_WITHOUT_DEVICES = auto()
+    RESTORE_BY_XL = auto()  # which brings devices back
     RESTORE_ON_OTHER_CPU = auto()  # at the guest's own risk
     RENAME = auto()  # give the restored domain another name
 

@@ -22,7 +22,7 @@ from saverestore.engine.dirty import (
 from saverestore.engine.pipeline import ahead, workers
 from saverestore.engine.policy import ALL_OF_IT, Decision, Limits, OnStall, RoundStats, decide
 from saverestore.engine.progress import Progress, SaveReport, Silence, peak_memory_bytes
-from saverestore.errors import DomainError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, advise
 from saverestore.guest.ports import U8, U64, LogDirtyUnavailable, SaveGuest, Throttle
 from saverestore.interrupts import shield
 from saverestore.stream.codecs import Codec, Coding
@@ -99,6 +99,8 @@ class SaveSettings:
 
 class Stalled(DomainError):
     """The rounds of a live save do not help, and the save was to be given up then."""
+
+    name = ErrorName.SAVE_STALLED
 
 
 def save(
@@ -188,7 +190,8 @@ def _dirty_source(guest: SaveGuest, settings: SaveSettings) -> tuple[DirtySource
             return LogDirtySource(guest), "pages written meanwhile are found by the hypervisor's log-dirty"
         except LogDirtyUnavailable as error:
             if settings.dirty == "log":
-                raise LogDirtyUnavailable(f"{error}; '--dirty digest' does without") from error
+                advise(error, Advice(Remedy.DIRTY_BY_DIGEST))
+                raise
             why = f" ({error})"
     return DigestSource(guest.nr_pfns), f"pages written meanwhile are found by content digests{why}"
 

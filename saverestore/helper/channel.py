@@ -6,7 +6,7 @@ import os
 import select
 import threading
 
-from saverestore.errors import SaveRestoreError
+from saverestore.errors import ErrorName, SaveRestoreError
 from saverestore.helper.messages import ALWAYS_TAKEN, NO_ERRNO, QUESTIONS, REPLY, Level, MessageType, pack
 from saverestore.interrupts import shield
 
@@ -16,6 +16,8 @@ CONTEXT = "pyxc"
 
 class LibxlGone(SaveRestoreError):
     """libxl has closed its ends of the pipes: there is nobody left to work for."""
+
+    name = ErrorName.LIBXL_GONE
 
 
 class Channel:

@@ -6,7 +6,7 @@ import os
 
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
-from saverestore.errors import DomainError, ImageError
+from saverestore.errors import DomainError, ErrorName, ImageError
 from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import open_handles
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages
@@ -48,7 +48,10 @@ class LibxlRestoreGuest:
             missing |= Missing.MSR
         answer = self._channel.ask(MessageType.STATIC_DATA_DONE, missing)
         if answer:
-            raise DomainError(f"libxl could not give the domain its CPU policy (it answered {answer})")
+            raise DomainError(
+                f"libxl could not give the domain its CPU policy (it answered {answer})",
+                name=ErrorName.LIBXL_FAILED,
+            )
 
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """See RestoreGuest."""
@@ -81,7 +84,8 @@ def restore(
     """
     if arguments.stream_type != StreamType.PLAIN:
         raise DomainError(
-            "checkpointed streams (Remus, COLO) cannot be restored by this helper; use libxl's own"
+            "checkpointed streams (Remus, COLO) cannot be restored by this helper; use libxl's own",
+            name=ErrorName.CHECKPOINTS_UNSUPPORTED,
         )
     task = Task.of(os.environ)
     source = _source(arguments.io_fd, task)

@@ -10,7 +10,15 @@ from enum import Enum
 from pathlib import Path
 
 from saverestore.engine.policy import Limits, OnStall
-from saverestore.errors import DomainError, SaveRestoreError, TransportError, UsageError
+from saverestore.errors import (
+    Advice,
+    DomainError,
+    ErrorName,
+    Remedy,
+    SaveRestoreError,
+    TransportError,
+    UsageError,
+)
 from saverestore.guest.arm64.host import is_arm64_host
 from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspender, Suspending
@@ -121,16 +129,18 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
         return
     told = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
     if not request.force:
-        raise DomainError(f"{told}; nothing was done (--force -p or -c saves it all the same{_for_whom()})")
+        raise DomainError(
+            f"{told}; nothing was done",
+            name=ErrorName.DEVICES_UNSUPPORTED,
+            remedies=[Advice(Remedy.SAVE_WITHOUT_DEVICES, None if is_arm64_host() else "xl restore")],
+        )
     if request.afterwards is Afterwards.DESTROY:
         raise DomainError(
-            f"{told}, nor take away; nothing was done (use --force with -p, then 'xl destroy {domain.domid}')"
+            f"{told}, nor take away; nothing was done",
+            name=ErrorName.DEVICES_UNSUPPORTED,
+            remedies=[Advice(Remedy.SAVE_PAUSED_AND_DESTROY, domain.domid)],
         )
-    LOG.warning("%s; saved all the same, as --force says", told)
-
-
-def _for_whom() -> str:
-    return "" if is_arm64_host() else ", for 'xl restore'"
+    LOG.warning("%s; saved all the same, as was asked for", told)
 
 
 def _guest_of(
@@ -166,7 +176,9 @@ def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequ
     if request.live:
         raise DomainError(
             f"{domain} has PCI devices of its own ({', '.join(devices)}), which write to its memory unseen: it "
-            "cannot be saved live; nothing was done (without --live, or after 'xl pci-detach')"
+            "cannot be saved live; nothing was done",
+            name=ErrorName.DEVICES_UNSUPPORTED,
+            remedies=[Advice(Remedy.SAVE_WITHOUT_LIVE), Advice(Remedy.DETACH_PCI, domain.domid)],
         )
     LOG.warning(
         "%s has PCI devices of its own (%s): what these were doing is not in the image",
@@ -183,7 +195,9 @@ def destination(request: SaveRequest) -> Iterator[NewFile | StandardOutput]:
         return
     path = Path(request.image)
     if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; nothing was done")
+        raise UsageError(
+            f"{path}: there is no folder {path.parent}; nothing was done", name=ErrorName.FILE_NOT_FOUND
+        )
     with NewFile(path, overwrite=request.overwrite) as file:
         yield file
 
@@ -198,7 +212,9 @@ def check_room(file: NewFile | StandardOutput, guest: SaveGuest, domain: Domain)
     if needed > free:
         raise TransportError(
             f"{domain} needs about {needed >> 20} MiB, {file.sink.name} has room for {free >> 20} MiB; "
-            "nothing was done"
+            "nothing was done",
+            name=ErrorName.DISK_FULL,
+            remedies=[Advice(Remedy.OTHER_PLACE)],
         )
 
 

@@ -9,7 +9,7 @@ from typing import Self
 from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import DomainError, ImageError
+from saverestore.errors import DomainError, ErrorName, ImageError
 from saverestore.guest.arm64.host import gic_version, is_arm64_host
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import RestoredPages, RestoreGuest
@@ -110,7 +110,8 @@ def check_architecture(domain_type: DomainType) -> None:
     if (domain_type is DomainType.ARM64) != is_arm64_host():
         names = ("arm64", "x86") if domain_type is DomainType.ARM64 else ("x86", "arm64")
         raise ImageError(
-            f"the image holds an {names[0]} domain, and this is an {names[1]} host; nothing was done"
+            f"the image holds an {names[0]} domain, and this is an {names[1]} host; nothing was done",
+            name=ErrorName.HOST_INCOMPATIBLE,
         )
 
 
@@ -119,7 +120,8 @@ def _check_kind(guest_config: GuestConfig, reader: LibxcReader) -> None:
     if guest_config.kind == "hvm":
         raise DomainError(
             f"{guest_config.name} is an HVM domain with a device model, which the bare toolstack cannot restore; "
-            "nothing was done"
+            "nothing was done",
+            name=ErrorName.TOOLSTACK_UNSUITABLE,
         )
     check_architecture(reader.domain.type)
     wanted = DomainType.X86_PV if guest_config.kind == "pv" else DomainType.X86_HVM

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from saverestore import interrupts
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import SaveRestoreError, XenRefused
+from saverestore.errors import ErrorName, SaveRestoreError, XenRefused
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
 from saverestore.operations.image import OpenedImage
@@ -83,7 +83,8 @@ def restore(
                 raise _noted(reason) from error
             if isinstance(error, XenError):
                 raise XenRefused(
-                    f"{guest_config.name} was restored, but could not be started: {error}; no domain was left behind"
+                    f"{guest_config.name} was restored, but could not be started: {error}; no domain was left behind",
+                    name=ErrorName.LIBXL_FAILED,
                 ) from error
             raise
         finally:

@@ -18,7 +18,7 @@ from saverestore import interrupts
 from saverestore.engine import save as engine
 from saverestore.engine.policy import Limits
 from saverestore.engine.progress import Progress, SaveReport
-from saverestore.errors import DomainError, XenRefused
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused, advise
 from saverestore.guest.common import process_end
 from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.ports import SaveGuest
@@ -149,7 +149,8 @@ def _resumed_on_error(
                 error.add_note(f"{file.left_behind}; {domain} goes on")
             except (XenError, DomainError) as second:
                 report.domain_state = "suspended, and could not be resumed"
-                error.add_note(f"{domain} could not be resumed ({second}): 'pysave --recover {domain.domid}'")
+                error.add_note(f"{domain} could not be resumed ({second})")
+                advise(error, Advice(Remedy.RECOVER, domain.domid))
         raise
 
 
@@ -247,5 +248,7 @@ def _do_afterwards(handles: Handles, ready: Prepared, request: SaveRequest) -> N
     except (XenError, DomainError) as error:
         raise XenRefused(
             f"{request.image} is complete, but {ready.domain} could not be made {request.afterwards.value}: {error}; "
-            f"it is still there, see 'xl list'"
+            "it is still there",
+            name=ErrorName.FINAL_STATE_FAILED,
+            remedies=[Advice(Remedy.LIST_DOMAINS)],
         ) from error

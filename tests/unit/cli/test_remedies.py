@@ -33,7 +33,6 @@ OBJECTS = {
     Remedy.DECOMPRESS: tuple(DECOMPRESSORS),
     Remedy.PLUG_ALL_VCPUS: ("7 4",),
     Remedy.SAVE_WITHOUT_DEVICES: (None, "xl restore"),
-    Remedy.RESTORE_WITHOUT_DEVICES: (None, "xl restore"),
     Remedy.MAKE_SEEKABLE: ("web1.img",),
     Remedy.CONVERT_TO_XEN: ("web1.img",),
 }
