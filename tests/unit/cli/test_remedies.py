@@ -26,7 +26,7 @@ from saverestore.errors import (
     name_of,
     remedies_of,
 )
-from saverestore.helper.settings import NAMES, VARIABLE_PREFIX
+from saverestore.helper.settings import KINDS, VARIABLE_PREFIX
 from saverestore.toolstack.helper_link import HelperReport
 
 OBJECTS = {
@@ -107,7 +107,7 @@ def test_every_setting_in_the_words_of_the_helper_is_one_that_it_has():
     said = " ".join(OWN[HELPER].values())
     settings = re.findall(rf"{VARIABLE_PREFIX}\w+", said)
     assert settings
-    assert {one.removeprefix(VARIABLE_PREFIX).lower() for one in settings} <= set(NAMES)
+    assert {one.removeprefix(VARIABLE_PREFIX).lower() for one in settings} <= set(KINDS)
 
 
 def test_only_the_helper_names_its_settings():
