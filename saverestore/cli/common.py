@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from saverestore import __version__, interrupts
-from saverestore.errors import ExitCode, SaveRestoreError
+from saverestore.cli.remedies import in_full, words
+from saverestore.errors import ExitCode, SaveRestoreError, exit_code_of
 
 if TYPE_CHECKING:
     from saverestore.operations.preflight import Findings
@@ -77,12 +78,12 @@ def add_dry_run(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def tell_findings(findings: Findings) -> int:
+def tell_findings(prog: str, findings: Findings) -> int:
     """What a dry run found, on standard output: its exit code."""
     for text in findings.told:
         print(text)
     for error in findings.errors:
-        print(f"in the way: {in_full(error)}")
+        print(f"in the way: {in_full(error, prog)}")
     print("nothing was done" + ("" if findings.errors else ", and nothing stands in the way"))
     return findings.exit_code
 
@@ -94,30 +95,22 @@ def run(prog: str, arguments: argparse.Namespace, work: Callable[[], int | None]
         with interrupts.handled():
             return work() or ExitCode.DONE
     except SaveRestoreError as error:
-        tell(f"{prog}: {in_full(error)}")
+        tell(f"{prog}: {in_full(error, prog)}")
         return error.exit_code
     except ImportError as error:
         if error.name is not None and not error.name.startswith("pyxc") and "pyxc" not in str(error):
             raise
-        tell(f"{prog}: {error}")
+        tell(f"{prog}: {in_full(error, prog)}")
         return ExitCode.XEN
     except MemoryError as error:
-        tell(f"{prog}: {in_full(error)}")
+        tell(f"{prog}: {in_full(error, prog)}")
         return exit_code_of(error)
     except OSError as error:
         # XenError is one; what else comes here was not foreseen, but is still no reason for a traceback.
         if arguments.verbose > 1:
             logging.getLogger(__name__).exception("failed")
-        tell(f"{prog}: {in_full(error)}")
+        tell(f"{prog}: {in_full(error, prog)}")
         return exit_code_of(error)
-
-
-def exit_code_of(error: BaseException) -> ExitCode:
-    """What a command ends with that fails with this."""
-    if isinstance(error, SaveRestoreError):
-        return error.exit_code
-    is_xens = isinstance(error, ImportError) or hasattr(error, "call")
-    return ExitCode.XEN if is_xens else ExitCode.IO
 
 
 def tell(text: str) -> None:
@@ -136,15 +129,24 @@ def answer(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
-def in_full(error: BaseException) -> str:
-    """The error and, from whoever tidied up after it, the state that things are in now."""
-    text = "out of memory in this domain" if isinstance(error, MemoryError) else str(error)
-    return "; ".join([text, *getattr(error, "__notes__", [])])
+class WithRemedies(logging.Formatter):
+    """Warnings as errors are: the fact, then the words for `remedies`, which a record may have as an extra."""
+
+    def __init__(self, prog: str, form: str) -> None:
+        super().__init__(form)
+        self._prog = prog
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line."""
+        advices = getattr(record, "remedies", ())
+        return "; ".join([super().format(record), *(words(advice, self._prog) for advice in advices)])
 
 
 def _set_up_logging(prog: str, arguments: argparse.Namespace) -> None:
     level = {0: logging.WARNING, 1: logging.INFO}.get(arguments.verbose, logging.DEBUG)
-    logging.basicConfig(stream=sys.stderr, format=f"{prog}: %(message)s", level=level)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(WithRemedies(prog, f"{prog}: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=level)
     if arguments.verbose == 1:
         # libxc also logs what is no error for us, such as pages that cannot be mapped just now.
         logging.getLogger("pyxc.libxc").setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from saverestore import __version__
+from saverestore.cli.remedies import in_full
 from saverestore.errors import ExitCode, SaveRestoreError
 from saverestore.toolstack.programs import HELPER as PROG
 
@@ -40,16 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--check"]:
         return _check()
 
-    from saverestore.cli.common import in_full, tell
+    from saverestore.cli.common import tell
     from saverestore.helper import session
 
     try:
-        return session.run(words)
-    except session.NotResumed as error:
-        tell(f"{PROG}: {in_full(error)}; try 'pysave --recover {error.domid}'")
-        return error.exit_code
+        return session.run(words, describe=lambda error: in_full(error, PROG))
     except SaveRestoreError as error:
-        tell(f"{PROG}: {in_full(error)}")
+        tell(f"{PROG}: {in_full(error, PROG)}")
         return error.exit_code
 
 
@@ -72,7 +70,7 @@ def _check() -> int:
         with open_handles() as handles:
             print(f"{PROG}: ready, on Xen {handles.xen.version()}; {settings}")
     except (SaveRestoreError, OSError, ImportError) as error:
-        tell(f"{PROG}: {error}")
+        tell(f"{PROG}: {in_full(error, PROG)}")
         return error.exit_code if isinstance(error, SaveRestoreError) else ExitCode.XEN
     return ExitCode.DONE
 

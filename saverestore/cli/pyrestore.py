@@ -85,7 +85,7 @@ def _restore(arguments: argparse.Namespace) -> int | None:
         watch=arguments.watch,
     )
     if arguments.dry_run:
-        return common.tell_findings(dry_run(request))
+        return common.tell_findings("pyrestore", dry_run(request))
     report = RestoreReport()
     with (
         reporting.reporting(

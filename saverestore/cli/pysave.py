@@ -273,7 +273,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
         coding=coding,
     )
     if arguments.dry_run:
-        return common.tell_findings(dry_run(request))
+        return common.tell_findings("pysave", dry_run(request))
     report = SaveReport()
     with (
         reporting.reporting(

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli import common
-from saverestore.errors import SaveRestoreError, UsageError
+from saverestore.cli.remedies import in_full
+from saverestore.errors import UsageError, exit_code_of, name_of
 from saverestore.interrupts import shield
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ def reporting(
         run.outcome = replace(
             run.outcome,
             seconds=time.monotonic() - started,
-            exit_code=common.exit_code_of(error),
-            error=common.in_full(error) or type(error).__name__,
+            exit_code=exit_code_of(error),
+            error=in_full(error, prog),
+            error_name=name_of(error),
         )
         _finish(prog, arguments, run)
         raise
@@ -104,10 +106,7 @@ def _finish(prog: str, arguments: argparse.Namespace, run: Reporting) -> None:
     except (
         Exception
     ) as error:  # whatever it is: the domain is saved or restored, or why it is not will be told
-        told = common.in_full(error)
-        if not isinstance(error, SaveRestoreError | OSError):
-            told = f"{type(error).__name__}: {told}"
-        common.tell(f"{prog}: warning: the report was not written: {told}")
+        common.tell(f"{prog}: warning: the report was not written: {in_full(error, prog)}")
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from saverestore.cli import common
+from saverestore.cli.remedies import in_full
 from saverestore.errors import ExitCode, SaveRestoreError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _watch(arguments)
     except (SaveRestoreError, OSError, ImportError) as error:
-        text = common.in_full(error)
+        text = in_full(error, PROG)
         logging.error("%s", text)
         _tell_starter(arguments, text)
         return error.exit_code if isinstance(error, SaveRestoreError) else ExitCode.XEN

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from saverestore.engine.copies import CopiedBatch
+from saverestore.errors import Advice, Remedy, advise
 from saverestore.guest.ports import U64, Bool, LogDirty, LogDirtyUnavailable, SaveGuest
 from saverestore.kernels.xxh3 import page_digests
 
@@ -156,6 +157,7 @@ def open_dirty_source(guest: SaveGuest, wanted: str, *, live: bool) -> tuple[Dir
             return LogDirtySource(guest), "dirty pages are tracked by the hypervisor's log-dirty"
         except LogDirtyUnavailable as error:
             if wanted == "log":
-                raise LogDirtyUnavailable(f"{error}; '--dirty digest' does without") from error
+                advise(error, Advice(Remedy.DIRTY_BY_DIGEST))
+                raise
             why = f" ({error})"
     return DigestSource(guest.nr_pfns), f"dirty pages are tracked by content digests{why}"

@@ -6,7 +6,7 @@ import time
 
 from saverestore.engine.filling import PageFiller
 from saverestore.engine.progress import Progress, RestoreReport, Silence, peak_memory_bytes
-from saverestore.errors import ImageError
+from saverestore.errors import ErrorName, ImageError
 from saverestore.guest.ports import Channels, RestoredPages, RestoreGuest
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
@@ -88,6 +88,9 @@ def _read_all(
         elif isinstance(record, UnknownOptional) or record.type in NOT_FOR_THE_DOMAIN:
             continue
         elif record.type in (RecordType.CHECKPOINT, RecordType.CHECKPOINT_DIRTY_PFN_LIST):
-            raise ImageError("the image is a stream of checkpoints (Remus), which cannot be restored yet")
+            raise ImageError(
+                "the image is a stream of checkpoints (Remus), which cannot be restored yet",
+                name=ErrorName.CHECKPOINTS_UNSUPPORTED,
+            )
         elif record.type not in (RecordType.END, RecordType.VERIFY):
             guest.take(record)

@@ -25,7 +25,7 @@ from saverestore.engine.policy import ALL_OF_IT, Decision, decide
 from saverestore.engine.progress import DomainState, Progress, SaveReport, Silence, peak_memory_bytes
 from saverestore.engine.sending import PageSender
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 from saverestore.guest.ports import SaveGuest
 from saverestore.interrupts import shield
 from saverestore.stream.digest_written import WrittenDigest
@@ -56,6 +56,8 @@ class OutOfPhase(RuntimeError):
 
 class Stalled(DomainError):
     """The rounds of a live save do not help, and the save was to be given up then."""
+
+    name = ErrorName.SAVE_STALLED
 
 
 class SaveSession:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import pyxc
 from pyxc import DomainInfo
-from saverestore.errors import ImageError
+from saverestore.errors import ErrorName, ImageError
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.kind import Emulator as Emulator
 from saverestore.guest.common.kind import Kind as Kind
@@ -65,7 +65,8 @@ class Architecture(ABC):
         if domain_type not in self.domain_types:
             its_own = next(host.name for host in HOSTS if domain_type in host.domain_types)
             raise ImageError(
-                f"the image holds an {its_own} domain, and this is an {self.name} host; nothing was done"
+                f"the image holds an {its_own} domain, and this is an {self.name} host; nothing was done",
+                name=ErrorName.HOST_INCOMPATIBLE,
             )
 
     # ---- what a killed save leaves besides the domain ----------------------------------------------

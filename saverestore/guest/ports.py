@@ -23,7 +23,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 from saverestore.interrupts import shield
 from saverestore.kernels.copying import copy_pages
 from saverestore.stream.layout import PAGE_SIZE, DomainType, entries_of, has_data
@@ -36,6 +36,8 @@ Bool: TypeAlias = npt.NDArray[np.bool_]
 
 class LogDirtyUnavailable(DomainError):
     """The hypervisor keeps no record of written pages for this domain; the text says why."""
+
+    name = ErrorName.LOG_DIRTY_UNAVAILABLE
 
 
 @dataclass

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
 from typing import TypeVar
 
-from saverestore.errors import UsageError
+from saverestore.errors import Advice, Remedy, UsageError
 
 
 class SaveFlag(IntFlag):
@@ -61,10 +61,7 @@ class RestoreArguments:
 
 Arguments = TypeVar("Arguments", SaveArguments, RestoreArguments)
 
-BY_HAND = (
-    "it is started by libxl, not by hand: LIBXL_SAVE_HELPER=/path/to/pyxc-save-helper xl save DOMAIN FILE "
-    "(see --help)"
-)
+BY_HAND = (Advice(Remedy.LET_LIBXL_START_IT),)
 
 
 def parse(words: Sequence[str]) -> SaveArguments | RestoreArguments:
@@ -73,19 +70,19 @@ def parse(words: Sequence[str]) -> SaveArguments | RestoreArguments:
         return _filled(SaveArguments, words)
     if words[:1] == ["--restore-domain"]:
         return _filled(RestoreArguments, words)
-    raise UsageError(f"neither --save-domain nor --restore-domain: {BY_HAND}")
+    raise UsageError("the arguments ask for neither a save nor a restore", remedies=BY_HAND)
 
 
 def _filled(kind: type[Arguments], words: Sequence[str]) -> Arguments:
     names = [field.name for field in fields(kind)]
     if len(words) != len(names) + 1:
-        raise UsageError(f"{words[0]} with {len(words) - 1} numbers, not {len(names)}: {BY_HAND}")
+        raise UsageError(f"{words[0]} with {len(words) - 1} numbers, not {len(names)}", remedies=BY_HAND)
     try:
         made = kind(**{name: int(word) for name, word in zip(names, words[1:], strict=True)})
     except ValueError as error:
-        raise UsageError(f"{words[0]}: {error}: {BY_HAND}") from error
+        raise UsageError(f"{words[0]}: {error}", remedies=BY_HAND) from error
     try:
         os.fstat(made.io_fd)
     except (OSError, OverflowError) as error:
-        raise UsageError(f"{words[0]}: descriptor {made.io_fd} is not open: {BY_HAND}") from error
+        raise UsageError(f"{words[0]}: descriptor {made.io_fd} is not open", remedies=BY_HAND) from error
     return made

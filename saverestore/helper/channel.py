@@ -7,7 +7,7 @@ import select
 import threading
 from typing import Self
 
-from saverestore.errors import TransportError
+from saverestore.errors import ErrorName, TransportError
 from saverestore.helper.messages import ALWAYS_TAKEN, NO_ERRNO, QUESTIONS, REPLY, Level, MessageType, pack
 from saverestore.interrupts import shield
 
@@ -17,6 +17,8 @@ CONTEXT = "pyxc"
 
 class LibxlGone(TransportError):
     """libxl has closed its ends of the pipes: there is nobody left to work for."""
+
+    name = ErrorName.LIBXL_GONE
 
 
 class Channel:

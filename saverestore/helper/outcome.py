@@ -1,23 +1,14 @@
-"""What came of the helper's work, as others are given it: a text and an errno for libxl, a report for `pyrestore`."""
+"""What came of the helper's work, as others are given it: an errno for libxl, a report for `pyrestore`."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 from collections.abc import Mapping
-from dataclasses import replace
 
 from saverestore.engine.progress import RestoreReport
-from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
+from saverestore.errors import Interrupted
 from saverestore.toolstack.helper_link import NUMBERS, HelperReport, Task
-
-
-def in_full(error: BaseException) -> str:
-    """The error in words, with its notes; an unforeseen one with its class."""
-    text = str(error) or type(error).__name__
-    if not isinstance(error, SaveRestoreError | OSError):
-        text = f"{type(error).__name__}: {text}"
-    return "; ".join([text, *getattr(error, "__notes__", [])])
 
 
 def errno_of(error: BaseException) -> int:
@@ -32,14 +23,6 @@ def errno_of(error: BaseException) -> int:
     return errno.EINVAL
 
 
-def exit_code_of(error: BaseException) -> int:
-    """What `pyrestore` ends with when its helper fails with this."""
-    if isinstance(error, SaveRestoreError):
-        return error.exit_code
-    is_xens = hasattr(error, "call")  # as pyxc's XenError, which this layer does not import
-    return ExitCode.XEN if is_xens else ExitCode.IO
-
-
 def leave_report(
     environment: Mapping[str, str], measured: RestoreReport, error: BaseException | None = None
 ) -> None:
@@ -51,6 +34,6 @@ def leave_report(
         return
     report = HelperReport(**{name: getattr(measured, name) for name in NUMBERS})
     if error is not None:
-        report = replace(report, error=in_full(error), exit_code=exit_code_of(error))
+        report = report.failed(error)
     with contextlib.suppress(OSError):
         report.leave(task.report)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
-from saverestore.errors import DomainError, ImageError
-from saverestore.guest.common.handles import FORCE, open_handles
+from saverestore.errors import DomainError, ErrorName, ImageError
+from saverestore.guest.common.handles import open_handles
 from saverestore.guest.kinds import this_host
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages, RestoreGuest
 from saverestore.helper.arguments import RestoreArguments, StreamType
@@ -44,7 +44,10 @@ class LibxlRestoreGuest:
             return
         answer = self._channel.ask(MessageType.STATIC_DATA_DONE, self._missing)
         if answer:
-            raise DomainError(f"libxl could not give the domain its CPU policy (it answered {answer})")
+            raise DomainError(
+                f"libxl could not give the domain its CPU policy (it answered {answer})",
+                name=ErrorName.LIBXL_FAILED,
+            )
 
     def write_pages(self, pfns: U64, types: U8) -> PageWindow:
         """See RestoreGuest."""
@@ -67,13 +70,6 @@ def _source(fd: int, task: Task | None) -> FdSource:
     return source
 
 
-def _unless(settings: Settings, task: Task | None) -> str | None:
-    """How the check of the CPU is passed over, in the words of whoever runs this; None when it is."""
-    if task is not None:
-        return FORCE if task.check_cpu else None
-    return "PYXC_CHECK_CPU=no" if settings.check_cpu else None
-
-
 def restore(
     arguments: RestoreArguments,
     settings: Settings,
@@ -89,10 +85,11 @@ def restore(
     """
     if arguments.stream_type != StreamType.PLAIN:
         raise DomainError(
-            "checkpointed streams (Remus, COLO) cannot be restored by this helper; use libxl's own"
+            "checkpointed streams (Remus, COLO) cannot be restored by this helper; use libxl's own",
+            name=ErrorName.CHECKPOINTS_UNSUPPORTED,
         )
     source = _source(arguments.io_fd, task)
-    unless = _unless(settings, task)
+    check_cpu = settings.check_cpu if task is None else task.check_cpu
     reader = LibxcReader(
         source,
         header_digest=None if task is None else task.before,
@@ -106,7 +103,7 @@ def restore(
                 f"the image holds an {reader.domain.type.name} domain, "
                 f"but libxl made an {kind.domain_type.name} one"
             )
-        guest = kind.restore_guest(handles, info, max_pages=info.max_pages, unless=unless)
+        guest = kind.restore_guest(handles, info, max_pages=info.max_pages, check_cpu=check_cpu)
         reader.max_pfn = kind.last_pfn(info.max_pages)
         channels = Channels(
             store_port=arguments.store_port,

@@ -12,7 +12,7 @@ from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport
 from saverestore.engine.save import save as save_image
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspender
 from saverestore.guest.kinds import this_host
@@ -51,7 +51,8 @@ class LibxlSuspender:
         if answer != SUSPENDED or not info.suspended:
             state = "suspended" if info.suspended else "not suspended"
             raise DomainError(
-                f"libxl was asked to suspend domain {self._domid} and answered {answer}; the domain is {state}"
+                f"libxl was asked to suspend domain {self._domid} and answered {answer}; the domain is {state}",
+                name=ErrorName.DOMAIN_UNRESPONSIVE,
             )
 
     def resume(self) -> None:
@@ -82,7 +83,8 @@ class LibxlEmulator:
         if answer:
             raise DomainError(
                 f"the device model of domain {self._domid} could not be told to {'begin' if on else 'stop'} logging "
-                f"what it writes (libxl answered {answer}); its own log is /var/log/xen/qemu-dm-*.log"
+                f"what it writes (libxl answered {answer}); its own log is /var/log/xen/qemu-dm-*.log",
+                name=ErrorName.DEVICE_MODEL_FAILED,
             )
 
 
@@ -93,9 +95,15 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
     reported to it; where libxl is gone (LibxlGone), `resume_without_libxl` does.
     """
     if arguments.stream_type != StreamType.PLAIN:
-        raise DomainError("checkpointed saves (Remus, COLO) cannot be made by this helper; use libxl's own")
+        raise DomainError(
+            "checkpointed saves (Remus, COLO) cannot be made by this helper; use libxl's own",
+            name=ErrorName.CHECKPOINTS_UNSUPPORTED,
+        )
     if not channel.takes(MessageType.SUSPEND):
-        raise DomainError("libxl has no callback to suspend the domain, so it cannot be saved")
+        raise DomainError(
+            "libxl has no callback to suspend the domain, so it cannot be saved",
+            name=ErrorName.HOST_UNSUPPORTED,
+        )
     live = bool(arguments.flags & SaveFlag.LIVE)
     digest = algorithm_for_writing(NO_DIGEST if settings.plain else settings.digest)
     if arguments.flags & SaveFlag.DEBUG:

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from saverestore import interrupts
 from saverestore.engine.progress import RestoreReport
-from saverestore.errors import ExitCode
+from saverestore.errors import Advice, ExitCode, Remedy, fact_of, remedies_of
 from saverestore.helper.arguments import RestoreArguments, SaveArguments, parse
 from saverestore.helper.channel import Channel, LibxlGone
 from saverestore.helper.messages import Level, MessageType
-from saverestore.helper.outcome import errno_of, in_full, leave_report
+from saverestore.helper.outcome import errno_of, leave_report
 from saverestore.helper.reporting import log_to
 from saverestore.helper.settings import Settings, read_settings
 from saverestore.toolstack.helper_link import Task
@@ -33,30 +34,33 @@ from saverestore.toolstack.helper_link import Task
 SUCCEEDED = 0
 FAILED = -1
 
+Describe: TypeAlias = Callable[[BaseException], str]
+"""The words for a failure: those who run this know what can be done about it, and name their own settings."""
+
 
 class NotResumed(LibxlGone):
-    """libxl is gone, and domain `domid`, which it was asked to suspend, could not be resumed."""
-
-    def __init__(self, message: str, domid: int) -> None:
-        self.domid = domid
-        super().__init__(message)
+    """libxl is gone, and the domain that it was asked to suspend could not be resumed."""
 
 
-def run(words: Sequence[str]) -> int:
+def run(words: Sequence[str], describe: Describe = fact_of) -> int:
     """Do what libxl asks for by these words, with libxl at standard input and output; the exit code.
 
     UsageError for words that are not libxl's; nothing has been touched then. Otherwise as `serve`.
     """
     arguments = parse(words)
-    return serve(arguments, Channel.on_standard_streams(arguments.callbacks), os.environ)
+    return serve(arguments, Channel.on_standard_streams(arguments.callbacks), os.environ, describe)
 
 
 def serve(
-    arguments: SaveArguments | RestoreArguments, channel: Channel, environment: Mapping[str, str]
+    arguments: SaveArguments | RestoreArguments,
+    channel: Channel,
+    environment: Mapping[str, str],
+    describe: Describe = fact_of,
 ) -> int:
     """Save or restore, and report to libxl how it went; 0 once libxl has acknowledged that, be it a failure.
 
-    `environment`: where settings are, and the task of whoever asked libxl.
+    `environment`: where settings are, and the task of whoever asked libxl. `describe`: the words for a failure that
+    `xl` prints; whoever left a task gets the fact alone, as the report for them has the remedies.
 
     LibxlGone when libxl went away meanwhile. A domain that it was asked to suspend has been resumed then, as a note
     of the error says; NotResumed when that failed.
@@ -75,7 +79,8 @@ def serve(
                 result, errnoval = FAILED, errno_of(error)
                 if isinstance(arguments, RestoreArguments):
                     leave_report(environment, measured, error)
-                channel.log(Level.ERROR, in_full(error), errnoval=errnoval)
+                text = describe(error) if Task.of(environment) is None else fact_of(error)
+                channel.log(Level.ERROR, text, errnoval=errnoval)
             channel.ask(MessageType.COMPLETE, result, errnoval)
     except LibxlGone as error:
         if MessageType.SUSPEND in channel.asked:
@@ -148,6 +153,7 @@ def _resume(domid: int, gone: LibxlGone) -> None:
         resume_without_libxl(domid)
     except Exception as error:  # whatever it was: the domain is suspended, and that must be said
         raise NotResumed(
-            f"{in_full(gone)}; domain {domid} could not be resumed: {in_full(error)}", domid
+            f"{fact_of(gone)}; domain {domid} could not be resumed: {fact_of(error)}",
+            remedies=[*remedies_of(error), Advice(Remedy.RECOVER, domid)],
         ) from error
     gone.add_note(f"domain {domid} is running again")

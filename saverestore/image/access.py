@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from saverestore.errors import UsageError
+from saverestore.errors import Advice, ErrorName, Remedy, UsageError
 from saverestore.transport.base import EndOfStream, RegularFile
 from saverestore.transport.fd import STDIN
 from saverestore.transport.random_access import (
@@ -29,8 +29,9 @@ def open_image(image: str) -> PlainFile | SeekableZstdFile:
     if access is None:
         what = "standard input" if image == STDIN else image
         raise UsageError(
-            f"{what} cannot be read here and there: that takes a file, plain or in seekable zstd "
-            "(`pyimage convert --compress zstd` makes such a file)"
+            f"{what} cannot be read here and there: that takes a file, plain or in seekable zstd",
+            name=ErrorName.NOT_RANDOM_ACCESS,
+            remedies=[Advice(Remedy.MAKE_SEEKABLE, image)],
         )
     return access
 

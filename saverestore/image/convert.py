@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saverestore.errors import ImageError
+from saverestore.errors import Advice, ErrorName, ImageError, Remedy
 from saverestore.image.convert_digest import DigestPlan
 from saverestore.image.convert_pages import PageConverter
 from saverestore.image.index import Progress
@@ -51,15 +51,17 @@ TRAILER_MAX_BYTES = 80 << 20
 
 @dataclass
 class Conversion:
-    """What a conversion did. `left_out`: records that could not go into the result, in words, each kind once."""
+    """What a conversion did.
+
+    `left_out`: records that could not go into the result, in words, each kind once, with what can be done about it.
+    """
 
     nr_pages: int = 0
-    left_out: list[str] = field(default_factory=list)
+    left_out: dict[str, Advice | None] = field(default_factory=dict)
 
-    def leave_out(self, name: str) -> None:
+    def leave_out(self, name: str, advice: Advice | None = None) -> None:
         """Note that a record was left out."""
-        if name not in self.left_out:
-            self.left_out.append(name)
+        self.left_out.setdefault(name, advice)
 
 
 def convert(
@@ -127,7 +129,9 @@ class _Conversion:
         if isinstance(event, XlHeader):
             if event.config is None:
                 raise ImageError(
-                    f"{self._source.name}: xl's header has no configuration to go on with", offset=0
+                    f"{self._source.name}: xl's header has no configuration to go on with",
+                    offset=0,
+                    name=ErrorName.CONFIGURATION_MISSING,
                 )
             XlHeader.write(self._header, event.config)
         elif isinstance(event, LibxlReader):
@@ -175,7 +179,7 @@ class _Conversion:
         elif isinstance(record, ImageDigest):
             if self._plan.keeps_none:
                 self.done.leave_out(
-                    "the digest, which the image does not announce at its begin; see --digest"
+                    "the digest, which the image does not announce at its start", Advice(Remedy.CHOOSE_DIGEST)
                 )
         elif isinstance(record, Provenance):
             if (changed := self._plan.provenance(record)) is not None:

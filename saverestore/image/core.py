@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saverestore.errors import ImageError
+from saverestore.errors import Advice, ErrorName, ImageError, Remedy
 from saverestore.image import elf
 from saverestore.image.index import ImageIndex, Progress, offsets_of_places
 from saverestore.image.pages import Batch, batches_of, pfns_with_data, read_pages, runs_of
@@ -96,7 +96,9 @@ def write_core(
     """
     if index.domain is not None and index.domain.type is DomainType.ARM64:
         raise ImageError(
-            "it holds an arm64 domain: core files are made of x86 domains only ('pyimage dump' has memory)"
+            "it holds an arm64 domain: core files are made of x86 domains only",
+            name=ErrorName.IMAGE_UNSUPPORTED,
+            remedies=[Advice(Remedy.DUMP_MEMORY)],
         )
     vcpus, unknown = vcpus_of(index)
     vmcoreinfo: bytes | None = None

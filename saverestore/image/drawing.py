@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from saverestore.errors import UsageError
+from saverestore.errors import ErrorName, UsageError
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -116,7 +116,9 @@ def encoder_for(name: str) -> Encoder:
     if suffix == ".png":
         require_pillow()
         return Drawing.as_png
-    raise UsageError(f"{name}: the name must end in .png or .svg, to tell the format")
+    raise UsageError(
+        f"{name}: the name must end in .png or .svg, to tell the format", name=ErrorName.FILE_UNSUITABLE
+    )
 
 
 def require_pillow() -> None:
@@ -126,7 +128,8 @@ def require_pillow() -> None:
     except ImportError as error:
         raise UsageError(
             "PNG needs Pillow: install python3-pil, or pip install 'pysave[picture]'; "
-            "or give FILE a name that ends in .svg"
+            "or give FILE a name that ends in .svg",
+            name=ErrorName.PACKAGE_MISSING,
         ) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from saverestore.errors import ImageError, UsageError
+from saverestore.errors import Advice, ErrorName, ImageError, Remedy, UsageError
 from saverestore.image.access import AccessSource
 from saverestore.image.pagemap import PageMap
 from saverestore.stream.codecs import Codec
@@ -150,8 +150,9 @@ def _check_plain(record: PageData, name: str) -> None:
     """UsageError for pages that cannot be found by their offset, as they are coded together."""
     if record.codec is not Codec.NONE or record.nr_told_zero:
         raise UsageError(
-            f"{name}: its pages are coded and cannot be read here and there; first bring it into Xen's own form: "
-            "`pyimage convert IMAGE -o FILE`, with --compress zstd if it is to be small"
+            f"{name}: its pages are coded and cannot be read here and there",
+            name=ErrorName.NOT_RANDOM_ACCESS,
+            remedies=[Advice(Remedy.CONVERT_TO_XEN, name)],
         )
 
 

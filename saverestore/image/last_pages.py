@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from saverestore.errors import TransportError
+from saverestore.errors import TransportError, name_of_errno
 from saverestore.image.pagemap import PageMap
 from saverestore.image.pages import Pages, read_pages
 from saverestore.kernels.zero_pages import zero_pages
@@ -39,7 +39,8 @@ class LastPages:
         except OSError as error:
             raise TransportError(
                 f"{folder}: a temporary file, for pages that later ones are coded by, cannot be made there: "
-                f"{error.strerror}"
+                f"{error.strerror}",
+                name=name_of_errno(error.errno),
             ) from error
         name = f"a temporary file in {folder}, for pages that later ones are coded by"
         fd = self._file.fileno()

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from saverestore.errors import UsageError
+from saverestore.errors import ErrorName, UsageError
 from saverestore.image.index import ImageIndex, Progress, offsets_of_places, types_of_places, with_data
 from saverestore.image.pagemap import PageMap
 from saverestore.stream.layout import PAGE_SIZE, BoolArray, PageType, U64Array
@@ -72,11 +72,17 @@ def check_range(index: ImageIndex, first: int, last: int) -> None:
     pfns = pfns_with_data(index.pages)
     highest = int(pfns[-1]) if len(pfns) else -1
     if last > highest:
-        raise UsageError(f"{index.name}: no pfn {last:#x}: the last page is that of pfn {highest:#x}")
+        raise UsageError(
+            f"{index.name}: no pfn {last:#x}: the last page is that of pfn {highest:#x}",
+            name=ErrorName.PAGE_NOT_IN_IMAGE,
+        )
     if np.searchsorted(pfns, first) == np.searchsorted(pfns, last, side="right"):
         kind = int(types_of_places(index.pages.get(np.array([first], dtype=np.uint64)))[0])
         what = f": it is {PageType(kind).name}" if first == last and kind else ""
-        raise UsageError(f"{index.name}: no page of pfn {first:#x} to {last:#x} is in the image{what}")
+        raise UsageError(
+            f"{index.name}: no page of pfn {first:#x} to {last:#x} is in the image{what}",
+            name=ErrorName.PAGE_NOT_IN_IMAGE,
+        )
 
 
 def pages_from(access: RandomAccess, pages: PageMap, first: int, last: int) -> Iterator[Batch]:

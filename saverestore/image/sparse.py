@@ -8,7 +8,7 @@ import stat
 
 import numpy as np
 
-from saverestore.errors import TransportError, UsageError
+from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.image.pages import Pages, spans_of
 from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream.layout import PAGE_SIZE, U64Array
@@ -24,7 +24,10 @@ class SparseFile:
     def __init__(self, fd: int, name: str, size: int) -> None:
         """UsageError when `fd` is no regular file."""
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise UsageError(f"{name} is no regular file: what is written has holes, which only a file has")
+            raise UsageError(
+                f"{name} is no regular file: what is written has holes, which only a file has",
+                name=ErrorName.FILE_UNSUITABLE,
+            )
         self._fd = fd
         self.name = name
         try:
@@ -56,5 +59,7 @@ class SparseFile:
 
     def _failure(self, error: Exception) -> TransportError:
         number = getattr(error, "errno", errno.EFBIG)
-        hint = "; free some space or write to another place" if number in SPACE_ERRORS else ""
-        return TransportError(f"{self.name}: writing failed: {os.strerror(number)}{hint}")
+        text = f"{self.name}: writing failed: {os.strerror(number)}"
+        if number in SPACE_ERRORS:
+            return TransportError(text, name=ErrorName.DISK_FULL, remedies=[Advice(Remedy.OTHER_PLACE)])
+        return TransportError(text, name=name_of_errno(number))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from saverestore.errors import UsageError
+from saverestore.errors import ErrorName, UsageError
 from saverestore.operations.requests import STDOUT, SaveRequest
 from saverestore.transport.base import ByteSink, ImageSink
 from saverestore.transport.newfile import NewFile
@@ -126,6 +126,8 @@ def _place_of(request: SaveRequest) -> Iterator[Place]:
         return
     path = Path(request.image)
     if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; nothing was done")
+        raise UsageError(
+            f"{path}: there is no folder {path.parent}; nothing was done", name=ErrorName.FILE_NOT_FOUND
+        )
     with NewFile(path, overwrite=request.overwrite) as file:
         yield file

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
-from saverestore.guest.common.handles import FORCE, Handles, open_handles
+from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
@@ -113,7 +113,7 @@ class Host:
             self.handles.xen.domain(fresh.domid),
             max_pages=max_pages,
             gic_version=config.gic_version,
-            unless=None if force else FORCE,
+            check_cpu=not force,
             is_built=fresh.is_built,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from saverestore.errors import ImageError
+from saverestore.errors import ErrorName, ImageError
 from saverestore.stream.header_digest import HeaderDigest, HeaderDigestSource
 from saverestore.stream.libxl import LibxlReader, LibxlRecordType
 from saverestore.stream.records import Following
@@ -63,7 +63,8 @@ def opened(image: str, name: str | None = None) -> Iterator[OpenedImage]:
             header = XlHeader.read(outside)
             if header.config is None:
                 raise ImageError(
-                    f"{source.name} has no domain configuration: it cannot be restored without one"
+                    f"{source.name} has no domain configuration: it cannot be restored without one",
+                    name=ErrorName.CONFIGURATION_MISSING,
                 )
             guest_config = config.parse(header.config)
             stream = LibxlReader(outside)

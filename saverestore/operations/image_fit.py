@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.kinds import Architecture
 from saverestore.operations.image import opened
 from saverestore.operations.requests import STDIN
@@ -28,4 +28,4 @@ def check(handles: Handles, kinds: Architecture, image: str, *, force: bool) -> 
                 break
             if not isinstance(record, UnknownOptional):
                 records.append(record)
-        kind.check_static_records(handles, records, found.config, unless=None if force else FORCE)
+        kind.check_static_records(handles, records, found.config, check_cpu=not force)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saverestore.engine.policy import OnStall
-from saverestore.errors import DomainError, SaveRestoreError, TransportError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, TransportError
 from saverestore.guest.kinds import this_host
 from saverestore.guest.ports import SaveGuest, Throttle
 from saverestore.operations.commit import Commit, commit_of
@@ -76,16 +76,20 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
         return
     told = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
     if not request.force:
-        raise DomainError(f"{told}; nothing was done (--force -p or -c saves it all the same{_for_whom()})")
+        raise DomainError(
+            f"{told}; nothing was done",
+            name=ErrorName.DEVICES_UNSUPPORTED,
+            remedies=[
+                Advice(Remedy.SAVE_WITHOUT_DEVICES, "xl restore" if this_host().libxl_restores else None)
+            ],
+        )
     if request.final_state is FinalState.DESTROY:
         raise DomainError(
-            f"{told}, nor take away; nothing was done (use --force with -p, then 'xl destroy {domain.domid}')"
+            f"{told}, nor take away; nothing was done",
+            name=ErrorName.DEVICES_UNSUPPORTED,
+            remedies=[Advice(Remedy.SAVE_PAUSED_AND_DESTROY, domain.domid)],
         )
-    LOG.warning("%s; saved all the same, as --force says", told)
-
-
-def _for_whom() -> str:
-    return ", for 'xl restore'" if this_host().libxl_restores else ""
+    LOG.warning("%s; saved all the same, as was asked for", told)
 
 
 def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequest) -> None:
@@ -95,7 +99,9 @@ def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequ
     if request.live:
         raise DomainError(
             f"{domain} has PCI devices of its own ({', '.join(devices)}), which write to its memory unseen: it "
-            "cannot be saved live; nothing was done (without --live, or after 'xl pci-detach')"
+            "cannot be saved live; nothing was done",
+            name=ErrorName.DEVICES_UNSUPPORTED,
+            remedies=[Advice(Remedy.SAVE_WITHOUT_LIVE), Advice(Remedy.DETACH_PCI, domain.domid)],
         )
     LOG.warning(
         "%s has PCI devices of its own (%s): what these were doing is not in the image",
@@ -114,7 +120,9 @@ def check_room(commit: Commit, guest: SaveGuest, domain: Domain) -> None:
     if needed > free:
         raise TransportError(
             f"{domain} needs about {needed >> 20} MiB, {commit.name} has room for {free >> 20} MiB; "
-            "nothing was done"
+            "nothing was done",
+            name=ErrorName.DISK_FULL,
+            remedies=[Advice(Remedy.OTHER_PLACE)],
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
-from saverestore.errors import DomainError, XenRefused
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused
 from saverestore.guest.kinds import this_host
 from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
@@ -98,10 +98,10 @@ def _watch(host: Host, domid: int, name: str) -> None:
         host.watch(domid, name)
     except XenRefused as error:
         LOG.warning(
-            "nothing watches %s: when it powers off or reboots, it stays as it is then ('pyxc-watch %d' would): %s",
+            "nothing watches %s: when it powers off or reboots, it stays as it is then: %s",
             name,
-            domid,
             error,
+            extra={"remedies": [Advice(Remedy.WATCH, domid)]},
         )
 
 
@@ -153,20 +153,21 @@ def _check_left_out(guest_config: GuestConfig, why_bare: str, *, force: bool) ->
     if guest_config.devices and not force:
         raise DomainError(
             f"{guest_config.name} has devices that the bare toolstack cannot bring back{why_bare}: "
-            f"{', '.join(guest_config.devices)}; nothing was done (--force restores it without them"
-            f"{_who_does('them')})"
+            f"{', '.join(guest_config.devices)}; nothing was done",
+            name=ErrorName.DEVICES_UNSUPPORTED,
+            remedies=[Advice(Remedy.RESTORE_WITHOUT_DEVICES), *_by_xl()],
         )
     if guest_config.left_out:
         LOG.warning(
-            "%s: the bare toolstack does not bring back: %s%s",
+            "%s: the bare toolstack does not bring back: %s",
             guest_config.name,
             ", ".join(guest_config.left_out),
-            _who_does("that"),
+            extra={"remedies": _by_xl()},
         )
 
 
-def _who_does(what: str) -> str:
-    return f"; 'xl restore' brings {what} back" if this_host().libxl_restores else ""
+def _by_xl() -> list[Advice]:
+    return [Advice(Remedy.RESTORE_BY_XL)] if this_host().libxl_restores else []
 
 
 def _check_there(guest_config: GuestConfig, *, force: bool) -> None:
@@ -176,8 +177,12 @@ def _check_there(guest_config: GuestConfig, *, force: bool) -> None:
         return
     told = f"{guest_config.name} needs what this host has not: {'; '.join(missing)}"
     if not force:
-        raise DomainError(f"{told}; nothing was done (--force tries it all the same)")
-    LOG.warning("%s; tried all the same, as --force says", told)
+        raise DomainError(
+            f"{told}; nothing was done",
+            name=ErrorName.HOST_LACKS_DEVICE,
+            remedies=[Advice(Remedy.RESTORE_ANYWAY)],
+        )
+    LOG.warning("%s; tried all the same, as was asked for", told)
 
 
 def _tell_time(source: ImageSource, findings: Findings) -> None:

@@ -8,7 +8,7 @@ from typing import Self
 from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 from saverestore.guest.kinds import Architecture, Kind
 from saverestore.interrupts import shield
 from saverestore.operations.host import Host
@@ -90,6 +90,7 @@ def _kind_of(kinds: Architecture, guest_config: GuestConfig, reader: LibxcReader
     if kind.has_device_model:
         raise DomainError(
             f"{guest_config.name} is an HVM domain with a device model, which the bare toolstack cannot restore; "
-            "nothing was done"
+            "nothing was done",
+            name=ErrorName.TOOLSTACK_UNSUITABLE,
         )
     return kind

@@ -10,7 +10,7 @@ from typing import Self
 
 from saverestore import interrupts
 from saverestore.engine.progress import Progress, RestoreReport
-from saverestore.errors import SaveRestoreError, XenRefused
+from saverestore.errors import ErrorName, SaveRestoreError, XenRefused
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
 from saverestore.operations.host import Host
@@ -107,7 +107,8 @@ class RestoringByLibxl:
                 interrupts.too_late()
         except XenError as error:
             raise XenRefused(
-                f"{self._image.config.name} was restored, but could not be started: {error}"
+                f"{self._image.config.name} was restored, but could not be started: {error}",
+                name=ErrorName.LIBXL_FAILED,
             ) from error
         self._report.start_s = self._host.clock() - filled_at
 

@@ -17,7 +17,7 @@ from saverestore.engine.progress import DomainState, Progress, SaveReport
 from saverestore.engine.save import write_up_to_end
 from saverestore.engine.session import SaveSession
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import DomainError, XenRefused
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused, advise
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
 from saverestore.operations.commit import Commit, commit_of
@@ -149,7 +149,9 @@ def _make_final(
     except (XenError, DomainError) as error:
         raise XenRefused(
             f"{request.image} is complete, but {domain} could not be made {request.final_state.value}: {error}; "
-            f"it is still there, see 'xl list'"
+            "it is still there",
+            name=ErrorName.FINAL_STATE_FAILED,
+            remedies=[Advice(Remedy.LIST_DOMAINS)],
         ) from error
     report.domain_state = DomainState(request.final_state.value)
     if request.final_state is not FinalState.DESTROY:
@@ -166,7 +168,8 @@ def _saying_what_is_left(commit: Commit, domain: Domain, report: SaveReport) -> 
         yield
     except BaseException as error:
         if report.domain_state is DomainState.STUCK:
-            error.add_note(f"{commit.left_behind}; {domain}: 'pysave --recover {domain.domid}'")
+            error.add_note(commit.left_behind)
+            advise(error, Advice(Remedy.RECOVER, domain.domid))
         else:
             error.add_note(f"{commit.left_behind}; {domain} is running")
         raise

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from saverestore.errors import SaveRestoreError
+from saverestore.errors import SaveRestoreError, fact_of
 from saverestore.interrupts import SIGNALS, shield
 from saverestore.process import ending, stand_in
 from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE
@@ -135,7 +135,7 @@ def _be_helper(
                 code = main(words)
             except SaveRestoreError as error:
                 code = error.exit_code
-                _report(f"{HELPER}: {error}\n")
+                _report(f"{HELPER}: {fact_of(error)}\n")
             with suppress(OSError):
                 connection.send(str(code).encode())
     except BaseException:

@@ -11,7 +11,7 @@ from typing import Any
 import saverestore
 from saverestore.engine.policy import Limits, RoundStats, dirty_rate, predict
 from saverestore.engine.progress import RestoreReport, SaveReport
-from saverestore.errors import ExitCode
+from saverestore.errors import ErrorName, ExitCode
 from saverestore.stream.layout import PAGE_SIZE
 
 REPORT_VERSION = 1
@@ -25,7 +25,7 @@ class Outcome:
     """One run of a command, seen from outside.
 
     `domain`: as it was called, or None where that was not known when it failed. `error`: what was told of its
-    failure; None when it did what it should.
+    failure, and `error_name` the cause by its stable name; None when it did what it should.
     """
 
     tool: str
@@ -36,6 +36,7 @@ class Outcome:
     options: dict[str, Any] = field(default_factory=dict)
     exit_code: int = ExitCode.DONE
     error: str | None = None
+    error_name: ErrorName | None = None
 
     @property
     def result(self) -> str:
@@ -101,6 +102,7 @@ def _head(outcome: Outcome, domain_state: str) -> Facts:
         "result": outcome.result,
         "exit_code": int(outcome.exit_code),
         "error": outcome.error,
+        "error_name": outcome.error_name,
         "domain_state": domain_state,
         "page_bytes": PAGE_SIZE,
     }

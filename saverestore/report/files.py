@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from saverestore.errors import UsageError
+from saverestore.errors import ErrorName, UsageError
 from saverestore.report.facts import Facts
 
 JSON, HTML = ENDINGS = (".json", ".html")
@@ -15,11 +15,14 @@ def checked(text: str) -> Path:
     """The path that a person gave. UsageError, before anything is done, when no report could be written there."""
     path = Path(text)
     if path.suffix not in ENDINGS:
-        raise UsageError(f"{text}: a report's name ends in .json or .html, which says what is written")
+        raise UsageError(
+            f"{text}: a report's name ends in .json or .html, which says what is written",
+            name=ErrorName.FILE_UNSUITABLE,
+        )
     if not path.parent.is_dir():
-        raise UsageError(f"{text}: there is no folder {path.parent}")
+        raise UsageError(f"{text}: there is no folder {path.parent}", name=ErrorName.FILE_NOT_FOUND)
     if path.is_dir():
-        raise UsageError(f"{text} is a directory; give a file name in it")
+        raise UsageError(f"{text} is a directory; give a file name in it", name=ErrorName.FILE_UNSUITABLE)
     return path
 
 

@@ -15,7 +15,7 @@ from enum import IntEnum
 from types import ModuleType
 from typing import TYPE_CHECKING, Self
 
-from saverestore.errors import ExitCode, SaveRestoreError, UsageError
+from saverestore.errors import ErrorName, ExitCode, SaveRestoreError, UsageError
 from saverestore.stream.undecodable import Undecodable
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class CodecUnavailable(SaveRestoreError):
     """The library of a codec is not installed on this host; nothing is wrong with the image."""
 
     exit_code = ExitCode.IMAGE
+    name = ErrorName.PACKAGE_MISSING
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Coding:
         try:
             library_of(codec)
         except CodecUnavailable as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(str(error), name=ErrorName.PACKAGE_MISSING) from error
         return cls(codec, level)
 
     def __str__(self) -> str:

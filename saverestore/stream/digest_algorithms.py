@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from saverestore.errors import UsageError
+from saverestore.errors import ErrorName, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -92,5 +92,5 @@ def algorithm_for_writing(option: str) -> DigestAlgorithm | None:
     try:
         new_hasher(algorithm)
     except MissingPackage as error:
-        raise UsageError(f"{error}; nothing was done") from error
+        raise UsageError(f"{error}; nothing was done", name=ErrorName.PACKAGE_MISSING) from error
     return algorithm

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from saverestore.errors import ErrorName
 from saverestore.stream.digest_algorithms import (
     DIGEST_OPTIONS,
     NO_DIGEST,
@@ -107,7 +108,7 @@ class DigestCheck:
                 offset,
             )
         if self._required:
-            raise _bad(f"{name} has no digest, as was required", offset)
+            raise _bad(f"{name} has no digest, as was required", offset, name=ErrorName.DIGEST_MISSING)
 
     def _announce(self, fields: object, offset: int) -> None:
         if not isinstance(fields, dict) or "digest" not in fields:
@@ -115,7 +116,9 @@ class DigestCheck:
         option = fields["digest"]
         if option not in DIGEST_OPTIONS or option == NO_DIGEST:
             raise _bad(
-                f"the image has a digest called {option!r}: it needs a newer version of this program", offset
+                f"the image has a digest called {option!r}: it needs a newer version of this program",
+                offset,
+                name=ErrorName.IMAGE_UNSUPPORTED,
             )
         algorithm = DigestAlgorithm[option.upper()]
         if self._announced and algorithm is not self._algorithm:
@@ -131,13 +134,16 @@ class DigestCheck:
             raise _bad(
                 f"{self._inner.name} is damaged before the image header: its digest there does not hold",
                 offset,
+                name=ErrorName.DIGEST_MISMATCH,
             )
 
     def _new_hasher(self, offset: int) -> Hasher:
         try:
             return new_hasher(self._algorithm)
         except MissingPackage as error:
-            raise _bad(f"the image's digest cannot be checked: {error}", offset) from error
+            raise _bad(
+                f"the image's digest cannot be checked: {error}", offset, name=ErrorName.PACKAGE_MISSING
+            ) from error
 
     def _compare(self, record: ImageDigest, offset: int) -> None:
         name = self._inner.name
@@ -147,6 +153,7 @@ class DigestCheck:
             raise _bad(
                 f"the image's digest is of algorithm {record.algorithm}: it needs a newer version of this program",
                 offset,
+                name=ErrorName.IMAGE_UNSUPPORTED,
             ) from None
         if algorithm is not self._algorithm:
             if self._announced:
@@ -162,6 +169,7 @@ class DigestCheck:
                 f"{name} is damaged: its {algorithm.title} digest is {record.digest.hex()}, "
                 f"that of what was read {self._made.hex()}",
                 offset,
+                name=ErrorName.DIGEST_MISMATCH,
             )
         self.checked = algorithm
 
@@ -174,11 +182,12 @@ class DigestCheck:
                 f"the image's {self._algorithm.title} digest cannot be checked on the way, as the image does not "
                 "tell of it at its beginning: give it as an uncompressed file",
                 offset,
+                name=ErrorName.NOT_RANDOM_ACCESS,
             )
         for part in file.read_again(self._begin, offset - self._begin):
             hasher.update(part)
         return hasher.digest()
 
 
-def _bad(problem: str, offset: int) -> BadRecord:
-    return BadRecord(problem, offset=offset, type=RecordType.IMAGE_DIGEST)
+def _bad(problem: str, offset: int, name: ErrorName | None = None) -> BadRecord:
+    return BadRecord(problem, offset=offset, type=RecordType.IMAGE_DIGEST, name=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saverestore.errors import ImageError
+from saverestore.errors import ErrorName, ImageError
 
 
 class BadHeader(ImageError):
@@ -12,13 +12,15 @@ class BadHeader(ImageError):
 class BadRecord(ImageError):
     """A record's length or content breaks the format. `type` is the number on the wire."""
 
-    def __init__(self, message: str, *, offset: int | None, type: int) -> None:
+    def __init__(self, message: str, *, offset: int | None, type: int, name: ErrorName | None = None) -> None:
         self.type = type
-        super().__init__(message, offset=offset)
+        super().__init__(message, offset=offset, name=name)
 
 
 class UnknownRecord(BadRecord):
     """A mandatory record of a type that is not known here: whoever wrote it is newer."""
+
+    name = ErrorName.IMAGE_UNSUPPORTED
 
 
 class OutOfOrder(BadRecord):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from saverestore.errors import ErrorName
 from saverestore.stream.errors import BadHeader
 from saverestore.stream.layout import (
     DOMAIN_HEADER,
@@ -47,17 +48,21 @@ class ImageHeader:
                 f"{source.name}: no libxc image: it begins with {data[:12].hex()}, "
                 "not with eight bytes ff and XENF",
                 offset=offset,
+                name=ErrorName.NOT_AN_IMAGE,
             )
         if version not in IMAGE_VERSIONS:
             raise BadHeader(
                 f"{source.name}: libxc image of version {version}: versions 1 (draft-b), 2 and 3 can be read; "
                 "a higher one needs a newer version of this program",
                 offset=offset,
+                name=ErrorName.IMAGE_UNSUPPORTED,
             )
         order = ByteOrder.BIG if options & IMAGE_OPTION_BIG_ENDIAN else ByteOrder.LITTLE
         if order is ByteOrder.BIG and version != DRAFT_B_VERSION:
             raise BadHeader(
-                f"{source.name}: big-endian image, which no host that runs Xen writes", offset=offset
+                f"{source.name}: big-endian image, which no host that runs Xen writes",
+                offset=offset,
+                name=ErrorName.IMAGE_UNSUPPORTED,
             )
         if options & ~IMAGE_OPTION_BIG_ENDIAN or reserved or more_reserved:
             raise BadHeader(
@@ -94,7 +99,9 @@ class DomainHeader:
         except ValueError:
             known = ", ".join(f"{kind.value} {kind.name}" for kind in DomainType)
             raise BadHeader(
-                f"{source.name}: unknown domain type {type}; known are {known}", offset=offset
+                f"{source.name}: unknown domain type {type}; known are {known}",
+                offset=offset,
+                name=ErrorName.IMAGE_UNSUPPORTED,
             ) from None
         if page_shift != PAGE_SHIFT:
             raise BadHeader(

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Self
 
+from saverestore.errors import ErrorName
 from saverestore.stream.errors import BadHeader, BadRecord, OutOfOrder, UnknownRecord
 from saverestore.stream.layout import MIB, padding_of
 from saverestore.transport.base import ByteSink, ByteSource
@@ -163,16 +164,27 @@ class LibxlReader:
         head = prefix + source.read(HEADER.size - len(prefix), "libxl's header")
         ident, version, options = HEADER.unpack(head)
         if ident != IDENT:
-            raise BadHeader(f"{source.name}: no libxl stream: it begins with {head[:8].hex()}", offset=offset)
+            raise BadHeader(
+                f"{source.name}: no libxl stream: it begins with {head[:8].hex()}",
+                offset=offset,
+                name=ErrorName.NOT_AN_IMAGE,
+            )
         if version != VERSION:
             raise BadHeader(
                 f"{source.name}: libxl stream of version {version}; version {VERSION} can be read",
                 offset=offset,
+                name=ErrorName.IMAGE_UNSUPPORTED,
             )
         if options & Option.BIG_ENDIAN:
-            raise BadHeader(f"{source.name}: big-endian libxl stream", offset=offset)
+            raise BadHeader(
+                f"{source.name}: big-endian libxl stream", offset=offset, name=ErrorName.IMAGE_UNSUPPORTED
+            )
         if options & ~int(Option.LEGACY):
-            raise BadHeader(f"{source.name}: unknown options {options:#x} in libxl's header", offset=offset)
+            raise BadHeader(
+                f"{source.name}: unknown options {options:#x} in libxl's header",
+                offset=offset,
+                name=ErrorName.IMAGE_UNSUPPORTED,
+            )
         self.version: int = version
         self.legacy = bool(options & Option.LEGACY)
 

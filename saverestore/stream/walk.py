@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn, TypeAlias
 
+from saverestore.errors import Advice, ErrorName, Remedy
 from saverestore.stream.errors import BadHeader, OutOfOrder
 from saverestore.stream.header_digest import HeaderDigest, HeaderDigestSource
 from saverestore.stream.libxl import IDENT, LibxlReader, LibxlRecord, LibxlRecordType
@@ -30,12 +31,11 @@ LIBXC_PREFIX = b"\xff" * PREFIX_BYTES
 LIBXL_PREFIX = IDENT.to_bytes(PREFIX_BYTES, "big")
 
 OTHER_FORMATS = {
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; give it through a pipe: zstd -dc IMAGE | pyimage … -",
-    b"\x1f\x8b": "compressed with gzip; give it through a pipe: gzip -dc IMAGE | pyimage … -",
-    b"\xfd7zXZ\0": "compressed with xz; give it through a pipe: xz -dc IMAGE | pyimage … -",
     b"LinuxGue": "an image of xend (Xen 4.4 or before), which cannot be read here",
     b"\x7fELF": "an ELF file; images of Xen are none",
 }
+
+COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz"}
 
 T = LibxlRecordType
 
@@ -64,10 +64,22 @@ def walk(source: ByteSource, *, check_digest: bool = True) -> Iterator[Event]:
 
 
 def _refuse_prefix(name: str, prefix: bytes) -> NoReturn:
+    for magic, program in COMPRESSED.items():
+        if prefix.startswith(magic):
+            raise BadHeader(
+                f"{name}: no image as it is, but compressed with {program}",
+                offset=0,
+                name=ErrorName.NOT_AN_IMAGE,
+                remedies=[Advice(Remedy.DECOMPRESS, program)],
+            )
     for magic, what in OTHER_FORMATS.items():
         if prefix.startswith(magic):
-            raise BadHeader(f"{name}: no image as it is, but {what}", offset=0)
-    raise BadHeader(f"{name}: no image of a Xen domain: it begins with {prefix.hex()}", offset=0)
+            raise BadHeader(f"{name}: no image as it is, but {what}", offset=0, name=ErrorName.NOT_AN_IMAGE)
+    raise BadHeader(
+        f"{name}: no image of a Xen domain: it begins with {prefix.hex()}",
+        offset=0,
+        name=ErrorName.NOT_AN_IMAGE,
+    )
 
 
 def _walk_libxl(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Self
 
-from saverestore.errors import ImageError
+from saverestore.errors import ErrorName, ImageError
 from saverestore.stream.errors import BadHeader
 from saverestore.stream.layout import MIB
 from saverestore.transport.base import ByteSink, ByteSource
@@ -55,11 +55,16 @@ class XlHeader:
         head = prefix + source.read(HEADER.size - len(prefix), "xl's header")
         magic, mark, mandatory, _optional, data_bytes = HEADER.unpack(head)
         if magic != MAGIC:
-            raise BadHeader(f"{source.name}: no image of xl: it begins with {head[:12].hex()}", offset=offset)
+            raise BadHeader(
+                f"{source.name}: no image of xl: it begins with {head[:12].hex()}",
+                offset=offset,
+                name=ErrorName.NOT_AN_IMAGE,
+            )
         if mark == OTHER_BYTE_ORDER_MARK:
             raise BadHeader(
                 f"{source.name}: xl's header is big-endian, from a host that cannot be restored here",
                 offset=offset,
+                name=ErrorName.IMAGE_UNSUPPORTED,
             )
         if mark != BYTE_ORDER_MARK:
             raise BadHeader(
@@ -91,12 +96,15 @@ def _check_flags(mandatory: int, name: str, offset: int) -> None:
     unknown = mandatory & ~int(MandatoryFlag.JSON | MandatoryFlag.STREAM_V2)
     if unknown:
         raise BadHeader(
-            f"{name}: unknown mandatory flags {unknown:#x} in xl's header: a newer xl wrote it", offset=offset
+            f"{name}: unknown mandatory flags {unknown:#x} in xl's header: a newer xl wrote it",
+            offset=offset,
+            name=ErrorName.IMAGE_UNSUPPORTED,
         )
     if not mandatory & MandatoryFlag.STREAM_V2:
         raise BadHeader(
             f"{name}: a legacy image, of Xen 4.5 or before; restore and save it again with Xen 4.6 to 4.17",
             offset=offset,
+            name=ErrorName.IMAGE_UNSUPPORTED,
         )
 
 
@@ -118,7 +126,9 @@ def _read_config(source: ByteSource, mandatory: int, data_bytes: int) -> bytes |
         return None
     if not mandatory & MandatoryFlag.JSON:
         raise BadHeader(
-            f"{source.name}: the domain's configuration is not JSON: xl before 4.5 wrote it", offset=offset
+            f"{source.name}: the domain's configuration is not JSON: xl before 4.5 wrote it",
+            offset=offset,
+            name=ErrorName.IMAGE_UNSUPPORTED,
         )
     if config.find(b"\0") != length - 1:
         raise BadHeader(

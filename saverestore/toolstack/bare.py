@@ -14,7 +14,7 @@ import uuid
 
 from pyxc import XenError
 from pyxc.store import Permission, Transaction
-from saverestore.errors import DomainError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.pages import SLACK_KIB
 from saverestore.guest.kinds import Kind, this_host
@@ -55,7 +55,8 @@ class Bare:
         if this_host().of_domain(self._handles, domain.info).has_device_model:
             raise DomainError(
                 f"{domain} is an HVM domain with a device model, which the bare toolstack cannot save{self._hint}; "
-                "nothing was done"
+                "nothing was done",
+                name=ErrorName.TOOLSTACK_UNSUITABLE,
             )
 
     def destroy(self, domain: Domain) -> None:
@@ -99,8 +100,9 @@ def check_host(handles: Handles) -> None:
         where = handles.store.read(f"/tool/{daemon}/domid")
         if where not in (None, "", "0"):
             raise DomainError(
-                f"{daemon} of this host runs in domain {where}, which is not supported yet; nothing was done "
-                "('xl restore' can)"
+                f"{daemon} of this host runs in domain {where}, which is not supported yet; nothing was done",
+                name=ErrorName.HOST_UNSUPPORTED,
+                remedies=[Advice(Remedy.USE_XL)],
             )
 
 
@@ -113,7 +115,9 @@ def check_memory(handles: Handles, config: GuestConfig) -> None:
     if needed > free:
         raise DomainError(
             f"{config.name} needs {needed // 1024} MiB, this host has {free // 1024} MiB free; "
-            "no domain was created (make room: destroy or shrink another, 'xl mem-set', domain 0 included)"
+            "no domain was created",
+            name=ErrorName.HOST_LACKS_MEMORY,
+            remedies=[Advice(Remedy.FREE_MEMORY)],
         )
 
 

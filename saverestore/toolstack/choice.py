@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from saverestore.errors import DomainError, XenRefused
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused
 from saverestore.guest.common.handles import Handles, XenError
 from saverestore.toolstack.bare import Bare
 from saverestore.toolstack.domains import Domain, userdata_path
@@ -26,7 +26,9 @@ def for_saving(handles: Handles, domain: Domain, wanted: str) -> Toolstack:
     if wanted == LIBXL and not known:
         raise DomainError(
             f"{domain} is not known to libxl (there is no {userdata_path(domain.domid, domain.info.uuid)}); "
-            "'--toolstack bare' saves it without devices; nothing was done"
+            "nothing was done",
+            name=ErrorName.TOOLSTACK_UNSUITABLE,
+            remedies=[Advice(Remedy.BARE_TOOLSTACK)],
         )
     if wanted == BARE or not known:
         return Bare(handles)
@@ -50,6 +52,9 @@ def _libxl(handles: Handles, wanted: str) -> tuple[LibxlToolstack | None, str]:
         return LibxlToolstack(handles), ""
     except (ImportError, XenError, XenRefused) as error:
         if wanted == LIBXL:
-            raise XenRefused(f"the libxl toolstack cannot be used: {error}; nothing was done") from error
+            raise XenRefused(
+                f"the libxl toolstack cannot be used: {error}; nothing was done",
+                name=ErrorName.TOOLSTACK_UNAVAILABLE,
+            ) from error
         LOG.info("the bare toolstack is used, as libxl cannot be: %s", error)
         return None, f" (libxl, which could, cannot be used: {error})"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pyxc import XenStore
-from saverestore.errors import DomainError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.suspend import Suspending
 from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, EmulatorId, EmulatorState, LibxlRecordType
 
@@ -32,6 +32,8 @@ PHYSMAP_KEYS = ("start_addr", "size", "name")
 
 class QmpError(DomainError):
     """QEMU does not answer, or answered that it could not."""
+
+    name = ErrorName.DEVICE_MODEL_FAILED
 
 
 class Qmp:
@@ -184,8 +186,8 @@ class DeviceModel:
             )
         if self._store.read(f"/local/domain/{self._domid}/image/device-model-domid") not in (None, "0"):
             raise DomainError(
-                f"the device model of domain {self._domid} runs in a stub domain, which cannot be saved yet; "
-                "'xl save' may"
+                f"the device model of domain {self._domid} runs in a stub domain, which cannot be saved yet",
+                remedies=[Advice(Remedy.USE_XL)],
             )
         with self._qmp() as qmp:
             qmp.command("query-status")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyxc import DomainInfo, XenStore
-from saverestore.errors import DomainError, ImageError
+from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remedy
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.suspend import how_it_stopped
 from saverestore.guest.kinds import this_host
@@ -60,9 +60,16 @@ def find(handles: Handles, text: str) -> Domain:
     named = [domain for domain in domains if domain.name == text]
     if len(named) > 1:
         numbers = ", ".join(str(domain.domid) for domain in named)
-        raise DomainError(f"several domains are called {text!r}: {numbers}; give the number")
+        raise DomainError(
+            f"several domains are called {text!r}: {numbers}; give the number",
+            name=ErrorName.DOMAIN_AMBIGUOUS,
+        )
     if not named:
-        raise DomainError(f"there is no domain {text!r}; 'xl list' shows those there are")
+        raise DomainError(
+            f"there is no domain {text!r}",
+            name=ErrorName.DOMAIN_NOT_FOUND,
+            remedies=[Advice(Remedy.LIST_DOMAINS)],
+        )
     return named[0]
 
 
@@ -72,24 +79,31 @@ def check_can_be_saved(domain: Domain) -> None:
     if domain.domid == 0:
         raise DomainError("domain 0 is the control domain itself: it cannot be saved")
     if info.dying:
-        raise DomainError(f"{domain} is being destroyed: there is nothing to save")
+        raise DomainError(
+            f"{domain} is being destroyed: there is nothing to save", name=ErrorName.DOMAIN_STOPPED
+        )
     if info.suspended:
         raise DomainError(
-            f"{domain} is suspended already, by another tool or an earlier save that died; "
-            f"'pysave --recover {domain.domid}' lets it go on"
+            f"{domain} is suspended already, by another tool or an earlier save that died",
+            name=ErrorName.DOMAIN_NEEDS_RECOVERY,
+            remedies=[Advice(Remedy.RECOVER, domain.domid)],
         )
     if info.shutdown:
         what = how_it_stopped(info.shutdown_reason)
-        raise DomainError(f"{domain} {what}: there is nothing to save; nothing was done")
+        raise DomainError(
+            f"{domain} {what}: there is nothing to save; nothing was done", name=ErrorName.DOMAIN_STOPPED
+        )
     if info.paused:
         if this_host().needs_recovery(domain.domid, info.uuid):
             raise DomainError(
-                f"{domain} was being saved when that save died, and its processors are not as they were; "
-                f"'pysave --recover {domain.domid}' puts it right"
+                f"{domain} was being saved when that save died, and its processors are not as they were",
+                name=ErrorName.DOMAIN_NEEDS_RECOVERY,
+                remedies=[Advice(Remedy.RECOVER, domain.domid)],
             )
         raise DomainError(
-            f"{domain} is paused, so it cannot answer the request to suspend; "
-            f"'xl unpause {domain.domid}' first"
+            f"{domain} is paused, so it cannot answer the request to suspend",
+            name=ErrorName.DOMAIN_PAUSED,
+            remedies=[Advice(Remedy.UNPAUSE, domain.domid)],
         )
 
 
@@ -128,7 +142,8 @@ def config_of(handles: Handles, domain: Domain) -> GuestConfig:
     except ImageError as error:
         raise DomainError(
             f"{domain}: its configuration, which libxl keeps in {userdata}, is damaged: {error}; nothing was done "
-            "(move that file away to save the domain with a configuration made from what Xen knows)"
+            "(move that file away to save the domain with a configuration made from what Xen knows)",
+            name=ErrorName.CONFIGURATION_DAMAGED,
         ) from error
     online = frozenset(
         i
@@ -147,11 +162,14 @@ def check_free(handles: Handles, name: str, domain_uuid: uuid.UUID) -> None:
     for domain in all_domains(handles):
         if domain.name == name:
             raise DomainError(
-                f"there is a domain called {name!r} already (domain {domain.domid}); nothing was done "
-                "(--name gives the restored one another name)"
+                f"there is a domain called {name!r} already (domain {domain.domid}); nothing was done",
+                name=ErrorName.DOMAIN_NAME_TAKEN,
+                remedies=[Advice(Remedy.RENAME)],
             )
         if domain.info.uuid == domain_uuid and domain.domid != 0:  # dom0's is all zeroes
             raise DomainError(
                 f"the image's domain still exists: {domain} has the same UUID, {domain_uuid}; "
-                f"nothing was done ('xl destroy {domain.domid}' if the image is to take its place)"
+                "nothing was done",
+                name=ErrorName.DOMAIN_EXISTS,
+                remedies=[Advice(Remedy.DESTROY_OLD, domain.domid)],
             )

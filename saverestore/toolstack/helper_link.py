@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from saverestore.errors import (
+    Advice,
     DomainError,
+    ErrorName,
     ExitCode,
     ImageError,
+    Remedy,
     SaveRestoreError,
     TransportError,
     UsageError,
     XenRefused,
+    exit_code_of,
+    fact_of,
+    name_of,
+    remedies_of,
 )
 from saverestore.stream.header_digest import HeaderDigest
 
@@ -78,10 +85,16 @@ class Task:
 
 @dataclass(frozen=True)
 class HelperReport:
-    """One helper's restore. `error` is None when it succeeded; the numbers are those of a RestoreReport."""
+    """One helper's restore. The numbers are those of a RestoreReport.
+
+    `error` is None when it succeeded, else the fact; `name` is that of an ErrorName, `remedies` are pairs of a
+    Remedy's name and its object: whoever asked for the restore puts them into its own words.
+    """
 
     error: str | None = None
     exit_code: int = ExitCode.DONE
+    name: str = ErrorName.UNEXPECTED.name
+    remedies: Sequence[tuple[str, int | str | None]] = ()
     pages: int = 0
     records: int = 0
     stream_bytes: int = 0
@@ -91,13 +104,29 @@ class HelperReport:
     complete_s: float = 0.0
     peak_memory_bytes: int | None = None
 
+    def failed(self, error: BaseException) -> HelperReport:
+        """The same, of a restore that ended with this."""
+        return replace(
+            self,
+            error=fact_of(error),
+            exit_code=exit_code_of(error),
+            name=name_of(error).name,
+            remedies=[(advice.remedy.name, advice.object) for advice in remedies_of(error)],
+        )
+
     def leave(self, path: str) -> None:
         """Write it where the one who asked will look."""
         Path(path).write_text(json.dumps(asdict(self)))
 
     def as_error(self) -> SaveRestoreError | None:
         """The helper's failure as the exception that it was; None when it did not fail, or told nothing."""
-        return None if self.error is None else ERRORS.get(self.exit_code, XenRefused)(self.error)
+        if self.error is None:
+            return None
+        return ERRORS.get(self.exit_code, XenRefused)(
+            self.error,
+            name=ErrorName[self.name],
+            remedies=[Advice(Remedy[remedy], thing) for remedy, thing in self.remedies],
+        )
 
 
 class Link:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from pyxc.libxl import CONFIG_CALL, Libxl
-from saverestore.errors import DomainError, ImageError, XenRefused
+from saverestore.errors import DomainError, ErrorName, ImageError, XenRefused
 from saverestore.guest.common.handles import Handles, XenError
 from saverestore.guest.kinds import this_host
 from saverestore.interrupts import shield
@@ -48,10 +48,13 @@ class LibxlToolstack:
             userdata = userdata_path(domain.domid, domain.info.uuid)
             raise DomainError(
                 f"{domain}: libxl cannot tell its configuration, which it keeps in {userdata}: {error}; "
-                "nothing was done"
+                "nothing was done",
+                name=ErrorName.CONFIGURATION_DAMAGED,
             ) from error
         except ImageError as error:
-            raise DomainError(f"{domain}: {error}; nothing was done") from error
+            raise DomainError(
+                f"{domain}: {error}; nothing was done", name=ErrorName.CONFIGURATION_DAMAGED
+            ) from error
 
     def cannot_carry(self, domain: Domain) -> list[str]:
         """What its kind cannot: libxl brings all devices back that it can save at all."""
@@ -100,11 +103,13 @@ class LibxlToolstack:
                 if error.call == CONFIG_CALL:
                     raise ImageError(
                         f"libxl does not understand the image's configuration: {error}; nothing was done "
-                        "(it may be of a newer Xen)"
+                        "(it may be of a newer Xen)",
+                        name=ErrorName.IMAGE_REFUSED,
                     ) from error
                 raise XenRefused(
                     f"libxl could not restore {guest_config.name}: {error} "
-                    "(the logs in /var/log/xen may say more)"
+                    "(the logs in /var/log/xen may say more)",
+                    name=ErrorName.LIBXL_FAILED,
                 ) from error
             finally:
                 told(link.report())
@@ -118,7 +123,8 @@ class LibxlToolstack:
             return self._libxl.create(config_json, tick)
         except XenError as error:
             raise XenRefused(
-                f"libxl could not create {name}: {error} (the logs in /var/log/xen may say more)"
+                f"libxl could not create {name}: {error} (the logs in /var/log/xen may say more)",
+                name=ErrorName.LIBXL_FAILED,
             ) from error
 
     def unpause(self, domid: int) -> None:

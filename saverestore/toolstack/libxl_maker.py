@@ -17,7 +17,7 @@ from typing import Any
 
 from pyxc import cpu
 from saverestore import interrupts
-from saverestore.errors import ImageError, XenRefused
+from saverestore.errors import ErrorName, ImageError, XenRefused
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_STORE_EVTCHN
 from saverestore.guest.common.pages import SLACK_KIB
@@ -115,7 +115,10 @@ class LibxlMaker:
         try:
             made = parse(path.read_bytes())
         except (OSError, ImageError) as error:
-            raise XenRefused(f"what libxl keeps of {config.name}, {path}, cannot be read: {error}") from error
+            raise XenRefused(
+                f"what libxl keeps of {config.name}, {path}, cannot be read: {error}",
+                name=ErrorName.LIBXL_FAILED,
+            ) from error
         write_userdata(fresh.domid, to_be_kept(made, config))
 
     def unpause(self, domid: int) -> None:

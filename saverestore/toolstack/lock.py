@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saverestore.errors import DomainError, TransportError
+from saverestore.errors import DomainError, ErrorName, TransportError, name_of_errno
 
 if TYPE_CHECKING:
     from saverestore.toolstack.domains import Domain
@@ -33,7 +33,9 @@ def held(name: str, busy: str) -> Iterator[None]:
         LOCK_DIR.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise TransportError(f"{path}: {error.strerror}; are you root?") from error
+        raise TransportError(
+            f"{path}: {error.strerror}; are you root?", name=name_of_errno(error.errno)
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,7 +43,7 @@ def held(name: str, busy: str) -> Iterator[None]:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise TransportError(f"{path}: {error.strerror}") from error
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
-            raise DomainError(f"{busy} by process {holder or '?'}") from error
+            raise DomainError(f"{busy} by process {holder or '?'}", name=ErrorName.DOMAIN_BUSY) from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         yield

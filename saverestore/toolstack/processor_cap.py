@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from pyxc import Xen, XenError, XenStore, sched
 from pyxc.sched import Scheduler, Share
-from saverestore.errors import DomainError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.handles import Handles
 from saverestore.toolstack.domains import Domain
 
@@ -57,7 +57,9 @@ class ProcessorCap:
             name = found.name.lower() if isinstance(found, Scheduler) else f"number {found}"
             raise DomainError(
                 f"{domain} cannot be slowed down: the scheduler of its CPU pool {domain.info.cpupool} is {name}, "
-                "and only credit2 and credit have a cap; nothing was done (stop or abort instead of throttle)"
+                "and only credit2 and credit have a cap; nothing was done",
+                name=ErrorName.THROTTLE_UNAVAILABLE,
+                remedies=[Advice(Remedy.STALL_WITHOUT_THROTTLE)],
             )
         self._scheduler = int(pool.scheduler)
         self._usable_cpus = max(1, min(domain.info.nr_online_vcpus, pool.nr_cpus))

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from saverestore.errors import XenRefused
+from saverestore.errors import ErrorName, XenRefused
 
 HELPER = "pyxc-save-helper"
 WATCHER = "pyxc-watch"
@@ -22,5 +22,8 @@ def path_of(program: str) -> Path:
             return folder / program
     found = shutil.which(program)
     if found is None:
-        raise XenRefused(f"{program} is not on the PATH: is this package installed as a whole?")
+        raise XenRefused(
+            f"{program} is not on the PATH: is this package installed as a whole?",
+            name=ErrorName.INSTALLATION_INCOMPLETE,
+        )
     return Path(found)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyxc.control import ShutdownReason
 from pyxc.errors import XenError
-from saverestore.errors import DomainError, XenRefused
+from saverestore.errors import DomainError, ErrorName, XenRefused
 from saverestore.toolstack.lock import held
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ def _find(libxl: Libxl, wanted: str) -> tuple[int, dict[str, Any]]:
         domid = int(wanted) if wanted.isdecimal() else libxl.domid_of(wanted)
         return domid, json.loads(libxl.domain_config(domid))
     except OSError as error:
-        raise DomainError(f"there is no domain {wanted!r}, or libxl does not know it: {error}") from error
+        raise DomainError(
+            f"there is no domain {wanted!r}, or libxl does not know it: {error}",
+            name=ErrorName.DOMAIN_NOT_FOUND,
+        ) from error
 
 
 def watch(
@@ -129,7 +132,8 @@ def watch(
                 libxl.unpause(domid)
             except XenError as error:
                 raise XenRefused(
-                    f"what was domain {domid} could not be started anew: {error}; it is off, 'xl create' starts it"
+                    f"what was domain {domid} could not be started anew: {error}; it is off, 'xl create' starts it",
+                    name=ErrorName.LIBXL_FAILED,
                 ) from error
         LOG.info("restarted as domain %d", domid)
 

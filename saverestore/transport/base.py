@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
-from saverestore.errors import ImageError
+from saverestore.errors import ErrorName, ImageError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 class EndOfStream(ImageError):
     """The source ended before everything that was asked for had come: a truncated image."""
+
+    name = ErrorName.IMAGE_TRUNCATED
 
     def __init__(self, name: str, *, offset: int, missing_bytes: int, what: str) -> None:
         self.missing_bytes = missing_bytes

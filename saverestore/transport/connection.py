@@ -18,7 +18,7 @@ import time
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from saverestore.errors import TransportError
+from saverestore.errors import ErrorName, TransportError, name_of_errno
 from saverestore.interrupts import HEED_S, shield
 from saverestore.transport.base import ByteSink, ByteSource
 from saverestore.transport.fd import PEER_ERRORS, FdSink, FdSource
@@ -41,6 +41,8 @@ class PeerTimeout(TransportError):
 
 class BrokenPeer(TransportError):
     """The peer has closed the connection or died, or the way to it is gone. Only `close` is of use then."""
+
+    name = ErrorName.PEER_CLOSED
 
     def __init__(self, peer: str, what: str) -> None:
         self.peer = peer
@@ -158,7 +160,8 @@ class SocketConnection:
         except OSError as error:
             if error.errno not in (*GONE_ERRORS, errno.EBADF):
                 raise TransportError(
-                    f"{self.peer}: closing the connection failed: {error.strerror}"
+                    f"{self.peer}: closing the connection failed: {error.strerror}",
+                    name=name_of_errno(error.errno),
                 ) from error
 
     def wait(self, event: int, what: str) -> None:

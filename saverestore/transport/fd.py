@@ -19,7 +19,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from saverestore.errors import TransportError, UsageError
+from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.transport.base import EndOfStream, RegularFile
 
 if TYPE_CHECKING:
@@ -138,7 +138,9 @@ class _Fd:
             try:
                 os.close(fd)
             except OSError as error:
-                raise TransportError(f"{self.name}: closing it failed: {error.strerror}") from error
+                raise TransportError(
+                    f"{self.name}: closing it failed: {error.strerror}", name=name_of_errno(error.errno)
+                ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -170,17 +172,19 @@ class FdSource(_Fd):
         if image == STDIN:
             if sys.stdin is None or sys.stdin.isatty():
                 closed = "it is closed" if sys.stdin is None else "it is a terminal"
-                raise UsageError(f"no image on standard input: {closed}")
+                raise UsageError(f"no image on standard input: {closed}", name=ErrorName.FILE_UNSUITABLE)
             return cls(0, "standard input", close_fd=False)
         try:
             fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise UsageError(f"{image}: no such file") from error
+            raise UsageError(f"{image}: no such file", name=ErrorName.FILE_NOT_FOUND) from error
         except OSError as error:
-            raise TransportError(f"{image}: cannot be opened: {error.strerror}") from error
+            raise TransportError(
+                f"{image}: cannot be opened: {error.strerror}", name=name_of_errno(error.errno)
+            ) from error
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             os.close(fd)
-            raise UsageError(f"{image}: a directory, not an image")
+            raise UsageError(f"{image}: a directory, not an image", name=ErrorName.FILE_UNSUITABLE)
         return cls(fd, image)
 
     def __init__(self, fd: int, name: str, *, close_fd: bool = True) -> None:
@@ -384,8 +388,12 @@ class FdSource(_Fd):
     def _failure(self, error: OSError) -> TransportError:
         place = f"at byte {self.offset:#x} = {self.offset}"
         if error.errno in PEER_ERRORS:
-            return TransportError(f"{self.name}: the sender has gone, {place}: {error.strerror}")
-        return TransportError(f"{self.name}: reading failed {place}: {error.strerror}")
+            return TransportError(
+                f"{self.name}: the sender has gone, {place}: {error.strerror}", name=ErrorName.PEER_CLOSED
+            )
+        return TransportError(
+            f"{self.name}: reading failed {place}: {error.strerror}", name=name_of_errno(error.errno)
+        )
 
 
 class FdSink(_Fd):
@@ -430,13 +438,19 @@ class FdSink(_Fd):
         place = f"at byte {self.offset:#x} = {self.offset}"
         if error.errno in SPACE_ERRORS:
             return TransportError(
-                f"{self.name}: {error.strerror}, {place}; free some space or write to another place"
+                f"{self.name}: {error.strerror}, {place}",
+                name=ErrorName.DISK_FULL,
+                remedies=[Advice(Remedy.OTHER_PLACE)],
             )
         if error.errno in PEER_ERRORS:
-            return TransportError(f"the reader of {self.name} has gone, {place}: {error.strerror}")
+            return TransportError(
+                f"the reader of {self.name} has gone, {place}: {error.strerror}", name=ErrorName.PEER_CLOSED
+            )
         if error.errno == errno.EIO:
             return TransportError(
                 f"{self.name}: the device failed, {place}: {error.strerror}; see the kernel log "
                 "and write to another place"
             )
-        return TransportError(f"{self.name}: writing failed {place}: {error.strerror}")
+        return TransportError(
+            f"{self.name}: writing failed {place}: {error.strerror}", name=name_of_errno(error.errno)
+        )

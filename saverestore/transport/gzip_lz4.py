@@ -10,7 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from saverestore.errors import ImageError
+from saverestore.errors import Advice, ErrorName, ImageError, Remedy
 from saverestore.transport.compressed_source import Job
 from saverestore.transport.compression import GZIP_MAGIC, LZ4_MAGIC
 from saverestore.transport.fd import FdSource
@@ -94,9 +94,10 @@ def lz4_jobs(raw: FdSource) -> Iterator[Job]:
         import lz4.frame  # noqa: F401  # that it is there
     except ImportError as error:
         raise ImageError(
-            f"{raw.name}: compressed with lz4, which this Python cannot read: install python3-lz4 (pip: lz4), "
-            "or give it through a pipe: lz4 -dc IMAGE | …",
+            f"{raw.name}: compressed with lz4, which this Python cannot read: install python3-lz4 (pip: lz4)",
             offset=0,
+            name=ErrorName.PACKAGE_MISSING,
+            remedies=[Advice(Remedy.DECOMPRESS, "lz4")],
         ) from error
     return _jobs(raw, "lz4", LZ4_MAGIC, _Lz4)
 
@@ -185,7 +186,9 @@ class _Stream:
         self.ended = True
         if self._member is not None or self._head:
             raise ImageError(
-                f"{self._name} is cut short: it ends inside its {self._kind} data", offset=self._taken
+                f"{self._name} is cut short: it ends inside its {self._kind} data",
+                offset=self._taken,
+                name=ErrorName.IMAGE_TRUNCATED,
             )
 
     def _damaged(self, problem: str) -> ImageError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from saverestore.errors import TransportError, UsageError
+from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.interrupts import shield
 from saverestore.transport.fd import FdSink
 from saverestore.transport.pipe import sink_of
@@ -64,18 +64,26 @@ class NewFile:
         except FileNotFoundError:
             mode = None
         except OSError as error:
-            raise TransportError(f"{path}: {error.strerror}") from error
+            raise TransportError(f"{path}: {error.strerror}", name=name_of_errno(error.errno)) from error
         if mode is not None and stat.S_ISDIR(mode):
-            raise UsageError(f"{path} is a directory; give a file name in it")
+            raise UsageError(f"{path} is a directory; give a file name in it", name=ErrorName.FILE_UNSUITABLE)
         if mode is not None and stat.S_ISBLK(mode) and not overwrite:
-            raise UsageError(f"{path} is a block device; --overwrite writes over what is on it")
+            raise UsageError(
+                f"{path} is a block device, and the image would overwrite what is on it",
+                name=ErrorName.FILE_EXISTS,
+                remedies=[Advice(Remedy.OVERWRITE, str(path))],
+            )
         self._has_disk = mode is None or stat.S_ISREG(mode) or stat.S_ISBLK(mode)
         self._is_file = mode is None or stat.S_ISREG(mode)
         self.sink: FdSink
         if not self._is_file:
             return
         if mode is not None and not overwrite:
-            raise UsageError(f"{path} exists already; --overwrite replaces it")
+            raise UsageError(
+                f"{path} exists already",
+                name=ErrorName.FILE_EXISTS,
+                remedies=[Advice(Remedy.OVERWRITE, str(path))],
+            )
         self._final = Path(os.path.realpath(path))
 
     def _remove_abandoned(self) -> None:
@@ -108,7 +116,9 @@ class NewFile:
         try:
             return os.open(path, flags | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise TransportError(f"cannot write {self.path}: {error.strerror}") from error
+            raise TransportError(
+                f"cannot write {self.path}: {error.strerror}", name=name_of_errno(error.errno)
+            ) from error
 
     @property
     def left_behind(self) -> str:
@@ -133,7 +143,10 @@ class NewFile:
         try:
             os.fsync(self.sink.fileno())
         except OSError as error:
-            raise TransportError(f"{self.path} could not be brought to the disk: {error.strerror}") from error
+            raise TransportError(
+                f"{self.path} could not be brought to the disk: {error.strerror}",
+                name=name_of_errno(error.errno),
+            ) from error
 
     def publish(self) -> None:
         """Give the file its name, for good: after `sync` the last step, and a short one.
@@ -147,9 +160,13 @@ class NewFile:
                 self._name(temporary)
                 self._sync_folder()
         except FileExistsError as error:
-            raise TransportError(f"{self.path} has come into being meanwhile; it was left alone") from error
+            raise TransportError(
+                f"{self.path} has come into being meanwhile; it was left alone", name=ErrorName.FILE_EXISTS
+            ) from error
         except OSError as error:
-            raise TransportError(f"{self.path} could not be given its name: {error.strerror}") from error
+            raise TransportError(
+                f"{self.path} could not be given its name: {error.strerror}", name=name_of_errno(error.errno)
+            ) from error
         self._published = True
 
     def _name(self, temporary: Path) -> None:

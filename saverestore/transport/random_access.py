@@ -18,7 +18,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from saverestore.errors import ImageError, TransportError
+from saverestore.errors import Advice, ErrorName, ImageError, Remedy, TransportError, name_of_errno
 from saverestore.transport import zstd_frames
 from saverestore.transport.base import EndOfStream
 from saverestore.transport.compression import FIRST_BYTES, Compression, compression_of
@@ -76,7 +76,8 @@ class _File:
                 got = os.preadv(self._source.fileno(), [view[done:]], offset + done)
             except OSError as error:
                 raise TransportError(
-                    f"{self.name}: reading failed at byte {offset + done:#x} = {offset + done}: {error.strerror}"
+                    f"{self.name}: reading failed at byte {offset + done:#x} = {offset + done}: {error.strerror}",
+                    name=name_of_errno(error.errno),
                 ) from error
             if got == 0:
                 end = max(self.file_size, offset + done)
@@ -169,8 +170,10 @@ class SeekableZstdFile(_File):
         if told.content_size > FRAME_CONTENT_MAX or told.compressed_size > compressed_max(told.content_size):
             raise ImageError(
                 f"{self.name}: a zstd frame of {told.compressed_size} bytes for {told.content_size}, too large to be "
-                f"read by itself (at most {FRAME_CONTENT_MAX} of content); 'zstd -d' decompresses the whole file",
+                f"read by itself (at most {FRAME_CONTENT_MAX} of content)",
                 offset=begin,
+                name=ErrorName.NOT_RANDOM_ACCESS,
+                remedies=[Advice(Remedy.DECOMPRESS_TO_FILE)],
             )
         frame = self.pread(begin, told.compressed_size, "a zstd frame")
         self._check_frame(frame, told.content_size, told.checksum, begin)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from saverestore.errors import TransportError
+from saverestore.errors import TransportError, name_of_errno
 from saverestore.kernels.page import PAGE_SIZE
 from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros, zeros
 from saverestore.transport.fd import FdSink, nbytes_of
@@ -80,4 +80,6 @@ class SparseFileSink(FdSink):
         try:
             os.ftruncate(self.fileno(), self.offset)
         except OSError as error:
-            raise TransportError(f"{self.name}: its length could not be set: {error.strerror}") from error
+            raise TransportError(
+                f"{self.name}: its length could not be set: {error.strerror}", name=name_of_errno(error.errno)
+            ) from error

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from saverestore.errors import TransportError
+from saverestore.errors import TransportError, name_of_errno
 from saverestore.transport.pipe import sink_of
 
 HAS_NO_DISK = frozenset({errno.EINVAL, errno.EROFS, errno.ENOTSUP})
@@ -35,7 +35,8 @@ class StandardOutput:
         except OSError as error:
             if error.errno not in HAS_NO_DISK:
                 raise TransportError(
-                    f"standard output could not be brought to the disk: {error.strerror}"
+                    f"standard output could not be brought to the disk: {error.strerror}",
+                    name=name_of_errno(error.errno),
                 ) from error
 
     def publish(self) -> None:

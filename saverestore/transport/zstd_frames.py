@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from saverestore.errors import ImageError
+from saverestore.errors import ErrorName, ImageError
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 MAGIC_BYTES = 4
@@ -78,7 +78,11 @@ def read_header(take: Take, magic: bytes, *, name: str, offset: int) -> FrameHea
     size_bytes = CONTENT_SIZE_BYTES[bits >> 6] or int(single)
     rest = take((not single) + dictionary_bytes + size_bytes)
     if any(rest[not single : (not single) + dictionary_bytes]):
-        raise ImageError(f"{name}: compressed with a dictionary, which is not here", offset=offset)
+        raise ImageError(
+            f"{name}: compressed with a dictionary, which is not here",
+            offset=offset,
+            name=ErrorName.IMAGE_UNSUPPORTED,
+        )
     content_size = None
     if size_bytes:
         # The two-byte form counts from 256 on: smaller ones have the one-byte form.

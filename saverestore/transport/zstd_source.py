@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 import zstandard
 
-from saverestore.errors import ImageError
+from saverestore.errors import Advice, ErrorName, ImageError, Remedy
 from saverestore.transport import zstd_frames
 from saverestore.transport.compressed_source import Content, Job
 from saverestore.transport.fd import FdSource
@@ -124,7 +124,9 @@ class ZstdJobs:
                 yield from self._blocks(header, offset)
         if self._announced and not self._table_seen:
             raise ImageError(
-                f"{self._raw.name} is cut short: its seek table is missing", offset=self._raw.offset
+                f"{self._raw.name} is cut short: its seek table is missing",
+                offset=self._raw.offset,
+                name=ErrorName.IMAGE_TRUNCATED,
             )
 
     def _take(self, n: int) -> bytes:
@@ -183,7 +185,12 @@ class ZstdJobs:
     def _blocks(self, header: FrameHeader, offset: int) -> Iterator[Job]:
         """Jobs for the blocks of one large frame."""
         if header.window_size > WINDOW_MAX:
-            raise ImageError(_about_window(self._raw.name, header.window_size), offset=offset)
+            raise ImageError(
+                _about_window(self._raw.name, header.window_size),
+                offset=offset,
+                name=ErrorName.IMAGE_UNSUPPORTED,
+                remedies=[Advice(Remedy.DECOMPRESS, "zstd")],
+            )
         frame = _LargeFrame(header, name=self._raw.name, offset=offset)
         self._take(len(header.raw))
         length, last = len(header.raw), b""
@@ -225,6 +232,7 @@ class ZstdJobs:
                 raise ImageError(
                     f"{self._raw.name} is damaged: the digest of the compressed file does not hold",
                     offset=offset,
+                    name=ErrorName.DIGEST_MISMATCH,
                 )
         self._announced = self._announced or ours is Mark.ANNOUNCED
         self._digest.update(head + begin)
@@ -295,5 +303,5 @@ class _LargeFrame:
 def _about_window(name: str, window_size: int) -> str:
     return (
         f"{name}: compressed with a window of {window_size >> 20} MiB, more than the {WINDOW_MAX >> 20} MiB that are "
-        "read here; give it through a pipe: zstd -dc --long=31 IMAGE | …"
+        "read here"
     )

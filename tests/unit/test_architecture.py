@@ -20,12 +20,15 @@ A module imports from its own layer and from layers to its right, and:
   - `testing` is for tests: no other layer imports it.
   - `guest.ports`, the rest of `testing` and the modules of `guest/x86` that it uses are pure: no `pyxc`.
 
+No text below `cli` names an option or a command line of ours: errors carry a remedy as data.
+
 Imports inside functions and under TYPE_CHECKING count, too: they are arrows all the same.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -413,6 +416,71 @@ def test_all_but_what_works_on_domains_imports_on_a_machine_without_xen_or_a_com
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+OPTION_OR_COMMAND = re.compile(
+    r"(?<![\w-])--[a-z]|(?<![\w/-])(?:pysave|pyrestore|pyimage|pyxc-save-helper|pyxc-watch) +[^ ]"
+)
+
+PASSED_ON = {
+    ("saverestore.helper.arguments", "--save-domain"),
+    ("saverestore.helper.arguments", "--restore-domain"),
+    ("saverestore.toolstack.watcher", "--ready-fd"),
+}
+"""Words on a command line that a program writes or reads, not a person."""
+
+
+def strings_of(source: str) -> Iterator[tuple[int, str]]:
+    """The string literals of a module and their lines; docstrings and comments are none. Of an f-string all of it."""
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    passed_over = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    passed_over |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
+        if id(node) in passed_over:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+        elif isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield node.lineno, "".join(str(part) for part in parts)
+
+
+def options_named_in(module: str, source: str) -> list[str]:
+    """Where a module's strings name an option, or one of our commands with arguments."""
+    return [
+        f"{module}:{line}: {text}"
+        for line, text in strings_of(source)
+        if OPTION_OR_COMMAND.search(text) and (module, text) not in PASSED_ON
+    ]
+
+
+def test_no_text_below_the_commands_names_an_option_or_a_command_line_of_ours():
+    """Errors carry a remedy as data; `cli/remedies.py` has the words. A report's CSS has names like it."""
+    named = [
+        one
+        for module, path in MODULES.items()
+        if module.startswith("saverestore.") and layer_of(module) not in ("cli", None)
+        for one in options_named_in(module, path.read_text())
+        if not (module == "saverestore.report.page" and "--ground" in one)
+    ]
+    assert named == []
+
+
+def test_an_option_in_a_text_would_be_found():
+    sins = (
+        "raise UsageError(f'{path} exists already; --overwrite replaces it')",
+        "note = f\"could not be resumed ({second}): 'pysave --recover {domid}'\"",
+        "hint = 'pyimage dump has memory'",
+    )
+    assert [len(options_named_in("saverestore.x", sin)) for sin in sins] == [1, 1, 1]
+    fine = (
+        '"""What `pysave --recover` does."""',
+        "x = 'pysave'",
+        "x = f'/local/domain/{n}/pysave/cap'",
+        "x = f'{name}.pysave-new'",
+    )
+    assert [one for text in fine for one in options_named_in("saverestore.x", text)] == []
 
 
 @pytest.mark.parametrize("folder", ["pyxc", "saverestore", "tools"])

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from saverestore import __version__, interrupts
 from saverestore.cli.pyimage import convert, core, diff, info, map, memory
 from saverestore.cli.pyimage.common import EXIT_CODES
+from saverestore.cli.remedies import in_full
 from saverestore.errors import ExitCode, SaveRestoreError
 
 SUBCOMMANDS = (info, diff, memory, core, map, convert)
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except SaveRestoreError as error:
-        print(f"pyimage: {error}", file=sys.stderr)
+        print(f"pyimage: {in_full(error, 'pyimage')}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Whoever read the output has seen enough (`pyimage info … | head`). Python would complain

@@ -19,6 +19,7 @@ from saverestore.cli.pyimage.common import (
     size_text,
     tell,
 )
+from saverestore.cli.remedies import words
 from saverestore.errors import ExitCode, UsageError
 from saverestore.stream.digest_algorithms import DIGEST_OPTIONS, KEEP_DIGEST, NO_DIGEST
 
@@ -116,8 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
                 folder=_folder(arguments.output),
             )
         length = file.sink.offset
-    for name in done.left_out:
-        tell(f"left out: {name}")
+    for name, advice in done.left_out.items():
+        tell("; ".join([f"left out: {name}", *([] if advice is None else [words(advice, "pyimage")])]))
     tell(f"{file.sink.name}: {done.nr_pages} pages, {size_text(length)} (was {size_text(source.offset)})")
     return ExitCode.DONE
 

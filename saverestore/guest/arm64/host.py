@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 
 INTERRUPTS = Path("/proc/interrupts")
 
@@ -26,12 +26,14 @@ def gic_version(configured: str | None, interrupts: Path = INTERRUPTS) -> int:
         words = set(interrupts.read_text().split())
     except OSError as error:
         raise DomainError(
-            f"{interrupts}: {error.strerror}; the version of this host's GIC is not known"
+            f"{interrupts}: {error.strerror}; the version of this host's GIC is not known",
+            name=ErrorName.HOST_UNSUPPORTED,
         ) from error
     found = {version for name, version in CHIPS.items() if name in words}
     if len(found) != 1:
         raise DomainError(
             f"{interrupts} does not tell the version of this host's GIC, which domains get, too; nothing was done "
-            "('gic_version=\"v3\"' in the domain's configuration does)"
+            "('gic_version=\"v3\"' in the domain's configuration does)",
+            name=ErrorName.HOST_UNSUPPORTED,
         )
     return found.pop()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from saverestore.errors import DomainError, TransportError
+from saverestore.errors import DomainError, ErrorName, TransportError, name_of_errno
 from saverestore.guest.arm64.vcpu import Context
 
 DIRECTORY = Path("/var/lib/xen")
@@ -81,7 +81,9 @@ def write(journal: Journal, directory: Path = DIRECTORY) -> None:
             os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise TransportError(f"{path}: {error.strerror}: the journal cannot be written") from error
+        raise TransportError(
+            f"{path}: {error.strerror}: the journal cannot be written", name=name_of_errno(error.errno)
+        ) from error
 
 
 def read(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Journal | None:
@@ -110,7 +112,9 @@ def read(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Jou
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DomainError(
-            f"{path}, which says how the processors of domain {domid} were, cannot be read: {error}; nothing was done"
+            f"{path}, which says how the processors of domain {domid} were, cannot be read: {error}; "
+            "nothing was done",
+            name=ErrorName.DOMAIN_NEEDS_RECOVERY,
         ) from error
 
 

@@ -12,7 +12,7 @@ from saverestore.guest.arm64.host import gic_version as gic_of
 from saverestore.guest.arm64.layout import last_gfn
 from saverestore.guest.arm64.restore import Arm64Restore, check_platform, check_size
 from saverestore.guest.arm64.save import Arm64Save
-from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.kind import Emulator, Kind
 from saverestore.guest.common.machine import Machine
 from saverestore.guest.common.suspend import Suspender, Suspending
@@ -77,12 +77,12 @@ class Arm64Kind(Kind):
         return [*passed, *(name for name, is_there in found.items() if is_there)]
 
     def check_static_records(
-        self, handles: Handles, records: Sequence[Record], machine: Machine, *, unless: str | None
+        self, handles: Handles, records: Sequence[Record], machine: Machine, *, check_cpu: bool
     ) -> None:
         """The processor, the GIC and the counter; and that the domain's memory fits its own configuration."""
         for record in records:
             if isinstance(record, Arm64Platform):
-                check_platform(record, gic_of(machine.gic_version), unless=unless)
+                check_platform(record, gic_of(machine.gic_version), check_cpu=check_cpu)
                 check_size(record, machine.max_vcpus, machine.max_kib)
 
     def paging_pool_kib(self, machine: Machine) -> int:
@@ -123,11 +123,11 @@ class Arm64Kind(Kind):
         *,
         max_pages: int,
         gic_version: str | None = None,
-        unless: str | None = FORCE,
+        check_cpu: bool = True,
         is_built: bool = False,
     ) -> RestoreGuest:
         """See Kind."""
-        return Arm64Restore(handles, info, gic_of(gic_version), unless=unless, is_built=is_built)
+        return Arm64Restore(handles, info, gic_of(gic_version), check_cpu=check_cpu, is_built=is_built)
 
     def recover(self, handles: Handles, info: DomainInfo) -> list[str]:
         """With the journal's help, where there is one."""

@@ -14,14 +14,14 @@ import numpy as np
 from pyxc import DomainInfo, arm64, cpu
 from pyxc import memory as xen_memory
 from saverestore.arm64_registers import Register
-from saverestore.errors import ImageError
+from saverestore.errors import Advice, ErrorName, ImageError, Remedy
 from saverestore.guest.arm64 import vcpu
 from saverestore.guest.arm64.layout import PAGE_SIZE, Control, Flag, Layout
 from saverestore.guest.arm64.memory import consecutive, gfns_of
 from saverestore.guest.arm64.stubs import Piece, Scratch, code_of, set_context
 from saverestore.guest.arm64.vcpu import Context
 from saverestore.guest.common.grants import seed_grant_table
-from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import (
     HVM_PARAM_CONSOLE_EVTCHN,
     HVM_PARAM_CONSOLE_PFN,
@@ -43,26 +43,32 @@ FLUSH_PAGES = 8192
 PAGE_KIB = PAGE_SIZE // 1024
 
 
-def check_platform(platform: Arm64Platform, gic: int, *, unless: str | None) -> None:
+def check_platform(platform: Arm64Platform, gic: int, *, check_cpu: bool) -> None:
     """ImageError when this host is another one than the domain needs. Nothing has to be there for it.
 
-    `unless`: how to have a domain restored on another kind of processor all the same, told with the error; None: that
-    was done, and it is a warning. The GIC and the counter's rate are in the guest's own tables: those must be.
+    `check_cpu` False: on another kind of processor the domain is restored all the same, with a warning. The GIC and
+    the counter's rate are in the guest's own tables: those must be.
     """
     host = arm64.processor()
     if platform.gic != gic:
-        raise ImageError(f"the image's domain has a GICv{platform.gic}, this host gives domains a GICv{gic}")
+        raise ImageError(
+            f"the image's domain has a GICv{platform.gic}, this host gives domains a GICv{gic}",
+            name=ErrorName.HOST_INCOMPATIBLE,
+        )
     if platform.cntfrq != host.cntfrq:
         raise ImageError(
-            f"the image's domain counts time at {platform.cntfrq} Hz, this host at {host.cntfrq} Hz"
+            f"the image's domain counts time at {platform.cntfrq} Hz, this host at {host.cntfrq} Hz",
+            name=ErrorName.HOST_INCOMPATIBLE,
         )
     if platform.midr == host.midr:
         return
     told = (
         f"the image's domain ran on another kind of processor (MIDR {platform.midr:#x}, here {host.midr:#x})"
     )
-    if unless is not None:
-        raise ImageError(f"{told}; {unless} tries it all the same: the guest may crash")
+    if check_cpu:
+        raise ImageError(
+            told, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
+        )
     LOG.warning("%s; restored all the same: the guest may crash", told)
 
 
@@ -92,14 +98,14 @@ class Arm64Restore:
         info: DomainInfo,
         gic: int,
         *,
-        unless: str | None = FORCE,
+        check_cpu: bool = True,
         is_built: bool = False,
     ) -> None:
         self._handles = handles
         self._domid = info.domid
         self._nr_vcpus = info.max_vcpu_id + 1
         self._gic = gic
-        self._unless = unless
+        self._check_cpu = check_cpu
         code_of(Piece.LOAD, gic)
         self._is_built = is_built
         self._populated = Populated()
@@ -116,7 +122,7 @@ class Arm64Restore:
     def take(self, record: Record) -> None:
         """Keep a record until `complete`; the platform is looked at now."""
         if isinstance(record, Arm64Platform):
-            check_platform(record, self._gic, unless=self._unless)
+            check_platform(record, self._gic, check_cpu=self._check_cpu)
             self._platform = record
         elif isinstance(record, HvmParams):
             self._params.update(record.params)
@@ -218,7 +224,9 @@ class Arm64Restore:
             if found != wanted:
                 raise ImageError(
                     f"the image's domain has its {name} ring at {wanted:#x}, libxl's of this host have it at "
-                    f"{found:#x} ('--toolstack bare' puts it where it was, and brings back no devices)"
+                    f"{found:#x}",
+                    name=ErrorName.HOST_INCOMPATIBLE,
+                    remedies=[Advice(Remedy.BARE_TOOLSTACK)],
                 )
 
     def _set_rings(self, pages: RestoredPages, channels: Channels) -> None:
@@ -260,7 +268,8 @@ class Arm64Restore:
                 if vcpu_info[number] and result:
                     raise ImageError(
                         f"Xen did not take {vcpu_info[number]:#x} for the vcpu_info of vCPU {number} "
-                        f"(error {-result})"
+                        f"(error {-result})",
+                        name=ErrorName.IMAGE_REFUSED,
                     )
 
     def _check_same_processor(
@@ -270,8 +279,10 @@ class Arm64Restore:
         if not different:
             return
         told = f"vCPU {number} would not be the one it was: {'; '.join(different)}"
-        if self._unless is not None:
-            raise ImageError(f"{told}; {self._unless} tries it all the same: the guest may crash")
+        if self._check_cpu:
+            raise ImageError(
+                told, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
+            )
         LOG.warning("%s; restored all the same: the guest may crash", told)
 
     def close(self) -> None:

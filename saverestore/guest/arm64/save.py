@@ -13,7 +13,7 @@ import numpy as np
 from pyxc import DomainInfo, arm64, cpu
 from pyxc.memory import nr_gpfns
 from saverestore.arm64_registers import Register
-from saverestore.errors import DomainError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64 import vcpu
 from saverestore.guest.arm64.going_on import put_right
@@ -50,7 +50,8 @@ class Arm64Save:
         self._layout = Layout.of_domain(nr_gpfns(handles.xen, info.domid), info.max_pages)
         if not self._layout.banks:
             raise DomainError(
-                f"domain {info.domid} has no memory where an arm64 domain has it; nothing was done"
+                f"domain {info.domid} has no memory where an arm64 domain has it; nothing was done",
+                name=ErrorName.DOMAIN_UNREADABLE,
             )
         code_of(Piece.SAVE, gic)  # that this can be done at all is told before anything is
         self._memory = KeptMemory(handles, info.domid, self._layout)
@@ -105,7 +106,9 @@ class Arm64Save:
         if nr_gpfns(self._handles.xen, self._domid) > self.nr_pfns:
             raise DomainError(
                 f"domain {self._domid} was given memory above its last frame, {self.nr_pfns - 1:#x}, "
-                "while it was being saved; try again"
+                "while it was being saved",
+                name=ErrorName.DOMAIN_CHANGED,
+                remedies=[Advice(Remedy.TRY_AGAIN)],
             )
 
     def open_log_dirty(self) -> LogDirty:
@@ -141,7 +144,8 @@ class Arm64Save:
         if info.nr_online_vcpus != self._nr_vcpus:
             raise DomainError(
                 f"domain {self._domid} has {self._nr_vcpus} vCPUs of which {info.nr_online_vcpus} are online: only "
-                f"one with all of them can be saved; it goes on ('xl vcpu-set {self._domid} {self._nr_vcpus}')"
+                f"one with all of them can be saved; it goes on",
+                remedies=[Advice(Remedy.PLUG_ALL_VCPUS, f"{self._domid} {self._nr_vcpus}")],
             )
 
     @property

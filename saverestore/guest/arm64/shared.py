@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 
 from pyxc import arm64
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 from saverestore.guest.arm64.find import WallClock, shared_info_candidates, wall_clock
 from saverestore.guest.arm64.memory import KeptMemory
 from saverestore.guest.common.handles import Handles
@@ -35,7 +35,8 @@ def find_shared_info(handles: Handles, domid: int, memory: KeptMemory) -> int:
     found = f"{len(proved)} pages" if proved else "no page"
     raise DomainError(
         f"domain {domid}: {found} of its memory prove{'s' if not proved else ''} to be what it shares with Xen "
-        "(shared_info); it cannot be saved, and goes on running"
+        "(shared_info); it cannot be saved, and goes on running",
+        name=ErrorName.DOMAIN_UNREADABLE,
     )
 
 

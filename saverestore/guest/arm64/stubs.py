@@ -12,7 +12,7 @@ import numpy as np
 
 from pyxc import Mapping, arm64
 from pyxc import memory as xen_memory
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 from saverestore.guest.arm64 import layout, vcpu
 from saverestore.guest.arm64.vcpu import Context
 from saverestore.guest.common.handles import Handles
@@ -39,13 +39,14 @@ def code_of(piece: Piece, gic: int) -> bytes:
     except ImportError as error:
         raise DomainError(
             "this installation cannot save or restore arm64 domains: it was made without the code that their "
-            f"processors have to run ({error}); install it again on the arm64 host, with a C compiler"
+            f"processors have to run ({error}); install it again on the arm64 host, with a C compiler",
+            name=ErrorName.INSTALLATION_INCOMPLETE,
         ) from error
     size = _arm64_stubs.ffi.new("size_t *")
     name = piece.value.format(gic=gic)
     start = _arm64_stubs.lib.stub_piece(name.encode(), size)
     if start == _arm64_stubs.ffi.NULL:
-        raise DomainError(f"there is no stub {name!r}")
+        raise DomainError(f"there is no stub {name!r}", name=ErrorName.INSTALLATION_INCOMPLETE)
     return bytes(_arm64_stubs.ffi.buffer(start, size[0]))
 
 
@@ -126,7 +127,8 @@ class Scratch:
                 )
                 raise DomainError(
                     f"domain {self._domid}: vCPU {number} {how} while its hidden registers were "
-                    f"{'written' if piece is Piece.LOAD else 'read'}"
+                    f"{'written' if piece is Piece.LOAD else 'read'}",
+                    name=ErrorName.DOMAIN_UNREADABLE,
                 )
 
     def _copy(self, page: int, code: bytes) -> None:

@@ -17,7 +17,7 @@ from saverestore.arm64_registers import (
     hidden_registers,
     name_of,
 )
-from saverestore.errors import DomainError, ImageError
+from saverestore.errors import DomainError, ErrorName, ImageError
 from saverestore.guest.arm64.layout import (
     FOUND_SLOTS,
     PAGE_SHIFT,
@@ -159,7 +159,8 @@ def unpack_record(record: Arm64Vcpu, gic: int) -> tuple[Context, dict[Register, 
         hidden = dict(zip(registers, _take(values, record, registers), strict=True))
     if values:
         raise ImageError(
-            f"vCPU {record.vcpu} has registers that this version cannot restore: {', '.join(map(name_of, values))}"
+            f"vCPU {record.vcpu} has registers that this version cannot restore: {', '.join(map(name_of, values))}",
+            name=ErrorName.IMAGE_UNSUPPORTED,
         )
     return context, hidden
 

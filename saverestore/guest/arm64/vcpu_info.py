@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from saverestore.errors import DomainError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.arm64.find import event_since, pending_candidates
 from saverestore.guest.arm64.going_on import (
     pending_of,
@@ -108,7 +108,9 @@ class VcpuInfoSearch:
             if owner.setdefault(address, number) != number:
                 raise DomainError(
                     f"domain {journal.domid}: vCPUs {owner[address]} and {number} seem to have their vcpu_info at "
-                    f"one place, {address:#x}, which cannot be; it goes on (try again)"
+                    f"one place, {address:#x}, which cannot be; it goes on",
+                    name=ErrorName.DOMAIN_UNREADABLE,
+                    remedies=[Advice(Remedy.TRY_AGAIN)],
                 )
         return found
 
@@ -154,12 +156,15 @@ class VcpuInfoSearch:
             if result and not (at == Control.PRIORITIZED and result == -errno.ENOSYS):
                 raise DomainError(
                     f"domain {journal.domid}: Xen did not {step} an event channel of vCPU {number} "
-                    f"(error {-result}); it cannot be saved, and goes on"
+                    f"(error {-result}); it cannot be saved, and goes on",
+                    name=ErrorName.DOMAIN_UNREADABLE,
                 )
 
 
 def _not_one(domid: int, number: int, count: int) -> DomainError:
     return DomainError(
         f"domain {domid}: {count} places in its memory change as the vcpu_info of vCPU {number} does when it gets "
-        "an event, and only one can be it; it goes on (try again)"
+        "an event, and only one can be it; it goes on",
+        name=ErrorName.DOMAIN_UNREADABLE,
+        remedies=[Advice(Remedy.TRY_AGAIN)],
     )

@@ -11,9 +11,6 @@ from pyxc import ForeignMemory, Xen, XenStore
 from pyxc import XenError as XenError  # for `operations` too, which catches it and knows nothing else of pyxc
 from pyxc.process import keep_freed_memory
 
-FORCE = "--force"
-"""How a person has a domain restored on a processor of another kind all the same."""
-
 
 @dataclass(frozen=True)
 class Handles:

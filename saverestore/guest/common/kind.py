@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from pyxc import DomainInfo
 from pyxc.control import DomainConfig
-from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.machine import Machine
 from saverestore.guest.common.suspend import Suspender, Suspending
 from saverestore.guest.ports import RestoreGuest, SaveGuest
@@ -80,12 +80,11 @@ class Kind(ABC):
 
     @abstractmethod
     def check_static_records(
-        self, handles: Handles, records: Sequence[Record], machine: Machine, *, unless: str | None
+        self, handles: Handles, records: Sequence[Record], machine: Machine, *, check_cpu: bool
     ) -> None:
         """Compare an image's static records with this host: ImageError, naming what it lacks. No domain is needed.
 
-        `unless`: how to restore it all the same, part of the error; None: that was asked for, and what can be passed
-        over is a warning.
+        `check_cpu` False: another kind of processor will do, and is a warning.
         """
 
     @abstractmethod
@@ -112,13 +111,13 @@ class Kind(ABC):
         *,
         max_pages: int,
         gic_version: str | None = None,
-        unless: str | None = FORCE,
+        check_cpu: bool = True,
         is_built: bool = False,
     ) -> RestoreGuest:
         """A fresh domain to be filled.
 
-        `unless`: see `check_static_records`. `is_built`: whoever made it gave it memory and rings as to one that is
-        to boot; only where libxl makes domains for us to fill.
+        `check_cpu`: see `check_static_records`. `is_built`: whoever made it gave it memory and rings as to one that
+        is to boot; only where libxl makes domains for us to fill.
         """
 
     # ---- after a save that was killed --------------------------------------------------------------

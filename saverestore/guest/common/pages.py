@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pyxc import Mapping, XenError
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.ports import U8, U64, Bool, PageBatch, gather_runs
 
@@ -78,7 +78,10 @@ def map_for_save(
         first = int(np.flatnonzero(lost)[0])
         error = XenError("xenforeignmemory_map", abs(int(mapping.errors[first])), domid=domid)
         mapping.close()
-        raise DomainError(f"domain {domid}: pfn {int(pfns[first]):#x} cannot be mapped: {error}")
+        raise DomainError(
+            f"domain {domid}: pfn {int(pfns[first]):#x} cannot be mapped: {error}",
+            name=ErrorName.DOMAIN_UNREADABLE,
+        )
     return mapping, lost
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pyxc import EventChannels, Xen, XenError, XenStore, cpu
 from pyxc.control import ShutdownReason
-from saverestore.errors import DomainError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.hvm_params import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
 from saverestore.interrupts import shield
 
@@ -28,6 +28,7 @@ SUSPEND_TIMEOUT_S = 60.0
 POLL_S = 0.1
 
 REQUEST = "suspend"
+MAY_BE_LATE = "it goes on running, but may still suspend later; its console may say what kept it"
 
 STOPPED = {
     0: "has powered off",
@@ -139,7 +140,9 @@ class Suspender:
             self._asked = True
         if not self._wait_for_shutdown(self._suspend_timeout_s):
             raise DomainError(
-                f"domain {self._domid} did not stop within {self._suspend_timeout_s:.0f} s; {self._if_late()}"
+                f"domain {self._domid} did not stop within {self._suspend_timeout_s:.0f} s; {MAY_BE_LATE}",
+                name=ErrorName.DOMAIN_UNRESPONSIVE,
+                remedies=self._if_late(),
             )
 
     def _suspend_by_event(self, remote_port: int) -> None:
@@ -152,7 +155,9 @@ class Suspender:
             if not self._wait_for_shutdown(self._suspend_timeout_s):
                 raise DomainError(
                     f"domain {self._domid} did not suspend within {self._suspend_timeout_s:.0f} s of the event "
-                    f"on its suspend channel; {self._if_late()}"
+                    f"on its suspend channel; {MAY_BE_LATE}",
+                    name=ErrorName.DOMAIN_UNRESPONSIVE,
+                    remedies=self._if_late(),
                 )
 
     def _suspend_by_store(self) -> None:
@@ -160,7 +165,8 @@ class Suspender:
         if self._store.read(f"{self._path}/control/feature-suspend") == "0":
             raise DomainError(
                 f"domain {self._domid} says that it cannot suspend (control/feature-suspend is 0 in xenstore): "
-                "it goes on running"
+                "it goes on running",
+                name=ErrorName.DOMAIN_CANNOT_SUSPEND,
             )
         with shield():
             self._store.write(control, REQUEST)
@@ -174,21 +180,22 @@ class Suspender:
                 if self._withdraw():
                     raise DomainError(
                         f"domain {self._domid} did not answer the request to suspend within "
-                        f"{self._ack_timeout_s:.0f} s; the request was taken back and it goes on running"
+                        f"{self._ack_timeout_s:.0f} s; the request was taken back and it goes on running",
+                        name=ErrorName.DOMAIN_UNRESPONSIVE,
+                        remedies=[Advice(Remedy.WAIT_LONGER)],
                     )
                 break
             self._wait_for_event(POLL_S)
         if not self._wait_for_shutdown(self._suspend_timeout_s):
             raise DomainError(
                 f"domain {self._domid} took the request to suspend but did not within "
-                f"{self._suspend_timeout_s:.0f} s; {self._if_late()}"
+                f"{self._suspend_timeout_s:.0f} s; {MAY_BE_LATE}",
+                name=ErrorName.DOMAIN_UNRESPONSIVE,
+                remedies=self._if_late(),
             )
 
-    def _if_late(self) -> str:
-        return (
-            f"it goes on running, but may still suspend later: 'pysave --recover {self._domid}' then lets it go on; "
-            "its console may say what kept it"
-        )
+    def _if_late(self) -> list[Advice]:
+        return [Advice(Remedy.WAIT_LONGER), Advice(Remedy.RECOVER_IF_LATE, self._domid)]
 
     def _withdraw(self) -> bool:
         """Take the request back unless the guest has it already; whether that came in time."""
@@ -202,11 +209,15 @@ class Suspender:
     def _stopped(self) -> bool:
         info = self._xen.domain(self._domid)
         if info.dying:
-            raise DomainError(f"domain {self._domid} was to suspend, but somebody is destroying it")
+            raise DomainError(
+                f"domain {self._domid} was to suspend, but somebody is destroying it",
+                name=ErrorName.DOMAIN_STOPPED,
+            )
         if info.shutdown and not info.suspended:
             raise DomainError(
                 f"domain {self._domid} {how_it_stopped(info.shutdown_reason)} instead of suspending; "
-                "its console may say why"
+                "its console may say why",
+                name=ErrorName.DOMAIN_STOPPED,
             )
         return info.suspended
 

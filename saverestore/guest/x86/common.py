@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from pyxc import DomainInfo, Xen, XenError, cpu
-from saverestore.errors import ImageError
-from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.errors import Advice, ErrorName, ImageError, Remedy
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.x86 import cpu_features
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy, X86TscInfo
 
@@ -30,11 +30,11 @@ def tsc_record(xen: Xen, domid: int) -> X86TscInfo:
     return X86TscInfo(mode=tsc.mode, khz=tsc.khz, nsec=tsc.elapsed_ns, incarnation=tsc.incarnation)
 
 
-def check_cpu_policy(xen: Xen, hvm: bool, leaves: bytes, msrs: bytes, *, unless: str | None) -> None:
+def check_cpu_policy(xen: Xen, hvm: bool, leaves: bytes, msrs: bytes, *, check_cpu: bool) -> None:
     """ImageError, naming the features, when a guest was promised what this host cannot give.
 
     Xen takes such a policy and drops the features, and the guest stops at the first instruction that uses one.
-    `unless`: how to have it restored all the same, told with the error; None: that was done, and it is a warning.
+    `check_cpu` False: it is restored all the same, with a warning.
     """
     try:
         host_leaves, host_msrs = cpu.max_cpu_policy(xen, hvm=hvm)
@@ -45,9 +45,9 @@ def check_cpu_policy(xen: Xen, hvm: bool, leaves: bytes, msrs: bytes, *, unless:
     if not lacking:
         return
     told = f"the image needs a CPU that this host cannot give: it lacks {', '.join(lacking)}"
-    if unless is not None:
+    if check_cpu:
         raise ImageError(
-            f"{told}; restore it on a host that has this ({unless} tries it all the same: the guest may crash)"
+            told, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
         )
     LOG.warning("%s; restored all the same: the guest may crash", told)
 
@@ -55,9 +55,9 @@ def check_cpu_policy(xen: Xen, hvm: bool, leaves: bytes, msrs: bytes, *, unless:
 class CommonRestore:
     """The part of a restore that is the same for PV and HVM: CPU policy and time stamp counter."""
 
-    def __init__(self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE) -> None:
-        """`unless`: see `check_cpu_policy`."""
-        self._unless = unless
+    def __init__(self, handles: Handles, info: DomainInfo, *, check_cpu: bool = True) -> None:
+        """`check_cpu`: see `check_cpu_policy`."""
+        self._check_cpu = check_cpu
         self._xen = handles.xen
         self._memory = handles.memory
         self._domid = info.domid
@@ -85,11 +85,12 @@ class CommonRestore:
         """Give the domain the CPU policy of the image. Without one it keeps this host's default."""
         if not self._leaves and not self._msrs:
             return
-        check_cpu_policy(self._xen, self._info.hvm, self._leaves, self._msrs, unless=self._unless)
+        check_cpu_policy(self._xen, self._info.hvm, self._leaves, self._msrs, check_cpu=self._check_cpu)
         try:
             cpu.set_cpu_policy(self._xen, self._domid, self._leaves, self._msrs)
         except XenError as error:
             raise ImageError(
                 f"the image needs a CPU that this host cannot give: {error.detail or error}; "
-                "restore it on a host with the features of the one it was saved on"
+                "restore it on a host with the features of the one it was saved on",
+                name=ErrorName.CPU_FEATURES_MISSING,
             ) from error

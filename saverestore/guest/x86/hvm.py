@@ -10,10 +10,10 @@ import numpy as np
 
 from pyxc import DomainInfo, Mapping, XenError, cpu
 from pyxc import memory as xen_memory
-from saverestore.errors import DomainError, ImageError
+from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remedy
 from saverestore.guest.common import hvm_params
 from saverestore.guest.common.grants import seed_grant_table
-from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.kind import Emulator
 from saverestore.guest.common.pages import MappedBatch, MappedWindow, Populated, map_for_save
 from saverestore.guest.common.suspend import Suspending
@@ -147,7 +147,9 @@ class HvmSave:
         ):
             raise DomainError(
                 f"domain {self._domid} was given memory above its last frame, {self.nr_pfns - 1:#x}, "
-                "while it was being saved; try again"
+                "while it was being saved",
+                name=ErrorName.DOMAIN_CHANGED,
+                remedies=[Advice(Remedy.TRY_AGAIN)],
             )
 
     def open_log_dirty(self) -> LogDirty:
@@ -183,9 +185,9 @@ class HvmSave:
 class HvmRestore(CommonRestore):
     """Fills a fresh PVH or HVM domain. See RestoreGuest."""
 
-    def __init__(self, handles: Handles, info: DomainInfo, *, unless: str | None = FORCE) -> None:
+    def __init__(self, handles: Handles, info: DomainInfo, *, check_cpu: bool = True) -> None:
         """Its pages stay mapped for a while after they were filled in, see `ForeignMemory`."""
-        super().__init__(handles, info, unless=unless)
+        super().__init__(handles, info, check_cpu=check_cpu)
         self._populated = Populated()
         self._superpages = self._superpages_refused = self._small_pages = 0
         self._params: dict[int, int] = {}
@@ -270,7 +272,8 @@ class HvmRestore(CommonRestore):
             cpu.set_hvm_context(self._xen, self._domid, self._context)
         except XenError as error:
             raise ImageError(
-                f"Xen refused the image's HVM context: {error}; 'xl dmesg' may say why"
+                f"Xen refused the image's HVM context: {error}; 'xl dmesg' may say why",
+                name=ErrorName.IMAGE_REFUSED,
             ) from error
         LOG.debug(
             "memory: %d pages of 2 MiB, %d of 4 KiB; Xen had no 2 MiB together for %d",

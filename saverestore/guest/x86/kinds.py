@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pyxc import DomainInfo, cpu
 from pyxc.control import DomainConfig
-from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_TIMER_MODE
 from saverestore.guest.common.kind import Emulator, Kind
 from saverestore.guest.common.machine import Machine
@@ -36,7 +36,7 @@ class _X86(Kind):
         )
 
     def check_static_records(
-        self, handles: Handles, records: Sequence[Record], machine: Machine, *, unless: str | None
+        self, handles: Handles, records: Sequence[Record], machine: Machine, *, check_cpu: bool
     ) -> None:
         """The CPU policy. See Kind."""
         leaves = msrs = b""
@@ -45,7 +45,7 @@ class _X86(Kind):
                 leaves = record.leaves
             elif isinstance(record, X86MsrPolicy):
                 msrs = record.entries
-        check_cpu_policy(handles.xen, self.is_hvm, leaves, msrs, unless=unless)
+        check_cpu_policy(handles.xen, self.is_hvm, leaves, msrs, check_cpu=check_cpu)
 
     def creation(self, machine: Machine) -> DomainConfig:
         """See Kind."""
@@ -119,11 +119,11 @@ class PvKind(_X86):
         *,
         max_pages: int,
         gic_version: str | None = None,
-        unless: str | None = FORCE,
+        check_cpu: bool = True,
         is_built: bool = False,
     ) -> RestoreGuest:
         """See Kind."""
-        return PvRestore(handles, info, pfn_limit=pfn_limit(max_pages), unless=unless)
+        return PvRestore(handles, info, pfn_limit=pfn_limit(max_pages), check_cpu=check_cpu)
 
 
 class HvmKind(_X86):
@@ -177,11 +177,11 @@ class HvmKind(_X86):
         *,
         max_pages: int,
         gic_version: str | None = None,
-        unless: str | None = FORCE,
+        check_cpu: bool = True,
         is_built: bool = False,
     ) -> RestoreGuest:
         """See Kind."""
-        return HvmRestore(handles, info, unless=unless)
+        return HvmRestore(handles, info, check_cpu=check_cpu)
 
 
 PV = PvKind()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyxc import ForeignMemory, Mapping
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 from saverestore.guest.x86.layout import SHARED_INFO
 from saverestore.guest.x86.p2m_walk import walk_list, walk_tree
 
@@ -39,14 +39,18 @@ class P2m:
             if len(bad):
                 raise DomainError(
                     f"its p2m table names machine frame {int(mfns[bad[0]]):#x}, which this "
-                    f"host does not have (last one: {max_mfn:#x}); has the guest finished booting?"
+                    f"host does not have (last one: {max_mfn:#x}); has the guest finished booting?",
+                    name=ErrorName.DOMAIN_NOT_READY,
                 )
             with memory.map(domid, mfns) as mapping:
                 return mapping.words.copy()
 
         max_pfn = int(self._arch["max_pfn"]) - 1
         if max_pfn < 0:
-            raise DomainError(f"domain {domid} has not told where its p2m table is; is it still booting?")
+            raise DomainError(
+                f"domain {domid} has not told where its p2m table is; is it still booting?",
+                name=ErrorName.DOMAIN_NOT_READY,
+            )
         try:
             if self.uses_list:
                 root = int(self._arch["p2m_cr3"]) >> 12
@@ -54,10 +58,13 @@ class P2m:
             else:
                 leaves, max_pfn = walk_tree(read_frames, int(self._arch["frame_list_list"]), max_pfn)
         except DomainError as error:
-            raise DomainError(f"domain {domid}: {error}") from error
+            raise DomainError(f"domain {domid}: {error}", name=ErrorName.DOMAIN_UNREADABLE) from error
         self.max_pfn = max_pfn
         if (leaves == 0).any() or (leaves > max_mfn).any():
-            raise DomainError(f"domain {domid}: its p2m table has frames this host does not have")
+            raise DomainError(
+                f"domain {domid}: its p2m table has frames this host does not have",
+                name=ErrorName.DOMAIN_UNREADABLE,
+            )
         self._mapping = memory.map(domid, leaves)
         self.table: U64 = self._mapping.words[: max_pfn + 1]
         self.frame_pfns: U64 = m2p[leaves].copy()
@@ -66,7 +73,8 @@ class P2m:
             mfn = int(leaves[outside[0]])
             self.close()
             raise DomainError(
-                f"domain {domid}: frame {mfn:#x} of its p2m table is not part of its own memory"
+                f"domain {domid}: frame {mfn:#x} of its p2m table is not part of its own memory",
+                name=ErrorName.DOMAIN_UNREADABLE,
             )
 
     def _mfns_of(self, pfns: U64) -> U64:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName
 from saverestore.guest.x86.layout import ENTRIES_A_TABLE, XEN_HOLE
 from saverestore.guest.x86.tables import frames_of
 from saverestore.stream.layout import PAGE_SIZE
@@ -30,7 +30,9 @@ def walk_list(read_frames: ReadFrames, root_mfn: int, vaddr: int, max_pfn: int) 
     """
     end = vaddr + (max_pfn // PFNS_A_FRAME + 1) * PAGE_SIZE - 1
     if not (_is_canonical(vaddr) and _is_canonical(end)) or (vaddr <= XEN_HOLE[1] and end > XEN_HOLE[0]):
-        raise DomainError(f"the guest's p2m table cannot lie at {vaddr:#x}–{end:#x}")
+        raise DomainError(
+            f"the guest's p2m table cannot lie at {vaddr:#x}–{end:#x}", name=ErrorName.DOMAIN_UNREADABLE
+        )
     start = vaddr & ((1 << CANONICAL_BITS) - 1)
     stop = end & ((1 << CANONICAL_BITS) - 1)
     mfns = np.array([root_mfn], dtype=np.uint64)
@@ -58,7 +60,10 @@ def walk_tree(read_frames: ReadFrames, root_mfn: int, max_pfn: int) -> tuple[U64
     pfns_a_middle = PFNS_A_FRAME * PFNS_A_FRAME
     nr_middle = max_pfn // pfns_a_middle + 1
     if nr_middle > PFNS_A_FRAME:
-        raise DomainError(f"the guest's last pfn, {max_pfn:#x}, is too large for a p2m tree")
+        raise DomainError(
+            f"the guest's last pfn, {max_pfn:#x}, is too large for a p2m tree",
+            name=ErrorName.DOMAIN_UNREADABLE,
+        )
     middle = read_frames(np.array([root_mfn], dtype=np.uint64))[:nr_middle]
     kept = without_repeated_tail(middle)
     max_pfn = min(max_pfn, kept * pfns_a_middle - 1)

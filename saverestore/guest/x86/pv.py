@@ -6,9 +6,9 @@ import numpy as np
 
 from pyxc import DomainInfo, Mapping, XenError, cpu
 from pyxc import memory as xen_memory
-from saverestore.errors import DomainError, ImageError
+from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remedy
 from saverestore.guest.common.grants import seed_grant_table
-from saverestore.guest.common.handles import FORCE, Handles
+from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.pages import MappedBatch, MappedWindow, Populated, map_for_save
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.ports import U8, U64, Bool, Channels, LogDirty, PageBatch, PageWindow, RestoredPages
@@ -166,7 +166,9 @@ class PvSave:
         if self.p2m.moved():
             raise DomainError(
                 f"domain {self._domid} rebuilt its p2m table while it was being saved live (it was given or "
-                "gave away memory in a new place); try again, or save without --live"
+                "gave away memory in a new place)",
+                name=ErrorName.DOMAIN_CHANGED,
+                remedies=[Advice(Remedy.TRY_AGAIN), Advice(Remedy.SAVE_WITHOUT_LIVE)],
             )
 
     def open_log_dirty(self) -> LogDirty:
@@ -205,7 +207,8 @@ class PvSave:
         pfn = int(self._m2p[mfn]) if mfn <= self._max_mfn else -1
         if not (0 <= pfn < self.nr_pfns and int(self.p2m.table[pfn]) == mfn):
             raise DomainError(
-                f"domain {self._domid}: {what} is in frame {mfn:#x}, which is not its own memory"
+                f"domain {self._domid}: {what} is in frame {mfn:#x}, which is not its own memory",
+                name=ErrorName.DOMAIN_UNREADABLE,
             )
         return pfn
 
@@ -226,10 +229,10 @@ class PvRestore(CommonRestore):
         info: DomainInfo,
         *,
         pfn_limit: int | None = None,
-        unless: str | None = FORCE,
+        check_cpu: bool = True,
     ) -> None:
         """`pfn_limit`: how many pfns the image may speak of, as each takes memory here; None: any number."""
-        super().__init__(handles, info, unless=unless)
+        super().__init__(handles, info, check_cpu=check_cpu)
         self._pfn_limit = pfn_limit
         self._nr_vcpus = info.max_vcpu_id + 1
         self._p2m: U64 = np.empty(0, dtype=np.uint64)
@@ -357,7 +360,8 @@ class PvRestore(CommonRestore):
                 cpu.set_vcpu_msrs(self._xen, self._domid, i, msrs)
         except XenError as error:
             raise ImageError(
-                f"Xen refused the image's state of vcpu {i}: {error}; 'xl dmesg' may say why"
+                f"Xen refused the image's state of vcpu {i}: {error}; 'xl dmesg' may say why",
+                name=ErrorName.IMAGE_REFUSED,
             ) from error
 
     def _write_p2m(self) -> None:

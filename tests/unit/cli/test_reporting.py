@@ -14,7 +14,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from saverestore.cli import pyrestore, pysave
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import DomainState
-from saverestore.errors import DomainError, ExitCode, ImageError, TransportError
+from saverestore.errors import DomainError, ErrorName, ExitCode, ImageError, TransportError
 from saverestore.operations import restore, save
 
 
@@ -56,6 +56,7 @@ def test_a_save_leaves_its_report_and_a_page(tmp_path, saving, capsys):
         assert pysave.main(command) == 0
     facts = json.loads((tmp_path / "r.json").read_text())
     assert (facts["result"], facts["domain_state"], facts["error"]) == ("done", "destroyed", None)
+    assert facts["error_name"] is None
     assert facts["options"]["downtime_s"] == 0.3
     assert facts["rounds"][0]["sent_pages"] == 100
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
@@ -63,24 +64,25 @@ def test_a_save_leaves_its_report_and_a_page(tmp_path, saving, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "result"),
+    ("error", "code", "name"),
     [
-        (DomainError("stalled"), ExitCode.DOMAIN, "failed"),
-        (TransportError("No space left"), ExitCode.IO, "failed"),
-        (MemoryError(), ExitCode.IO, "failed"),
-        (OSError(5, "Input/output error"), ExitCode.IO, "failed"),
+        (DomainError("stalled", name=ErrorName.SAVE_STALLED), ExitCode.DOMAIN, "save_stalled"),
+        (TransportError("No space left", name=ErrorName.DISK_FULL), ExitCode.IO, "disk_full"),
+        (MemoryError(), ExitCode.IO, "out_of_memory"),
+        (OSError(5, "Input/output error"), ExitCode.IO, "io_failed"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_save_that_fails_leaves_one_too_with_the_error_and_what_was_done(
-    tmp_path, saving, error, code, result
+    tmp_path, saving, error, code, name
 ):
     error.add_note("web1 goes on")
     saving.end = raising(error)
     path = tmp_path / "r.json"
     assert pysave.main(["--report", str(path), "web1", str(tmp_path / "a.img")]) == code
     facts = json.loads(path.read_text())
-    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == (result, code, "as it was")
+    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == ("failed", code, "as it was")
+    assert facts["error_name"] == name
     assert facts["error"].endswith("; web1 goes on")
     assert facts["pages"]["sent"] == 100
 

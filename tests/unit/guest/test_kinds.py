@@ -236,13 +236,13 @@ def test_an_arm64_image_is_compared_with_the_host_before_there_is_a_domain(monke
     platform = Arm64Platform(
         gic=3, nr_vcpus=2, midr=0x411FD070, cntfrq=62_500_000, banks=((0x40000, 0x8000),)
     )
-    ARM64.check_static_records(None, [platform], MACHINE, unless="--force")
+    ARM64.check_static_records(None, [platform], MACHINE, check_cpu=True)
     with pytest.raises(ImageError, match="has a GICv3, this host gives domains a GICv2"):
         machine = Machine(**{**vars(MACHINE), "gic_version": "v2"})
-        ARM64.check_static_records(None, [platform], machine, unless="--force")
+        ARM64.check_static_records(None, [platform], machine, check_cpu=True)
     with pytest.raises(ImageError, match="has 2 vCPUs, its configuration would make one with 1"):
         machine = Machine(**{**vars(MACHINE), "max_vcpus": 1})
-        ARM64.check_static_records(None, [platform], machine, unless="--force")
+        ARM64.check_static_records(None, [platform], machine, check_cpu=True)
 
 
 # ---- after a save that was killed --------------------------------------------------------------------

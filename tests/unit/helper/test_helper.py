@@ -23,7 +23,7 @@ from memory_kinds import MemoryHost
 
 from saverestore.cli import helper
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import ExitCode
+from saverestore.errors import Advice, ErrorName, ExitCode, ImageError, Remedy, remedies_of
 from saverestore.guest.ports import LogDirty
 from saverestore.guest.x86.hvm import log_dirty_with
 from saverestore.helper import restoring, saving, session
@@ -270,7 +270,7 @@ def test_a_domain_that_cannot_be_resumed_once_xl_is_killed_is_named(saved):
         session.NotResumed, match=r"libxl .*; domain 7 could not be resumed: .*not perm"
     ) as gone:
         save.run()
-    assert gone.value.domid == DOMID
+    assert gone.value.remedies == (Advice(Remedy.RECOVER, DOMID),)
     assert save.domain.suspended
 
 
@@ -344,9 +344,13 @@ class Restoring:
     def run(self) -> int:
         arguments = RestoreArguments(self.fd, -1, DOMID, 7, 0, 8, 0, self.libxl.callbacks, 0)
         try:
-            return session.serve(arguments, self.libxl.channel(), self.environment)
+            return session.serve(arguments, self.libxl.channel(), self.environment, self.describe)
         finally:
             self.libxl.close()
+
+    @staticmethod
+    def describe(error: BaseException) -> str:
+        return "; ".join([str(error), *(advice.remedy.name for advice in remedies_of(error))])
 
     def errors(self) -> str:
         return "\n".join(text for level, text in self.libxl.logged if level >= Level.ERROR)
@@ -484,6 +488,34 @@ def report_of(restore: Restoring) -> HelperReport:
         return link.report()
 
 
+def on_a_host_without_the_cpu(restore: Restoring) -> Restoring:
+    def refuse(record: Record) -> None:
+        raise ImageError(
+            "a CPU is needed",
+            name=ErrorName.CPU_FEATURES_MISSING,
+            remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)],
+        )
+
+    restore.guest.take = refuse
+    return restore
+
+
+def test_xl_prints_what_can_be_done_about_a_failure(restored):
+    restore = on_a_host_without_the_cpu(restored())
+    assert restore.run() == 0
+    assert restore.errors() == "a CPU is needed; RESTORE_ON_OTHER_CPU"
+
+
+def test_whoever_left_a_task_gets_what_can_be_done_in_the_report_alone(restored):
+    restore = on_a_host_without_the_cpu(restored())
+    error = report_of(restore).as_error()
+    assert restore.errors() == "a CPU is needed"
+    assert (error.name, error.remedies) == (
+        ErrorName.CPU_FEATURES_MISSING,
+        (Advice(Remedy.RESTORE_ON_OTHER_CPU),),
+    )
+
+
 def test_a_restore_is_reported_to_whoever_asked_libxl(restored):
     restore = restored()
     report = report_of(restore)
@@ -556,12 +588,15 @@ def test_a_process_whose_libxl_is_gone_says_so_on_standard_error():
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (session.NotResumed("libxl went away", 7), "libxl went away; try 'pysave --recover 7'"),
+        (
+            session.NotResumed("libxl went away", remedies=[Advice(Remedy.RECOVER, 7)]),
+            "libxl went away; 'pysave --recover 7' puts it right and resumes it",
+        ),
         (LibxlGone("libxl went away"), "libxl went away"),
     ],
 )
 def test_a_domain_that_stays_suspended_comes_with_what_to_do(monkeypatch, capsys, error, said):
-    def run(words: list[str]) -> int:
+    def run(words: list[str], describe: session.Describe) -> int:
         raise error
 
     monkeypatch.setattr(session, "run", run)

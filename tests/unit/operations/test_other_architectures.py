@@ -76,24 +76,31 @@ PLATFORM = Arm64Platform(gic=3, nr_vcpus=1, midr=0x411FD070, cntfrq=62_500_000, 
 
 
 @pytest.mark.parametrize(
-    ("midr", "cntfrq", "gic", "message"),
+    ("midr", "cntfrq", "gic", "message", "name"),
     [
-        (0x411FD070, 62_500_000, 2, "has a GICv3, this host gives domains a GICv2"),
-        (0x411FD070, 50_000_000, 3, "counts time at 62500000 Hz, this host at 50000000 Hz"),
-        (0x410FD034, 62_500_000, 3, r"another kind of processor .*; --force tries it"),
+        (0x411FD070, 62_500_000, 2, "has a GICv3, this host gives domains a GICv2", "host_incompatible"),
+        (
+            0x411FD070,
+            50_000_000,
+            3,
+            "counts time at 62500000 Hz, this host at 50000000 Hz",
+            "host_incompatible",
+        ),
+        (0x410FD034, 62_500_000, 3, "another kind of processor", "cpu_features_missing"),
     ],
 )
 def test_an_image_for_another_host_is_refused_before_a_domain_is_made(
-    monkeypatch, midr, cntfrq, gic, message
+    monkeypatch, midr, cntfrq, gic, message, name
 ):
     monkeypatch.setattr("pyxc.arm64.processor", lambda: pyxc.arm64.Processor(midr, cntfrq))
-    with pytest.raises(ImageError, match=message):
-        check_platform(PLATFORM, gic, unless="--force")
+    with pytest.raises(ImageError, match=message) as caught:
+        check_platform(PLATFORM, gic, check_cpu=True)
+    assert caught.value.name == name
 
 
 def test_an_image_for_another_processor_can_be_forced_but_not_one_for_another_gic(monkeypatch, caplog):
     monkeypatch.setattr("pyxc.arm64.processor", lambda: pyxc.arm64.Processor(0x410FD034, 62_500_000))
-    check_platform(PLATFORM, 3, unless=None)
+    check_platform(PLATFORM, 3, check_cpu=False)
     assert "the guest may crash" in caplog.text
     with pytest.raises(ImageError):
-        check_platform(PLATFORM, 2, unless=None)
+        check_platform(PLATFORM, 2, check_cpu=False)

@@ -22,7 +22,7 @@ from saverestore.engine.restore import restore
 from saverestore.engine.save import save
 from saverestore.engine.session import Stalled
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import TransportError, UsageError
+from saverestore.errors import ErrorName, TransportError, UsageError
 from saverestore.report import files, svg
 from saverestore.report.facts import Outcome, facts_of_restore, facts_of_save
 from saverestore.report.page import page_of
@@ -106,6 +106,13 @@ def test_every_key_is_documented():
     groups = {name.rpartition(".")[0] for name in made}
     assert made - documented - groups == set()
     assert {name for name in documented if "." in name} - made <= {"report.json", "report.html"}
+
+
+def test_every_name_of_an_error_is_documented_with_its_meaning_and_no_other():
+    text = (Path(__file__).parents[3] / "docs" / "report.md").read_text()
+    table = text.partition("## Names of errors")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)
+    assert rows == [(name.value, name.meaning) for name in ErrorName]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from saverestore.errors import DomainError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.testing.store import MemoryStore
 from saverestore.toolstack import domains
 
@@ -65,19 +65,25 @@ def test_what_nobody_is_called_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("info", "said"),
+    ("info", "said", "name", "remedies"),
     [
-        (Info(0), "control domain"),
-        (Info(3, dying=True), "is being destroyed"),
-        (Info(3, shutdown=True, suspended=True), "suspended already.*--recover 3"),
-        (Info(3, shutdown=True, shutdown_reason=3), "crashed"),
-        (Info(3, shutdown=True, shutdown_reason=0), "nothing to save"),
-        (Info(3, paused=True), "is paused"),
+        (Info(0), "control domain", ErrorName.DOMAIN_UNSUPPORTED, ()),
+        (Info(3, dying=True), "is being destroyed", ErrorName.DOMAIN_STOPPED, ()),
+        (
+            Info(3, shutdown=True, suspended=True),
+            "suspended already",
+            ErrorName.DOMAIN_NEEDS_RECOVERY,
+            (Advice(Remedy.RECOVER, 3),),
+        ),
+        (Info(3, shutdown=True, shutdown_reason=3), "crashed", ErrorName.DOMAIN_STOPPED, ()),
+        (Info(3, shutdown=True, shutdown_reason=0), "nothing to save", ErrorName.DOMAIN_STOPPED, ()),
+        (Info(3, paused=True), "is paused", ErrorName.DOMAIN_PAUSED, (Advice(Remedy.UNPAUSE, 3),)),
     ],
 )
-def test_a_domain_that_cannot_suspend_is_refused_with_the_reason(info, said):
-    with pytest.raises(DomainError, match=said):
+def test_a_domain_that_cannot_suspend_is_refused_with_the_reason(info, said, name, remedies):
+    with pytest.raises(DomainError, match=said) as caught:
         domains.check_can_be_saved(domains.Domain(info, "web1"))
+    assert (caught.value.name, caught.value.remedies) == (name, remedies)
 
 
 def test_a_running_domain_can_be_saved():

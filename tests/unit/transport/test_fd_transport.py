@@ -14,7 +14,7 @@ import pytest
 from stream_samples import PipeLikeSource, StingySource, source_of
 
 from saverestore import interrupts
-from saverestore.errors import ExitCode, ImageError, Interrupted, TransportError
+from saverestore.errors import Advice, ErrorName, ExitCode, ImageError, Interrupted, Remedy, TransportError
 from saverestore.kernels.zeros import zeros
 from saverestore.transport import EndOfStream, FdSink, FdSource
 from saverestore.transport.fd import IOV_MAX
@@ -287,11 +287,13 @@ def test_a_full_disk_is_named_with_place_and_advice():
     with (
         FdSink(os.open("/dev/full", os.O_WRONLY), "/mnt/out.img") as sink,
         pytest.raises(
-            TransportError, match=r"/mnt/out.img: No space left on device, at byte 0x0 = 0; free"
+            TransportError, match=r"/mnt/out.img: No space left on device, at byte 0x0 = 0$"
         ) as caught,
     ):
         sink.write(b"data")
     assert caught.value.exit_code == ExitCode.IO
+    assert caught.value.name is ErrorName.DISK_FULL
+    assert caught.value.remedies == (Advice(Remedy.OTHER_PLACE),)
 
 
 def test_a_reader_that_has_gone_is_named():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from saverestore.errors import ExitCode, Interrupted, TransportError, UsageError
+from saverestore.errors import ErrorName, ExitCode, Interrupted, Remedy, TransportError, UsageError
 from saverestore.interrupts import handled
 from saverestore.transport.newfile import NewFile
 
@@ -140,8 +140,10 @@ def test_a_signal_when_the_file_has_just_been_made_leaves_nothing(tmp_path, monk
 
 def test_an_existing_file_is_refused_at_once_and_left_alone(tmp_path):
     (tmp_path / "out.img").write_bytes(b"old")
-    with pytest.raises(UsageError, match="--overwrite"):
+    with pytest.raises(UsageError, match=r"exists already$") as caught:
         NewFile(tmp_path / "out.img")
+    assert caught.value.name is ErrorName.FILE_EXISTS
+    assert [one.remedy for one in caught.value.remedies] == [Remedy.OVERWRITE]
     assert content_of(tmp_path) == ["out.img"]
     assert (tmp_path / "out.img").read_bytes() == b"old"
 
@@ -260,8 +262,9 @@ def test_a_block_device_is_written_only_with_overwrite_and_brought_to_the_disk(t
     monkeypatch.setattr("saverestore.transport.newfile.stat.S_ISBLK", lambda _mode: True)
     monkeypatch.setattr("saverestore.transport.newfile.stat.S_ISREG", lambda _mode: False)
     monkeypatch.setattr(os, "fsync", synced.append)
-    with pytest.raises(UsageError, match="is a block device; --overwrite"):
+    with pytest.raises(UsageError, match="is a block device, and the image would overwrite") as caught:
         NewFile(backing)
+    assert [one.remedy for one in caught.value.remedies] == [Remedy.OVERWRITE]
     assert backing.read_bytes().startswith(b"precious")
     with NewFile(backing, overwrite=True) as file:
         assert file.free_bytes() == (1 << 20) + 8
@@ -308,8 +311,9 @@ def tiny_file_system(tmp_path: Path):
 
 def test_a_full_disk_leaves_nothing_and_a_smaller_image_fits_afterwards(tiny_file_system):
     path = tiny_file_system / "out.img"
-    with pytest.raises(TransportError, match=r"No space left on device, at byte 0x.*free some space"):
+    with pytest.raises(TransportError, match=r"No space left on device, at byte 0x") as caught:
         write(path, bytes(1 << 20))
+    assert [one.remedy for one in caught.value.remedies] == [Remedy.OTHER_PLACE]
     assert content_of(tiny_file_system) == []
     write(path, bytes(32 << 10))
     assert path.stat().st_size == 32 << 10
