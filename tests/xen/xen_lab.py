@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from launcher import Popen
 
 BOOT_TIMEOUT_S = 120
 BOOT_ATTEMPTS = 4
@@ -27,9 +32,20 @@ def run(
     *argv: str, timeout_s: float = COMMAND_TIMEOUT_S, stdin: Any = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; its status is for the caller to judge."""
-    return subprocess.run(
-        argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, stdin=stdin
-    )
+    with Popen(
+        argv,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        try:
+            out, error = process.communicate(timeout=timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(argv, process.returncode, out, error)
 
 
 def must(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
@@ -39,15 +55,39 @@ def must(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
     return done.stdout
 
 
+@cache
+def handles() -> Any:
+    """Xen and xenstore, open until the tests end.
+
+    A test looks at its guest some dozen times, and `xl` takes up to half a second to say anything under emulation.
+    """
+    from saverestore.guest.common.handles import open_handles
+
+    opened = ExitStack()
+    atexit.register(opened.close)
+    return opened.enter_context(open_handles())
+
+
 def domid_of(name: str) -> int | None:
-    done = run("xl", "domid", name)
-    return int(done.stdout) if done.returncode == 0 else None
+    """As `xl domid` tells it."""
+    for domain in handles().xen.domains():
+        if handles().store.read(f"/local/domain/{domain.domid}/name") == name:
+            return int(domain.domid)
+    return None
+
+
+CRASHED = 3
+"""SHUTDOWN_crash of xen/public/sched.h."""
 
 
 def state_of(name: str) -> str:
     """The six letters of `xl list`: r b p s c d."""
-    for line in run("xl", "list", name).stdout.splitlines()[1:]:
-        return line.split()[4]
+    domid = domid_of(name)
+    for domain in handles().xen.domains():
+        if domain.domid == domid:
+            crashed = domain.shutdown and domain.shutdown_reason == CRASHED
+            found = (domain.running, domain.blocked, domain.paused, domain.shutdown, crashed, domain.dying)
+            return "".join(letter if flag else "-" for letter, flag in zip("rbpscd", found, strict=True))
     return "gone"
 
 
@@ -219,7 +259,7 @@ class Command:
     """A command under way, whose standard error is read line by line, to do something at a certain moment."""
 
     def __init__(self, *argv: str, stdout: Any = subprocess.DEVNULL) -> None:
-        self.process = subprocess.Popen(
+        self.process = Popen(
             argv, stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
         )
         self.lines: list[str] = []
