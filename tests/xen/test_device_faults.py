@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from launcher import Popen
 from test_faults import OTHER_UUID, with_config
 from xen_lab import Command, Guest, domid_of, must, no_partial_files, run, state_of
 

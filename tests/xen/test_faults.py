@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from launcher import Popen
 from scenarios import the_disk_fills_up_half_way
 from xen_lab import Command, Guest, domid_of, must, no_partial_files, run, state_of
 

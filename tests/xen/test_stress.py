@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launcher import Popen
 from test_faults import next_save_is_whole
 from xen_lab import Guest, domid_of, must, no_partial_files, run, state_of
 

@@ -76,19 +76,21 @@ def domid_of(name: str) -> int | None:
     return None
 
 
-CRASHED = 3
-"""SHUTDOWN_crash of xen/public/sched.h."""
-
-
 def state_of(name: str) -> str:
     """The six letters of `xl list`: r b p s c d."""
+    from pyxc.control import ShutdownReason
+
     domid = domid_of(name)
     for domain in handles().xen.domains():
         if domain.domid == domid:
-            crashed = domain.shutdown and domain.shutdown_reason == CRASHED
+            crashed = domain.shutdown and domain.shutdown_reason == ShutdownReason.CRASH
             found = (domain.running, domain.blocked, domain.paused, domain.shutdown, crashed, domain.dying)
             return "".join(letter if flag else "-" for letter, flag in zip("rbpscd", found, strict=True))
     return "gone"
+
+
+boots_repeated: list[str] = []
+"""Guests that did not boot at first, by name; once for each time."""
 
 
 @dataclass
@@ -122,7 +124,9 @@ class Guest:
             )
             if booted.returncode == 0:
                 return
-            print(f"{self.name}: boot {attempt} failed: {booted.stderr}")
+            # Reported here, so that a later failure of the test is not taken for the emulator's.
+            print(f"{self.name}: boot {attempt} failed: {booted.stderr}\n{run('xl', 'dmesg', '-c').stdout}")
+            boots_repeated.append(self.name)
             self.destroy()
         raise AssertionError(f"{self.name} does not boot")
 
