@@ -108,7 +108,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
             failed.sections.append(("Triple fault with the guest's own registers", "\n".join(guests_own)))
         if not faults or guests_own:
             break
-        print(f"\n{item.nodeid}: Xen reported {len(faults)} triple fault(s) with its own registers: once more")
+        print(
+            f"\n{item.nodeid}: Xen reported {len(faults)} triple fault(s) with its own registers: once more"
+        )
         item.config.stash[REPEATED].append(item.nodeid)
         item._initrequest()  # type: ignore[attr-defined]  # fixtures anew, as pytest-rerunfailures does
     for report in reports:

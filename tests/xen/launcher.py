@@ -4,11 +4,12 @@ Under emulation Python takes seconds to load them, and the tests on real Xen sta
 
     tests ──argv, folder, environment, descriptors──► server ──fork──► in between ──fork──► the command
 
-The process in between ends at once, and as the tests are the "child subreaper" just then, the command becomes their
-own child: its pid is the one that they signal and look up in /proc, and its status is theirs to wait for. Descriptors,
-session, group, signal handlers, command line and name are as after exec(2). What differs is what was loaded before,
-and the peak of memory that a process inherits: so a test marked `cold` starts its commands as a user does, and so does
-what another program starts, such as bash, xl or libxl.
+The process in between ends at once. As the tests are the "child subreaper" just then, the command becomes their
+own child: its pid is the one that they signal and look up in /proc, and its status is theirs to wait for.
+Descriptors, session, group, signal handlers, command line and name are as after exec(2).
+
+Two things differ: what was loaded before, and the peak of memory that a process inherits. So a test marked `cold`
+starts its commands as a user does, and so do other programs that start them, such as bash, xl or libxl.
 
     python3 launcher.py FD MODULE...    the server: listens on the socket FD, ends with its standard input
 """
@@ -57,7 +58,7 @@ def script_of(argv: Sequence[str]) -> tuple[str, list[str]] | None:
     """The Python script that a command line runs, and its arguments; None where it runs something else."""
     if argv[0] == sys.executable and len(argv) > 1 and argv[1].endswith(".py"):
         return argv[1], list(argv[2:])
-    if os.path.basename(argv[0]) in OURS and (path := shutil.which(argv[0])):
+    if Path(argv[0]).name in OURS and (path := shutil.which(argv[0])):
         return path, list(argv[1:])
     return None
 
@@ -114,7 +115,7 @@ class Popen(subprocess.Popen):
         request = {
             "script": script[0],
             "arguments": script[1],
-            "folder": os.path.join(os.getcwd(), os.fsdecode(of["cwd"] or "")),
+            "folder": str(Path.cwd() / os.fsdecode(of["cwd"] or "")),
             "environment": dict(os.environ if of["env"] is None else of["env"]),
             "new_session": bool(of["start_new_session"]),
             "targets": list(descriptors),
@@ -149,14 +150,20 @@ def _ask(server: str, request: dict[str, Any], descriptors: list[int]) -> int:
 
 
 def load(names: Sequence[str]) -> None:
-    """Import packages with all their modules; one that this machine cannot load is left to the command that wants it."""
+    """Import packages with all their modules; what cannot be loaded is left to the command that wants it."""
     for name in names:
         try:
             module = importlib.import_module(name)
         except (ImportError, OSError):
             continue
         if hasattr(module, "__path__"):
-            load([f"{name}.{found.name}" for found in pkgutil.iter_modules(module.__path__) if found.name != "__main__"])
+            load(
+                [
+                    f"{name}.{found.name}"
+                    for found in pkgutil.iter_modules(module.__path__)
+                    if found.name != "__main__"
+                ]
+            )
 
 
 def serve(listening: socket.socket) -> dict[str, Any] | None:

@@ -233,10 +233,10 @@ class Pool:
         key = (kind, vcpus, rate, words)
         for other in [other for other in self.guests if other != key]:
             if self.guests[other].is_running():
-                run("xl", "pause", self.guests[other].name)
+                handles().xen.pause(self.guests[other].domid)
         guest = self.guests.get(key)
         if guest is not None and state_of(guest.name)[2:3] == "p":
-            run("xl", "unpause", guest.name)
+            handles().xen.unpause(guest.domid)
         if guest is None or not guest.is_running() or not guest.state()["clean"]:
             guest = guest or Guest(re.sub(r"\W+", "-", f"{kind}{vcpus}-{rate} {words}".strip()), kind, vcpus)
             guest.destroy()

@@ -8,15 +8,16 @@
     (XEN) RFLAGS: 0000000000010046   CONTEXT: hvm guest (d5v0)
     ...                                                              registers, up to the next fault
 
-QEMU's emulated SVM now and then fails so that Xen sees a triple fault of a guest with Xen's *own* registers in it: its
-code segment, e008, and an address of its image, ffff82d0…, where no guest runs. A triple fault with the guest's
-registers is the guest's, and may be the fault of who restored it.
+QEMU's emulated SVM now and then fails so that Xen sees a triple fault of a guest with Xen's *own* registers in it:
+its code segment, e008, and an address of its image, ffff82d0…, where no guest runs. A triple fault with the guest's
+registers is the guest's, and a bug of a restore looks like that.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 _BEGIN = re.compile(r"^.*Triple fault.*$", flags=re.MULTILINE)
 _PROGRAM_COUNTER = re.compile(r"\bRIP:\s+(?P<segment>[0-9a-f]{4}):\[<(?P<address>[0-9a-f]{16})>\]")
@@ -44,4 +45,4 @@ class TripleFault:
 def parse(log: str) -> list[TripleFault]:
     """Return the triple faults in Xen's log, in order."""
     starts = [found.start() for found in _BEGIN.finditer(log)]
-    return [TripleFault(log[at:end]) for at, end in zip(starts, [*starts[1:], len(log)], strict=True)]
+    return [TripleFault(log[at:end]) for at, end in pairwise([*starts, len(log)])]

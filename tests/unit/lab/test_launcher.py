@@ -15,8 +15,6 @@ sys.path.append(str(Path(__file__).parents[2] / "xen"))
 
 import launcher
 
-
-
 Script = Callable[[str], list[str]]
 
 
@@ -130,7 +128,9 @@ def test_signals_reach_it_and_do_what_they_do(
     process.communicate()
 
 
-def test_signals_are_handled_as_in_a_fresh_process(start: type[subprocess.Popen[str]], script: Script) -> None:
+def test_signals_are_handled_as_in_a_fresh_process(
+    start: type[subprocess.Popen[str]], script: Script
+) -> None:
     argv = script("print([str(signal.getsignal(n)) for n in range(1, 32)], signal.pthread_sigmask(0, []))")
     with launcher.cold():
         fresh = said(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
@@ -144,7 +144,9 @@ def test_proc_shows_its_command_line(start: type[subprocess.Popen[str]], script:
     assert said(start(argv, stdout=subprocess.PIPE, text=True)) == [str([*argv, ""])]
 
 
-def test_what_it_starts_itself_outlives_it(start: type[subprocess.Popen[str]], script: Script, tmp_path: Path) -> None:
+def test_what_it_starts_itself_outlives_it(
+    start: type[subprocess.Popen[str]], script: Script, tmp_path: Path
+) -> None:
     daemon = tmp_path / "daemon.py"
     daemon.write_text("import os, sys\nsys.stdin.read()\nprint(os.getsid(0) == os.getpid())\n")
     argv = script(
