@@ -4,22 +4,27 @@ They need root in a dom0 with the lab's guest (`lab-guest`); on any other machin
 reason. With PYSAVE_REQUIRE_XEN=1 its absence is a failure. PYSAVE_XEN_VARIANT names the lab's variant.
 
 Under emulation a PVH guest now and then meets a fault of the emulated processor: Xen reports a triple fault of
-a domain, often with the host's own registers in the dump. No hypervisor or guest does that on real hardware,
-and a guest nobody saves meets it as well. A test during which Xen reported one is run again, and says so.
+a domain with Xen's own registers in the dump (xenlab/triple_faults.py). No hypervisor or guest does that on real
+hardware, and a guest nobody saves meets it as well. A test that failed during which Xen reported nothing but such
+faults is run again, and the run's last lines count these. A triple fault with the guest's registers is a failure.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import launcher
 import pytest
+import xen_lab
 from _pytest.runner import runtestprotocol
 from xen_lab import Guest, Pool, run, state_of
 
@@ -30,6 +35,8 @@ WORTH_MOST = ("first_row", "contract", "save_restore", "memory")
 
 BEGUN: pytest.StashKey[float] = pytest.StashKey()
 NOT_REACHED: pytest.StashKey[list[str]] = pytest.StashKey()
+REPEATED: pytest.StashKey[list[str]] = pytest.StashKey()
+SERVER: pytest.StashKey[ExitStack] = pytest.StashKey()
 
 FULL_SPEED = 0
 MODERATE_RATE = 2000  # pages a second
@@ -40,6 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--begin-within", type=float, metavar="S", help="begin no test in dom0 later than S seconds from now"
     )
+    parser.addoption("--all-reached", action="store_true", help="a test not reached by then is a failure")
+    parser.addoption("--summary", metavar="FILE", help="write there, as JSON, how many of each there were")
 
 
 def is_control_domain() -> bool:
@@ -51,8 +60,10 @@ def is_control_domain() -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes minutes under emulation; only with --slow")
+    config.addinivalue_line("markers", "cold: commands are started as a user does, not by the launcher")
     config.stash[BEGUN] = time.monotonic()
     config.stash[NOT_REACHED] = []
+    config.stash[REPEATED] = []
 
 
 def worth(item: pytest.Item) -> int:
@@ -90,10 +101,17 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         if attempt == ATTEMPTS or not any(report.failed for report in reports):
             break
         # Those since the last failure. A test that has passed met none: its guest would have been gone.
-        faults = run("xl", "dmesg", "-c").stdout.count("Triple fault")
-        if not faults:
+        faults = triple_faults_until_now()
+        guests_own = [fault.dump for fault in faults if not fault.by_emulator]
+        if guests_own:
+            failed = next(report for report in reports if report.failed)
+            failed.sections.append(("Triple fault with the guest's own registers", "\n".join(guests_own)))
+        if not faults or guests_own:
             break
-        print(f"\n{item.nodeid}: Xen reported {faults} triple fault(s) of a guest: once more")
+        print(
+            f"\n{item.nodeid}: Xen reported {len(faults)} triple fault(s) with its own registers: once more"
+        )
+        item.config.stash[REPEATED].append(item.nodeid)
         item._initrequest()  # type: ignore[attr-defined]  # fixtures anew, as pytest-rerunfailures does
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
@@ -101,25 +119,53 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return True
 
 
+def triple_faults_until_now() -> list[Any]:
+    """Those that Xen reported since this was asked last."""
+    from triple_faults import parse  # of the lab's dom0
+
+    return list(parse(run("xl", "dmesg", "-c").stdout))
+
+
 def time_is_over(config: pytest.Config) -> bool:
     within: float | None = config.getoption("--begin-within", default=None)
     return within is not None and time.monotonic() - config.stash[BEGUN] > within
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Without the first row nothing has been shown of this Xen: that is a failure, however slow the machine."""
-    names = session.config.stash[NOT_REACHED]
+    config = session.config
+    names = config.stash[NOT_REACHED]
     nothing_ran = all(item.get_closest_marker("skip") for item in session.items)
-    if names and (nothing_ran or any(f"_{WORTH_MOST[0]}.py" in name for name in names)):
+    first_row = any(f"_{WORTH_MOST[0]}.py" in name for name in names)
+    if names and (nothing_ran or first_row or config.getoption("--all-reached", default=False)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if SERVER in config.stash:
+        config.stash[SERVER].close()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """A test that was left out for want of time is told by name: nobody shall take it for passed."""
-    if names := config.stash[NOT_REACHED]:
-        terminalreporter.section(f"{len(names)} tests NOT REACHED: no time was left")
+    repeated, names = config.stash[REPEATED], config.stash[NOT_REACHED]
+    if names:
+        failed = ", which is a failure here" if config.getoption("--all-reached", default=False) else ""
+        terminalreporter.section(f"{len(names)} tests NOT REACHED: no time was left{failed}")
         for name in names:
             terminalreporter.line(name)
+    if repeated:
+        terminalreporter.section(f"{len(repeated)} repeats after triple faults with Xen's own registers")
+        for name in repeated:
+            terminalreporter.line(name)
+    if path := config.getoption("--summary", default=None):
+        stats = terminalreporter.stats
+        counts = {
+            "passed": len(stats.get("passed", [])),
+            "failed": len(stats.get("failed", [])) + len(stats.get("error", [])),
+            "not_reached": len(names),
+            "repeated": len(repeated),
+            "boots_repeated": len(xen_lab.boots_repeated),
+        }
+        Path(path).write_text(json.dumps(counts))
 
 
 @pytest.fixture(scope="session")
@@ -134,16 +180,14 @@ def on_arm64() -> None:
         pytest.skip("this is no arm64 machine: tools/test --variant 4.17-arm64")
 
 
-@pytest.fixture(scope="session")
-def handles() -> Iterator[Any]:
-    """Xen and xenstore; None where there is no Xen."""
-    if not is_control_domain():
-        yield None
-        return
-    from saverestore.guest.common.handles import open_handles
-
-    with open_handles() as opened:
-        yield opened
+@pytest.fixture(autouse=True)
+def commands_as_users_start_them(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For a test marked `cold`; others have their commands from the launcher."""
+    if request.node.get_closest_marker("cold"):
+        with launcher.cold():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -191,12 +235,12 @@ def guest_for_xl(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Guest]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_over(pool: Pool, handles: Any) -> Iterator[None]:
+def nothing_is_left_over(pool: Pool) -> Iterator[None]:
     """After each test there are no domains but those of the pool, and no nodes of ones that are gone."""
     yield
     if not is_control_domain():
         return
-    # By the binding: `xl` and `xenstore-list` take half a second under emulation, after each of some hundred tests.
+    handles = xen_lab.handles()
     alive = {str(one.domid) for one in handles.xen.domains()} - {"0"}
     known = {guest.name for guest in pool.guests.values()}
     living = [one.domid for one in handles.xen.domains() if one.domid and not one.dying]
@@ -207,7 +251,9 @@ def nothing_is_left_over(pool: Pool, handles: Any) -> Iterator[None]:
     assert nodes <= alive, f"xenstore still has nodes of domains {sorted(nodes - alive)}"
 
 
-def pytest_sessionstart() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     if is_control_domain():
         subprocess.run(["modprobe", "-q", "xen-gntdev"], check=False)
         run("xl", "dmesg", "-c")  # triple faults of before
+        session.config.stash[SERVER] = ExitStack()
+        session.config.stash[SERVER].enter_context(launcher.serving())

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from launcher import Popen
 from test_faults import OTHER_UUID, with_config
 from xen_lab import Command, Guest, domid_of, must, no_partial_files, run, state_of
 
@@ -121,7 +122,7 @@ def heeds(pid: int, number: signal.Signals) -> bool:
 def test_a_helper_that_is_killed_leaves_nothing(with_disk: Path, what: str, number: signal.Signals):
     with nothing_left_over():
         read_end, write_end = os.pipe()
-        restore = subprocess.Popen(["pyrestore", "-"], stdin=read_end, stderr=subprocess.PIPE, text=True)
+        restore = Popen(["pyrestore", "-"], stdin=read_end, stderr=subprocess.PIPE, text=True)
         os.close(read_end)
         os.write(write_end, with_disk.read_bytes()[: 1 << 16])
         deadline = time.monotonic() + 60
@@ -142,7 +143,7 @@ def test_a_helper_that_is_killed_leaves_nothing(with_disk: Path, what: str, numb
 def test_ctrl_c_while_libxl_restores_leaves_nothing(with_disk: Path):
     with nothing_left_over():
         read_end, write_end = os.pipe()
-        restore = subprocess.Popen(
+        restore = Popen(
             ["pyrestore", "-"], stdin=read_end, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         os.close(read_end)

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from launcher import Popen
 from scenarios import the_disk_fills_up_half_way
 from xen_lab import Command, Guest, domid_of, must, no_partial_files, run, state_of
 
@@ -168,7 +169,7 @@ def test_a_signal_during_restore_leaves_no_domain(guest: Guest, images: Path, to
     must("pysave", guest.name, str(images / "a.img"))
     read_end, write_end = os.pipe()
     command = ["pyrestore", "--toolstack", toolstack, "-"]
-    restore = subprocess.Popen(command, stdin=read_end, stderr=subprocess.PIPE, text=True)
+    restore = Popen(command, stdin=read_end, stderr=subprocess.PIPE, text=True)
     os.close(read_end)
     image = (images / "a.img").read_bytes()
     os.write(write_end, image[: 1 << 16])

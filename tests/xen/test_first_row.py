@@ -26,11 +26,13 @@ def test_the_bare_toolstack_does_it_too(guest: Guest, images: Path):
     scenarios.a_saved_guest_goes_on(guest, images, "bare")
 
 
+@pytest.mark.cold
 @each_kind
 def test_stock_xl_restores_our_image(guest: Guest, images: Path):
     scenarios.stock_xl_restores_ours(guest, images)
 
 
+@pytest.mark.cold
 @each_kind
 def test_we_restore_the_image_of_stock_xl(guest: Guest, images: Path):
     scenarios.we_restore_stock_xls(guest, images)

@@ -153,9 +153,9 @@ def test_a_guest_that_gave_memory_back_keeps_what_it_has(guest: Guest, images: P
 def test_a_guest_that_gave_memory_back_and_got_it_again_keeps_all_of_it(guest: Guest, images: Path):
     before = guest.state()
     must("xl", "mem-set", guest.name, str(LESS_MEMORY_MIB))
-    guest.next_lines(2)
+    guest.next_lines(10)  # two seconds: time for its balloon
     must("xl", "mem-set", guest.name, str(guest.memory_mib))
-    guest.next_lines(2)
+    guest.next_lines(10)  # two seconds: time for its balloon
     a_saved_guest_goes_on(guest, images)
     guest.goes_on(before)
 

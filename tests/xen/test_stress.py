@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launcher import Popen
 from test_faults import next_save_is_whole
 from xen_lab import Guest, domid_of, must, no_partial_files, run, state_of
 
@@ -48,7 +49,7 @@ def a_signal(guest: Guest, images: Path, chance: random.Random) -> tuple[int, st
     """SIGINT or SIGTERM after a random time; a second one at once, in some."""
     after_s, number = chance.uniform(0.3, LONGEST_SAVE_S), chance.choice([signal.SIGINT, signal.SIGTERM])
     command = ["pysave", *options(chance), guest.name, str(images / "a.img")]
-    save = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    save = Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
     try:
         _, said = save.communicate(timeout=after_s)
     except subprocess.TimeoutExpired:
@@ -66,7 +67,7 @@ def a_reader_that_goes(guest: Guest, images: Path, chance: random.Random) -> tup
     most = chance.choice([0, 1, chance.randrange(1 << 20), chance.randrange(guest.memory_mib << 20), 1 << 40])
     command = ["pysave", *options(chance), guest.name, "-"]
     read_end, write_end = os.pipe()
-    save = subprocess.Popen(command, stdout=write_end, stderr=subprocess.PIPE, text=True, errors="replace")
+    save = Popen(command, stdout=write_end, stderr=subprocess.PIPE, text=True, errors="replace")
     os.close(write_end)
     left = most
     while left and (got := len(os.read(read_end, min(left, 1 << 20)))):
@@ -85,7 +86,7 @@ def a_disk_that_is_too_small(guest: Guest, images: Path, chance: random.Random) 
     must("mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "none", str(small))
     command = ["pysave", *options(chance), guest.name, str(small / "a.img")]
     try:
-        save = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+        save = Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
         assert save.stderr is not None
         said = save.stderr.readline()  # its first step, which comes after room was looked for
         # There may be less room left than is to be taken.

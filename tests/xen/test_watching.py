@@ -25,6 +25,7 @@ def watchers_of(domid: int) -> list[str]:
     return run("pgrep", "-f", f"pyxc-watch.* {domid}$").stdout.split()
 
 
+@pytest.mark.cold
 @pytest.mark.parametrize("kind", [pytest.param("pv", marks=pytest.mark.slow), "pvh"])
 def test_a_restored_domain_reboots_and_powers_off(kind: str, images: Path):
     guest = Guest(f"{kind}-watched", kind, 1)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from launcher import Popen
 
 BOOT_TIMEOUT_S = 120
 BOOT_ATTEMPTS = 4
@@ -27,9 +32,20 @@ def run(
     *argv: str, timeout_s: float = COMMAND_TIMEOUT_S, stdin: Any = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; its status is for the caller to judge."""
-    return subprocess.run(
-        argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, stdin=stdin
-    )
+    with Popen(
+        argv,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        try:
+            out, error = process.communicate(timeout=timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(argv, process.returncode, out, error)
 
 
 def must(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
@@ -39,16 +55,42 @@ def must(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
     return done.stdout
 
 
+@cache
+def handles() -> Any:
+    """Xen and xenstore, open until the tests end.
+
+    A test looks at its guest some dozen times, and `xl` takes up to half a second to say anything under emulation.
+    """
+    from saverestore.guest.common.handles import open_handles
+
+    opened = ExitStack()
+    atexit.register(opened.close)
+    return opened.enter_context(open_handles())
+
+
 def domid_of(name: str) -> int | None:
-    done = run("xl", "domid", name)
-    return int(done.stdout) if done.returncode == 0 else None
+    """As `xl domid` tells it."""
+    for domain in handles().xen.domains():
+        if handles().store.read(f"/local/domain/{domain.domid}/name") == name:
+            return int(domain.domid)
+    return None
 
 
 def state_of(name: str) -> str:
     """The six letters of `xl list`: r b p s c d."""
-    for line in run("xl", "list", name).stdout.splitlines()[1:]:
-        return line.split()[4]
+    from pyxc.control import ShutdownReason
+
+    domid = domid_of(name)
+    for domain in handles().xen.domains():
+        if domain.domid == domid:
+            crashed = domain.shutdown and domain.shutdown_reason == ShutdownReason.CRASH
+            found = (domain.running, domain.blocked, domain.paused, domain.shutdown, crashed, domain.dying)
+            return "".join(letter if flag else "-" for letter, flag in zip("rbpscd", found, strict=True))
     return "gone"
+
+
+boots_repeated: list[str] = []
+"""Guests that did not boot at first, by name; once for each time."""
 
 
 @dataclass
@@ -82,7 +124,9 @@ class Guest:
             )
             if booted.returncode == 0:
                 return
-            print(f"{self.name}: boot {attempt} failed: {booted.stderr}")
+            # Reported here, so that a later failure of the test is not taken for the emulator's.
+            print(f"{self.name}: boot {attempt} failed: {booted.stderr}\n{run('xl', 'dmesg', '-c').stdout}")
+            boots_repeated.append(self.name)
             self.destroy()
         raise AssertionError(f"{self.name} does not boot")
 
@@ -189,10 +233,10 @@ class Pool:
         key = (kind, vcpus, rate, words)
         for other in [other for other in self.guests if other != key]:
             if self.guests[other].is_running():
-                run("xl", "pause", self.guests[other].name)
+                handles().xen.pause(self.guests[other].domid)
         guest = self.guests.get(key)
         if guest is not None and state_of(guest.name)[2:3] == "p":
-            run("xl", "unpause", guest.name)
+            handles().xen.unpause(guest.domid)
         if guest is None or not guest.is_running() or not guest.state()["clean"]:
             guest = guest or Guest(re.sub(r"\W+", "-", f"{kind}{vcpus}-{rate} {words}".strip()), kind, vcpus)
             guest.destroy()
@@ -219,7 +263,7 @@ class Command:
     """A command under way, whose standard error is read line by line, to do something at a certain moment."""
 
     def __init__(self, *argv: str, stdout: Any = subprocess.DEVNULL) -> None:
-        self.process = subprocess.Popen(
+        self.process = Popen(
             argv, stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
         )
         self.lines: list[str] = []

@@ -182,7 +182,7 @@ def create(name: str, options: argparse.Namespace, rate: int) -> None:
         "lab-guest", "create", name, "--kind", options.kind, "--memory", str(options.memory),
         "--pages", str(options.pages), "--rate", str(rate), "--extra", "lab.ymm=0",
     )  # fmt: skip
-    must("lab-guest", "wait", name, "--counter-above", "3", "--timeout", "300")
+    must("lab-guest", "wait", name, "--counter-above", "15", "--timeout", "300")
 
 
 def names(xen: Xen) -> set[str]:

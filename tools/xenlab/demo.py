@@ -62,7 +62,7 @@ class _Story:
     def tell(self) -> None:
         """Boot, save, restore, save live, restore the copy."""
         _title(
-            f"a {self._kind.upper()} guest: each second a line, and a program that rewrites and checks pages"
+            f"a {self._kind.upper()} guest: five lines a second, and a program that rewrites and checks pages"
         )
         self._show(
             f"lab-guest create {NAME} --kind {self._kind} --vcpus 1 --memory 256 --pages 4096 --rate 2000"

@@ -23,7 +23,7 @@ _COMPLAINT = re.compile(r"(?:(?:FPU-|CLOCK-)?CORRUPT |LAB-GUEST-FAILED).*")
 
 @dataclass(frozen=True)
 class GuestLine:
-    """What the guest said in one second."""
+    """What the guest printed at one moment."""
 
     counter: int
     """Goes up by one with each line, across any suspension."""

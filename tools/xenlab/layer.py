@@ -25,6 +25,8 @@ RECIPE = "layer 2"
 
 PACKAGE = Path(__file__).resolve().parent
 GUEST_SOURCES = PACKAGE / "guest"
+DOM0_MODULES = ("labline.py", "triple_faults.py")
+"""Modules of this package that tests and `lab-guest` use in dom0."""
 DOM0_SOURCES = PACKAGE / "dom0"
 
 INITRD_MODULES = {
@@ -52,7 +54,7 @@ def guest_key(variant: Variant) -> str:
 
 def dom0_key(variant: Variant) -> str:
     """Return the key of dom0's initrd; the ssh keys must be there."""
-    sources = cache.key_of_files(*DOM0_SOURCES.iterdir(), PACKAGE / "labline.py")
+    sources = cache.key_of_files(*DOM0_SOURCES.iterdir(), *(PACKAGE / name for name in DOM0_MODULES))
     public = [(ssh_folder() / name).read_text() for name in ("id_ed25519.pub", "host_key.pub")]
     return cache.key_of(RECIPE, guest_key(variant), sources, *public)
 
@@ -170,7 +172,8 @@ def _dom0_initrd(variant: Variant, root: Path, initramfs: Path) -> bytes:
 
     for source, (name, mode) in DOM0_FILES.items():
         archive.file(f"layer/{name}", (DOM0_SOURCES / source).read_bytes(), mode)
-    archive.file("layer/usr/lib/python3/dist-packages/labline.py", (PACKAGE / "labline.py").read_bytes())
+    for name in DOM0_MODULES:
+        archive.file(f"layer/usr/lib/python3/dist-packages/{name}", (PACKAGE / name).read_bytes())
     archive.file("layer/usr/lib/python3/dist-packages/pysave.pth", b"/opt/pysave\n")
     archive.file("layer/lab/guest/initramfs.gz", initramfs.read_bytes())
     archive.file("layer/lab/guest/vmlinuz", (root.parent / "vmlinux").read_bytes())

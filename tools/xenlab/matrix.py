@@ -131,7 +131,7 @@ def _restored(machine: Machine, saved: Saved, command: str) -> str:
     if done.returncode != 0:
         return f"failed: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}"
     said = machine.run(
-        f"lab-guest wait {name} --counter-above {saved.counter + 2} --json", timeout=200, check=False
+        f"lab-guest wait {name} --counter-above {saved.counter + 10} --json", timeout=200, check=False
     )
     machine.run(f"xl destroy {name}", check=False)
     if said.returncode != 0:

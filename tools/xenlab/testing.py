@@ -1,12 +1,14 @@
 """`tools/test`: checks, tests without Xen, and tests on real Xen in the lab, one variant after the other.
 
 On real Xen, pytest runs in the lab's dom0, on the checkout that `push` brought there. How long that takes
-depends much on the machine: with `--minutes` it ends in time, and what was not reached is told.
+depends much on the machine: with `--minutes` it ends in time, and names the tests that were not reached. With
+`--all-within` such tests are a failure. The last lines count the tests of each Xen.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -52,7 +54,13 @@ XEN_TIMEOUT_S = 4200
 """After so long a run of pytest in dom0 is taken to hang."""
 
 LAST_TEST_S = 900
-"""So long the last test may go on when the time is over, with repetitions, before it is taken to hang."""
+"""So long the last test may take when the time is over, with repetitions, before it is taken to hang."""
+
+LAST_FAILED_TEST_S = 120
+"""The same where the run has failed by then, as not all was reached."""
+
+SUMMARY = "/root/pysave-summary.json"
+"""Where pytest leaves its counts in dom0."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(CHECKOUT)
     failed: list[str] = []
     started = time.monotonic()
-    deadline = None if options.minutes is None else started + options.minutes * 60
+    limit = options.minutes or options.all_within
+    deadline = None if limit is None else started + limit * 60
+    counts: list[str] = []
     try:
         if not options.xen_only:
             python = environment.ensure()
@@ -71,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.no_xen:
             for variant, tests in tests_on_xen(options).items():
                 if deadline is not None and time.monotonic() > deadline:
-                    failed.append(f"tests on Xen {variant} (not reached within {options.minutes:g} min)")
+                    failed.append(f"tests on Xen {variant} (not reached within {limit:g} min)")
                 else:
-                    _run_on_xen(variant, tests, options, deadline, failed)
+                    counts.append(_run_on_xen(variant, tests, options, deadline, failed))
     except LabError as error:
         print(f"test: {error}", file=sys.stderr)
         return FAILED
@@ -81,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("test: interrupted", file=sys.stderr)
         return INTERRUPTED
     minutes = (time.monotonic() - started) / 60
-    passed = "all passed" if deadline is None else "all that were reached passed"
+    for line in counts:
+        print(f"test: {line}")
+    passed = "all passed" if options.minutes is None else "all that were reached passed"
     print(f"test: {'FAILED: ' + ', '.join(failed) if failed else passed} ({minutes:.1f} min)")
     return FAILED if failed else OK
 
@@ -107,12 +119,19 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="on Xen, also guests with devices, with four vCPUs and with 1 GiB, all of arm64, and GICv2",
     )
-    found.add_argument(
+    limit = found.add_mutually_exclusive_group()
+    limit.add_argument(
         "--minutes",
         type=_positive,
         metavar="N",
-        help="begin no test on Xen later than N minutes from now, and tell which were not reached; that a Xen, or "
-        "its first row, was not reached at all is a failure",
+        help="begin no test on Xen later than N minutes from now, and print which were not reached; it is a failure "
+        "only if a Xen, or its first row, was not reached at all",
+    )
+    limit.add_argument(
+        "--all-within",
+        type=_positive,
+        metavar="N",
+        help="the same, and any test that was not reached is a failure",
     )
     found.add_argument("pytest", nargs="*", help="further arguments for pytest, after --")
     return found
@@ -154,23 +173,41 @@ def _run(name: str, command: list[str], failed: list[str]) -> None:
 
 def _run_on_xen(
     variant: str, tests: list[str], options: argparse.Namespace, deadline: float | None, failed: list[str]
-) -> None:
-    """Boot the variant (unless it is up: then it is left so), push, run pytest in its dom0."""
+) -> str:
+    """Boot the variant (unless it is up: then it is left so), push, run pytest in its dom0: what came of it."""
     slow = ["--slow"] if options.slow else SHORTER.get(variant, [])
     # Short tracebacks: long ones show arguments, among them arrays over memory that is no longer mapped.
-    arguments = ["-q", "--tb=short", "--durations=60", *tests, *slow, *options.pytest]
+    arguments = ["-q", "--tb=short", "--durations=60", f"--summary={SUMMARY}", *tests, *slow, *options.pytest]
+    all_reached = options.all_within is not None
+    started = time.monotonic()
     with Machine(variant).up_meanwhile() as machine:
-        line = _in_dom0(variant, arguments, None if deadline is None else deadline - time.monotonic())
+        machine.run(["rm", "-f", SUMMARY])
+        left_s = None if deadline is None else deadline - time.monotonic()
+        line = _in_dom0(variant, arguments, left_s, all_reached=all_reached)
         _run(f"tests on Xen {variant}", ssh.command(variant, machine.require_up(), [line]), failed)
+        counts = machine.run(["cat", SUMMARY], check=False).stdout.decode()
+    return f"Xen {variant}: {_told(counts)} ({(time.monotonic() - started) / 60:.1f} min)"
 
 
-def _in_dom0(variant: str, arguments: list[str], left_s: float | None) -> str:
+def _told(counts: str) -> str:
+    """Return pytest's counts in words."""
+    if not counts:
+        return "pytest did not come to its end: it hung, or was stopped as the time was over"
+    found: dict[str, int] = json.loads(counts)
+    words = [f"{found['passed']} passed", f"{found['failed']} failed", f"{found['not_reached']} not reached"]
+    words.append(f"{found['repeated']} repeated after triple faults of the emulator")
+    if found["boots_repeated"]:
+        words.append(f"{found['boots_repeated']} guests booted again")
+    return ", ".join(words)
+
+
+def _in_dom0(variant: str, arguments: list[str], left_s: float | None, *, all_reached: bool = False) -> str:
     """Return the command line that runs pytest in dom0, where tests begin for `left_s` seconds only."""
     timeout_s = XEN_TIMEOUT_S
     if left_s is not None:
         within_s = max(0, round(left_s))
-        arguments = [*arguments, f"--begin-within={within_s}"]
-        timeout_s = min(timeout_s, within_s + LAST_TEST_S)
+        arguments = [*arguments, f"--begin-within={within_s}", *(["--all-reached"] if all_reached else [])]
+        timeout_s = min(timeout_s, within_s + (LAST_FAILED_TEST_S if all_reached else LAST_TEST_S))
     return (
         f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
         f"timeout {timeout_s} python3 -u -m pytest {' '.join(map(_quoted, arguments))}"

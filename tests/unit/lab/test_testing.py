@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from xenlab import testing
+from xenlab.machine import CHECKOUT
 from xenlab.variants import VARIANTS
 
 
@@ -45,6 +49,38 @@ def test_with_a_limit_tests_on_xen_begin_while_time_is_left_and_the_last_has_tim
     line = testing._in_dom0("4.17", ["tests/xen"], left_s)
     assert f"'--begin-within={told_s}'" in line
     assert f" timeout {min(testing.XEN_TIMEOUT_S, told_s + testing.LAST_TEST_S)} " in line
+
+
+def test_where_all_must_be_reached_what_is_left_then_fails_and_the_run_is_stopped_soon_after() -> None:
+    line = testing._in_dom0("4.17", ["tests/xen"], 600.0, all_reached=True)
+    assert "'--begin-within=600' '--all-reached'" in line
+    assert f" timeout {600 + testing.LAST_FAILED_TEST_S} " in line
+
+
+def test_ci_requires_every_test_well_before_90_minutes() -> None:
+    (command,) = [
+        line for line in Path(CHECKOUT, ".ci/run").read_text().splitlines() if line.startswith("exec")
+    ]
+    options = testing.parser().parse_args(command.split()[2:])
+    assert options.minutes is None
+    assert options.all_within + testing.LAST_FAILED_TEST_S / 60 < 85
+
+
+def test_one_may_not_ask_for_both_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        chosen("--minutes=5", "--all-within=5")
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_counts_are_printed_with_what_was_repeated_and_not_reached() -> None:
+    counts = {"passed": 230, "failed": 0, "not_reached": 2, "repeated": 4, "boots_repeated": 0}
+    told = testing._told(json.dumps(counts))
+    assert told == "230 passed, 0 failed, 2 not reached, 4 repeated after triple faults of the emulator"
+    assert "1 guests booted again" in testing._told(json.dumps({**counts, "boots_repeated": 1}))
+
+
+def test_without_counts_it_is_clear_that_pytest_did_not_end() -> None:
+    assert "did not come to its end" in testing._told("")
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "x", "nan"])
