@@ -12,7 +12,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from fake_host import FakeHost, FakeStore, FakeToolstack, commit_with
 
 from saverestore.engine.progress import DomainState, Silence
-from saverestore.errors import DomainError, TransportError, UsageError
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, TransportError, UsageError, XenRefused
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
@@ -98,6 +98,46 @@ def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, g
         assert "no image was left" in caught.value.__notes__[-1]
         assert list(tmp_path.iterdir()) == []
         assert not guest.domain.suspended
+
+
+def test_a_domain_that_cannot_be_resumed_after_a_failure_is_to_be_recovered(
+    tmp_path, guest, host, monkeypatch
+):
+    def fail() -> None:
+        raise TransportError("the disk is broken")
+
+    def refuse() -> None:
+        raise DomainError("it does not answer")
+
+    monkeypatch.setattr(guest, "resume", refuse)
+    with pytest.raises(TransportError) as caught:
+        save_domain(
+            SaveRequest("web1", str(tmp_path / "out.img")),
+            Silence(),
+            host=host,
+            opened_commit=commit_with(fail),
+        )
+    assert caught.value.remedies == (Advice(Remedy.RECOVER, 7),)
+    assert caught.value.__notes__ == [
+        "the domain could not be resumed (it does not answer)",
+        "no image was left",
+    ]
+
+
+def test_a_domain_that_does_not_become_what_it_was_to_be_is_reported_with_the_image_complete(
+    tmp_path, toolstack, host
+):
+    def refuse() -> None:
+        raise DomainError("it is busy")
+
+    toolstack.on_destroy = refuse
+    with pytest.raises(
+        XenRefused, match=r"complete, but .* could not be made destroyed: it is busy"
+    ) as caught:
+        save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence(), host=host)
+    assert caught.value.name is ErrorName.FINAL_STATE_FAILED
+    assert caught.value.remedies == (Advice(Remedy.LIST_DOMAINS),)
+    assert (tmp_path / "out.img").exists()
 
 
 class FakeDeviceModel:
