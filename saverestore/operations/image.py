@@ -31,7 +31,7 @@ class OpenedImage:
     def expect_end(self, told: Following | None) -> None:
         """The libxc stream has been read: libxl's END comes, as `told` by that, and nothing follows."""
         trailer = TrailerSource(self.source, told)
-        self.stream.go_on_in(trailer)
+        self.stream.continue_in(trailer)
         expect(self.stream, self.source, LibxlRecordType.END)
         trailer.check_end()
         self.check_end()
@@ -47,7 +47,7 @@ class OpenedImage:
     def check_end(self) -> None:
         """Nothing follows the image; of a compressed one this also checks what ends the file."""
         offset = self.source.offset
-        if not self.source.may_go_on and not self.source.at_end():
+        if not self.source.may_continue and not self.source.at_end():
             raise ImageError(f"{self.source.name}: something follows the end of the image", offset=offset)
 
 

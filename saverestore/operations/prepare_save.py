@@ -71,7 +71,7 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
 
 
 def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -> None:
-    devices = toolstack.cannot_carry(domain)
+    devices = toolstack.unsupported_devices(domain)
     if not devices:
         return
     told = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"

@@ -105,7 +105,7 @@ def _write_head(
 def _trailer(stream: LibxlWriter, name: str, device_model: DeviceModel | None) -> TrailerBuffer:
     """What libxl's stream has behind libxc's, of a suspended domain: the device model's state, and END."""
     kept = TrailerBuffer(name)
-    stream.go_on_in(kept)
+    stream.continue_in(kept)
     for type, body in device_model.records() if device_model else ():
         stream.record(type, body)
     stream.end()

@@ -120,8 +120,8 @@ def decode(coded: memoryview, lengths: U32Array, pages: U8Array) -> int:
         done = word == WORDS_A_PAGE
         bad |= done & (at != end)
         is_bad[busy[bad]] = True
-        going_on = ~bad & ~done
-        busy, at, word = busy[going_on], at[going_on], word[going_on]
+        unfinished = ~bad & ~done
+        busy, at, word = busy[unfinished], at[unfinished], word[unfinished]
     if literals:
         to_word, from_byte, words = (np.concatenate(part) for part in zip(*literals, strict=True))
         target = pages.reshape(-1)

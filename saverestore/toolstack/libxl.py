@@ -56,7 +56,7 @@ class LibxlToolstack:
                 f"{domain}: {error}; nothing was done", name=ErrorName.CONFIGURATION_DAMAGED
             ) from error
 
-    def cannot_carry(self, domain: Domain) -> list[str]:
+    def unsupported_devices(self, domain: Domain) -> list[str]:
         """What its kind cannot: libxl brings all devices back that it can save at all."""
         kind = this_host().of_domain(self._handles, domain.info)
         return kind.unsupported(lambda: self.config_of(domain).raw)

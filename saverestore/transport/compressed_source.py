@@ -54,7 +54,7 @@ class DecompressedSource:
     """An `ImageSource` of what `jobs` make of a compressed source, which it closes with itself.
 
     `offset` and `total_bytes` (None where it is not known beforehand) are of the image, decompressed; the offset of
-    an error about the compressed file is that in the file. `may_go_on` is false: nothing may follow the image.
+    an error about the compressed file is that in the file. `may_continue` is false: nothing may follow the image.
     Reading to the end (`at_end`, `skip_to_end`) checks all that the format has to be checked.
     """
 
@@ -69,7 +69,7 @@ class DecompressedSource:
         self.name = raw.name
         self.offset = 0
         self.total_bytes = total_bytes
-        self.may_go_on = False
+        self.may_continue = False
         self.regular_file: RegularFile | None = None
         self._raw = raw
         self._jobs = jobs

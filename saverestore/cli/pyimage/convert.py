@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
                 coding=coding,
                 plain=arguments.plain,
                 digest=arguments.digest,
-                may_go_on=source.may_go_on,
+                may_continue=source.may_continue,
                 on_progress=bar.update_to,
                 folder=_folder(arguments.output),
             )

@@ -58,8 +58,8 @@ class Suspender:
     """Suspends one domain and resumes it. Waits can be interrupted; `resume` then puts things right.
 
     `asked`: somebody else has asked it to suspend and can no longer take that back. `emulated`: it is an HVM domain
-    with a device model, whose guest may know nothing of Xen. `go_on`: lets a suspended domain go on; None for x86's
-    way, `resume_suspended`.
+    with a device model, whose guest may know nothing of Xen. `resume_domain`: resumes a suspended
+    domain; None for x86's way, `resume_suspended`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Suspender:
         timeout_s: float | None = None,
         asked: bool = False,
         emulated: bool = False,
-        go_on: Callable[[], None] | None = None,
+        resume_domain: Callable[[], None] | None = None,
     ) -> None:
         self._xen = xen
         self._store = store
@@ -82,7 +82,7 @@ class Suspender:
         self._asked = asked
         self._has_suspended = False
         self._emulated = emulated
-        self._go_on = go_on or (lambda: resume_suspended(xen, store, domid))
+        self._resume_domain = resume_domain or (lambda: resume_suspended(xen, store, domid))
 
     def suspend(self) -> None:
         """Return once the domain is shut down with reason "suspend".
@@ -124,7 +124,7 @@ class Suspender:
             self._wait_for_shutdown(self._suspend_timeout_s)
         info = self._xen.domain(self._domid)
         if info.suspended:
-            self._go_on()
+            self._resume_domain()
 
     # ---- the two ways of asking, and one that does not ask ---------------------------------------
 

@@ -16,7 +16,7 @@ from fake_host import FakeStore
 from pyxc import XenError
 from pyxc.sched import CpuPool, Scheduler, Share
 from saverestore.errors import DomainError
-from saverestore.guest.arm64 import going_on
+from saverestore.guest.arm64 import resuming
 from saverestore.guest.kinds import ARM64_HOST, X86_HOST
 from saverestore.operations.recover import put_right
 from saverestore.toolstack import processor_cap
@@ -98,13 +98,13 @@ def test_a_request_to_suspend_is_taken_back(killed, host):
 
 
 def test_the_cap_is_put_back_before_an_arm64_domain_is_waited_for(killed, monkeypatch):
-    monkeypatch.setattr(going_on.journals, "read", lambda *_: "journal")
+    monkeypatch.setattr(resuming.journals, "read", lambda *_: "journal")
 
     def by_journal(_handles, journal) -> list[str]:
         killed.done.append(journal)
         return ["its processors are as they were when it suspended"]
 
-    monkeypatch.setattr(going_on, "put_right", by_journal)
+    monkeypatch.setattr(resuming, "put_right", by_journal)
     done = put_right(killed.handles, killed.domain, ARM64_HOST)
     assert done == [PUT_BACK, "its processors are as they were when it suspended"]
     assert killed.done == ["cap 0", "log-dirty off", "journal"]
@@ -114,7 +114,7 @@ def test_a_damaged_journal_keeps_nobody_from_putting_the_cap_back(killed, monkey
     def damaged(*_: object) -> None:
         raise DomainError("the journal cannot be read")
 
-    monkeypatch.setattr(going_on.journals, "read", damaged)
+    monkeypatch.setattr(resuming.journals, "read", damaged)
     with pytest.raises(DomainError, match="journal"):
         put_right(killed.handles, killed.domain, ARM64_HOST)
     assert killed.share.cap == 0

@@ -77,7 +77,7 @@ def write_image(sink) -> None:
     outer = LibxlWriter(sink)
     outer.libxc_context()
     behind = TrailerBuffer("image")
-    outer.go_on_in(behind)
+    outer.continue_in(behind)
     outer.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
     outer.end()
     with WrittenDigest(DigestAlgorithm.XXH3) as digest:

@@ -1,4 +1,4 @@
-"""Letting a suspended arm64 domain go on, wherever its saver stopped: at once, or later with the journal's help."""
+"""Resuming a suspended arm64 domain, wherever its saver stopped: at once, or later with the journal's help."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
-from saverestore.guest.arm64 import going_on, vcpu
 from saverestore.guest.arm64 import journal as journals
+from saverestore.guest.arm64 import resuming, vcpu
 from saverestore.guest.arm64.journal import Journal
 from saverestore.testing.store import MemoryStore
 
@@ -87,17 +87,17 @@ def put_right(monkeypatch, tmp_path):
         store = MemoryStore()
         store.moments.on("resume", 0, lambda: domain.done.append("store"))
         handles = SimpleNamespace(xen=domain, store=store)
-        monkeypatch.setattr(going_on, "get_context", lambda h, d, number: domain.contexts[number])
+        monkeypatch.setattr(resuming, "get_context", lambda h, d, number: domain.contexts[number])
 
         def set_context(_handles, _domid, number, new):
             assert domain.paused or domain.suspended, "contexts are set while the domain runs"
             domain.contexts[number] = new
 
-        monkeypatch.setattr(going_on, "set_context", set_context)
-        monkeypatch.setattr(going_on, "release_scratch", lambda h, d, gfns: domain.done.append("release"))
-        monkeypatch.setattr(going_on, "undo_channel", lambda h, journal: domain.done.append("channel"))
-        monkeypatch.setattr(going_on, "wait_for_stub", lambda h, d, on: domain.wait())
-        said = going_on.put_right(handles, journal, tmp_path)
+        monkeypatch.setattr(resuming, "set_context", set_context)
+        monkeypatch.setattr(resuming, "release_scratch", lambda h, d, gfns: domain.done.append("release"))
+        monkeypatch.setattr(resuming, "undo_channel", lambda h, journal: domain.done.append("channel"))
+        monkeypatch.setattr(resuming, "wait_for_stub", lambda h, d, on: domain.wait())
+        said = resuming.put_right(handles, journal, tmp_path)
         assert list(tmp_path.iterdir()) == []
         return said
 
@@ -105,7 +105,7 @@ def put_right(monkeypatch, tmp_path):
 
 
 def goes_on(domain: FakeDomain) -> bool:
-    cancelled = (GUESTS_OWN[0].with_x0(going_on.CANCELLED), GUESTS_OWN[1])
+    cancelled = (GUESTS_OWN[0].with_x0(resuming.CANCELLED), GUESTS_OWN[1])
     return tuple(domain.contexts) == cancelled and not domain.paused and not domain.suspended
 
 
@@ -164,6 +164,6 @@ def test_one_whose_journal_is_settled_is_let_go_on_and_nothing_of_it_is_touched(
     domain = FakeDomain(GUESTS_OWN, paused=True)
     handles = SimpleNamespace(xen=domain, store=MemoryStore())
     info = SimpleNamespace(domid=1, uuid=UUID, suspended=False)
-    assert going_on.recover(handles, info, tmp_path) == ["it was paused and goes on"]
+    assert resuming.recover(handles, info, tmp_path) == ["it was paused and goes on"]
     assert domain.done == ["unpause"]
     assert list(tmp_path.iterdir()) == []
