@@ -72,12 +72,12 @@ def put_right(handles: Handles, journal: Journal, directory: Path = journals.DIR
 
 
 def _run(handles: Handles, domid: int, domain_uuid: uuid.UUID, directory: Path) -> list[str]:
-    """Let a domain go on that is right but for that: what was done."""
+    """Resume a domain that is right but for that: what was done."""
     done = []
     if handles.xen.domain(domid).suspended:
         handles.xen.resume(domid)
         done.append("it was suspended and goes on")
-    _tell_store(handles, domid)
+    _resume_in_store(handles, domid)
     if handles.xen.domain(domid).paused:
         handles.xen.unpause(domid)
         done.append("it was paused and goes on")
@@ -103,14 +103,14 @@ def recover(handles: Handles, info: DomainInfo, directory: Path = journals.DIREC
 
 
 def resume_untouched(handles: Handles, domid: int) -> None:
-    """Let a domain go on that has suspended and to which nothing else was done."""
+    """Resume a domain that has suspended and to which nothing else was done."""
     with shield():
         set_context(handles, domid, 0, get_context(handles, domid, 0).with_x0(CANCELLED))
         handles.xen.resume(domid)
-        _tell_store(handles, domid)
+        _resume_in_store(handles, domid)
 
 
-def _tell_store(handles: Handles, domid: int) -> None:
+def _resume_in_store(handles: Handles, domid: int) -> None:
     try:
         handles.store.resume_domain(domid)
     except XenError as error:

@@ -100,7 +100,7 @@ def test_a_request_to_suspend_is_taken_back(killed, host):
 def test_the_cap_is_put_back_before_an_arm64_domain_is_waited_for(killed, monkeypatch):
     monkeypatch.setattr(resuming.journals, "read", lambda *_: "journal")
 
-    def by_journal(_handles, journal) -> list[str]:
+    def by_journal(_handles, journal, _directory) -> list[str]:
         killed.done.append(journal)
         return ["its processors are as they were when it suspended"]
 
