@@ -136,9 +136,9 @@ def _prepare(
         stack.enter_context(closing(libxl))
     with findings.check():
         if libxl is None:
-            _check_left_out(guest_config, why_bare, force=request.force)
+            _check_unsupported(guest_config, why_bare, force=request.force)
         else:
-            _check_there(guest_config, force=request.force)
+            _check_host_fits(guest_config, force=request.force)
     with findings.check():
         host.check_free(guest_config)
     with findings.check():
@@ -148,7 +148,7 @@ def _prepare(
     return _Prepared(guest_config, libxl)
 
 
-def _check_left_out(guest_config: GuestConfig, why_bare: str, *, force: bool) -> None:
+def _check_unsupported(guest_config: GuestConfig, why_bare: str, *, force: bool) -> None:
     """What the bare toolstack cannot bring back."""
     if guest_config.devices and not force:
         raise DomainError(
@@ -170,7 +170,7 @@ def _by_xl() -> list[Advice]:
     return [Advice(Remedy.RESTORE_BY_XL)] if this_host().libxl_restores else []
 
 
-def _check_there(guest_config: GuestConfig, *, force: bool) -> None:
+def _check_host_fits(guest_config: GuestConfig, *, force: bool) -> None:
     """What libxl would look for in vain."""
     missing = host_fit.missing(guest_config)
     if not missing:

@@ -62,7 +62,7 @@ def save_domain(
             with opened_commit(request) as commit:
                 check_room(commit, prepared.guest, prepared.domain)
                 _speed_up(host, prepared.domain)
-                with _saying_what_is_left(commit, prepared.domain, report):
+                with _reporting_leftovers(commit, prepared.domain, report):
                     stream, settings = _write_head(host, prepared, request, commit.sink)
                     session = SaveSession(
                         prepared.guest, commit.sink, settings, progress, report, clock=host.clock
@@ -72,7 +72,7 @@ def save_domain(
                         session.end(_trailer(stream, commit.sink.name, prepared.device_model))
                         if request.final_state is FinalState.RUN:
                             _resume_early(host, prepared, session)
-                        _bring_to_safety(host, commit, report)
+                        _commit_image(host, commit, report)
                 _make_final(host, prepared, request, session, report)
         finally:
             with shield():
@@ -121,7 +121,7 @@ def _resume_early(host: Host, prepared: Prepared, session: SaveSession) -> None:
         host.handles.memory.unmap_lingering()
 
 
-def _bring_to_safety(host: Host, commit: Commit, report: SaveReport) -> None:
+def _commit_image(host: Host, commit: Commit, report: SaveReport) -> None:
     """The image is on the disk and has its name: from here on the request is carried out, not given up."""
     written_at = host.clock()
     commit.finish()
@@ -162,7 +162,7 @@ def _make_final(
 
 
 @contextmanager
-def _saying_what_is_left(commit: Commit, domain: Domain, report: SaveReport) -> Iterator[None]:
+def _reporting_leftovers(commit: Commit, domain: Domain, report: SaveReport) -> Iterator[None]:
     """An error in this block also says what is left of the image, and how the domain is."""
     try:
         yield
