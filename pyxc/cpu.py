@@ -101,13 +101,13 @@ def pin_tables(xen: Xen, domid: int, mfns: npt.NDArray[np.uint64], levels: npt.N
     mfns = np.ascontiguousarray(mfns, dtype=np.uint64)
     levels = np.ascontiguousarray(levels, dtype=np.uint8)
     for start in range(0, len(mfns), 1024):
-        some_mfns, some_levels = mfns[start : start + 1024], levels[start : start + 1024]
+        batch_mfns, batch_levels = mfns[start : start + 1024], levels[start : start + 1024]
         rc = lib.pyxc_pin_tables(
             xen.ptr,
             domid,
-            len(some_mfns),
-            ffi.from_buffer("uint8_t[]", some_levels),
-            ffi.from_buffer("uint64_t[]", some_mfns),
+            len(batch_mfns),
+            ffi.from_buffer("uint8_t[]", batch_levels),
+            ffi.from_buffer("uint64_t[]", batch_mfns),
         )
         check_rc(rc, "xc_mmuext_op", domid, detail="pinning page tables")
 

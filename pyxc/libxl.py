@@ -24,7 +24,7 @@ except ImportError as error:
 
 LIBXL = logging.getLogger("pyxc.libxl")
 
-MAX_ERRORS_TOLD = 4
+MAX_ERRORS_KEPT = 4
 TICK_S = 0.2
 CONFIG_CALL = "libxl_domain_config_from_json"
 """The call of a LibxlError that says that a configuration is none."""
@@ -35,11 +35,11 @@ NEW = -1
 
 
 class LibxlError(XenError):
-    """A call into libxl failed; `rc` is libxl's own code, `said` the errors that it logged meanwhile."""
+    """A call into libxl failed; `rc` is libxl's own code, `logged` the errors that it logged meanwhile."""
 
-    def __init__(self, call: str, rc: int, domid: int | None, said: list[str]) -> None:
+    def __init__(self, call: str, rc: int, domid: int | None, logged: list[str]) -> None:
         self.rc = rc
-        self.said = said
+        self.logged = logged
         super().__init__(call, 0, domid=domid)
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class LibxlError(XenError):
         name = (
             f"error {self.rc} ({_log.text_of(lib.libxl_error_to_string(self.rc))})" if self.rc else "failed"
         )
-        return ": ".join([f"{self.call}({where})", name, *(["; ".join(self.said)] if self.said else [])])
+        return ": ".join([f"{self.call}({where})", name, *(["; ".join(self.logged)] if self.logged else [])])
 
 
 _errors: list[str] = []
@@ -58,7 +58,7 @@ _errors: list[str] = []
 def pyxc_log_message(level: int, errnoval: int, context: ffi.CData, text: ffi.CData) -> None:
     """Called by libxl, on whatever thread runs its event loop. Must not raise."""
     who, what = _log.text_of(context), _log.text_of(text)
-    if level >= _log.Level.ERROR and len(_errors) < MAX_ERRORS_TOLD and what not in _errors:
+    if level >= _log.Level.ERROR and len(_errors) < MAX_ERRORS_KEPT and what not in _errors:
         _errors.append(what)
     _log.log(LIBXL, level, errnoval, who, what)
 

@@ -78,9 +78,9 @@ def add_dry_run(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def tell_findings(prog: str, findings: Findings) -> int:
+def print_findings(prog: str, findings: Findings) -> int:
     """What a dry run found, on standard output: its exit code."""
-    for text in findings.told:
+    for text in findings.facts:
         print(text)
     for error in findings.errors:
         print(f"in the way: {in_full(error, prog)}")
@@ -95,36 +95,36 @@ def run(prog: str, arguments: argparse.Namespace, work: Callable[[], int | None]
         with interrupts.handled():
             return work() or ExitCode.DONE
     except SaveRestoreError as error:
-        tell(f"{prog}: {in_full(error, prog)}")
+        say(f"{prog}: {in_full(error, prog)}")
         return error.exit_code
     except ImportError as error:
         if error.name is not None and not error.name.startswith("pyxc") and "pyxc" not in str(error):
             raise
-        tell(f"{prog}: {in_full(error, prog)}")
+        say(f"{prog}: {in_full(error, prog)}")
         return ExitCode.XEN
     except MemoryError as error:
-        tell(f"{prog}: {in_full(error, prog)}")
+        say(f"{prog}: {in_full(error, prog)}")
         return exit_code_of(error)
     except OSError as error:
         # XenError is one; what else comes here was not foreseen, but is still no reason for a traceback.
         if arguments.verbose > 1:
             logging.getLogger(__name__).exception("failed")
-        tell(f"{prog}: {in_full(error, prog)}")
+        say(f"{prog}: {in_full(error, prog)}")
         return exit_code_of(error)
 
 
-def tell(text: str) -> None:
+def say(text: str) -> None:
     """One line on standard error. If nobody reads there, that is no failure of the work."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print(text, file=sys.stderr, flush=True)
 
 
 def answer(text: str) -> None:
-    """One line on standard output, after the work is done: what cannot be written is told, and no failure."""
+    """One line on standard output, after the work is done: what cannot be written is reported, and no failure."""
     try:
         print(text, flush=True)
     except (OSError, ValueError, AttributeError) as error:
-        tell(f"standard output: {error}")
+        say(f"standard output: {error}")
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 

@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--check"]:
         return _check()
 
-    from saverestore.cli.common import tell
+    from saverestore.cli.common import say
     from saverestore.helper import session
 
     try:
         return session.run(words, describe=lambda error: in_full(error, PROG))
     except SaveRestoreError as error:
-        tell(f"{PROG}: {in_full(error, PROG)}")
+        say(f"{PROG}: {in_full(error, PROG)}")
         return error.exit_code
 
 
@@ -60,7 +60,7 @@ def _help() -> int:
 
 
 def _check() -> int:
-    from saverestore.cli.common import tell
+    from saverestore.cli.common import say
 
     try:
         from saverestore.guest.common.handles import open_handles
@@ -70,7 +70,7 @@ def _check() -> int:
         with open_handles() as handles:
             print(f"{PROG}: ready, on Xen {handles.xen.version()}; {settings}")
     except (SaveRestoreError, OSError, ImportError) as error:
-        tell(f"{PROG}: {in_full(error, PROG)}")
+        say(f"{PROG}: {in_full(error, PROG)}")
         return error.exit_code if isinstance(error, SaveRestoreError) else ExitCode.XEN
     return ExitCode.DONE
 

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Never, TextIO
 
-from saverestore.cli.common import tell
+from saverestore.cli.common import say
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import Progress, Silence
 from saverestore.kernels.page import PAGE_SIZE
@@ -69,7 +69,7 @@ class Bar:
     def phase(self, text: str) -> None:
         """Ends the bar before it and prints the phase."""
         self.close()
-        tell(text)
+        say(text)
 
     def round(self, number: int, pages: int, *, final: bool) -> None:
         """A new bar."""
@@ -79,7 +79,7 @@ class Bar:
     def round_done(self, stats: RoundStats) -> None:
         """Ends its bar and prints one line."""
         self.close()
-        tell(round_text(stats))
+        say(round_text(stats))
 
     def pages(self, done: int, written_bytes: int) -> None:
         """Moves the bar."""
@@ -118,37 +118,37 @@ class Lines:
         self._name = ""
         self._total = 0
         self._done = 0
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def phase(self, text: str) -> None:
         """One line."""
-        self._tell(text)
+        self._print(text)
 
     def round(self, number: int, pages: int, *, final: bool) -> None:
         """One line."""
         self._name = "last round" if final else f"round {number}"
         self._total, self._done = pages, 0
-        self._tell(f"{self._name}: {pages} pages to look at")
+        self._print(f"{self._name}: {pages} pages to look at")
 
     def round_done(self, stats: RoundStats) -> None:
         """One line."""
-        self._tell(round_text(stats))
+        self._print(round_text(stats))
 
     def pages(self, done: int, written_bytes: int) -> None:
         """One line, if the last is some seconds old."""
         self._done += done
-        if time.monotonic() - self._told_at >= LINE_EVERY_S:
+        if time.monotonic() - self._printed_at >= LINE_EVERY_S:
             moved = f"{written_bytes / MIB:.0f} MiB"
             if self._name:
-                self._tell(f"{self._name}: {self._done} of {self._total}, {moved}")
+                self._print(f"{self._name}: {self._done} of {self._total}, {moved}")
             else:
                 of = f" of {self._total_bytes / MIB:.0f} MiB" if self._total_bytes else ""
-                self._tell(f"restoring: {moved}{of}")
+                self._print(f"restoring: {moved}{of}")
 
     def close(self) -> None:
         """Nothing: each line is complete."""
 
-    def _tell(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads: no reason to give the work up
             print(f"{self._prog}: {text}", file=self._out, flush=True)
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()

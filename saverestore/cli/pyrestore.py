@@ -85,7 +85,7 @@ def _restore(arguments: argparse.Namespace) -> int | None:
         watch=arguments.watch,
     )
     if arguments.dry_run:
-        return common.tell_findings("pyrestore", dry_run(request))
+        return common.print_findings("pyrestore", dry_run(request))
     report = RestoreReport()
     with (
         reporting.reporting(
@@ -101,13 +101,13 @@ def _restore(arguments: argparse.Namespace) -> int | None:
     common.answer(str(restored.domid))
     if not arguments.quiet:
         state = "paused" if arguments.paused else "running"
-        common.tell(
+        common.say(
             f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
             f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s"
         )
         if this_host().wall_clock_stops:
             now = datetime.datetime.now(datetime.UTC)
-            common.tell(f"pyrestore: {clock_note(restored.name, report.saved_at, now)}")
+            common.say(f"pyrestore: {clock_note(restored.name, report.saved_at, now)}")
     return None
 
 

@@ -234,7 +234,7 @@ def _recover(arguments: argparse.Namespace) -> None:
 
     done = recover_domain(arguments.domain)
     if not arguments.quiet:
-        common.tell(f"pysave: {arguments.domain}: {'; '.join(done) or 'nothing was wrong with it'}")
+        common.say(f"pysave: {arguments.domain}: {'; '.join(done) or 'nothing was wrong with it'}")
 
 
 def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
@@ -273,7 +273,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
         coding=coding,
     )
     if arguments.dry_run:
-        return common.tell_findings("pysave", dry_run(request))
+        return common.print_findings("pysave", dry_run(request))
     report = SaveReport()
     with (
         reporting.reporting(
@@ -286,7 +286,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     ):
         save_domain(request, progress, report, process_ends=True)
     if not arguments.quiet:
-        common.tell(f"pysave: {_summary(request.domain, request.image, final_state.value, report)}")
+        common.say(f"pysave: {_summary(request.domain, request.image, final_state.value, report)}")
     return None
 
 

@@ -100,13 +100,13 @@ def _finish(prog: str, arguments: argparse.Namespace, run: Reporting) -> None:
             facts = run.facts(run.outcome)
             if arguments.verbose and not arguments.quiet:
                 for line in lines_of(facts):
-                    common.tell(f"{prog}: {line}")
+                    common.say(f"{prog}: {line}")
             if path is not None:
                 write(path, facts)
     except (
         Exception
     ) as error:  # whatever it is: the domain is saved or restored, or why it is not will be told
-        common.tell(f"{prog}: warning: the report was not written: {in_full(error, prog)}")
+        common.say(f"{prog}: warning: the report was not written: {in_full(error, prog)}")
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SaveRestoreError, OSError, ImportError) as error:
         text = in_full(error, PROG)
         logging.error("%s", text)
-        _tell_starter(arguments, text)
+        _notify_starter(arguments, text)
         return error.exit_code if isinstance(error, SaveRestoreError) else ExitCode.XEN
 
 
@@ -64,11 +64,11 @@ def _watch(arguments: argparse.Namespace) -> int:
     from saverestore.toolstack.watch import watch_domain
     from saverestore.toolstack.watcher import READY
 
-    watch_domain(arguments.domain, ready=lambda: _tell_starter(arguments, READY), undisturbed=_undisturbed)
+    watch_domain(arguments.domain, ready=lambda: _notify_starter(arguments, READY), undisturbed=_undisturbed)
     return ExitCode.DONE
 
 
-def _tell_starter(arguments: argparse.Namespace, text: str) -> None:
+def _notify_starter(arguments: argparse.Namespace, text: str) -> None:
     """Once, to whoever waits for it; who may have gone."""
     if arguments.ready_fd is not None:
         with contextlib.suppress(OSError):

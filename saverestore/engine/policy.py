@@ -186,12 +186,12 @@ def is_stalled(rounds: Sequence[RoundStats]) -> bool:
     """
     if len(rounds) < 2:
         return False
-    last, before = rounds[-1], rounds[-2]
+    last, previous = rounds[-1], rounds[-2]
     if last.dirty_pages is not None:
         return last.dirty_pages > STALLED * last.sent_pages
-    if len(rounds) < 3 or last.cpu_percent != before.cpu_percent:
+    if len(rounds) < 3 or last.cpu_percent != previous.cpu_percent:
         return False
-    return last.sent_pages >= STALLED * before.sent_pages
+    return last.sent_pages >= STALLED * previous.sent_pages
 
 
 def dirty_rate(rounds: Sequence[RoundStats]) -> float | None:
@@ -216,10 +216,10 @@ def predict(rounds: Sequence[RoundStats], limits: Limits) -> Prediction:
     if last.dirty_pages is None:
         # Everything is read again, and about as much is sent as the last time.
         return Prediction(limits.suspend_s, last.seconds, limits.state_s, fixed_s + _reading_s(rounds))
-    begin_s, page_s = _cost_of_a_round(rounds)
+    round_s, page_s = _cost_of_a_round(rounds)
     written = (dirty_rate(rounds) or 0.0) * limits.suspend_s  # it runs until it is suspended
-    rest_s = begin_s + (last.dirty_pages + written) * page_s
-    return Prediction(limits.suspend_s, rest_s, limits.state_s, fixed_s + begin_s)
+    rest_s = round_s + (last.dirty_pages + written) * page_s
+    return Prediction(limits.suspend_s, rest_s, limits.state_s, fixed_s + round_s)
 
 
 def _cost_of_a_round(rounds: Sequence[RoundStats]) -> tuple[float, float]:
@@ -227,18 +227,18 @@ def _cost_of_a_round(rounds: Sequence[RoundStats]) -> tuple[float, float]:
 
     The first reads memory in order, later ones here and there, so it only counts while it is the only one.
     """
-    some = [one for one in rounds[1:] if one.sent_pages] or [one for one in rounds if one.sent_pages]
-    if not some:
+    counted = [one for one in rounds[1:] if one.sent_pages] or [one for one in rounds if one.sent_pages]
+    if not counted:
         return max(one.seconds for one in rounds), 0.0
-    mean_pages = sum(one.sent_pages for one in some) / len(some)
-    mean_s = sum(one.seconds for one in some) / len(some)
-    spread = sum((one.sent_pages - mean_pages) ** 2 for one in some)
+    mean_pages = sum(one.sent_pages for one in counted) / len(counted)
+    mean_s = sum(one.seconds for one in counted) / len(counted)
+    spread = sum((one.sent_pages - mean_pages) ** 2 for one in counted)
     if spread:
-        page_s = sum((one.sent_pages - mean_pages) * (one.seconds - mean_s) for one in some) / spread
-        begin_s = mean_s - mean_pages * page_s
-        if page_s > 0 and begin_s >= 0:
-            return begin_s, page_s
-    return 0.0, some[-1].seconds / some[-1].sent_pages
+        page_s = sum((one.sent_pages - mean_pages) * (one.seconds - mean_s) for one in counted) / spread
+        round_s = mean_s - mean_pages * page_s
+        if page_s > 0 and round_s >= 0:
+            return round_s, page_s
+    return 0.0, counted[-1].seconds / counted[-1].sent_pages
 
 
 def _reading_s(rounds: Sequence[RoundStats]) -> float:

@@ -54,11 +54,11 @@ CODED_AHEAD = 3
 
 
 @dataclass
-class _Ready:
-    """A batch on its way: read, and its record prepared (None where no record is needed)."""
+class _PreparedBatch:
+    """A batch on its way: read, and its PAGE_DATA record (None where none is needed)."""
 
     batch: CopiedBatch
-    prepared: PreparedPages | None
+    record: PreparedPages | None
 
     def close(self) -> None:
         self.batch.close()
@@ -106,7 +106,7 @@ class PageSender:
         self.zero_pages = 0
         self._was_sent = np.zeros(guest.nr_pfns, dtype=bool)
         self._deferred: list[U64] = []
-        self._asked: deque[int] = deque()  # pfns of each batch begun and not yet written
+        self._begun_pfns: deque[int] = deque()  # pfns of each batch begun and not yet written
 
     def send_round(self, *, number: int, final: bool) -> RoundStats:
         """One round. Pages that could not be read in a round are read again in the next."""
@@ -123,22 +123,22 @@ class PageSender:
         fair = -(-len(pfns) // (2 * self._workers))
         batch_pfns = min(self._batch_pfns, max(fair, SMALL_BATCH_PFNS))
 
-        def read(some: _Piece) -> _Ready:
+        def read(piece: _Piece) -> _PreparedBatch:
             return self._prepare(
-                self._copies.of(self._guest.read_pages(some.pfns, final=final, types=some.types))
+                self._copies.of(self._guest.read_pages(piece.pfns, final=final, types=piece.types))
             )
 
         with (
             self._without_holes(pfns) as pieces,
             ahead(self._pool, read, self._batches(pieces, batch_pfns), depth=self._depth) as batches,
         ):
-            for ready in batches:
-                batch = ready.batch
+            for prepared in batches:
+                batch = prepared.batch
                 with batch:
-                    sent += self._write(ready)
+                    sent += self._write(prepared)
                 if len(batch.deferred):
                     self._deferred.append(batch.deferred)
-                done = min(self._asked.popleft(), left)
+                done = min(self._begun_pfns.popleft(), left)
                 left -= done
                 self._progress.pages(done, self._sink.offset)
         self._progress.pages(left, self._sink.offset)
@@ -157,7 +157,7 @@ class PageSender:
         """Of how many pfns a page was sent, however often."""
         return int(np.count_nonzero(self._was_sent))
 
-    def _prepare(self, batch: CopiedBatch) -> _Ready:
+    def _prepare(self, batch: CopiedBatch) -> _PreparedBatch:
         """What of a batch is to be sent, as one PAGE_DATA record. The batch is closed when this raises.
 
         Any thread: within a round, no two batches have a pfn in common. A pfn without memory gets an entry only
@@ -170,21 +170,21 @@ class PageSender:
             if not wanted.all():
                 wanted |= self._was_sent[pfns]
                 pfns, types = pfns[wanted], types[wanted]
-            prepared = None
+            record = None
             if len(pfns):
-                prepared = self._writer.prepare_pages(entries_of(pfns, types), batch.pages, zero=batch.zero)
-            return _Ready(batch, prepared)
+                record = self._writer.prepare_pages(entries_of(pfns, types), batch.pages, zero=batch.zero)
+            return _PreparedBatch(batch, record)
         except BaseException:
             batch.close()
             raise
 
-    def _write(self, ready: _Ready) -> int:
+    def _write(self, prepared: _PreparedBatch) -> int:
         """Write a record that has been prepared: how many pages of data it had."""
-        if ready.prepared is None:
+        if prepared.record is None:
             return 0
-        self._writer.write_prepared(ready.prepared)
-        self.zero_pages += ready.prepared.nr_zero
-        batch = ready.batch
+        self._writer.write_prepared(prepared.record)
+        self.zero_pages += prepared.record.nr_zero
+        batch = prepared.batch
         self._was_sent[batch.pfns[batch.with_data]] = True
         return batch.nr_data
 
@@ -200,7 +200,7 @@ class PageSender:
                     cut = int(np.searchsorted(piece.pfns, head))
                     stop = cut if cut > start else stop
                 batch = piece.part(slice(start, stop))
-                self._asked.append(len(batch.pfns))
+                self._begun_pfns.append(len(batch.pfns))
                 yield batch
                 start = stop
 
@@ -214,16 +214,16 @@ class PageSender:
             yield [_Piece(pfns)]
             return
 
-        def look(some: U64) -> _Piece:
-            types = self._guest.types_of(some)
+        def populated_part(pfns: U64) -> _Piece:
+            types = self._guest.types_of(pfns)
             if types is None:
-                return _Piece(some)
-            wanted = has_memory(types) | self._was_sent[some]
-            return _Piece(some, types) if wanted.all() else _Piece(some[wanted], types[wanted])
+                return _Piece(pfns)
+            wanted = has_memory(types) | self._was_sent[pfns]
+            return _Piece(pfns, types) if wanted.all() else _Piece(pfns[wanted], types[wanted])
 
         pieces = [pfns[start : start + self._hole_pfns] for start in range(0, len(pfns), self._hole_pfns)]
-        with ahead(self._pool, look, pieces, depth=HOLES_AHEAD) as looked_at:
-            yield looked_at
+        with ahead(self._pool, populated_part, pieces, depth=HOLES_AHEAD) as populated_pieces:
+            yield populated_pieces
 
 
 def _batch_pfns(settings: SaveSettings, source: DirtySource) -> int:

@@ -92,8 +92,8 @@ class X86(Architecture):
         """By what Xen says, and whether it has a device model: by libxl's word, or by xenstore's nodes for one."""
         if not info.hvm:
             return self.of_config("pv")
-        if told := handles.store.read(f"/libxl/{info.domid}/type"):
-            has_device_model = told == "hvm"
+        if recorded := handles.store.read(f"/libxl/{info.domid}/type"):
+            has_device_model = recorded == "hvm"
         else:
             has_device_model = bool(handles.store.list(f"/local/domain/0/device-model/{info.domid}"))
         return self.of_config("hvm" if has_device_model else "pvh")

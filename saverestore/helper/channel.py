@@ -25,7 +25,7 @@ class Channel:
     """Messages to libxl, from any thread, and its answers, on the main thread.
 
     A signal may end the wait for an answer. The answer still comes, and must not be taken for that to the next
-    question: it is read, and dropped, first. `asked` are the types of all questions so far.
+    question: it is read, and dropped, first. `questions` are the types of all so far.
     """
 
     def __init__(self, *, replies_fd: int, messages_fd: int, callbacks: int = 0) -> None:
@@ -35,7 +35,7 @@ class Channel:
         self._callbacks = callbacks
         self._writing = threading.RLock()
         self._owed = 0
-        self.asked: set[MessageType] = set()
+        self.questions: set[MessageType] = set()
         self._partial = b""
 
     @classmethod
@@ -56,8 +56,8 @@ class Channel:
         """Whether libxl does something with such a message."""
         return type in ALWAYS_TAKEN or bool(self._callbacks >> type & 1)
 
-    def tell(self, type: MessageType, *values: int | str) -> None:
-        """Say something. LibxlGone when nobody is there."""
+    def send(self, type: MessageType, *values: int | str) -> None:
+        """Send a message. LibxlGone when nobody is there."""
         message = memoryview(pack(type, *values))
         # Whole messages only, whatever signal comes and whichever thread logs: libxl could not find its way back.
         with self._writing, shield():
@@ -75,8 +75,8 @@ class Channel:
         if type not in QUESTIONS or not self.takes(type):
             raise ValueError(f"libxl has no answer to {type.name}")
         with shield():
-            self.asked.add(type)
-            self.tell(type, *values)
+            self.questions.add(type)
+            self.send(type, *values)
             self._owed += 1
         while True:
             answer = self._next_reply()
@@ -111,8 +111,8 @@ class Channel:
 
     def log(self, level: Level, text: str, *, errnoval: int = NO_ERRNO) -> None:
         """One line for `xl` to print."""
-        self.tell(MessageType.LOG, level, errnoval, CONTEXT, text)
+        self.send(MessageType.LOG, level, errnoval, CONTEXT, text)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """So much of that is done."""
-        self.tell(MessageType.PROGRESS, CONTEXT, what, done, total)
+        self.send(MessageType.PROGRESS, CONTEXT, what, done, total)

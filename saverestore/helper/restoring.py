@@ -92,7 +92,7 @@ def restore(
     check_cpu = settings.check_cpu if task is None else task.check_cpu
     reader = LibxcReader(
         source,
-        header_digest=None if task is None else task.before,
+        header_digest=None if task is None else task.header_digest,
         require_digest=task is not None and task.require_digest,
     )
     with open_handles(process_ends=True) as handles:

@@ -65,7 +65,7 @@ def resume_without_libxl(domid: int) -> None:
     After Ctrl-C `xl` ends without a word, and the image it was writing is of no use. A device model stays stopped.
     """
     with open_handles() as handles:
-        Suspender(handles.xen, handles.store, domid, asked=True).resume()
+        Suspender(handles.xen, handles.store, domid, requested=True).resume()
 
 
 class LibxlEmulator:

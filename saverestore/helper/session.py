@@ -83,7 +83,7 @@ def serve(
                 channel.log(Level.ERROR, text, errnoval=errnoval)
             channel.ask(MessageType.COMPLETE, result, errnoval)
     except LibxlGone as error:
-        if MessageType.SUSPEND in channel.asked:
+        if MessageType.SUSPEND in channel.questions:
             _resume(arguments.domid, error)
         raise
     return ExitCode.DONE
@@ -141,7 +141,7 @@ def _restore(
     finally:
         # Also after a failure: libxl takes a restore without results for a helper that died.
         if channel.takes(MessageType.RESTORE_RESULTS):
-            channel.tell(MessageType.RESTORE_RESULTS, store_gfn, console_gfn)
+            channel.send(MessageType.RESTORE_RESULTS, store_gfn, console_gfn)
     leave_report(environment, measured)
 
 

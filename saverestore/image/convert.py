@@ -71,13 +71,13 @@ def convert(
     coding: Coding | None = None,
     plain: bool = False,
     digest: str = KEEP_DIGEST,
-    may_go_on: bool = False,
+    may_continue: bool = False,
     on_progress: Progress | None = None,
     folder: Path | None = None,
 ) -> Conversion:
     """Write the image in `source` into `sink`.
 
-    `coding`: how pages are coded in the dialect `draft-b`; None for Xen's own. `may_go_on`: whether anything may
+    `coding`: how pages are coded in the dialect `draft-b`; None for Xen's own. `may_continue`: whether anything may
     follow the image, as on a block device. `plain`: without records of our own. `digest`: an algorithm's option,
     "none" or "keep". `on_progress(offset)`: of the source. `folder`: for a file with last versions of pages, where
     they are needed; if None, the system's for temporary files. On an error what was written is no whole image.
@@ -90,7 +90,7 @@ def convert(
             work.take(event)
             if on_progress is not None:
                 on_progress(source.offset)
-    if not may_go_on and not source.at_end():
+    if not may_continue and not source.at_end():
         raise ImageError(f"{source.name}: bytes follow the end of the image", offset=source.offset)
     return work.done
 
@@ -216,7 +216,7 @@ class _Conversion:
             writer.end()
             return
         self._trailer = TrailerBuffer(self._sink.name)
-        self._outer.go_on_in(self._trailer)
+        self._outer.continue_in(self._trailer)
 
 
 def _as_record(record: object) -> Record:

@@ -114,8 +114,8 @@ class PageConverter:
 def _may_have_deltas(first: object) -> bool:
     """Whether pages coded by xor may come: not where the note of a save, the first record, tells otherwise."""
     options = first.fields.get("options") if isinstance(first, Provenance) else None
-    told = options.get("format") if isinstance(options, dict) else None
-    return not isinstance(told, str) or XOR_NAME in told
+    page_format = options.get("format") if isinstance(options, dict) else None
+    return not isinstance(page_format, str) or XOR_NAME in page_format
 
 
 def cut_entries(there: BoolArray) -> Iterator[tuple[int, int]]:

@@ -228,8 +228,8 @@ def as_dict(found: Difference) -> dict[str, Any]:
     def pages(one: PageSet) -> dict[str, Any]:
         return {"nr_pages": one.nr_pages, "by_type": one.by_type, "pfns": one.runs.tolist()}
 
-    def changes(some: list[Change]) -> list[dict[str, Any]]:
-        sides = [{"path": change.path, "a": change.a, "b": change.b} for change in some]
+    def changes(listed: list[Change]) -> list[dict[str, Any]]:
+        sides = [{"path": change.path, "a": change.a, "b": change.b} for change in listed]
         return [{name: value for name, value in side.items() if value is not ABSENT} for side in sides]
 
     return {
@@ -240,7 +240,7 @@ def as_dict(found: Difference) -> dict[str, Any]:
             "only_b": pages(found.only_b),
             "changed": pages(found.changed),
         },
-        "registers": {vcpu: changes(some) for vcpu, some in found.registers.items()},
+        "registers": {vcpu: changes(registers) for vcpu, registers in found.registers.items()},
         "records": changes(found.records),
         "configuration": changes(found.configuration),
         "about": changes(found.about),

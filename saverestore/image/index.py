@@ -148,7 +148,7 @@ def _config_of(header: XlHeader, name: str) -> dict[str, Any] | None:
 
 def _check_plain(record: PageData, name: str) -> None:
     """UsageError for pages that cannot be found by their offset, as they are coded together."""
-    if record.codec is not Codec.NONE or record.nr_told_zero:
+    if record.codec is not Codec.NONE or record.nr_marked_zero:
         raise UsageError(
             f"{name}: its pages are coded and cannot be read here and there",
             name=ErrorName.NOT_RANDOM_ACCESS,

@@ -21,17 +21,17 @@ from saverestore.transport.opening import open_image
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """`source` stands at the libxc stream; `stream` goes on behind that; `before`: what came before it."""
+    """`source` stands at the libxc stream; `stream` continues behind that. `header_digest`: of what came before."""
 
     source: ImageSource
     config: GuestConfig
     stream: LibxlReader
-    before: HeaderDigest
+    header_digest: HeaderDigest
 
-    def expect_end(self, told: Following | None) -> None:
-        """The libxc stream has been read: libxl's END comes, as `told` by that, and nothing follows."""
-        trailer = TrailerSource(self.source, told)
-        self.stream.go_on_in(trailer)
+    def expect_end(self, expected: Following | None) -> None:
+        """The libxc stream has been read: libxl's END comes, as `expected`, and nothing follows."""
+        trailer = TrailerSource(self.source, expected)
+        self.stream.continue_in(trailer)
         expect(self.stream, self.source, LibxlRecordType.END)
         trailer.check_end()
         self.check_end()
@@ -47,7 +47,7 @@ class OpenedImage:
     def check_end(self) -> None:
         """Nothing follows the image; of a compressed one this also checks what ends the file."""
         offset = self.source.offset
-        if not self.source.may_go_on and not self.source.at_end():
+        if not self.source.may_continue and not self.source.at_end():
             raise ImageError(f"{self.source.name}: something follows the end of the image", offset=offset)
 
 
@@ -55,7 +55,7 @@ class OpenedImage:
 def opened(image: str, name: str | None = None) -> Iterator[OpenedImage]:
     """Open an image and read its headers. `name`: what the domain is to be called instead.
 
-    ImageErrors inside the block are told with the image's name.
+    ImageErrors inside the block are raised with the image's name.
     """
     with open_image(image) as source:
         try:

@@ -22,19 +22,19 @@ SAMPLE_BATCH = 1 << 11
 
 @dataclass
 class Findings:
-    """What was found: `told`, facts a line each, and `errors`, what stands in the way.
+    """What was found: `facts`, a line each, and `errors`, what stands in the way.
 
     `dry`: nothing is going to be done, so an error is noted and the next thing is looked at.
     """
 
     dry: bool = False
-    told: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
     errors: list[SaveRestoreError] = field(default_factory=list)
 
-    def tell(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """A fact for whoever asked for a dry run."""
         if self.dry:
-            self.told.append(text)
+            self.facts.append(text)
 
     @contextmanager
     def check(self) -> Iterator[None]:

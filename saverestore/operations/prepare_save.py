@@ -41,7 +41,7 @@ class Prepared:
 
 
 def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitStack) -> Prepared:
-    """Look at everything, in the order in which it is cheapest to be told; open and lock what is needed, on `stack`.
+    """Look at everything, in the order in which it is cheapest to report; open and lock what is needed, on `stack`.
 
     The guest of the result is the caller's to close.
     """
@@ -71,13 +71,13 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
 
 
 def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -> None:
-    devices = toolstack.cannot_carry(domain)
+    devices = toolstack.unsupported_devices(domain)
     if not devices:
         return
-    told = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
+    fact = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
     if not request.force:
         raise DomainError(
-            f"{told}; nothing was done",
+            f"{fact}; nothing was done",
             name=ErrorName.DEVICES_UNSUPPORTED,
             remedies=[
                 Advice(Remedy.SAVE_WITHOUT_DEVICES, "xl restore" if this_host().libxl_restores else None)
@@ -85,11 +85,11 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
         )
     if request.final_state is FinalState.DESTROY:
         raise DomainError(
-            f"{told}, nor take away; nothing was done",
+            f"{fact}, nor take away; nothing was done",
             name=ErrorName.DEVICES_UNSUPPORTED,
             remedies=[Advice(Remedy.SAVE_PAUSED_AND_DESTROY, domain.domid)],
         )
-    LOG.warning("%s; saved all the same, as was asked for", told)
+    LOG.warning("%s; saved all the same, as was asked for", fact)
 
 
 def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequest) -> None:
@@ -131,14 +131,14 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
     findings = Findings(dry=True)
     with findings.check(), ExitStack() as stack:
         host = host or stack.enter_context(opened_host())
-        ready = prepare(host, request, findings, stack)
+        prepared = prepare(host, request, findings, stack)
         try:
-            _tell_what_would_be_done(host, ready, request, findings)
+            _describe(host, prepared, request, findings)
             with findings.check(), _dry_commit(request) as commit:
                 if commit is not None:
-                    check_room(commit, ready.guest, ready.domain)
+                    check_room(commit, prepared.guest, prepared.domain)
         finally:
-            ready.guest.close()
+            prepared.guest.close()
     return findings
 
 
@@ -153,30 +153,31 @@ def _dry_commit(request: SaveRequest) -> Iterator[Commit | None]:
         yield commit
 
 
-def _tell_what_would_be_done(host: Host, ready: Prepared, request: SaveRequest, findings: Findings) -> None:
-    config = ready.config
+def _describe(host: Host, prepared: Prepared, request: SaveRequest, findings: Findings) -> None:
+    config = prepared.config
     where = "standard output" if request.image == STDOUT else request.image
-    findings.tell(
-        f"{ready.domain}: {config.kind.upper()}, {vcpus(config.max_vcpus)}, {ready.guest.populated_pages >> 8} MiB; "
+    findings.note(
+        f"{prepared.domain}: {config.kind.upper()}, {vcpus(config.max_vcpus)}, "
+        f"{prepared.guest.populated_pages >> 8} MiB; "
         f"it would be saved to {where} and then be {request.final_state.value}"
     )
     devices = ", ".join(config.devices) or "none besides the console"
-    findings.tell(f"toolstack {ready.toolstack.name}; devices: {devices}")
+    findings.note(f"toolstack {prepared.toolstack.name}; devices: {devices}")
     if request.live:
-        kind = host.architecture.of_domain(host.handles, ready.domain.info)
+        kind = host.architecture.of_domain(host.handles, prepared.domain.info)
         has_log = kind.has_log_dirty(shadow=host.handles.xen.host().shadow)
         how = "the hypervisor's log-dirty" if has_log and request.dirty != "digest" else "content digests"
-        findings.tell(f"live: dirty pages would be tracked by {how}")
-    size = _size_bytes(ready.guest)
-    findings.tell(
+        findings.note(f"live: dirty pages would be tracked by {how}")
+    size = _size_bytes(prepared.guest)
+    findings.note(
         f"size: {size >> 20} MiB" + (", and what is written again meanwhile" if request.live else "")
     )
     try:
-        rate = reading_rate(ready.guest)
+        rate = reading_rate(prepared.guest)
     except SaveRestoreError as error:
-        findings.tell(f"time: its memory cannot be read just now: {error}")
+        findings.note(f"time: its memory cannot be read just now: {error}")
         return
-    findings.tell(
+    findings.note(
         f"time: {duration(size / rate)} to read its memory, at {rate / (1 << 20):.0f} MiB/s as measured on some of "
         "it; writing may take longer"
     )

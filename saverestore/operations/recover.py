@@ -27,10 +27,10 @@ def recover_domain(text: str) -> list[str]:
         if domain.domid == 0:
             raise DomainError("domain 0 is the control domain itself: no save can have touched it")
         with locked(domain):
-            return put_right(handles, domain, this_host())
+            return recover_locked(handles, domain, this_host())
 
 
-def put_right(handles: Handles, domain: Domain, host: Architecture) -> list[str]:
+def recover_locked(handles: Handles, domain: Domain, host: Architecture) -> list[str]:
     """See `recover_domain`, of a domain that is locked. Each step is taken also when the one before it failed.
 
     The processor cap comes first, as what follows waits for the domain.
@@ -42,11 +42,11 @@ def put_right(handles: Handles, domain: Domain, host: Architecture) -> list[str]
     finally:
         with contextlib.suppress(XenError):  # it has none, or it was off
             handles.xen.log_dirty_off(domain.domid)
-        done += _let_run(handles, domain, host)
+        done += _resume(handles, domain, host)
     return done
 
 
-def _let_run(handles: Handles, domain: Domain, host: Architecture) -> list[str]:
+def _resume(handles: Handles, domain: Domain, host: Architecture) -> list[str]:
     done = []
     if withdraw_request(handles.store, domain.domid):
         done.append("a request to suspend was taken back")

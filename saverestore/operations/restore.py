@@ -67,8 +67,8 @@ def restore_domain(
     report = RestoreReport() if report is None else report
     with opened(request.image, request.name) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
-        ready = _prepare(host, image.config, request, Findings(), stack)
-        with _restoring(host, ready, image, request, helper or {}) as fresh:
+        prepared = _prepare(host, image.config, request, Findings(), stack)
+        with _restoring(host, prepared, image, request, helper or {}) as fresh:
             domid = fresh.fill(progress, report)
             fresh.activate()
         report.domain_state = DomainState.PAUSED if request.paused else DomainState.RUNNING
@@ -81,15 +81,15 @@ def restore_domain(
 
 
 def _restoring(
-    host: Host, ready: _Prepared, image: OpenedImage, request: RestoreRequest, helper: Mapping[str, str]
+    host: Host, prepared: _Prepared, image: OpenedImage, request: RestoreRequest, helper: Mapping[str, str]
 ) -> Restoring:
     """By this process, in a domain that somebody makes for it; or by libxl."""
-    if (maker := host.maker(ready.libxl)) is not None:
+    if (maker := host.maker(prepared.libxl)) is not None:
         return restore_here.RestoringHere(host, maker, image, request)
-    assert ready.libxl is not None  # or the bare toolstack would have made it
+    assert prepared.libxl is not None  # or the bare toolstack would have made it
     from saverestore.operations.restore_libxl import RestoringByLibxl
 
-    return RestoringByLibxl(host, ready.libxl, image, request, helper)
+    return RestoringByLibxl(host, prepared.libxl, image, request, helper)
 
 
 def _watch(host: Host, domid: int, name: str) -> None:
@@ -111,15 +111,15 @@ def dry_run(request: RestoreRequest, *, host: Host | None = None) -> Findings:
     with findings.check(), opened(request.image, request.name) as image, ExitStack() as stack:
         guest_config, source = image.config, image.source
         state = "paused" if request.paused else "running"
-        findings.tell(
+        findings.note(
             f"{guest_config.name}: {guest_config.kind.upper()}, {vcpus(guest_config.max_vcpus)}, "
             f"{guest_config.target_kib >> 10} MiB; it would be created from {source.name} and be {state}"
         )
         host = host or stack.enter_context(opened_host())
-        ready = _prepare(host, guest_config, request, findings, stack)
+        prepared = _prepare(host, guest_config, request, findings, stack)
         devices = ", ".join(guest_config.devices) or "none besides the console"
-        findings.tell(f"toolstack {'bare' if ready.libxl is None else 'libxl'}; devices: {devices}")
-        _tell_time(source, findings)
+        findings.note(f"toolstack {'bare' if prepared.libxl is None else 'libxl'}; devices: {devices}")
+        _estimate_time(source, findings)
     return findings
 
 
@@ -130,15 +130,15 @@ def _prepare(
     findings: Findings,
     stack: ExitStack,
 ) -> _Prepared:
-    """Look at everything that can be told before a domain is created."""
+    """Look at everything that can be known before a domain is created."""
     libxl, why_bare = host.toolstack_for_restoring(request.toolstack)
     if libxl is not None:
         stack.enter_context(closing(libxl))
     with findings.check():
         if libxl is None:
-            _check_left_out(guest_config, why_bare, force=request.force)
+            _check_unsupported(guest_config, why_bare, force=request.force)
         else:
-            _check_there(guest_config, force=request.force)
+            _check_host_fits(guest_config, force=request.force)
     with findings.check():
         host.check_free(guest_config)
     with findings.check():
@@ -148,7 +148,7 @@ def _prepare(
     return _Prepared(guest_config, libxl)
 
 
-def _check_left_out(guest_config: GuestConfig, why_bare: str, *, force: bool) -> None:
+def _check_unsupported(guest_config: GuestConfig, why_bare: str, *, force: bool) -> None:
     """What the bare toolstack cannot bring back."""
     if guest_config.devices and not force:
         raise DomainError(
@@ -170,22 +170,22 @@ def _by_xl() -> list[Advice]:
     return [Advice(Remedy.RESTORE_BY_XL)] if this_host().libxl_restores else []
 
 
-def _check_there(guest_config: GuestConfig, *, force: bool) -> None:
+def _check_host_fits(guest_config: GuestConfig, *, force: bool) -> None:
     """What libxl would look for in vain."""
     missing = host_fit.missing(guest_config)
     if not missing:
         return
-    told = f"{guest_config.name} needs what this host has not: {'; '.join(missing)}"
+    fact = f"{guest_config.name} needs what this host has not: {'; '.join(missing)}"
     if not force:
         raise DomainError(
-            f"{told}; nothing was done",
+            f"{fact}; nothing was done",
             name=ErrorName.HOST_LACKS_DEVICE,
             remedies=[Advice(Remedy.RESTORE_ANYWAY)],
         )
-    LOG.warning("%s; tried all the same, as was asked for", told)
+    LOG.warning("%s; tried all the same, as was asked for", fact)
 
 
-def _tell_time(source: ImageSource, findings: Findings) -> None:
+def _estimate_time(source: ImageSource, findings: Findings) -> None:
     size = source.total_bytes
     if size is None:
         return
@@ -194,7 +194,7 @@ def _tell_time(source: ImageSource, findings: Findings) -> None:
     for _ in range(min(SAMPLE_BYTES, size - source.offset) // len(sample)):
         source.readinto(sample)
     rate = (source.offset - begun_at) / max(time.monotonic() - started, 1e-6)
-    findings.tell(
+    findings.note(
         f"size: {size >> 20} MiB; time: {duration(size / rate)} to read it, at {rate / (1 << 20):.0f} MiB/s as "
         "measured on some of it"
     )

@@ -38,7 +38,7 @@ class RestoringHere:
         image, config = self._image, self._image.config
         # The image first: what is wrong with it can be found before anything is done.
         reader = LibxcReader(
-            image.source, header_digest=image.before, require_digest=self._request.require_digest
+            image.source, header_digest=image.header_digest, require_digest=self._request.require_digest
         )
         kind = _kind_of(self._host.architecture, config, reader)
         self._maker.check_host()

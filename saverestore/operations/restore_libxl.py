@@ -67,27 +67,27 @@ class RestoringByLibxl:
         task = Task(
             source.name,
             source.offset,
-            self._image.before,
+            self._image.header_digest,
             request.require_digest,
             check_cpu=not request.force,
         )
-        told_at = way.position()
+        reported_at = way.position()
 
         def tick() -> None:
-            nonlocal told_at
+            nonlocal reported_at
             interrupts.raise_pending()
-            if (now := way.position()) != told_at:  # else libxl is at work on devices
-                told_at = now
+            if (now := way.position()) != reported_at:  # else libxl is at work on devices
+                reported_at = now
                 progress.pages(0, now)
 
-        def told(helper: HelperReport) -> None:
+        def measured(helper: HelperReport) -> None:
             _take_over(helper, self._report, self._host.clock() - self._began_at)
 
         # A signal is heeded in `tick`, and nowhere else until it is noted that there is a domain.
         with shield():
             try:
                 self._domid = self._toolstack.restore(
-                    self._image.config, way.fileno(), task, tick, told, self._helper
+                    self._image.config, way.fileno(), task, tick, measured, self._helper
                 )
             except SaveRestoreError:
                 # A terminal sends Ctrl-C to the helper, too: it may have ended of it before `tick` came.
@@ -128,12 +128,12 @@ class RestoringByLibxl:
             error.add_note(NOT_THERE)
 
 
-def _take_over(told: HelperReport, report: RestoreReport, seconds: float) -> None:
+def _take_over(measured: HelperReport, report: RestoreReport, seconds: float) -> None:
     """What the helper measured, and what of `seconds` libxl took for the rest: creating the domain, its devices."""
     for name in NUMBERS:
-        setattr(report, name, getattr(told, name))
-    report.digest = None if told.digest is None else DigestAlgorithm(told.digest)
-    report.create_s = max(0.0, seconds - told.memory_s - told.complete_s)
+        setattr(report, name, getattr(measured, name))
+    report.digest = None if measured.digest is None else DigestAlgorithm(measured.digest)
+    report.create_s = max(0.0, seconds - measured.memory_s - measured.complete_s)
 
 
 @contextmanager

@@ -57,46 +57,46 @@ def save_domain(
     report = SaveReport() if report is None else report
     with ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
-        ready = prepare(host, request, Findings(), stack)
+        prepared = prepare(host, request, Findings(), stack)
         try:
             with opened_commit(request) as commit:
-                check_room(commit, ready.guest, ready.domain)
-                _speed_up(host, ready.domain)
-                with _saying_what_is_left(commit, ready.domain, report):
-                    stream, settings = _write_head(host, ready, request, commit.sink)
+                check_room(commit, prepared.guest, prepared.domain)
+                _speed_up(host, prepared.domain)
+                with _reporting_leftovers(commit, prepared.domain, report):
+                    stream, settings = _write_head(host, prepared, request, commit.sink)
                     session = SaveSession(
-                        ready.guest, commit.sink, settings, progress, report, clock=host.clock
+                        prepared.guest, commit.sink, settings, progress, report, clock=host.clock
                     )
                     with session:
                         write_up_to_end(session, live=request.live)
-                        session.end(_trailer(stream, commit.sink.name, ready.device_model))
+                        session.end(_trailer(stream, commit.sink.name, prepared.device_model))
                         if request.final_state is FinalState.RUN:
-                            _resume_early(host, ready, session)
-                        _bring_to_safety(host, commit, report)
-                _make_final(host, ready, request, session, report)
+                            _resume_early(host, prepared, session)
+                        _commit_image(host, commit, report)
+                _make_final(host, prepared, request, session, report)
         finally:
             with shield():
-                ready.guest.close()
+                prepared.guest.close()
         return report
 
 
 def _write_head(
-    host: Host, ready: Prepared, request: SaveRequest, sink: ByteSink
+    host: Host, prepared: Prepared, request: SaveRequest, sink: ByteSink
 ) -> tuple[LibxlWriter, SaveSettings]:
     """Write xl's header, and libxl's stream as far as libxc's begins; and the settings for that."""
     outside = HeaderDigestSink(sink)
-    XlHeader.write(outside, ready.config.to_json())
+    XlHeader.write(outside, prepared.config.to_json())
     stream = LibxlWriter(outside)
     stream.libxc_context()
     settings = SaveSettings(
         live=request.live,
         dirty=request.dirty,
-        provenance=None if request.plain else _provenance(request, ready.domain),
-        digest=ready.digest,
+        provenance=None if request.plain else _provenance(request, prepared.domain),
+        digest=prepared.digest,
         header_digest=outside.digest(),
         coding=request.coding,
-        limits=_limits(host, ready.domain, request),
-        throttle=ready.throttle,
+        limits=_limits(host, prepared.domain, request),
+        throttle=prepared.throttle,
         batch_pfns=host.batch_pfns,
     )
     return stream, settings
@@ -105,23 +105,23 @@ def _write_head(
 def _trailer(stream: LibxlWriter, name: str, device_model: DeviceModel | None) -> TrailerBuffer:
     """What libxl's stream has behind libxc's, of a suspended domain: the device model's state, and END."""
     kept = TrailerBuffer(name)
-    stream.go_on_in(kept)
+    stream.continue_in(kept)
     for type, body in device_model.records() if device_model else ():
         stream.record(type, body)
     stream.end()
     return kept
 
 
-def _resume_early(host: Host, ready: Prepared, session: SaveSession) -> None:
+def _resume_early(host: Host, prepared: Prepared, session: SaveSession) -> None:
     """A domain that is to run need not wait for the disk. What fails is tried again once the image is safe."""
     with contextlib.suppress(XenError, DomainError):
         session.resume()
-    if ready.guest.domain_type == DomainType.X86_PV:
+    if prepared.guest.domain_type == DomainType.X86_PV:
         # It runs, and the disk may take its time: see `ForeignMemory.map`.
         host.handles.memory.unmap_lingering()
 
 
-def _bring_to_safety(host: Host, commit: Commit, report: SaveReport) -> None:
+def _commit_image(host: Host, commit: Commit, report: SaveReport) -> None:
     """The image is on the disk and has its name: from here on the request is carried out, not given up."""
     written_at = host.clock()
     commit.finish()
@@ -133,15 +133,15 @@ def _bring_to_safety(host: Host, commit: Commit, report: SaveReport) -> None:
 
 
 def _make_final(
-    host: Host, ready: Prepared, request: SaveRequest, session: SaveSession, report: SaveReport
+    host: Host, prepared: Prepared, request: SaveRequest, session: SaveSession, report: SaveReport
 ) -> None:
     """The image is safe: make of the domain what was asked for."""
-    domain = ready.domain
+    domain = prepared.domain
     try:
         if request.final_state is FinalState.DESTROY:
-            ready.guest.close()
+            prepared.guest.close()
             host.handles.memory.unmap_lingering()  # or some of it would outlive its end
-            ready.toolstack.destroy(domain)
+            prepared.toolstack.destroy(domain)
         else:
             if request.final_state is FinalState.PAUSE:
                 host.handles.xen.pause(domain.domid)
@@ -162,7 +162,7 @@ def _make_final(
 
 
 @contextmanager
-def _saying_what_is_left(commit: Commit, domain: Domain, report: SaveReport) -> Iterator[None]:
+def _reporting_leftovers(commit: Commit, domain: Domain, report: SaveReport) -> Iterator[None]:
     """An error in this block also says what is left of the image, and how the domain is."""
     try:
         yield

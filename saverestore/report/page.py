@@ -53,9 +53,9 @@ def page_of(facts: Facts) -> str:
 def _headline(facts: Facts) -> str:
     when = f"{facts['host']}, {facts['began']}, {facts['tool']} {facts['version']}"
     good = facts["result"] == "done"
-    told = f"{facts['result']}; the domain: {facts['domain_state']}"
+    outcome = f"{facts['result']}; the domain: {facts['domain_state']}"
     lines = [f'<p class="quiet">{escape(when)}</p>']
-    lines.append(f'<p class="{"good" if good else "bad"}"><strong>{escape(told)}</strong></p>')
+    lines.append(f'<p class="{"good" if good else "bad"}"><strong>{escape(outcome)}</strong></p>')
     if facts["error"] is not None:
         lines.append(f'<p class="bad">{escape(facts["error"])} (exit code {facts["exit_code"]})</p>')
     return "\n".join(lines)

@@ -139,11 +139,11 @@ def decompress(codec: Codec, coded: memoryview, length_bytes: int) -> bytes:
 
 def _zstd(library: ModuleType, coded: memoryview, length_bytes: int) -> bytes:
     try:
-        told = library.get_frame_parameters(coded).content_size
-        if told != length_bytes:
-            unknown = told == library.CONTENTSIZE_UNKNOWN
+        content_bytes = library.get_frame_parameters(coded).content_size
+        if content_bytes != length_bytes:
+            unknown = content_bytes == library.CONTENTSIZE_UNKNOWN
             raise Undecodable(
-                f"the zstd frame does not tell its length, or tells {'none' if unknown else told} "
+                f"the zstd frame does not tell its length, or tells {'none' if unknown else content_bytes} "
                 f"where it should be {length_bytes}"
             )
         decompressor = _kept.__dict__.get("zstd") or library.ZstdDecompressor()

@@ -129,8 +129,8 @@ class DigestCheck:
                 raise _bad("the image tells too late of which algorithm its digest is", offset)
             self._hasher = self._new_hasher(offset)
             self._hasher.update(self._kept)
-        told = fields.get("before")
-        if self._header_digest is not None and told not in (None, self._header_digest.fields()):
+        recorded = fields.get("before")
+        if self._header_digest is not None and recorded not in (None, self._header_digest.fields()):
             raise _bad(
                 f"{self._inner.name} is damaged before the image header: its digest there does not hold",
                 offset,

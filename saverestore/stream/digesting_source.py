@@ -48,10 +48,10 @@ class DigestingSource:
         """Pass over `n` bytes, which are read all the same."""
         buffer = bytearray(min(n, SKIP_BYTES))
         while n:
-            some = min(n, len(buffer))
-            with memoryview(buffer)[:some] as part:
+            part_bytes = min(n, len(buffer))
+            with memoryview(buffer)[:part_bytes] as part:
                 self.readinto(part, what)
-            n -= some
+            n -= part_bytes
 
     def at_end(self) -> bool:
         """Whether nothing follows."""

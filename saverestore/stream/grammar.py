@@ -59,12 +59,12 @@ class State(Enum):
     TAIL = "after the pages"
     COMPARE_TAIL = "after the pages to compare"
     CHECKPOINTED = "after a checkpoint"
-    FOLLOWING_TOLD = "after what is told of the bytes that follow"
+    FOLLOWING_ANNOUNCED = "after what is told of the bytes that follow"
     DIGESTED = "after the image's digest"
     ENDED = "after the end"
 
 
-NOTHING_BETWEEN = frozenset({State.FOLLOWING_TOLD, State.DIGESTED, State.ENDED})
+NOTHING_BETWEEN = frozenset({State.FOLLOWING_ANNOUNCED, State.DIGESTED, State.ENDED})
 """Where not even an optional record may come but those that are named."""
 
 WITHOUT_STATIC_DATA_END = 2
@@ -107,7 +107,7 @@ def _set_of(tail: Iterable[RecordType]) -> dict[State, dict[RecordType, State]]:
         State.TAIL: to_tail | {R.CHECKPOINT: State.CHECKPOINTED, R.END: State.ENDED},
         State.COMPARE_TAIL: to_compare_tail | {R.END: State.ENDED},
         State.CHECKPOINTED: {R.PAGE_DATA: State.MEMORY} | to_tail | {R.END: State.ENDED},
-        State.FOLLOWING_TOLD: {R.IMAGE_DIGEST: State.DIGESTED},
+        State.FOLLOWING_ANNOUNCED: {R.IMAGE_DIGEST: State.DIGESTED},
         State.DIGESTED: {R.END: State.ENDED},
         State.ENDED: {},
     }
@@ -163,9 +163,9 @@ class Grammar:
         if self.state in NOTHING_BETWEEN and type not in self._transitions[self.state]:
             self._refuse(type, offset)
         if type in (R.FOLLOWING, R.IMAGE_DIGEST):
-            if self.state is not State.FOLLOWING_TOLD:
+            if self.state is not State.FOLLOWING_ANNOUNCED:
                 self._check_end(type, offset)
-            self.state = State.DIGESTED if type == R.IMAGE_DIGEST else State.FOLLOWING_TOLD
+            self.state = State.DIGESTED if type == R.IMAGE_DIGEST else State.FOLLOWING_ANNOUNCED
             return
         if type & OPTIONAL_BIT or (type == R.X86_TSC_INFO and self._domain is not DomainType.ARM64):
             return

@@ -193,7 +193,7 @@ class LibxlReader:
         """Whether END has been returned."""
         return self._order.ended
 
-    def go_on_in(self, source: ByteSource) -> None:
+    def continue_in(self, source: ByteSource) -> None:
         """Read what comes next from another source, which stands where this one would."""
         self._source = source
 
@@ -240,7 +240,7 @@ class LibxlWriter:
         """Whether END has been written."""
         return self._order.ended
 
-    def go_on_in(self, sink: ByteSink) -> None:
+    def continue_in(self, sink: ByteSink) -> None:
         """Write what comes next into another sink."""
         self._sink = sink
 

@@ -65,7 +65,7 @@ class PageData:
     `offset` is where the record begins. `entries` (u64) are as on the wire, `pfns` (u64) and `types`
     (u8, `PageType`) their parts; every pfn occurs once. `nr_data` entries have a page each, in
     the order of the entries: those for which `has_data(types)` holds. `codec`: how these are coded; with
-    `Codec.XOR` they can only be read over the last versions of the pages. `nr_told_zero` of them take no
+    `Codec.XOR` they can only be read over the last versions of the pages. `nr_marked_zero` of them take no
     room in the image, being all zero.
     """
 
@@ -76,7 +76,7 @@ class PageData:
     types: U8Array
     nr_data: int
     codec: Codec = Codec.NONE
-    nr_told_zero: int = 0
+    nr_marked_zero: int = 0
 
 
 ENTRY_FORM = EntryForm(

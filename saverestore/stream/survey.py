@@ -204,7 +204,7 @@ class _Walk:
                 pages.add_pages(batch)
             self._on_progress(self._source.offset)
         if record.codec is Codec.XOR:
-            pages.add_deltas(record.nr_data, record.nr_told_zero)
+            pages.add_deltas(record.nr_data, record.nr_marked_zero)
 
     def _count(self, name: str, begin: int, end: int) -> None:
         records = self._found.records

@@ -59,41 +59,41 @@ class TrailerBuffer:
 class TrailerSource(DigestingSource):
     """Reads the trailer, and holds it against what the libxc stream told of it."""
 
-    def __init__(self, source: ByteSource, told: Following | None) -> None:
-        """`source` stands behind END. `told`: None for an image that tells nothing."""
+    def __init__(self, source: ByteSource, expected: Following | None) -> None:
+        """`source` stands behind END. `expected`: None for an image that tells nothing."""
         self._hasher = xxhash.xxh3_128()
         super().__init__(source, self._hasher.update)
-        self._told = told
+        self._expected = expected
         self._begin = source.offset
 
     def check_end(self) -> None:
-        """All of it has been read. BadRecord when it is not what was told."""
-        _check(self.name, self._begin, self.offset - self._begin, self._hasher.digest(), self._told)
+        """All of it has been read. BadRecord when it is not what was announced."""
+        _check(self.name, self._begin, self.offset - self._begin, self._hasher.digest(), self._expected)
 
 
-def check_trailer(source: ByteSource, told: Following | None) -> None:
-    """Hold the trailer against what was told, where it can be read beforehand: in an uncompressed regular file.
+def check_trailer(source: ByteSource, expected: Following | None) -> None:
+    """Hold the trailer against what was announced, where it can be read beforehand: in an uncompressed regular file.
 
-    `source` stands behind END, and does so afterwards. BadRecord when it is not what was told. For who hands the
+    `source` stands behind END, and does so afterwards. BadRecord when it is not what was announced. For who hands the
     source over to somebody who does not compare.
     """
     file = source.regular_file
-    if told is None or file is None:
+    if expected is None or file is None:
         return
     hasher, length = xxhash.xxh3_128(), 0
-    for part in file.look_ahead(told.length_bytes):
+    for part in file.look_ahead(expected.length_bytes):
         hasher.update(part)
         length += len(part)
-    _check(source.name, source.offset, length, hasher.digest(), told)
+    _check(source.name, source.offset, length, hasher.digest(), expected)
 
 
-def _check(name: str, begin: int, length: int, xxh3: bytes, told: Following | None) -> None:
-    if told is None or (length, xxh3) == (told.length_bytes, told.xxh3):
+def _check(name: str, begin: int, length: int, xxh3: bytes, expected: Following | None) -> None:
+    if expected is None or (length, xxh3) == (expected.length_bytes, expected.xxh3):
         return
     where = f"behind the libxc stream, from byte {begin:#x} to {begin + length:#x}"
     what = (
-        f"the XXH3-128 digest of these {length} bytes is {xxh3.hex()} and should be {told.xxh3.hex()}"
-        if length == told.length_bytes
-        else f"{length} bytes, of which there should be {told.length_bytes}"
+        f"the XXH3-128 digest of these {length} bytes is {xxh3.hex()} and should be {expected.xxh3.hex()}"
+        if length == expected.length_bytes
+        else f"{length} bytes, of which there should be {expected.length_bytes}"
     )
     raise BadRecord(f"{name} is damaged {where}: {what}", offset=begin, type=RecordType.FOLLOWING)

@@ -95,11 +95,11 @@ def walk_from_libxc(
     source: ByteSource, outer: LibxlReader, header_digest: HeaderDigest | None, *, check_digest: bool = True
 ) -> Iterator[Event]:
     """As `walk`, from where `source` stands at the libxc stream and `outer` has read LIBXC_CONTEXT."""
-    outer.go_on_in(source)
+    outer.continue_in(source)
     inner = LibxcReader(source, header_digest=header_digest, check_digest=check_digest)
     yield from _walk_libxc(inner, outer)
     trailer = TrailerSource(source, inner.following)
-    outer.go_on_in(trailer)
+    outer.continue_in(trailer)
     while not outer.ended:
         record = outer.next()
         if record.type in (T.CHECKPOINT_END, T.CHECKPOINT_STATE):

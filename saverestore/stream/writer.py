@@ -162,10 +162,10 @@ class LibxcWriter:
             options, parts, nr_zero = 0, *_with_zeros_marked(pages, zero)
         else:
             options, parts, nr_zero = self._encoder.encode(pfns, types, _as_one(pages), zero)
-        told = entries.astype(order.entry_dtype, copy=False).view(np.uint8).data
+        entry_bytes = entries.astype(order.entry_dtype, copy=False).view(np.uint8).data
         head = PAGE_DATA_HEADER.pack(len(entries), 0, order=order)
         return PreparedPages(
-            self._framing.frame(RecordType.PAGE_DATA, [head, told, *parts], options), nr_zero
+            self._framing.frame(RecordType.PAGE_DATA, [head, entry_bytes, *parts], options), nr_zero
         )
 
     def write_prepared(self, prepared: PreparedPages) -> None:
@@ -195,8 +195,8 @@ def _with_zeros_marked(
         if memoryview(buffer).nbytes % PAGE_SIZE:
             parts.append(buffer)
             continue
-        told, nr = zeros_marked(buffer, zero)
-        parts += told
+        marked, nr = zeros_marked(buffer, zero)
+        parts += marked
         nr_zero += nr
     return parts, nr_zero
 

@@ -34,8 +34,8 @@ def encode(pages: U8Array, bases: U8Array, has_base: BoolArray, order: ByteOrder
         return None
     out = np.empty(int(ends[-1]), dtype=np.uint8)
     begins = ends - delta_lengths
-    told = delta_lengths.astype(np.dtype(np.uint32).newbyteorder(order.value)).view(np.uint8)
-    out[(begins - LENGTH_BYTES)[:, None] + np.arange(LENGTH_BYTES)] = told.reshape(-1, LENGTH_BYTES)
+    length_fields = delta_lengths.astype(np.dtype(np.uint32).newbyteorder(order.value)).view(np.uint8)
+    out[(begins - LENGTH_BYTES)[:, None] + np.arange(LENGTH_BYTES)] = length_fields.reshape(-1, LENGTH_BYTES)
     out[begins[is_whole][:, None] + np.arange(PAGE_SIZE)] = pages[is_whole]
     kept = ~is_whole[has_base]
     out[_spread(begins[~is_whole], lengths[kept])] = runs[np.repeat(kept, lengths)]
@@ -120,8 +120,8 @@ def decode(coded: memoryview, lengths: U32Array, pages: U8Array) -> int:
         done = word == WORDS_A_PAGE
         bad |= done & (at != end)
         is_bad[busy[bad]] = True
-        going_on = ~bad & ~done
-        busy, at, word = busy[going_on], at[going_on], word[going_on]
+        unfinished = ~bad & ~done
+        busy, at, word = busy[unfinished], at[unfinished], word[unfinished]
     if literals:
         to_word, from_byte, words = (np.concatenate(part) for part in zip(*literals, strict=True))
         target = pages.reshape(-1)

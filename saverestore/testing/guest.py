@@ -153,7 +153,7 @@ class MemorySave:
         self.moments = Moments()
         self.buffers = Buffers()
         self._has_log_dirty = log_dirty
-        self._asked = False
+        self._requested = False
         self._generation = domain.generation
 
     @property
@@ -244,8 +244,8 @@ class MemorySave:
         return _MemoryLogDirty(self.domain, self.moments)
 
     def suspend(self) -> None:
-        """See SaveGuest. A callback of "suspend" that raises finds the domain running, asked already."""
-        self._asked = True
+        """See SaveGuest. A callback of "suspend" that raises finds the domain running, the request made already."""
+        self._requested = True
         self.moments.reached("suspend")
         self.domain.suspend()
         self.moments.reached("suspended")
@@ -253,9 +253,9 @@ class MemorySave:
     def resume(self) -> None:
         """See SaveGuest."""
         self.moments.reached("resume")
-        if self._asked and self.domain.suspended:
+        if self._requested and self.domain.suspended:
             self.domain.resume()
-        self._asked = False
+        self._requested = False
 
     def end_records(self) -> list[Record]:
         """See SaveGuest."""

@@ -168,7 +168,7 @@ class FakeQemu:
         try:
             if (name == "qmp_capabilities") == negotiated:
                 raise CommandFailed(f"{name} at the wrong time of a conversation", "CommandNotFound")
-            returned = self._carry_out(name, arguments, fds, conversation)
+            returned = self._execute(name, arguments, fds, conversation)
         except CommandFailed as error:
             conversation.fail(str(error), error.kind)
         else:
@@ -176,7 +176,7 @@ class FakeQemu:
 
     # ---- commands ----------------------------------------------------------------------------------
 
-    def _carry_out(
+    def _execute(
         self, name: str, arguments: dict[str, Any], fds: list[int], conversation: Conversation
     ) -> dict[str, Any]:
         match name:

@@ -45,7 +45,7 @@ class Bare:
         """libxl's record of it, with what has changed since; made up of what Xen knows where there is none."""
         return config_of(self._handles, domain)
 
-    def cannot_carry(self, domain: Domain) -> list[str]:
+    def unsupported_devices(self, domain: Domain) -> list[str]:
         """All devices besides the console."""
         found = devices_of(self._handles.store, domain.domid)
         return [*found[:-1], found[-1] + self._hint] if found else []

@@ -1,6 +1,6 @@
 """The device model of an HVM domain: QEMU, spoken to over its QMP socket (qemu docs/interop/qmp-spec, xen.json).
 
-    running ──stop()──▶ stopped, its state taken ──go_on()──▶ running
+    running ──stop()──▶ stopped, its state taken ──resume()──▶ running
 
 Its state is what a fresh QEMU is started from: registers of emulated devices, no guest memory.
 """
@@ -200,7 +200,7 @@ class DeviceModel:
     def stop(self) -> None:
         """Stop it and take its state. It writes none of the domain's memory from now on.
 
-        On failure it may be stopped: `go_on` is right then, too.
+        On failure it may be stopped: `resume` is right then, too.
         """
         self._state = b""
         memory = os.memfd_create("device-model")
@@ -228,7 +228,7 @@ class DeviceModel:
         finally:
             os.close(memory)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Let it run again after `stop`; nothing when it was not stopped by this."""
         if self._state is None:
             return
@@ -285,6 +285,6 @@ class SuspenderWithDeviceModel:
     def resume(self) -> None:
         """Both go on. A device model that does not answer keeps nobody from resuming the guest."""
         try:
-            self._device_model.go_on()
+            self._device_model.resume()
         finally:
             self._guest.resume()

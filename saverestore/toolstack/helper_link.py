@@ -57,13 +57,14 @@ NUMBERS = (
 class Task:
     """What the helper is to know.
 
-    `image`: what it is called, in errors. `offset`: where the libxc stream begins in it. `before`: what came before
-    that, to be held against the image's own word. `check_cpu`: refuse an image for another CPU. `report`: a path.
+    `image`: what it is called, in errors. `offset`: where the libxc stream begins in it. `header_digest`: of what
+    came before that, to be held against the image's own word. `check_cpu`: refuse an image for another CPU.
+    `report`: a path.
     """
 
     image: str
     offset: int
-    before: HeaderDigest | None
+    header_digest: HeaderDigest | None
     require_digest: bool = False
     check_cpu: bool = True
     report: str = ""
@@ -79,8 +80,8 @@ class Task:
         if not text:
             return None
         fields = json.loads(text)
-        before = fields.pop("before")
-        return cls(before=None if before is None else HeaderDigest(**before), **fields)
+        header_digest = fields.pop("header_digest")
+        return cls(header_digest=None if header_digest is None else HeaderDigest(**header_digest), **fields)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class LibxlToolstack:
                 f"{domain}: {error}; nothing was done", name=ErrorName.CONFIGURATION_DAMAGED
             ) from error
 
-    def cannot_carry(self, domain: Domain) -> list[str]:
+    def unsupported_devices(self, domain: Domain) -> list[str]:
         """What its kind cannot: libxl brings all devices back that it can save at all."""
         kind = this_host().of_domain(self._handles, domain.info)
         return kind.unsupported(lambda: self.config_of(domain).raw)
@@ -83,12 +83,12 @@ class LibxlToolstack:
         fd: int,
         task: Task,
         tick: Callable[[], None],
-        told: Callable[[HelperReport], None],
+        measured: Callable[[HelperReport], None],
         helper: Mapping[str, str],
     ) -> int:
         """Create the domain and fill it from `fd`, which stands at libxl's header: its domid.
 
-        It is complete and paused. `task` is what our helper, which does the filling, is to know; `told` is called
+        It is complete and paused. `task` is what our helper, which does the filling, is to know; `measured` is called
         with what it measured, however it ended. `helper`: variables by which libxl finds one that waits; where there
         are none, it runs the program. `tick` is called a few times a second meanwhile. On any error there
         is no domain: an error of the helper's is raised as it would have been here, with its exit code; any other as
@@ -112,7 +112,7 @@ class LibxlToolstack:
                     name=ErrorName.LIBXL_FAILED,
                 ) from error
             finally:
-                told(link.report())
+                measured(link.report())
 
     def create(self, name: str, config_json: str, tick: Callable[[], None]) -> int:
         """Create a domain with its devices, paused and about to boot: its domid. On any error there is none.

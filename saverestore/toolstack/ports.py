@@ -26,7 +26,7 @@ class Toolstack(Protocol):
     def config_of(self, domain: Domain) -> GuestConfig:
         """The domain's configuration as an image carries it, up to date. DomainError when there is none to be had."""
 
-    def cannot_carry(self, domain: Domain) -> list[str]:
+    def unsupported_devices(self, domain: Domain) -> list[str]:
         """Devices of the domain that this toolstack could not bring back, for people."""
 
     def device_model_of(self, domain: Domain) -> DeviceModel | None:

@@ -45,16 +45,16 @@ def start(domid: int, name: str) -> None:
                     )
             finally:
                 os.close(write_fd)
-            said = _said(read_fd)
+            answer = _answer(read_fd)
         finally:
             os.close(read_fd)
     except OSError as error:
         raise XenRefused(f"{WATCHER} could not be started: {error}") from error
-    if said != READY:
-        raise XenRefused(f"{WATCHER}: {said or 'it ended without a word'} (see {log})")
+    if answer != READY:
+        raise XenRefused(f"{WATCHER}: {answer or 'it ended without a word'} (see {log})")
 
 
-def _said(fd: int) -> str:
+def _answer(fd: int) -> str:
     readable, _, _ = select.select([fd], [], [], READY_TIMEOUT_S)
     return (
         os.read(fd, 4096).decode(errors="replace")

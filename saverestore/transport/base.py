@@ -114,7 +114,7 @@ class ImageSource(ByteSource, Spliceable, Protocol):
         """Length of the image, decompressed, where that is known beforehand."""
 
     @property
-    def may_go_on(self) -> bool:
+    def may_continue(self) -> bool:
         """Whether anything may follow the image: a device is longer, a socket may be kept open for an answer."""
 
     def read_some(self, n: int) -> bytes:

@@ -54,7 +54,7 @@ class DecompressedSource:
     """An `ImageSource` of what `jobs` make of a compressed source, which it closes with itself.
 
     `offset` and `total_bytes` (None where it is not known beforehand) are of the image, decompressed; the offset of
-    an error about the compressed file is that in the file. `may_go_on` is false: nothing may follow the image.
+    an error about the compressed file is that in the file. `may_continue` is false: nothing may follow the image.
     Reading to the end (`at_end`, `skip_to_end`) checks all that the format has to be checked.
     """
 
@@ -69,7 +69,7 @@ class DecompressedSource:
         self.name = raw.name
         self.offset = 0
         self.total_bytes = total_bytes
-        self.may_go_on = False
+        self.may_continue = False
         self.regular_file: RegularFile | None = None
         self._raw = raw
         self._jobs = jobs
@@ -96,13 +96,13 @@ class DecompressedSource:
                 while at < len(flat):
                     if not self._has_content():
                         raise self._end(left - at, what)
-                    some = min(len(flat) - at, len(self._content) - self._at)
+                    nr_bytes = min(len(flat) - at, len(self._content) - self._at)
                     # numpy lets other threads work while it copies.
-                    np.frombuffer(flat, dtype=np.uint8, count=some, offset=at)[:] = np.frombuffer(
-                        self._content, dtype=np.uint8, count=some, offset=self._at
+                    np.frombuffer(flat, dtype=np.uint8, count=nr_bytes, offset=at)[:] = np.frombuffer(
+                        self._content, dtype=np.uint8, count=nr_bytes, offset=self._at
                     )
-                    self._pass(some)
-                    at += some
+                    self._pass(nr_bytes)
+                    at += nr_bytes
                 left -= at
 
     def read(self, n: int, what: str = "data") -> bytes:
@@ -128,9 +128,9 @@ class DecompressedSource:
         while n:
             if not self._has_content():
                 raise self._end(n, what)
-            some = min(n, len(self._content) - self._at)
-            self._pass(some)
-            n -= some
+            nr_bytes = min(n, len(self._content) - self._at)
+            self._pass(nr_bytes)
+            n -= nr_bytes
 
     def skip_to_end(self) -> int:
         """Pass over everything that is left, and return how many bytes that was."""
@@ -181,7 +181,7 @@ class DecompressedSource:
                 self._content, self._at = b"", 0
                 self._passed()
                 self._passed = None
-            self._begin_jobs()
+            self._start_jobs()
             if not self._begun:
                 return False
             job, future = self._begun[0]
@@ -192,7 +192,7 @@ class DecompressedSource:
             self._content, self._at, self._passed = content, 0, job.passed
         return True
 
-    def _begin_jobs(self) -> None:
+    def _start_jobs(self) -> None:
         while self._has_more_jobs and len(self._begun) < self._depth:
             job = next(self._jobs, None)
             if job is None:

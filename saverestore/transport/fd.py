@@ -197,7 +197,7 @@ class FdSource(_Fd):
         self._is_file = stat.S_ISREG(found.st_mode)
         self.total_bytes = found.st_size if self._is_file else None
         """Length of a regular file, when it was opened; None for anything else."""
-        self.may_go_on = not (self._is_file or stat.S_ISFIFO(found.st_mode))
+        self.may_continue = not (self._is_file or stat.S_ISFIFO(found.st_mode))
         """Whether anything may follow an image: a device is longer than what was written to it, a socket may be
         kept open by who waits for an answer."""
 

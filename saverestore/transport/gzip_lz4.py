@@ -144,14 +144,14 @@ class _Stream:
         parts: list[bytes] = []
         left = CONTENT_BYTES
         while left and not self.ended:
-            content = self._some(left)
+            content = self._decompressed(left)
             if content is None:
                 break
             parts.append(content)
             left -= len(content)
         return b"".join(parts)
 
-    def _some(self, most: int) -> bytes | None:
+    def _decompressed(self, most: int) -> bytes | None:
         """Content of one piece of input; None when the queue has no more for now."""
         data = b""
         if self._member is None or self._member.needs_input:

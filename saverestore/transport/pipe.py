@@ -46,13 +46,13 @@ class PipeSink(FdSink):
         """Write all of `buffers`, in their order. Of what is marked as zeroes, long runs are spliced."""
         waiting: list[ReadableBuffer] = []
         for is_zero, group in groupby(buffers, key=are_zeros):
-            some = list(group)
-            nr_bytes = sum(map(nbytes_of, some)) if is_zero else 0
+            run = list(group)
+            nr_bytes = sum(map(nbytes_of, run)) if is_zero else 0
             if nr_bytes < SMALLEST_RUN:
-                waiting += some
+                waiting += run
                 continue
             super().writev(waiting)
-            waiting = self._left_of(some, self._splice_zeros(nr_bytes))
+            waiting = self._left_of(run, self._splice_zeros(nr_bytes))
         super().writev(waiting)
 
     @staticmethod

@@ -164,20 +164,20 @@ class SeekableZstdFile(_File):
         return content
 
     def _read_frame(self, index: int) -> bytes:
-        told, begin = self._table.frame(index), int(self._begins[index])
-        if told.content_size == 0:
+        row, begin = self._table.frame(index), int(self._begins[index])
+        if row.content_size == 0:
             return b""
-        if told.content_size > FRAME_CONTENT_MAX or told.compressed_size > compressed_max(told.content_size):
+        if row.content_size > FRAME_CONTENT_MAX or row.compressed_size > compressed_max(row.content_size):
             raise ImageError(
-                f"{self.name}: a zstd frame of {told.compressed_size} bytes for {told.content_size}, too large to be "
+                f"{self.name}: a zstd frame of {row.compressed_size} bytes for {row.content_size}, too large to be "
                 f"read by itself (at most {FRAME_CONTENT_MAX} of content)",
                 offset=begin,
                 name=ErrorName.NOT_RANDOM_ACCESS,
                 remedies=[Advice(Remedy.DECOMPRESS_TO_FILE)],
             )
-        frame = self.pread(begin, told.compressed_size, "a zstd frame")
-        self._check_frame(frame, told.content_size, told.checksum, begin)
-        return decompress_frame(frame, told.content_size, name=self.name, offset=begin)
+        frame = self.pread(begin, row.compressed_size, "a zstd frame")
+        self._check_frame(frame, row.content_size, row.checksum, begin)
+        return decompress_frame(frame, row.content_size, name=self.name, offset=begin)
 
     def _check_frame(self, frame: bytes, content_size: int, checksum: int | None, begin: int) -> None:
         """The bytes are one frame, to the last, and it says the same of itself as the table does."""

@@ -123,7 +123,7 @@ class Relay:
             passing.write(self._head)
             self._follow(passing)
             self._followed.set()
-            if not self._source.may_go_on and not self._source.at_end():
+            if not self._source.may_continue and not self._source.at_end():
                 raise ImageError(f"{self._source.name}: something follows the end of the image")
         except BrokenPipeError:
             pass  # nobody reads any more

@@ -46,11 +46,11 @@ class SparseFileSink(FdSink):
         waiting: list[ReadableBuffer] = []
         at = self.offset
         for is_zero, group in groupby(buffers, key=are_zeros):
-            some = list(group)
-            begin, at = at, at + sum(nbytes_of(buffer) for buffer in some)
+            run = list(group)
+            begin, at = at, at + sum(nbytes_of(buffer) for buffer in run)
             first, last = self._blocks_within(begin, at)
             if not is_zero or last - first < SMALLEST_RUN:
-                waiting += some
+                waiting += run
                 continue
             super().writev([*waiting, *zeros(first - begin)])
             self.offset += last - first

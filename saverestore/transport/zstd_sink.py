@@ -127,12 +127,12 @@ class ZstdSink:
     def _copy(self, buffer: ReadableBuffer, at: int, most: int) -> int:
         """Put some of a buffer, from `at` on, into the frame: how many bytes. Holds nothing of it afterwards."""
         with memoryview(buffer) as whole, whole.cast("B") as flat:
-            some = min(most, len(flat) - at)
+            nr_bytes = min(most, len(flat) - at)
             # numpy lets other threads work while it copies.
-            self._frame[self._filled : self._filled + some] = np.frombuffer(flat, np.uint8, some, at)
-        self._filled += some
-        self.offset += some
-        return some
+            self._frame[self._filled : self._filled + nr_bytes] = np.frombuffer(flat, np.uint8, nr_bytes, at)
+        self._filled += nr_bytes
+        self.offset += nr_bytes
+        return nr_bytes
 
     def _end_frame(self) -> None:
         """Have the frame compressed, if there is anything in it, and write those that are done."""

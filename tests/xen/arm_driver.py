@@ -51,9 +51,9 @@ POINTS = {
     "lent pages taken back": Point(f"{ARM64}.stubs", "release_scratch"),
     "image on the disk": Point("saverestore.transport.newfile", "NewFile.sync"),
     "image has its name": Point("saverestore.transport.newfile", "NewFile.publish"),
-    "own contexts set": Point(f"{ARM64}.going_on", "set_context"),
-    "journal settled": Point(f"{ARM64}.going_on", "journals.settle"),
-    "running again": Point(f"{ARM64}.going_on", "journals.remove", "before"),
+    "own contexts set": Point(f"{ARM64}.resuming", "set_context"),
+    "journal settled": Point(f"{ARM64}.resuming", "journals.settle"),
+    "running again": Point(f"{ARM64}.resuming", "journals.remove", "before"),
 }
 
 NEEDS_PENDING = ("about to clear places", "places cleared", "places put back")

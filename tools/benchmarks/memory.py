@@ -172,7 +172,7 @@ def _write_image(guest: MemorySave, sink: Any, settings: dict[str, Any]) -> None
     stream = LibxlWriter(outside)
     stream.libxc_context()
     behind = TrailerBuffer(sink.name)
-    stream.go_on_in(behind)
+    stream.continue_in(behind)
     stream.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
     stream.end()
     given = SaveSettings(
@@ -198,7 +198,7 @@ def restore(case: Case, size_mib: int, folder: Path) -> Run:
             reader = LibxcReader(source, header_digest=outside.digest())
             engine_restore.restore(reader, source, guest, Channels(store_port=1, console_port=2))
             behind = TrailerSource(source, reader.following)
-            stream.go_on_in(behind)
+            stream.continue_in(behind)
             while not stream.ended:
                 stream.next()
             behind.check_end()

@@ -50,7 +50,7 @@ def must(*argv: str, **more: object) -> str:
     return str(done.stdout)
 
 
-def tell(**values: object) -> None:
+def print_json(**values: object) -> None:
     print(json.dumps(values), flush=True)
 
 
@@ -238,7 +238,7 @@ def saves_and_restores(options: argparse.Namespace, xen: Xen) -> None:
         anew(name, keep)
         for what, time_it in (("save", save), ("restore", restore)):
             for pair, tool in turns(options.pairs):
-                tell(what=what, tool=tool, pair=pair, **anew(name, partial(time_it, tool)))
+                print_json(what=what, tool=tool, pair=pair, **anew(name, partial(time_it, tool)))
     finally:
         destroy(name)
         image.unlink(missing_ok=True)
@@ -256,7 +256,7 @@ def migrations(options: argparse.Namespace, xen: Xen) -> None:
         destroy(name)
         try:
             for pair, tool in turns(options.pairs):
-                tell(what="live", rate=rate, tool=tool, pair=pair, **anew(name, partial(migrate, tool)))
+                print_json(what="live", rate=rate, tool=tool, pair=pair, **anew(name, partial(migrate, tool)))
         finally:
             destroy(name)
 

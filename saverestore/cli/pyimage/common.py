@@ -147,7 +147,7 @@ def opened(image: str) -> Iterator[tuple[RandomAccess, ImageIndex]]:
         yield access, index
 
 
-def tell(text: str) -> None:
+def say(text: str) -> None:
     """One line on standard error."""
     if sys.stderr is not None:
         print(f"pyimage: {plain(text)}", file=sys.stderr)

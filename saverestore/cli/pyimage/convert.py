@@ -16,8 +16,8 @@ from saverestore.cli.pyimage.common import (
     add_command,
     add_output,
     new_file,
+    say,
     size_text,
-    tell,
 )
 from saverestore.cli.remedies import words
 from saverestore.errors import ExitCode, UsageError
@@ -112,14 +112,14 @@ def run(arguments: argparse.Namespace) -> int:
                 coding=coding,
                 plain=arguments.plain,
                 digest=arguments.digest,
-                may_go_on=source.may_go_on,
+                may_continue=source.may_continue,
                 on_progress=bar.update_to,
                 folder=_folder(arguments.output),
             )
         length = file.sink.offset
     for name, advice in done.left_out.items():
-        tell("; ".join([f"left out: {name}", *([] if advice is None else [words(advice, "pyimage")])]))
-    tell(f"{file.sink.name}: {done.nr_pages} pages, {size_text(length)} (was {size_text(source.offset)})")
+        say("; ".join([f"left out: {name}", *([] if advice is None else [words(advice, "pyimage")])]))
+    say(f"{file.sink.name}: {done.nr_pages} pages, {size_text(length)} (was {size_text(source.offset)})")
     return ExitCode.DONE
 
 

@@ -11,8 +11,8 @@ from saverestore.cli.pyimage.common import (
     add_output,
     new_file,
     opened,
+    say,
     size_text,
-    tell,
 )
 from saverestore.errors import ExitCode
 from saverestore.kernels.page import PAGE_SIZE
@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
             report = write_core(access, index, file.sink.fileno(), arguments.output, bar.update_to)
     vmcoreinfo = report.vmcoreinfo
     for text in report.without_registers:
-        tell(f"without these registers: {text}")
+        say(f"without these registers: {text}")
     release = "no vmcoreinfo found" if vmcoreinfo is None else f"vmcoreinfo of Linux {_release(vmcoreinfo)}"
-    tell(
+    say(
         f"{arguments.output}: {report.nr_vcpus} vCPUs, {report.nr_pages} pages ({size_text(nr_bytes)}) "
         f"in {report.nr_segments} segments, {release}"
     )

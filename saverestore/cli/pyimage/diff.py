@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 def as_text(found: Difference, name_a: str, name_b: str) -> str:
     """The difference as lines, in sections; what does not differ has none."""
     sections = [[line("A", name_a), line("B", name_b)], list(_pages(found))]
-    sections += [list(_changes(vcpu, some)) for vcpu, some in found.registers.items()]
+    sections += [list(_changes(vcpu, registers)) for vcpu, registers in found.registers.items()]
     sections.append(list(_changes("records", found.records)))
     sections.append(list(_changes("configuration", found.configuration)))
     sections.append(list(_changes("about the image", found.about)))

@@ -58,7 +58,7 @@ def _survey(image: str, page_digests: PageDigests | None = None) -> Survey:
     with open_image(image) as source, Bar(source.total_bytes) as bar:
         found = survey(source, bar.update_to, page_digests)
         # Behind a damaged image nothing is worth reading.
-        if found.is_whole and not source.may_go_on:
+        if found.is_whole and not source.may_continue:
             try:
                 note_trailing_bytes(found, source.skip_to_end())
             except ImageError as error:  # of the compressed file, behind all that the image consists of

@@ -14,8 +14,8 @@ from saverestore.cli.pyimage.common import (
     new_file,
     opened,
     plain,
+    say,
     size_text,
-    tell,
 )
 from saverestore.errors import ExitCode
 from saverestore.kernels.page import PAGE_SIZE
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             with Bar(nr_bytes, "looking at pages") as bar:
                 facts = gather(access, index, bar.update_to)
             file.sink.write(encoder(draw(facts, _title(arguments.image, index))))
-    tell(
+    say(
         f"{arguments.output}: {size_text(nr_bytes)} of pages, {size_text(facts.packed_bytes)} when compressed"
     )
     return ExitCode.DONE

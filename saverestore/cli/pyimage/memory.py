@@ -14,8 +14,8 @@ from saverestore.cli.pyimage.common import (
     add_output,
     new_file,
     opened,
+    say,
     size_text,
-    tell,
 )
 from saverestore.errors import ExitCode, UsageError
 from saverestore.kernels.page import PAGE_SIZE
@@ -102,7 +102,7 @@ def _cat(access: RandomAccess, index: ImageIndex, pfns: tuple[int, int], *, as_h
             sys.stdout.buffer.write(batch.pages.data)
     if nr_absent and not as_hex:
         sys.stdout.flush()
-        tell(f"{nr_absent} of these pages are not in the image, and were written as zeroes")
+        say(f"{nr_absent} of these pages are not in the image, and were written as zeroes")
 
 
 def run_dump(arguments: argparse.Namespace) -> int:
@@ -114,5 +114,5 @@ def run_dump(arguments: argparse.Namespace) -> int:
         nr_pages = count_with_data(index.pages)
         with new_file(arguments) as file, Bar(nr_pages * PAGE_SIZE, "dumping") as bar:
             nr_pages, size = dump(access, index, file.sink.fileno(), arguments.output, bar.update_to)
-    tell(f"{arguments.output}: {nr_pages} pages, {size_text(size)} with the holes")
+    say(f"{arguments.output}: {nr_pages} pages, {size_text(size)} with the holes")
     return ExitCode.DONE

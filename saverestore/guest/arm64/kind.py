@@ -7,10 +7,10 @@ from typing import Any
 
 from pyxc import DomainInfo, arm64
 from pyxc.control import DomainConfig
-from saverestore.guest.arm64.going_on import recover, resume_untouched
 from saverestore.guest.arm64.host import gic_version as gic_of
 from saverestore.guest.arm64.layout import last_gfn
 from saverestore.guest.arm64.restore import Arm64Restore, check_platform, check_size
+from saverestore.guest.arm64.resuming import recover, resume_untouched
 from saverestore.guest.arm64.save import Arm64Save
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.kind import Emulator, Kind
@@ -44,7 +44,7 @@ class Arm64Kind(Kind):
             handles.store,
             domid,
             timeout_s=timeout_s,
-            go_on=lambda: resume_untouched(handles, domid),
+            resume_domain=lambda: resume_untouched(handles, domid),
         )
 
     def save_guest(

@@ -62,14 +62,14 @@ def check_platform(platform: Arm64Platform, gic: int, *, check_cpu: bool) -> Non
         )
     if platform.midr == host.midr:
         return
-    told = (
+    fact = (
         f"the image's domain ran on another kind of processor (MIDR {platform.midr:#x}, here {host.midr:#x})"
     )
     if check_cpu:
         raise ImageError(
-            told, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
+            fact, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
         )
-    LOG.warning("%s; restored all the same: the guest may crash", told)
+    LOG.warning("%s; restored all the same: the guest may crash", fact)
 
 
 def check_size(platform: Arm64Platform, max_vcpus: int, max_kib: int) -> None:
@@ -278,12 +278,12 @@ class Arm64Restore:
         different = vcpu.differences(saved, found)
         if not different:
             return
-        told = f"vCPU {number} would not be the one it was: {'; '.join(different)}"
+        fact = f"vCPU {number} would not be the one it was: {'; '.join(different)}"
         if self._check_cpu:
             raise ImageError(
-                told, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
+                fact, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
             )
-        LOG.warning("%s; restored all the same: the guest may crash", told)
+        LOG.warning("%s; restored all the same: the guest may crash", fact)
 
     def close(self) -> None:
         """Nothing is kept mapped."""

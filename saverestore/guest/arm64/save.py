@@ -16,10 +16,10 @@ from saverestore.arm64_registers import Register
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64 import vcpu
-from saverestore.guest.arm64.going_on import put_right
 from saverestore.guest.arm64.journal import Journal
 from saverestore.guest.arm64.layout import Layout
 from saverestore.guest.arm64.memory import KeptMemory
+from saverestore.guest.arm64.resuming import recover_by_journal
 from saverestore.guest.arm64.shared import find_shared_info
 from saverestore.guest.arm64.stubs import Piece, Scratch, code_of, get_context
 from saverestore.guest.arm64.vcpu import Context
@@ -171,7 +171,7 @@ class Arm64Save:
                 scratch.unmap()
             journal, self._journal = self._journal, None
             if journal is not None:
-                put_right(self._handles, journal)
+                recover_by_journal(self._handles, journal)
         self._suspender.resume()
 
     # ---- the end -----------------------------------------------------------------------------------

@@ -60,19 +60,19 @@ def _prove(handles: Handles, domid: int, gfns: list[int]) -> list[int]:
     now_ns, system_ns = time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     drawn_ns = random.randrange(*SHIFTS_NS)
 
-    def told(time_ns: int) -> list[WallClock]:
+    def clocks_at(time_ns: int) -> list[WallClock]:
         arm64.set_host_time(handles.xen, time_ns, system_ns)
         return [wall_clock(page) for page in pages]
 
     with ExitStack() as stack, shield():
         pages = [stack.enter_context(handles.memory.map_page(domid, gfn)).pages[0] for gfn in gfns]
-        before = told(now_ns)
+        original = clocks_at(now_ns)
         try:
-            moved = told(now_ns + drawn_ns)
+            moved = clocks_at(now_ns + drawn_ns)
         finally:
-            after = told(now_ns)
+            after = clocks_at(now_ns)
     return [
         gfn
-        for gfn, *clocks in zip(gfns, before, moved, after, strict=True)
+        for gfn, *clocks in zip(gfns, original, moved, after, strict=True)
         if [clock.ns - clocks[0].ns for clock in clocks] == [0, drawn_ns, 0]
     ]

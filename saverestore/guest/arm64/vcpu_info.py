@@ -18,15 +18,15 @@ import numpy as np
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.arm64.find import event_since, pending_candidates
-from saverestore.guest.arm64.going_on import (
+from saverestore.guest.arm64.journal import Journal
+from saverestore.guest.arm64.layout import PAGE_SHIFT, PAGE_SIZE, Control
+from saverestore.guest.arm64.memory import KeptMemory, digests_of
+from saverestore.guest.arm64.resuming import (
     pending_of,
     put_back_cleared,
     undo_channel,
     write_cleared,
 )
-from saverestore.guest.arm64.journal import Journal
-from saverestore.guest.arm64.layout import PAGE_SHIFT, PAGE_SIZE, Control
-from saverestore.guest.arm64.memory import KeptMemory, digests_of
 from saverestore.guest.arm64.stubs import Piece, Scratch
 from saverestore.guest.arm64.vcpu import control_result, write_priority
 from saverestore.guest.common.handles import Handles

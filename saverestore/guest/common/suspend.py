@@ -57,9 +57,9 @@ class Suspending(Protocol):
 class Suspender:
     """Suspends one domain and resumes it. Waits can be interrupted; `resume` then puts things right.
 
-    `asked`: somebody else has asked it to suspend and can no longer take that back. `emulated`: it is an HVM domain
-    with a device model, whose guest may know nothing of Xen. `go_on`: lets a suspended domain go on; None for x86's
-    way, `resume_suspended`.
+    `requested`: somebody else has asked it to suspend and can no longer take that back. `emulated`: it is an HVM
+    domain with a device model, whose guest may know nothing of Xen. `resume_domain`: resumes a suspended domain;
+    None for x86's way, `resume_suspended`.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Suspender:
         domid: int,
         *,
         timeout_s: float | None = None,
-        asked: bool = False,
+        requested: bool = False,
         emulated: bool = False,
-        go_on: Callable[[], None] | None = None,
+        resume_domain: Callable[[], None] | None = None,
     ) -> None:
         self._xen = xen
         self._store = store
@@ -79,10 +79,10 @@ class Suspender:
         self._path = f"/local/domain/{domid}"
         self._ack_timeout_s = timeout_s or ACKNOWLEDGE_TIMEOUT_S
         self._suspend_timeout_s = timeout_s or SUSPEND_TIMEOUT_S
-        self._asked = asked
+        self._requested = requested
         self._has_suspended = False
         self._emulated = emulated
-        self._go_on = go_on or (lambda: resume_suspended(xen, store, domid))
+        self._resume_domain = resume_domain or (lambda: resume_suspended(xen, store, domid))
 
     def suspend(self) -> None:
         """Return once the domain is shut down with reason "suspend".
@@ -105,14 +105,14 @@ class Suspender:
 
     def resume(self) -> None:
         """Make the domain run as before `suspend` was called; nothing when it never was."""
-        if not self._asked:
+        if not self._requested:
             return
         try:
             self._resume()
         except XenError as error:
             if error.errno != errno.ESRCH:  # somebody destroyed it meanwhile: there is nothing to resume
                 raise
-        self._asked = self._has_suspended = False
+        self._requested = self._has_suspended = False
 
     def _resume(self) -> None:
         shutdown = self._xen.domain(self._domid).shutdown
@@ -124,7 +124,7 @@ class Suspender:
             self._wait_for_shutdown(self._suspend_timeout_s)
         info = self._xen.domain(self._domid)
         if info.suspended:
-            self._go_on()
+            self._resume_domain()
 
     # ---- the two ways of asking, and one that does not ask ---------------------------------------
 
@@ -137,7 +137,7 @@ class Suspender:
         """Stop a guest that has no PV drivers: it notices as little of it as of any pause."""
         with shield():
             self._xen.shutdown(self._domid, ShutdownReason.SUSPEND)
-            self._asked = True
+            self._requested = True
         if not self._wait_for_shutdown(self._suspend_timeout_s):
             raise DomainError(
                 f"domain {self._domid} did not stop within {self._suspend_timeout_s:.0f} s; {MAY_BE_LATE}",
@@ -151,7 +151,7 @@ class Suspender:
             self._xen.subscribe_for_suspend(self._domid, port)
             with shield():  # from the moment that it is asked, `resume` must know of it
                 events.notify(port)
-                self._asked = True
+                self._requested = True
             if not self._wait_for_shutdown(self._suspend_timeout_s):
                 raise DomainError(
                     f"domain {self._domid} did not suspend within {self._suspend_timeout_s:.0f} s of the event "
@@ -170,7 +170,7 @@ class Suspender:
             )
         with shield():
             self._store.write(control, REQUEST)
-            self._asked = True
+            self._requested = True
         deadline = time.monotonic() + self._ack_timeout_s
         # The guest answers by emptying the node before it suspends.
         while self._store.read(control) == REQUEST:
@@ -201,7 +201,7 @@ class Suspender:
         """Take the request back unless the guest has it already; whether that came in time."""
         taken_back = withdraw_request(self._store, self._domid)
         if taken_back:
-            self._asked = False
+            self._requested = False
         return taken_back
 
     # ---- waiting ---------------------------------------------------------------------------------

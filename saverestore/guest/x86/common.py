@@ -44,12 +44,12 @@ def check_cpu_policy(xen: Xen, hvm: bool, leaves: bytes, msrs: bytes, *, check_c
     lacking = cpu_features.lacking(leaves, host_leaves) + cpu_features.lacking_msr_bits(msrs, host_msrs)
     if not lacking:
         return
-    told = f"the image needs a CPU that this host cannot give: it lacks {', '.join(lacking)}"
+    fact = f"the image needs a CPU that this host cannot give: it lacks {', '.join(lacking)}"
     if check_cpu:
         raise ImageError(
-            told, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
+            fact, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
         )
-    LOG.warning("%s; restored all the same: the guest may crash", told)
+    LOG.warning("%s; restored all the same: the guest may crash", fact)
 
 
 class CommonRestore:

@@ -59,7 +59,7 @@ def write_image(guest, sink, **settings):
     stream = LibxlWriter(outside)
     stream.libxc_context()
     behind = TrailerBuffer(sink.name)
-    stream.go_on_in(behind)
+    stream.continue_in(behind)
     for type, body in TAIL:
         stream.record(type, body)
     stream.end()
@@ -112,7 +112,7 @@ def restore(data, like, kind=source_of):
                 check_trailer(source, reader.following)
             # Anything else comes through a relay, which follows it.
             behind = TrailerSource(source, None if is_file else reader.following)
-            stream.go_on_in(behind)
+            stream.continue_in(behind)
             while stream.next().type is not LibxlRecordType.END:
                 pass
             behind.check_end()

@@ -46,7 +46,7 @@ class Guest:
         self.resumed += 1
 
     def suspender(self) -> Suspender:
-        return Suspender(self, self.store, DOMID, timeout_s=TIMEOUT_S, go_on=self.resumes)
+        return Suspender(self, self.store, DOMID, timeout_s=TIMEOUT_S, resume_domain=self.resumes)
 
 
 @pytest.fixture

@@ -56,14 +56,14 @@ class FakeDomain:
     def unwatch(self, *_: str) -> None:
         pass
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.suspended = False
         self.resumed += 1
 
 
 def test_a_domain_that_suspended_is_resumed_once():
     domain = FakeDomain()
-    suspender = Suspender(domain, domain, 7, go_on=domain.go_on)
+    suspender = Suspender(domain, domain, 7, resume_domain=domain.resume)
     suspender.resume()
     assert domain.resumed == 0
     suspender.suspend()
@@ -75,7 +75,7 @@ def test_a_domain_that_suspended_is_resumed_once():
 def test_nobody_waits_for_a_domain_that_was_resumed_in_another_way():
     """An arm64 domain's own contexts are put back by its journal, and it runs then."""
     domain = FakeDomain()
-    suspender = Suspender(domain, domain, 7, timeout_s=3600, go_on=domain.go_on)
+    suspender = Suspender(domain, domain, 7, timeout_s=3600, resume_domain=domain.resume)
     for _ in range(2):
         suspender.suspend()
         domain.suspended = False

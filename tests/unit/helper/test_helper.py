@@ -90,8 +90,8 @@ class Saved:
         self.domain.suspend()
         return 1
 
-    def _suspender_after_libxl(self, *_: object, asked: bool) -> SimpleNamespace:
-        assert asked
+    def _suspender_after_libxl(self, *_: object, requested: bool) -> SimpleNamespace:
+        assert requested
         return SimpleNamespace(resume=self.resume)
 
     @contextmanager
@@ -482,7 +482,7 @@ def test_a_signal_during_a_restore_is_told_as_eintr(restored, number):
 
 def report_of(restore: Restoring) -> HelperReport:
     """What the helper leaves for whoever asked libxl to restore."""
-    with linked(Task(image="web1.img", offset=0, before=None)) as link:
+    with linked(Task(image="web1.img", offset=0, header_digest=None)) as link:
         restore.environment[TASK_VARIABLE] = link.task.pack()
         assert restore.run() == 0
         return link.report()

@@ -70,7 +70,7 @@ class FakeToolstack:
     def config_of(self, _domain: object) -> SimpleNamespace:
         return SimpleNamespace(to_json=lambda: b"{}", raw={"pcidevs": self.pci_devices})
 
-    def cannot_carry(self, _domain: object) -> list[str]:
+    def unsupported_devices(self, _domain: object) -> list[str]:
         return self.devices
 
     def device_model_of(self, _domain: object) -> Any:

@@ -16,9 +16,9 @@ from fake_host import FakeStore
 from pyxc import XenError
 from pyxc.sched import CpuPool, Scheduler, Share
 from saverestore.errors import DomainError
-from saverestore.guest.arm64 import going_on
+from saverestore.guest.arm64 import resuming
 from saverestore.guest.kinds import ARM64_HOST, X86_HOST
-from saverestore.operations.recover import put_right
+from saverestore.operations.recover import recover_locked
 from saverestore.toolstack import processor_cap
 from saverestore.toolstack.domains import Domain
 
@@ -77,7 +77,7 @@ BOTH = pytest.mark.parametrize("host", [X86_HOST, ARM64_HOST], ids=["x86", "arm6
 
 @BOTH
 def test_the_cap_of_a_throttled_save_that_was_killed_is_put_back_and_log_dirty_is_off(killed, host):
-    assert put_right(killed.handles, killed.domain, host) == [PUT_BACK]
+    assert recover_locked(killed.handles, killed.domain, host) == [PUT_BACK]
     assert killed.share.cap == 0
     assert killed.done == ["cap 0", "log-dirty off"]
     assert killed.store == {}
@@ -86,26 +86,29 @@ def test_the_cap_of_a_throttled_save_that_was_killed_is_put_back_and_log_dirty_i
 @BOTH
 def test_a_domain_that_runs_as_it_should_is_left_alone(killed, host):
     killed.store.clear()
-    assert put_right(killed.handles, killed.domain, host) == []
+    assert recover_locked(killed.handles, killed.domain, host) == []
     assert killed.done == ["log-dirty off"]
 
 
 @BOTH
 def test_a_request_to_suspend_is_taken_back(killed, host):
     killed.store[REQUEST] = "suspend"
-    assert put_right(killed.handles, killed.domain, host) == [PUT_BACK, "a request to suspend was taken back"]
+    assert recover_locked(killed.handles, killed.domain, host) == [
+        PUT_BACK,
+        "a request to suspend was taken back",
+    ]
     assert killed.store[REQUEST] == ""
 
 
 def test_the_cap_is_put_back_before_an_arm64_domain_is_waited_for(killed, monkeypatch):
-    monkeypatch.setattr(going_on.journals, "read", lambda *_: "journal")
+    monkeypatch.setattr(resuming.journals, "read", lambda *_: "journal")
 
     def by_journal(_handles, journal, _directory) -> list[str]:
         killed.done.append(journal)
         return ["its processors are as they were when it suspended"]
 
-    monkeypatch.setattr(going_on, "put_right", by_journal)
-    done = put_right(killed.handles, killed.domain, ARM64_HOST)
+    monkeypatch.setattr(resuming, "recover_by_journal", by_journal)
+    done = recover_locked(killed.handles, killed.domain, ARM64_HOST)
     assert done == [PUT_BACK, "its processors are as they were when it suspended"]
     assert killed.done == ["cap 0", "log-dirty off", "journal"]
 
@@ -114,9 +117,9 @@ def test_a_damaged_journal_keeps_nobody_from_putting_the_cap_back(killed, monkey
     def damaged(*_: object) -> None:
         raise DomainError("the journal cannot be read")
 
-    monkeypatch.setattr(going_on.journals, "read", damaged)
+    monkeypatch.setattr(resuming.journals, "read", damaged)
     with pytest.raises(DomainError, match="journal"):
-        put_right(killed.handles, killed.domain, ARM64_HOST)
+        recover_locked(killed.handles, killed.domain, ARM64_HOST)
     assert killed.share.cap == 0
 
 
@@ -128,6 +131,6 @@ def test_a_cap_that_cannot_be_put_back_keeps_nobody_from_recovering_the_domain(k
     monkeypatch.setitem(processor_cap.SETTERS, Scheduler.CREDIT2, refused)
     killed.store[REQUEST] = "suspend"
     with pytest.raises(XenError, match="credit2"):
-        put_right(killed.handles, killed.domain, host)
+        recover_locked(killed.handles, killed.domain, host)
     assert killed.done == ["log-dirty off"]
     assert killed.store == {REQUEST: "", CAP: "0"}

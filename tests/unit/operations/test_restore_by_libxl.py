@@ -52,13 +52,13 @@ class FakeLibxl:
         self.running: set[int] = set()
         self.read = b""
 
-    def restore(self, config, fd, task, tick, told, helper):
+    def restore(self, config, fd, task, tick, measured, helper):
         with os.fdopen(os.dup(fd), "rb") as file:
             self.read = file.read()
         self.meanwhile()
         tick()
         self.alive.add(DOMID)
-        told(HelperReport(pages=1, stream_bytes=5, memory_s=0.25, complete_s=0.5, peak_memory_bytes=9))
+        measured(HelperReport(pages=1, stream_bytes=5, memory_s=0.25, complete_s=0.5, peak_memory_bytes=9))
         return DOMID
 
     def unpause(self, domid):
@@ -77,7 +77,7 @@ def write_image(sink) -> None:
     outer = LibxlWriter(sink)
     outer.libxc_context()
     behind = TrailerBuffer("image")
-    outer.go_on_in(behind)
+    outer.continue_in(behind)
     outer.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
     outer.end()
     with WrittenDigest(DigestAlgorithm.XXH3) as digest:
@@ -208,7 +208,7 @@ def test_a_signal_while_libxl_is_at_work_ends_it(image: Path):
 
 def test_a_signal_that_ends_the_helper_first_is_what_is_told(image: Path):
     class HelperEnded(FakeLibxl):
-        def restore(self, config, fd, task, tick, told, helper):
+        def restore(self, config, fd, task, tick, measured, helper):
             interrupt()
             raise XenRefused("the helper died due to fatal signal Interrupt")
 
@@ -219,8 +219,8 @@ def test_a_signal_that_ends_the_helper_first_is_what_is_told(image: Path):
 
 def test_a_signal_when_libxl_has_just_made_the_domain_destroys_it(image: Path):
     class JustMade(FakeLibxl):
-        def restore(self, config, fd, task, tick, told, helper):
-            made = super().restore(config, fd, task, tick, told, helper)
+        def restore(self, config, fd, task, tick, measured, helper):
+            made = super().restore(config, fd, task, tick, measured, helper)
             interrupt()
             return made
 
@@ -247,8 +247,8 @@ def test_what_the_helper_measured_is_in_the_report(image: Path):
 
 def test_what_the_helper_measured_before_it_failed_is_in_the_report_too(image: Path):
     class Failing(FakeLibxl):
-        def restore(self, config, fd, task, tick, told, helper):
-            told(HelperReport(error="damaged", exit_code=4, pages=3, memory_s=0.25))
+        def restore(self, config, fd, task, tick, measured, helper):
+            measured(HelperReport(error="damaged", exit_code=4, pages=3, memory_s=0.25))
             raise ImageError("damaged")
 
     report = RestoreReport()

@@ -214,7 +214,7 @@ def layered_image(*, tells_of_tail=True):
     outer = LibxlWriter(outside)
     outer.libxc_context()
     behind = TrailerBuffer("image")
-    outer.go_on_in(behind)
+    outer.continue_in(behind)
     outer.record(LibxlRecordType.EMULATOR_CONTEXT, STATE)
     outer.end()
     with WrittenDigest(XXH3) as digest:

@@ -67,12 +67,12 @@ def test_it_is_stopped_gives_its_state_and_runs_again(qemu):
     ((kind, body),) = client.records()
     assert kind is LibxlRecordType.EMULATOR_CONTEXT
     assert body[EMULATOR_HEADER.size :] == qemu.state
-    client.go_on()
+    client.resume()
     assert qemu.running
 
 
 def test_one_that_was_not_stopped_is_not_asked_to_run(qemu):
-    client_of(qemu).go_on()
+    client_of(qemu).resume()
     assert qemu.commands == []
 
 
@@ -143,7 +143,7 @@ def test_a_command_that_fails_is_reported_with_qemus_reason_and_leaves_no_descri
     if command == "xen-save-devices-state":
         assert qemu.nr_fds == 0
     if command != "qmp_capabilities":
-        client.go_on()  # it may have been stopped
+        client.resume()  # it may have been stopped
     assert qemu.running
 
 
@@ -295,7 +295,7 @@ def test_a_signal_while_it_is_silent_ends_the_wait_at_once_and_it_may_run_again(
             client.stop()
     finally:
         signal.signal(signal.SIGUSR1, before)
-    client.go_on()
+    client.resume()
     assert qemu.commands[-1] == "cont"
 
 

@@ -17,7 +17,7 @@ except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
 from saverestore.errors import DomainError
-from saverestore.guest.arm64 import going_on, vcpu
+from saverestore.guest.arm64 import resuming, vcpu
 from saverestore.guest.arm64.journal import Journal
 from saverestore.guest.arm64.layout import Control, Layout
 from saverestore.guest.arm64.memory import KeptMemory
@@ -198,6 +198,6 @@ def test_whoever_dies_meanwhile_leaves_a_journal_by_which_memory_is_put_back(xen
         handles = SimpleNamespace(memory=xen)
         if kept:
             journal = kept[-1]
-            going_on.put_back_cleared(handles, 1, journal.cleared)
-            going_on.put_back_cleared(handles, 1, journal.cleared)
+            resuming.put_back_cleared(handles, 1, journal.cleared)
+            resuming.put_back_cleared(handles, 1, journal.cleared)
     assert xen.is_as_it_was_but_for_events()

@@ -1,4 +1,4 @@
-"""Letting a suspended arm64 domain go on, wherever its saver stopped: at once, or later with the journal's help."""
+"""Resuming a suspended arm64 domain, wherever its saver stopped: at once, or later with the journal's help."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ CANCELLED = 1
 """What a guest's suspend hypercall returns in x0 when it was not restored: 0 would be a BUG in the old domain."""
 
 
-def put_right(handles: Handles, journal: Journal, directory: Path = journals.DIRECTORY) -> list[str]:
-    """Let the journal's domain go on as it would have without us: what was done, in words.
+def recover_by_journal(handles: Handles, journal: Journal, directory: Path = journals.DIRECTORY) -> list[str]:
+    """Resume the journal's domain as if no save had touched it: what was done, in words.
 
     What is to be undone is seen from the domain: a vCPU in our page, or a domain shut down for suspend. One that has
-    neither has gone on already, and is left alone. The journal is settled before anything of the domain runs, so that
-    nobody puts back what is the guest's by then; it is gone from `directory` when this returns.
+    neither is running again already, and is left alone. The journal is settled before anything of the domain runs,
+    so that nobody puts back what is the guest's by then; it is gone from `directory` when this returns.
     """
     domid, xen = journal.domid, handles.xen
     done: list[str] = []
@@ -72,12 +72,12 @@ def put_right(handles: Handles, journal: Journal, directory: Path = journals.DIR
 
 
 def _run(handles: Handles, domid: int, domain_uuid: uuid.UUID, directory: Path) -> list[str]:
-    """Let a domain go on that is right but for that: what was done."""
+    """Resume a domain that is right but for that: what was done."""
     done = []
     if handles.xen.domain(domid).suspended:
         handles.xen.resume(domid)
         done.append("it was suspended and goes on")
-    _tell_store(handles, domid)
+    _resume_in_store(handles, domid)
     if handles.xen.domain(domid).paused:
         handles.xen.unpause(domid)
         done.append("it was paused and goes on")
@@ -92,7 +92,7 @@ def recover(handles: Handles, info: DomainInfo, directory: Path = journals.DIREC
     """
     journal = journals.read(info.domid, info.uuid, directory)
     if journal is not None:
-        return put_right(handles, journal, directory)
+        return recover_by_journal(handles, journal, directory)
     if journals.is_settled(info.domid, info.uuid, directory):
         with shield():
             return _run(handles, info.domid, info.uuid, directory)
@@ -103,14 +103,14 @@ def recover(handles: Handles, info: DomainInfo, directory: Path = journals.DIREC
 
 
 def resume_untouched(handles: Handles, domid: int) -> None:
-    """Let a domain go on that has suspended and to which nothing else was done."""
+    """Resume a domain that has suspended and to which nothing else was done."""
     with shield():
         set_context(handles, domid, 0, get_context(handles, domid, 0).with_x0(CANCELLED))
         handles.xen.resume(domid)
-        _tell_store(handles, domid)
+        _resume_in_store(handles, domid)
 
 
-def _tell_store(handles: Handles, domid: int) -> None:
+def _resume_in_store(handles: Handles, domid: int) -> None:
     try:
         handles.store.resume_domain(domid)
     except XenError as error:
@@ -155,10 +155,12 @@ def _mapped(
     gfns = places[:, 0] >> np.uint64(PAGE_SHIFT)
     wanted = np.unique(gfns)
     for at in range(0, len(wanted), MAPPED_PAGES):
-        some = wanted[at : at + MAPPED_PAGES]
-        rows = slice(int(np.searchsorted(gfns, some[0])), int(np.searchsorted(gfns, some[-1], side="right")))
-        page = np.searchsorted(some, gfns[rows])
+        batch = wanted[at : at + MAPPED_PAGES]
+        rows = slice(
+            int(np.searchsorted(gfns, batch[0])), int(np.searchsorted(gfns, batch[-1], side="right"))
+        )
+        page = np.searchsorted(batch, gfns[rows])
         inside = places[rows, 0] & np.uint64(PAGE_SIZE - 1)
         words = page * (PAGE_SIZE // 8) + (inside >> np.uint64(3)).astype(np.intp)
-        with handles.memory.map(domid, some, writable=writable) as mapping:
+        with handles.memory.map(domid, batch, writable=writable) as mapping:
             yield mapping, rows, words

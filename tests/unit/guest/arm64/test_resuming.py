@@ -13,8 +13,8 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
-from saverestore.guest.arm64 import going_on, vcpu
 from saverestore.guest.arm64 import journal as journals
+from saverestore.guest.arm64 import resuming, vcpu
 from saverestore.guest.arm64.journal import Journal
 from saverestore.testing.store import MemoryStore
 
@@ -78,7 +78,7 @@ class FakeDomain:
 
 
 @pytest.fixture
-def put_right(monkeypatch, tmp_path):
+def recover_by_journal(monkeypatch, tmp_path):
     journal = Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096))
 
     def run(domain: FakeDomain) -> list[str]:
@@ -87,17 +87,17 @@ def put_right(monkeypatch, tmp_path):
         store = MemoryStore()
         store.moments.on("resume", 0, lambda: domain.done.append("store"))
         handles = SimpleNamespace(xen=domain, store=store)
-        monkeypatch.setattr(going_on, "get_context", lambda h, d, number: domain.contexts[number])
+        monkeypatch.setattr(resuming, "get_context", lambda h, d, number: domain.contexts[number])
 
         def set_context(_handles, _domid, number, new):
             assert domain.paused or domain.suspended, "contexts are set while the domain runs"
             domain.contexts[number] = new
 
-        monkeypatch.setattr(going_on, "set_context", set_context)
-        monkeypatch.setattr(going_on, "release_scratch", lambda h, d, gfns: domain.done.append("release"))
-        monkeypatch.setattr(going_on, "undo_channel", lambda h, journal: domain.done.append("channel"))
-        monkeypatch.setattr(going_on, "wait_for_stub", lambda h, d, on: domain.wait())
-        said = going_on.put_right(handles, journal, tmp_path)
+        monkeypatch.setattr(resuming, "set_context", set_context)
+        monkeypatch.setattr(resuming, "release_scratch", lambda h, d, gfns: domain.done.append("release"))
+        monkeypatch.setattr(resuming, "undo_channel", lambda h, journal: domain.done.append("channel"))
+        monkeypatch.setattr(resuming, "wait_for_stub", lambda h, d, on: domain.wait())
+        said = resuming.recover_by_journal(handles, journal, tmp_path)
         assert list(tmp_path.iterdir()) == []
         return said
 
@@ -105,55 +105,55 @@ def put_right(monkeypatch, tmp_path):
 
 
 def goes_on(domain: FakeDomain) -> bool:
-    cancelled = (GUESTS_OWN[0].with_x0(going_on.CANCELLED), GUESTS_OWN[1])
+    cancelled = (GUESTS_OWN[0].with_x0(resuming.CANCELLED), GUESTS_OWN[1])
     return tuple(domain.contexts) == cancelled and not domain.paused and not domain.suspended
 
 
-def test_vcpus_that_ended_a_stub_get_their_own_registers_before_anything_runs(put_right):
+def test_vcpus_that_ended_a_stub_get_their_own_registers_before_anything_runs(recover_by_journal):
     domain = FakeDomain([in_stub(0, vcpu.DONE), in_stub(1, vcpu.FAULTED)], paused=True)
-    put_right(domain)
+    recover_by_journal(domain)
     assert goes_on(domain)
     assert domain.done == ["channel", "release", "store", "unpause"]
     assert domain.names_when_it_ran == [[".settled"]]
 
 
-def test_a_stub_under_way_comes_to_its_end_first(put_right):
+def test_a_stub_under_way_comes_to_its_end_first(recover_by_journal):
     domain = FakeDomain([in_stub(0, 0), in_stub(1, 0)])
-    put_right(domain)
+    recover_by_journal(domain)
     assert goes_on(domain)
     assert domain.done[:4] == ["wait", "pause", "channel", "release"]
 
 
-def test_a_stub_that_was_paused_midway_comes_to_its_end_first(put_right):
+def test_a_stub_that_was_paused_midway_comes_to_its_end_first(recover_by_journal):
     domain = FakeDomain([in_stub(0, 0), dataclasses.replace(in_stub(1, 0), online=False)], paused=True)
-    put_right(domain)
+    recover_by_journal(domain)
     assert goes_on(domain)
     assert domain.done[0] == "unpause"
 
 
-def test_a_saver_that_died_before_the_stub_was_started(put_right):
+def test_a_saver_that_died_before_the_stub_was_started(recover_by_journal):
     domain = FakeDomain([in_stub(0, 0), GUESTS_OWN[1]], suspended=True)
-    put_right(domain)
+    recover_by_journal(domain)
     assert goes_on(domain)
     assert domain.done == ["channel", "release", "resume", "store"]
 
 
-def test_a_saver_that_died_right_after_its_journal(put_right):
+def test_a_saver_that_died_right_after_its_journal(recover_by_journal):
     domain = FakeDomain(GUESTS_OWN, suspended=True)
-    assert put_right(domain) == ["it was suspended and goes on"]
+    assert recover_by_journal(domain) == ["it was suspended and goes on"]
     assert goes_on(domain)
 
 
-def test_a_saver_that_died_when_all_was_right_but_the_pause(put_right):
+def test_a_saver_that_died_when_all_was_right_but_the_pause(recover_by_journal):
     domain = FakeDomain([GUESTS_OWN[0].with_x0(1), GUESTS_OWN[1]], paused=True)
-    assert put_right(domain) == ["it was paused and goes on"]
+    assert recover_by_journal(domain) == ["it was paused and goes on"]
     assert goes_on(domain)
 
 
-def test_a_domain_that_has_gone_on_already_keeps_the_registers_that_it_has(put_right):
+def test_a_domain_that_has_gone_on_already_keeps_the_registers_that_it_has(recover_by_journal):
     elsewhere = [dataclasses.replace(one, pc=0x7777_0001) for one in GUESTS_OWN]
     domain = FakeDomain(elsewhere)
-    assert put_right(domain) == []
+    assert recover_by_journal(domain) == []
     assert domain.contexts == elsewhere
 
 
@@ -164,6 +164,6 @@ def test_one_whose_journal_is_settled_is_let_go_on_and_nothing_of_it_is_touched(
     domain = FakeDomain(GUESTS_OWN, paused=True)
     handles = SimpleNamespace(xen=domain, store=MemoryStore())
     info = SimpleNamespace(domid=1, uuid=UUID, suspended=False)
-    assert going_on.recover(handles, info, tmp_path) == ["it was paused and goes on"]
+    assert resuming.recover(handles, info, tmp_path) == ["it was paused and goes on"]
     assert domain.done == ["unpause"]
     assert list(tmp_path.iterdir()) == []
