@@ -186,6 +186,7 @@ class SaveSession:
         assert self._source is not None and self._downtime is not None
         has_digest = self._settings.digest is not None
         self._writer.end(trailer.following() if trailer is not None and has_digest else None)
+        self._account()
         if trailer is not None:
             trailer.write_to(self._sink)
         self._stack.close()
@@ -193,7 +194,6 @@ class SaveSession:
             self._source.close()
         self._downtime.stream_ended()
         self._phase = Phase.ENDED
-        self._account()
 
     def checkpoint(self) -> None:
         """CHECKPOINT in the place of END: the caller adds its own records, resumes, and sends further rounds.
@@ -208,10 +208,11 @@ class SaveSession:
         self._downtime.stream_ended()
         self._phase = Phase.CHECKPOINTED
 
-    def resume(self) -> None:
+    def resume(self, *, paused: bool = False) -> None:
         """Let the domain run again, after `end` or `checkpoint`; nothing when it runs already.
 
-        What the guest raises when it cannot be resumed is raised here; then it may be tried again.
+        `paused`: the caller has paused it, so that it does not run yet and its downtime has no end here. What the
+        guest raises when it cannot be resumed is raised here; then it may be tried again.
         """
         if self.report.domain_state is DomainState.RUNNING:
             return
@@ -220,6 +221,9 @@ class SaveSession:
         with shield():
             self._downtime.resuming()
             self._guest.resume()
+            if paused:
+                self.report.domain_state = DomainState.PAUSED
+                return
             self._downtime.resumed()
             self.report.domain_state = DomainState.RUNNING
             if self._phase is Phase.CHECKPOINTED:
@@ -238,11 +242,30 @@ class SaveSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._undo_all(error)
+            return
+        try:
+            with shield():
+                self._stop_tracking()
+        except BaseException as second:  # a signal, perhaps: the block has failed after all
+            self._undo_all(second)
+            raise
+
+    def _stop_tracking(self) -> None:
+        """Nothing tracks or slows the domain any more, also where the block is left before the stream's end."""
+        self._stack.close()
+        if self._phase is Phase.ENDED:
+            return
+        if self._settings.throttle is not None:
+            self._settings.throttle.lift()
+        if self._source is not None:
+            self._source.close()
+        self._account()
+
+    def _undo_all(self, error: BaseException) -> None:
+        """In this order, each also when the one before it failed. The caller sees the first failure of all."""
         with shield():
-            if error is None:
-                self._stack.close()
-                return
-            # In this order, each also when the one before it failed. The caller sees the first failure of all.
             _undo(error, self._stack.close, "a worker did not end")
             if self._settings.throttle is not None:
                 _undo(error, self._settings.throttle.lift, "the domain is still slowed down")
@@ -255,15 +278,16 @@ class SaveSession:
     def _resume_after(self, error: BaseException) -> None:
         """The domain runs as before. A second attempt, as a device model may just have been busy."""
         report = self.report
-        resumed = _undo(error, self._guest.resume) or _undo(
-            error, self._guest.resume, "the domain could not be resumed"
-        )
-        if not resumed:
-            report.domain_state = DomainState.STUCK
-        elif report.downtime is not None:
-            report.domain_state = DomainState.RUNNING
-        if self._downtime is not None:
+        was_running = report.domain_state is DomainState.RUNNING
+        if not _undo(error, self._guest.resume, "the domain could not be resumed at once"):
+            if not _undo(error, self._guest.resume, "nor by a second attempt"):
+                report.domain_state = DomainState.STUCK
+            else:
+                error.add_note("a second attempt resumed it")
+        if self._downtime is not None and not was_running:
             self._downtime.broken_off()
+            if report.domain_state is not DomainState.STUCK:
+                report.domain_state = DomainState.RUNNING
 
     def _account(self) -> None:
         """What the stream has cost so far."""
@@ -277,13 +301,12 @@ class SaveSession:
             report.zero_pages = self._sender.zero_pages
 
 
-def _undo(error: BaseException, undo: Callable[[], None], otherwise: str | None = None) -> bool:
+def _undo(error: BaseException, undo: Callable[[], None], otherwise: str) -> bool:
     """Take a step back because of `error`: whether that worked; if not, `error` gets a note with `otherwise`."""
     try:
         undo()
     except Exception as second:
-        if otherwise is not None:
-            error.add_note(f"{otherwise} ({second})")
+        error.add_note(f"{otherwise} ({second})")
         return False
     return True
 

@@ -145,7 +145,7 @@ def _make_final(
         else:
             if request.final_state is FinalState.PAUSE:
                 host.handles.xen.pause(domain.domid)
-            session.resume()
+            session.resume(paused=request.final_state is FinalState.PAUSE)
     except (XenError, DomainError) as error:
         raise XenRefused(
             f"{request.image} is complete, but {domain} could not be made {request.final_state.value}: {error}; "

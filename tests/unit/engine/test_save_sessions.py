@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -13,7 +15,8 @@ from saverestore.engine.progress import DomainState
 from saverestore.engine.save import write_up_to_end
 from saverestore.engine.session import OutOfPhase, SaveSession
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import DomainError, TransportError
+from saverestore.errors import DomainError, Interrupted, TransportError
+from saverestore.interrupts import handled
 from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
@@ -96,6 +99,63 @@ def test_a_failure_after_the_stream_resumes_the_domain_and_its_downtime_ends_the
         assert session.report.downtime.total_s == 7.0
 
 
+def test_a_failure_once_the_domain_runs_again_adds_nothing_to_its_downtime():
+    clock = Clock()
+    with opened(MemoryDomain.pvh(64)) as guest:
+        with pytest.raises(TransportError), session_of(guest, clock=clock) as session:
+            write_up_to_end(session, live=True)
+            session.end()
+            session.resume()
+            clock.takes(7.0)
+            raise TransportError("the disk is full")
+        assert session.report.downtime.total_s == 0.0
+        assert session.report.domain_state is DomainState.RUNNING
+
+
+def test_a_domain_that_is_to_be_paused_has_no_downtime_after_its_stream():
+    clock = Clock()
+    with opened(MemoryDomain.pvh(64)) as guest, session_of(guest, clock=clock) as session:
+        write_up_to_end(session, live=True)
+        session.end()
+        clock.takes(7.0)
+        session.resume(paused=True)
+    assert session.report.downtime.total_s == 0.0
+    assert session.report.domain_state is DomainState.PAUSED
+
+
+def test_the_length_of_the_stream_is_that_without_what_comes_behind_it():
+    lengths = []
+    for state in (b"", bytes(100_000)):
+        trailer = TrailerBuffer("image")
+        trailer.write(state)
+        with opened(MemoryDomain.pvh(64)) as guest, session_of(guest, SaveSettings()) as session:
+            write_up_to_end(session, live=False)
+            session.end(trailer)
+        lengths.append(session.report.stream_bytes)
+    assert lengths[0] == lengths[1] > 64 * 4096
+
+
+@pytest.mark.parametrize("steps", [[], ["begin"], ["begin", "send_rounds"]])
+def test_a_session_that_is_left_before_its_end_leaves_no_log_dirty_on(steps):
+    with opened(MemoryDomain.pvh(64)) as guest:
+        with session_of(guest) as session:
+            for step in steps:
+                getattr(session, step)()
+        assert guest.domain.dirty is None
+        assert (session.report.stream_bytes > 0) == bool(steps)
+
+
+def test_a_signal_while_a_session_is_left_resumes_the_domain():
+    with opened(MemoryDomain.pvh(64)) as guest:
+        guest.moments.on("log_dirty.close", 0, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Interrupted), handled(), session_of(guest) as session:
+            session.begin()
+            session.suspend()
+            assert guest.domain.suspended
+        assert not guest.domain.suspended
+        assert guest.domain.dirty is None
+
+
 def test_a_domain_that_was_never_asked_to_suspend_is_reported_as_it_was():
     with opened(MemoryDomain.pvh(64)) as guest:
         guest.moments.fail("read_pages", 0, DomainError("no"))
@@ -111,7 +171,10 @@ def test_a_domain_that_cannot_be_resumed_at_first_is_resumed_by_a_second_attempt
         guest.moments.fail("resume", 0, DomainError("busy"))
         with pytest.raises(DomainError, match="no") as caught, session_of(guest) as session:
             write_up_to_end(session, live=True)
-        assert getattr(caught.value, "__notes__", []) == []
+        assert caught.value.__notes__ == [
+            "the domain could not be resumed at once (busy)",
+            "a second attempt resumed it",
+        ]
         assert session.report.domain_state is DomainState.RUNNING
         assert not guest.domain.suspended
 
@@ -123,7 +186,10 @@ def test_one_that_can_never_be_resumed_is_reported_so():
             guest.moments.fail("resume", number, DomainError("gone"))
         with pytest.raises(DomainError, match="no") as caught, session_of(guest) as session:
             write_up_to_end(session, live=True)
-        assert caught.value.__notes__ == ["the domain could not be resumed (gone)"]
+        assert caught.value.__notes__ == [
+            "the domain could not be resumed at once (gone)",
+            "nor by a second attempt (gone)",
+        ]
         assert session.report.domain_state is DomainState.STUCK
 
 
