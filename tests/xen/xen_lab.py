@@ -93,6 +93,15 @@ boots_repeated: list[str] = []
 """Guests that did not boot at first, by name; once for each time."""
 
 
+booted_domids: set[int] = set()
+"""Of guests that `lab-guest create` made: numbers are not used twice while Xen runs."""
+
+
+def only_booted(domid: int) -> bool:
+    """Whether no save or restore of ours has touched this domain: each takes its lock first, whose file stays."""
+    return domid in booted_domids and not Path(f"/run/pysave/domain-{domid}.lock").exists()
+
+
 @dataclass
 class Guest:
     """One of the lab's guests, by name. Its console log goes on in one file over saves and restores."""
@@ -114,6 +123,8 @@ class Guest:
                 "lab-guest", "create", self.name, "--kind", self.kind, "--vcpus", str(self.vcpus),
                 "--memory", str(self.memory_mib), "--pages", str(pages), "--rate", str(rate), *more,
             )  # fmt: skip
+            if (domid := domid_of(self.name)) is not None:
+                booted_domids.add(domid)
             booted = run(
                 "lab-guest",
                 "wait",

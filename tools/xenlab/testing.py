@@ -195,7 +195,9 @@ def _told(counts: str) -> str:
         return "pytest did not come to its end: it hung, or was stopped as the time was over"
     found: dict[str, int] = json.loads(counts)
     words = [f"{found['passed']} passed", f"{found['failed']} failed", f"{found['not_reached']} not reached"]
-    words.append(f"{found['repeated']} repeated after triple faults of the emulator")
+    words.append(f"{found['repeated']} repeated after triple faults")
+    if found["maybe_ours"]:
+        words.append(f"{found['maybe_ours']} of them with the guest's own registers (see above)")
     if found["boots_repeated"]:
         words.append(f"{found['boots_repeated']} guests booted again")
     return ", ".join(words)

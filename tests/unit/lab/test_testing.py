@@ -73,9 +73,17 @@ def test_one_may_not_ask_for_both_limits(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_counts_are_printed_with_what_was_repeated_and_not_reached() -> None:
-    counts = {"passed": 230, "failed": 0, "not_reached": 2, "repeated": 4, "boots_repeated": 0}
+    counts = {
+        "passed": 230,
+        "failed": 0,
+        "not_reached": 2,
+        "repeated": 4,
+        "maybe_ours": 0,
+        "boots_repeated": 0,
+    }
     told = testing._told(json.dumps(counts))
-    assert told == "230 passed, 0 failed, 2 not reached, 4 repeated after triple faults of the emulator"
+    assert told == "230 passed, 0 failed, 2 not reached, 4 repeated after triple faults"
+    assert "1 of them with the guest's own" in testing._told(json.dumps({**counts, "maybe_ours": 1}))
     assert "1 guests booted again" in testing._told(json.dumps({**counts, "boots_repeated": 1}))
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from xenlab.triple_faults import parse
+from xenlab.triple_faults import Verdict, judge, parse
 
 HVM_RECORDS = """\
 (XEN) HVM d12v0 save: CPU
@@ -70,3 +70,27 @@ def test_without_registers_it_is_taken_for_the_guests() -> None:
 def test_a_log_without_one_has_none() -> None:
     assert parse(HVM_RECORDS) == []
     assert parse("") == []
+
+
+def judged(log: str, *, booted: tuple[int, ...] = (), before: int = 0) -> Verdict:
+    return judge(parse(log), lambda domid: domid in booted, before)
+
+
+def test_a_failure_without_a_triple_fault_has_no_excuse() -> None:
+    assert judged(HVM_RECORDS) is Verdict.NO_EXCUSE
+
+
+def test_the_emulators_and_those_of_guests_that_only_booted_are_no_failure() -> None:
+    assert judged(XENS_OWN) is Verdict.REPEAT
+    assert judged(OF_ITS_PROGRAM, booted=(11,)) is Verdict.REPEAT
+    assert judged(XENS_OWN + OF_ITS_KERNEL, booted=(12,), before=1) is Verdict.REPEAT
+
+
+def test_one_that_may_be_ours_must_not_come_back() -> None:
+    assert judged(OF_ITS_PROGRAM) is Verdict.PASS_TWICE
+    assert judged(XENS_OWN + OF_ITS_PROGRAM, booted=(12,)) is Verdict.PASS_TWICE
+    assert judged(OF_ITS_PROGRAM, before=1) is Verdict.FAILED
+
+
+def test_one_of_a_domain_that_is_not_named_may_be_ours() -> None:
+    assert judged(OF_ITS_PROGRAM.replace("d11v0", ""), booted=(11,)) is Verdict.PASS_TWICE

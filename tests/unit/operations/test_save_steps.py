@@ -119,7 +119,8 @@ def test_a_domain_that_cannot_be_resumed_after_a_failure_is_to_be_recovered(
         )
     assert caught.value.remedies == (Advice(Remedy.RECOVER, 7),)
     assert caught.value.__notes__ == [
-        "the domain could not be resumed (it does not answer)",
+        "the domain could not be resumed at once (it does not answer)",
+        "nor by a second attempt (it does not answer)",
         "no image was left",
     ]
 
