@@ -10,8 +10,8 @@
 
 QEMU's emulated SVM now and then fails so that Xen sees a triple fault of a guest with Xen's *own* registers in it:
 its code segment, e008, and an address of its image, ffff82d0…, where no guest runs. It also meets guests with their
-own registers, among them such as have only booted and that nobody saved or restored; but a bug of a restore looks like
-that. `judge` says what becomes of a test that failed meanwhile.
+own registers, among them some that have only booted and that nobody saved or restored; but a bug of a restore looks
+like that. `judge` says what becomes of a test that failed meanwhile.
 """
 
 from __future__ import annotations
