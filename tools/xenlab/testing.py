@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -212,9 +213,5 @@ def _in_dom0(variant: str, arguments: list[str], left_s: float | None, *, all_re
         timeout_s = min(timeout_s, within_s + (LAST_FAILED_TEST_S if all_reached else LAST_TEST_S))
     return (
         f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
-        f"timeout {timeout_s} python3 -u -m pytest {' '.join(map(_quoted, arguments))}"
+        f"timeout {timeout_s} python3 -u -m pytest {shlex.join(arguments)}"
     )
-
-
-def _quoted(word: str) -> str:
-    return "'" + word.replace("'", "'\\''") + "'"
