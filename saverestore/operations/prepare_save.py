@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saverestore.engine.policy import OnStall
@@ -146,12 +146,15 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
 
 @contextmanager
 def _dry_commit(request: SaveRequest) -> Iterator[Commit | None]:
-    """Where the image would go. Pipes and devices are not opened for nothing: whoever reads would take it for one."""
+    """Where the image would go, without what would compress it.
+
+    Pipes and devices are not opened for nothing: whoever reads would take it for one.
+    """
     path = Path(request.image)
     if request.image != STDOUT and path.exists() and not path.is_file():
         yield None
         return
-    with commit_of(request) as commit:
+    with commit_of(replace(request, compress=None)) as commit:
         yield commit
 
 
