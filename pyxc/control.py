@@ -273,7 +273,7 @@ class Xen(Handle):
         """Resume a domain that is shut down for suspend: its SUSPEND hypercall returns 1 ("cancelled").
 
         This is libxc's "fast" way; the guest must understand it (Linux does). It sets vCPU 0's context, which
-        loses extended processor state: see `saverestore.guest.common.suspend.resume_suspended`.
+        loses extended processor state: see `saverestore.guest.common.suspend.Resumption`.
         """
         check_rc(lib.xc_domain_resume(self.ptr, domid, 1), "xc_domain_resume", domid)
 

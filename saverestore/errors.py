@@ -27,7 +27,10 @@ class ExitCode(IntEnum):
 
 
 class ErrorName(StrEnum):
-    """Causes that a program may want to tell apart. A name is never given another meaning; `meaning` explains it."""
+    """Causes that a program may want to tell apart. A name is never given another meaning; `meaning` explains it.
+
+    The exit code is the error's, not the name's: a file that is not found may be a wrong request, or fail a write.
+    """
 
     meaning: str
 
@@ -38,7 +41,7 @@ class ErrorName(StrEnum):
         member.meaning = meaning
         return member
 
-    # ---- the request, exit code 2
+    # ---- the request
     USAGE = "usage", "the request makes no sense: an option's value, or a setting"
     FILE_EXISTS = "file_exists", "the file to be written exists, and was not to be replaced"
     FILE_NOT_FOUND = "file_not_found", "a file to be read, or the folder of one to be written, does not exist"
@@ -50,7 +53,7 @@ class ErrorName(StrEnum):
     PAGE_NOT_IN_IMAGE = "page_not_in_image", "the image has none of these pages"
     PACKAGE_MISSING = "package_missing", "a Python package for this format is not installed"
 
-    # ---- the domain, exit code 3
+    # ---- the domain
     DOMAIN_NOT_FOUND = "domain_not_found", "there is no such domain"
     DOMAIN_AMBIGUOUS = "domain_ambiguous", "several domains have that name"
     DOMAIN_BUSY = "domain_busy", "another save or recovery works on the domain"
@@ -92,7 +95,7 @@ class ErrorName(StrEnum):
     TOOLSTACK_UNSUITABLE = "toolstack_unsuitable", "the toolstack chosen cannot save or restore this domain"
     CHECKPOINTS_UNSUPPORTED = "checkpoints_unsupported", "checkpointed streams (Remus, COLO) are unsupported"
 
-    # ---- the image, exit code 4
+    # ---- the image
     NOT_AN_IMAGE = "not_an_image", "the file is no image of a Xen domain"
     IMAGE_TRUNCATED = "image_truncated", "the image ends too early"
     IMAGE_DAMAGED = "image_damaged", "the image breaks its format, or its parts contradict each other"
@@ -104,14 +107,14 @@ class ErrorName(StrEnum):
     HOST_INCOMPATIBLE = "host_incompatible", "the image needs a host of another kind"
     IMAGE_REFUSED = "image_refused", "Xen or libxl refused what the image holds"
 
-    # ---- reading and writing, exit code 5
+    # ---- reading and writing
     DISK_FULL = "disk_full", "no room where the image is to be written"
     PEER_CLOSED = "peer_closed", "the program at the other end of a pipe or socket has gone"
     PERMISSION_DENIED = "permission_denied", "the system does not permit this user to read or write there"
     IO_FAILED = "io_failed", "reading or writing failed for another reason"
     OUT_OF_MEMORY = "out_of_memory", "no memory left in the domain in which the command runs"
 
-    # ---- Xen and its libraries, exit code 6
+    # ---- Xen and its libraries
     XEN_REFUSED = "xen_refused", "Xen refused a call"
     LIBXL_FAILED = "libxl_failed", "libxl could not create, restore or start the domain"
     LIBXL_GONE = "libxl_gone", "libxl ended while its helper was at work"

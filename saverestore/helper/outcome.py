@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Mapping
 
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import Interrupted
@@ -23,15 +22,11 @@ def errno_of(error: BaseException) -> int:
     return errno.EINVAL
 
 
-def leave_report(
-    environment: Mapping[str, str], measured: RestoreReport, error: BaseException | None = None
-) -> None:
-    """Write the report of a restore where the task in these variables, if there is one, wants it.
+def leave_report(task: Task, measured: RestoreReport, error: BaseException | None = None) -> None:
+    """Write the report of a restore where the task wants it.
 
     A report that cannot be written is no failure of the restore.
     """
-    if (task := Task.of(environment)) is None:
-        return
     report = HelperReport(**{name: getattr(measured, name) for name in NUMBERS})
     if error is not None:
         report = report.failed(error)

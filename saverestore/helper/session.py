@@ -15,6 +15,7 @@ helper resumes the domain that libxl was asked to suspend.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -67,20 +68,22 @@ def serve(
     """
     measured = RestoreReport()
     result, errnoval = SUCCEEDED, 0
+    task: Task | None = None
     try:
         with interrupts.handled():
             try:
-                _work(arguments, channel, environment, measured)
+                task = Task.of(environment)
+                _work(arguments, channel, environment, task, measured)
                 interrupts.too_late()
             except LibxlGone:
                 raise
             except BaseException as error:  # whatever it is, libxl waits for COMPLETE
                 interrupts.too_late()
                 result, errnoval = FAILED, errno_of(error)
-                if isinstance(arguments, RestoreArguments):
-                    leave_report(environment, measured, error)
-                text = describe(error) if Task.of(environment) is None else fact_of(error)
-                channel.log(Level.ERROR, text, errnoval=errnoval)
+                if task is not None and isinstance(arguments, RestoreArguments):
+                    with contextlib.suppress(Exception):
+                        leave_report(task, measured, error)
+                _log_failure(channel, error, errnoval, describe if task is None else fact_of)
             channel.ask(MessageType.COMPLETE, result, errnoval)
     except LibxlGone as error:
         if MessageType.SUSPEND in channel.questions:
@@ -90,8 +93,23 @@ def serve(
 
 
 def load_restore() -> None:
-    """Import what a restore needs, for a process that waits to be started."""
+    """Import what a restore needs, this host's kinds of domain included, for a process that waits to be started."""
+    from saverestore.guest.kinds import this_host
     from saverestore.helper import restoring  # noqa: F401
+
+    this_host().of_config("pv")  # whichever: kinds are loaded together
+
+
+def _log_failure(channel: Channel, error: BaseException, errnoval: int, describe: Describe) -> None:
+    """The words for it, or as good as can be had. Raises LibxlGone and nothing else: COMPLETE is still to be sent."""
+    for words in (describe, fact_of, lambda error: type(error).__name__):
+        try:
+            channel.log(Level.ERROR, words(error), errnoval=errnoval)
+            return
+        except LibxlGone:
+            raise
+        except Exception:
+            continue
 
 
 # saving and restoring are imported once there is a channel: that they cannot be is an error for libxl to print.
@@ -101,6 +119,7 @@ def _work(
     arguments: SaveArguments | RestoreArguments,
     channel: Channel,
     environment: Mapping[str, str],
+    task: Task | None,
     measured: RestoreReport,
 ) -> None:
     settings = read_settings(environment)
@@ -108,7 +127,7 @@ def _work(
     if isinstance(arguments, SaveArguments):
         _save(arguments, settings, channel)
     else:
-        _restore(arguments, settings, channel, environment, measured)
+        _restore(arguments, settings, channel, task, measured)
 
 
 def _save(arguments: SaveArguments, settings: Settings, channel: Channel) -> None:
@@ -127,7 +146,7 @@ def _restore(
     arguments: RestoreArguments,
     settings: Settings,
     channel: Channel,
-    environment: Mapping[str, str],
+    task: Task | None,
     measured: RestoreReport,
 ) -> None:
     """Restore, filling in what was `measured`, also of a failure; report a success to whoever asked libxl."""
@@ -135,14 +154,15 @@ def _restore(
 
     store_gfn = console_gfn = 0
     try:
-        pages = restore(arguments, settings, Task.of(environment), channel, measured)
+        pages = restore(arguments, settings, task, channel, measured)
         store_gfn, console_gfn = pages.store_gfn, pages.console_gfn
         logging.info("%d pages in %.1f s", measured.pages, measured.total_s)
     finally:
         # Also after a failure: libxl takes a restore without results for a helper that died.
         if channel.takes(MessageType.RESTORE_RESULTS):
             channel.send(MessageType.RESTORE_RESULTS, store_gfn, console_gfn)
-    leave_report(environment, measured)
+    if task is not None:
+        leave_report(task, measured)
 
 
 def _resume(domid: int, gone: LibxlGone) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saverestore.engine.policy import OnStall
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, TransportError
-from saverestore.guest.kinds import this_host
+from saverestore.guest.kinds import Architecture
 from saverestore.guest.ports import SaveGuest, Throttle
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
@@ -55,7 +55,7 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
         stack.enter_context(host.locked(domain))
     toolstack = stack.enter_context(closing(host.toolstack_for_saving(domain, request.toolstack)))
     with findings.check():
-        _check_devices(domain, toolstack, request)
+        _check_devices(host.architecture, domain, toolstack, request)
     device_model = None
     with findings.check():
         device_model = toolstack.device_model_of(domain)
@@ -70,7 +70,9 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     return Prepared(domain, toolstack, config, device_model, guest, digest, throttle)
 
 
-def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -> None:
+def _check_devices(
+    architecture: Architecture, domain: Domain, toolstack: Toolstack, request: SaveRequest
+) -> None:
     devices = toolstack.unsupported_devices(domain)
     if not devices:
         return
@@ -80,7 +82,7 @@ def _check_devices(domain: Domain, toolstack: Toolstack, request: SaveRequest) -
             f"{fact}; nothing was done",
             name=ErrorName.DEVICES_UNSUPPORTED,
             remedies=[
-                Advice(Remedy.SAVE_WITHOUT_DEVICES, "xl restore" if this_host().libxl_restores else None)
+                Advice(Remedy.SAVE_WITHOUT_DEVICES, "xl restore" if architecture.libxl_restores else None)
             ],
         )
     if request.final_state is FinalState.DESTROY:
@@ -144,12 +146,15 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
 
 @contextmanager
 def _dry_commit(request: SaveRequest) -> Iterator[Commit | None]:
-    """Where the image would go. Pipes and devices are not opened for nothing: whoever reads would take it for one."""
+    """Where the image would go, without what would compress it.
+
+    Pipes and devices are not opened for nothing: whoever reads would take it for one.
+    """
     path = Path(request.image)
     if request.image != STDOUT and path.exists() and not path.is_file():
         yield None
         return
-    with commit_of(request) as commit:
+    with commit_of(replace(request, compress=None)) as commit:
         yield commit
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, advise, fact_of, remedies_of
 from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.common.suspend import withdraw_request
 from saverestore.guest.kinds import Architecture, this_host
@@ -33,21 +33,42 @@ def recover_domain(text: str) -> list[str]:
 def recover_locked(handles: Handles, domain: Domain, host: Architecture) -> list[str]:
     """See `recover_domain`, of a domain that is locked. Each step is taken also when the one before it failed.
 
-    The processor cap comes first, as what follows waits for the domain.
+    The processor cap comes first, as what follows waits for the domain. Of several failures the last is raised, which
+    says how the domain is; its notes are the others, and what was done all the same.
     """
     done: list[str] = []
-    try:
-        if put_back := processor_cap.put_back(handles, domain):
-            done.append(put_back)
-    finally:
-        with contextlib.suppress(XenError):  # it has none, or it was off
-            handles.xen.log_dirty_off(domain.domid)
-        done += _resume(handles, domain, host)
+    failures: list[BaseException] = []
+    for step in (_put_cap_back, _turn_log_dirty_off, _resume):
+        try:
+            step(handles, domain, host, done)
+        except BaseException as failure:  # raised below
+            failures.append(failure)
+    if failures:
+        *others, error = failures
+        for other in others:
+            error.add_note(fact_of(other))
+            for advice in remedies_of(other):
+                advise(error, advice)
+        if done:
+            error.add_note(f"done all the same: {', '.join(done)}")
+        raise error
     return done
 
 
-def _resume(handles: Handles, domain: Domain, host: Architecture) -> list[str]:
-    done = []
+# Each step adds to `done`, for people, what it has done: also when it raises afterwards.
+
+
+def _put_cap_back(handles: Handles, domain: Domain, host: Architecture, done: list[str]) -> None:
+    if put_back := processor_cap.put_back(handles, domain):
+        done.append(put_back)
+
+
+def _turn_log_dirty_off(handles: Handles, domain: Domain, host: Architecture, done: list[str]) -> None:
+    with contextlib.suppress(XenError):  # it has none, or it was off
+        handles.xen.log_dirty_off(domain.domid)
+
+
+def _resume(handles: Handles, domain: Domain, host: Architecture, done: list[str]) -> None:
     if withdraw_request(handles.store, domain.domid):
         done.append("a request to suspend was taken back")
     info = handles.xen.domain(domain.domid)
@@ -56,7 +77,7 @@ def _resume(handles: Handles, domain: Domain, host: Architecture) -> list[str]:
     kind = host.of_domain(handles, info)
     if kind.has_device_model:
         done += _recover_device_model(handles, domain.domid)
-    return done + kind.recover(handles, info)
+    done += kind.recover(handles, info)
 
 
 def _recover_device_model(handles: Handles, domid: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused
-from saverestore.guest.kinds import this_host
+from saverestore.guest.kinds import Architecture
 from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, opened
@@ -136,7 +136,7 @@ def _prepare(
         stack.enter_context(closing(libxl))
     with findings.check():
         if libxl is None:
-            _check_unsupported(guest_config, why_bare, force=request.force)
+            _check_unsupported(host.architecture, guest_config, why_bare, force=request.force)
         else:
             _check_host_fits(guest_config, force=request.force)
     with findings.check():
@@ -148,26 +148,25 @@ def _prepare(
     return _Prepared(guest_config, libxl)
 
 
-def _check_unsupported(guest_config: GuestConfig, why_bare: str, *, force: bool) -> None:
+def _check_unsupported(
+    architecture: Architecture, guest_config: GuestConfig, why_bare: str, *, force: bool
+) -> None:
     """What the bare toolstack cannot bring back."""
+    by_xl = [Advice(Remedy.RESTORE_BY_XL)] if architecture.libxl_restores else []
     if guest_config.devices and not force:
         raise DomainError(
             f"{guest_config.name} has devices that the bare toolstack cannot bring back{why_bare}: "
             f"{', '.join(guest_config.devices)}; nothing was done",
             name=ErrorName.DEVICES_UNSUPPORTED,
-            remedies=[Advice(Remedy.RESTORE_WITHOUT_DEVICES), *_by_xl()],
+            remedies=[Advice(Remedy.RESTORE_WITHOUT_DEVICES), *by_xl],
         )
     if guest_config.left_out:
         LOG.warning(
             "%s: the bare toolstack does not bring back: %s",
             guest_config.name,
             ", ".join(guest_config.left_out),
-            extra={"remedies": _by_xl()},
+            extra={"remedies": by_xl},
         )
-
-
-def _by_xl() -> list[Advice]:
-    return [Advice(Remedy.RESTORE_BY_XL)] if this_host().libxl_restores else []
 
 
 def _check_host_fits(guest_config: GuestConfig, *, force: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from saverestore.errors import ErrorName
 from saverestore.stream.digesting_source import DigestingSource
 from saverestore.stream.errors import BadRecord
 from saverestore.stream.layout import RecordType
@@ -90,10 +91,16 @@ def check_trailer(source: ByteSource, expected: Following | None) -> None:
 def _check(name: str, begin: int, length: int, xxh3: bytes, expected: Following | None) -> None:
     if expected is None or (length, xxh3) == (expected.length_bytes, expected.xxh3):
         return
+    is_whole = length == expected.length_bytes
     where = f"behind the libxc stream, from byte {begin:#x} to {begin + length:#x}"
     what = (
         f"the XXH3-128 digest of these {length} bytes is {xxh3.hex()} and should be {expected.xxh3.hex()}"
-        if length == expected.length_bytes
+        if is_whole
         else f"{length} bytes, of which there should be {expected.length_bytes}"
     )
-    raise BadRecord(f"{name} is damaged {where}: {what}", offset=begin, type=RecordType.FOLLOWING)
+    raise BadRecord(
+        f"{name} is damaged {where}: {what}",
+        offset=begin,
+        type=RecordType.FOLLOWING,
+        name=ErrorName.DIGEST_MISMATCH if is_whole else None,
+    )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-AUTO, BARE, LIBXL = CHOICES = ("auto", "bare", "libxl")
+AUTO, BARE, LIBXL = "auto", "bare", "libxl"
 
 
 def for_saving(handles: Handles, domain: Domain, wanted: str) -> Toolstack:

@@ -75,13 +75,18 @@ class Task:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Task | None:
-        """The task in these variables; None when it is `xl` that asked."""
+        """The task in these variables; None when it is `xl` that asked. UsageError for what is no task."""
         text = environment.get(TASK_VARIABLE)
         if not text:
             return None
-        fields = json.loads(text)
-        header_digest = fields.pop("header_digest")
-        return cls(header_digest=None if header_digest is None else HeaderDigest(**header_digest), **fields)
+        try:
+            fields = json.loads(text)
+            header_digest = fields.pop("header_digest")
+            return cls(
+                header_digest=None if header_digest is None else HeaderDigest(**header_digest), **fields
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"${TASK_VARIABLE} holds no task: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,20 @@ class HelperReport:
         Path(path).write_text(json.dumps(asdict(self)))
 
     def as_error(self) -> SaveRestoreError | None:
-        """The helper's failure as the exception that it was; None when it did not fail, or told nothing."""
+        """The helper's failure as the exception that it was; None when it did not fail, or reported nothing.
+
+        Names that are not known, as another version may have them, become UNEXPECTED; such remedies are left out.
+        """
         if self.error is None:
             return None
         return ERRORS.get(self.exit_code, XenRefused)(
             self.error,
-            name=ErrorName[self.name],
-            remedies=[Advice(Remedy[remedy], thing) for remedy, thing in self.remedies],
+            name=ErrorName.__members__.get(self.name, ErrorName.UNEXPECTED),
+            remedies=[
+                Advice(Remedy[remedy], thing)
+                for remedy, thing in self.remedies
+                if remedy in Remedy.__members__
+            ],
         )
 
 

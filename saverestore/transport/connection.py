@@ -11,8 +11,11 @@ A wait ends with bytes, or with `PeerTimeout`, or with the signal that raises `I
 from __future__ import annotations
 
 import errno
+import fcntl
 import select
 import socket
+import struct
+import termios
 import threading
 import time
 from types import TracebackType
@@ -25,6 +28,9 @@ from saverestore.transport.fd import PEER_ERRORS, FdSink, FdSource
 
 GONE_ERRORS = PEER_ERRORS | {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNABORTED}
 """What the kernel says when the peer, or the way there, is gone."""
+
+LINGER_POLL_S = 0.002
+"""How often `close` looks whether the peer has everything."""
 
 
 class PeerTimeout(TransportError):
@@ -90,7 +96,10 @@ class Connection(Protocol):
         """
 
     def close(self) -> None:
-        """Give both directions up. What has been written still goes to the peer, as far as the kernel can send it."""
+        """Give both directions up. What has been written still goes to the peer: that may take a wait.
+
+        What the peer sends meanwhile is thrown away. Where it takes nothing for `timeout_s`, the rest is given up.
+        """
 
     def __enter__(self) -> Self: ...
 
@@ -148,10 +157,50 @@ class SocketConnection:
 
     def close(self) -> None:
         """See Connection."""
-        with shield():
-            self._outgoing.close()
-            self._incoming.close()
-            self._socket.close()
+        try:
+            with shield():
+                self._outgoing.close()
+            self._linger()
+        finally:
+            with shield():
+                self._incoming.close()
+                self._socket.close()
+
+    def _linger(self) -> None:
+        """Until the peer's kernel has all that was written, and its end.
+
+        Closing a TCP socket while bytes that came are unread, or before more of them come, makes Linux send RST, and
+        what was still on its way is dropped on both sides. So they are read here.
+        """
+        if self._socket.family not in (socket.AF_INET, socket.AF_INET6) or self.fileno() < 0:
+            return
+        waiting_since, before = time.monotonic(), -1
+        poll = select.poll()
+        poll.register(
+            self._socket, 0
+        )  # POLLHUP: the peer has ended its side, too, or is gone; nothing comes any more
+        try:
+            while (queued := _queued_bytes(self._socket)) > 0 and not poll.poll(0):
+                self._throw_away()
+                now = time.monotonic()
+                if queued != before:
+                    waiting_since, before = now, queued
+                if now - waiting_since > self.timeout_s or (
+                    self.deadline is not None and now > self.deadline
+                ):
+                    return
+                time.sleep(LINGER_POLL_S)
+            self._throw_away()
+        except OSError:  # the peer is gone
+            return
+
+    def _throw_away(self) -> None:
+        """Read what has come."""
+        try:
+            while self._socket.recv(1 << 16):
+                pass
+        except BlockingIOError:
+            pass
 
     def shut(self, how: int) -> None:
         """Shut one direction of the socket, if it is still connected."""
@@ -199,9 +248,10 @@ class _Incoming(FdSource):
         self._connection = connection
 
     def close(self) -> None:
-        """Give up what still comes; a second time does nothing."""
-        if self._fd >= 0:
-            self._connection.shut(socket.SHUT_RD)
+        """Give up what still comes; a second time does nothing.
+
+        The socket's direction is not shut: Linux would answer what still comes by RST, see `SocketConnection.close`.
+        """
         super().close()
 
     def _take(self, views: list[Any]) -> int:
@@ -242,6 +292,12 @@ class _Outgoing(FdSink):
         if error.errno in GONE_ERRORS:
             return BrokenPeer(self.name, f"is gone, {self.offset} bytes had been sent: {error.strerror}")
         return super()._failure(error)
+
+
+def _queued_bytes(connected: socket.socket) -> int:
+    """How much of what was written the peer's kernel does not have yet (SIOCOUTQ); the end counts as one byte."""
+    (queued,) = struct.unpack("i", fcntl.ioctl(connected, termios.TIOCOUTQ, bytes(4)))
+    return int(queued)
 
 
 def pair(*, timeout_s: float = 10.0) -> tuple[Connection, Connection]:

@@ -217,22 +217,71 @@ def test_only_the_place_that_knows_kinds_imports_one():
     assert others == []
 
 
-def architecture_of(path: Path) -> Iterator[str]:
+LIBXL_TYPES = {"pv", "pvh", "hvm"}
+
+
+def literals_in(side: ast.expr) -> Iterator[object]:
+    """The literals that something is compared with: the side itself, or what a tuple, list or set there holds."""
+    if isinstance(side, ast.Constant):
+        yield side.value
+    elif isinstance(side, ast.Tuple | ast.List | ast.Set):
+        for item in side.elts:
+            yield from literals_in(item)
+    elif isinstance(side, ast.Call):  # frozenset((…))
+        for argument in side.args if isinstance(side.func, ast.Name) else ():
+            yield from literals_in(argument)
+
+
+def architecture_of(source: str) -> Iterator[str]:
     """Where a module asks for the host's architecture, or compares libxl's word for a kind with a literal."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         name = getattr(node, "attr", None) or getattr(node, "id", None) or getattr(node, "name", None)
         if name in ("ARCHITECTURE", "is_arm64_host"):
             yield f"{name}, line {node.lineno}"
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
-            if any(isinstance(side, ast.Constant) and side.value in ("pv", "pvh", "hvm") for side in sides):
+            if any(literal in LIBXL_TYPES for side in sides for literal in literals_in(side)):
                 yield f"{ast.unparse(node)}, line {node.lineno}"
+        if isinstance(node, ast.MatchValue) and set(literals_in(node.value)) & LIBXL_TYPES:
+            yield f"case {ast.unparse(node)}, line {node.lineno}"
 
 
 def test_only_the_place_that_knows_kinds_asks_which_one_there_is():
-    asked = {module: found for module in MODULES if (found := list(architecture_of(MODULES[module])))}
+    asked = {
+        module: found
+        for module, path in MODULES.items()
+        if (found := list(architecture_of(path.read_text())))
+    }
     askers = [module for module in asked if module.startswith("saverestore.")]
     assert askers == ["saverestore.guest.kinds"], asked
+
+
+@pytest.mark.parametrize(
+    "sin",
+    [
+        "pyxc.ARCHITECTURE",
+        "from pyxc import ARCHITECTURE",
+        "kind == 'pv'",
+        "'hvm' != kind",
+        "kind in ('pv', 'pvh')",
+        "kind not in {'hvm'}",
+        "kind in ['pv', *more]",
+        "kind in frozenset(('pv', 'pvh'))",
+        "(kind, x) == ('pv', 1)",
+        "match kind:\n    case 'pv' | 'pvh':\n        pass",
+        "match kind:\n    case {'type': 'hvm'}:\n        pass",
+        "match kind:\n    case ('pv', _):\n        pass",
+    ],
+)
+def test_a_question_for_the_architecture_would_be_found(sin):
+    assert list(architecture_of(sin)) != []
+
+
+@pytest.mark.parametrize(
+    "fine", ["kind in ('zstd', 'xz')", "of_config('pv')", "kind = 'hvm'", "host.name == 'x86'"]
+)
+def test_what_is_no_question_for_the_architecture_is_none(fine):
+    assert list(architecture_of(fine)) == []
 
 
 def test_the_helper_does_not_use_operations():

@@ -162,8 +162,10 @@ def _output(arguments: argparse.Namespace) -> Iterator[NewFile | StandardOutput]
 
 @contextmanager
 def _compressing(sink: ImageSink, level: int | None) -> Iterator[ImageSink]:
+    """What compresses into `sink`, or `sink` itself; all has been given at the end of the block."""
     if level is None:
         yield sink
+        sink.finish()
         return
     from saverestore.transport.zstd_sink import ZstdSink
 

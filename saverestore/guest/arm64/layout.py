@@ -26,12 +26,7 @@ from saverestore.kernels.page import PAGE_SIZE as PAGE_SIZE
 
 Gfn = NewType("Gfn", int)
 
-MAGIC_BASE = Gfn(0x39000)
-CONSOLE_GFN = MAGIC_BASE
-STORE_GFN = Gfn(MAGIC_BASE + 1)
-
 SCRATCH_GFN = Gfn(0x39100)
-VECTORS_GFN = Gfn(SCRATCH_GFN + 1)
 FIRST_DATA_GFN = Gfn(SCRATCH_GFN + 2)
 
 BANKS = ((0x40000, 0xC0000), (0x200000, 0xFE00000))

@@ -37,11 +37,14 @@ def recover_by_journal(handles: Handles, journal: Journal, directory: Path = jou
 
     What is to be undone is seen from the domain: a vCPU in our page, or a domain shut down for suspend. One that has
     neither is running again already, and is left alone. The journal is settled before anything of the domain runs,
-    so that nobody puts back what is the guest's by then; it is gone from `directory` when this returns.
+    so that nobody puts back what is the guest's by then; it is gone from `directory` when this returns. When this
+    raises, it can be called again.
     """
     domid, xen = journal.domid, handles.xen
     done: list[str] = []
     with shield():
+        if journals.is_settled(domid, journal.uuid, directory):
+            return _run(handles, domid, journal.uuid, directory)
         info = xen.domain(domid)
         now = [get_context(handles, domid, number) for number in range(len(journal.contexts))]
         in_stub = [number for number, context in enumerate(now) if context.in_stub]
@@ -103,10 +106,11 @@ def recover(handles: Handles, info: DomainInfo, directory: Path = journals.DIREC
 
 
 def resume_untouched(handles: Handles, domid: int) -> None:
-    """Resume a domain that has suspended and to which nothing else was done."""
+    """Resume a domain that has suspended and to which nothing else was done; called again, do what is missing."""
     with shield():
-        set_context(handles, domid, 0, get_context(handles, domid, 0).with_x0(CANCELLED))
-        handles.xen.resume(domid)
+        if handles.xen.domain(domid).suspended:
+            set_context(handles, domid, 0, get_context(handles, domid, 0).with_x0(CANCELLED))
+            handles.xen.resume(domid)
         _resume_in_store(handles, domid)
 
 

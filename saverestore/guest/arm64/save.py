@@ -163,15 +163,18 @@ class Arm64Save:
             return bytes(mapping.buffer)
 
     def resume(self) -> None:
-        """Let it go on after `suspend`, wherever that had come to. Nothing when it was not suspended by us."""
+        """Resume it after `suspend`, wherever that had come to. Nothing when it was not suspended by us.
+
+        When it raises, call it again: what has not been undone yet is known until it has been.
+        """
         with shield():
-            scratch, self._scratch = self._scratch, None
-            if scratch is not None:
+            if self._scratch is not None:
                 self._memory.drop()
-                scratch.unmap()
-            journal, self._journal = self._journal, None
-            if journal is not None:
-                recover_by_journal(self._handles, journal)
+                self._scratch.unmap()
+                self._scratch = None
+            if self._journal is not None:
+                recover_by_journal(self._handles, self._journal)
+                self._journal = None
         self._suspender.resume()
 
     # ---- the end -----------------------------------------------------------------------------------

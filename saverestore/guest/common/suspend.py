@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pyxc import EventChannels, Xen, XenError, XenStore, cpu
 from pyxc.control import ShutdownReason
-from saverestore.errors import Advice, DomainError, ErrorName, Remedy
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, advise
 from saverestore.guest.common.hvm_params import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
 from saverestore.interrupts import shield
 
@@ -58,8 +58,8 @@ class Suspender:
     """Suspends one domain and resumes it. Waits can be interrupted; `resume` then puts things right.
 
     `requested`: somebody else has asked it to suspend and can no longer take that back. `emulated`: it is an HVM
-    domain with a device model, whose guest may know nothing of Xen. `resume_domain`: resumes a suspended domain;
-    None for x86's way, `resume_suspended`.
+    domain with a device model, whose guest may know nothing of Xen. `resume_domain`: resumes a suspended domain, and
+    does what is missing when it is called again after a failure; None for x86's way, `Resumption`.
     """
 
     def __init__(
@@ -81,8 +81,9 @@ class Suspender:
         self._suspend_timeout_s = timeout_s or SUSPEND_TIMEOUT_S
         self._requested = requested
         self._has_suspended = False
+        self._has_begun_to_resume = False
         self._emulated = emulated
-        self._resume_domain = resume_domain or (lambda: resume_suspended(xen, store, domid))
+        self._resume_domain = resume_domain or Resumption(xen, store, domid).resume
 
     def suspend(self) -> None:
         """Return once the domain is shut down with reason "suspend".
@@ -104,7 +105,10 @@ class Suspender:
             self._store.unwatch("@releaseDomain", token)
 
     def resume(self) -> None:
-        """Make the domain run as before `suspend` was called; nothing when it never was."""
+        """Make the domain run as before `suspend` was called; nothing when it never was.
+
+        When it raises, call it again: it then does what is missing.
+        """
         if not self._requested:
             return
         try:
@@ -112,19 +116,22 @@ class Suspender:
         except XenError as error:
             if error.errno != errno.ESRCH:  # somebody destroyed it meanwhile: there is nothing to resume
                 raise
-        self._requested = self._has_suspended = False
+        self._requested = self._has_suspended = self._has_begun_to_resume = False
 
     def _resume(self) -> None:
-        shutdown = self._xen.domain(self._domid).shutdown
-        if not shutdown and self._has_suspended:
-            return  # it is running again already: its kind has resumed it in a way of its own
-        if not shutdown and not self._withdraw():
-            # The guest has taken the request but not yet stopped: it will, and nobody else would wake it.
-            LOG.info("domain %d is about to suspend: waiting, to resume it", self._domid)
-            self._wait_for_shutdown(self._suspend_timeout_s)
-        info = self._xen.domain(self._domid)
-        if info.suspended:
-            self._resume_domain()
+        # Once that has begun, a domain that is no longer shut down may still lack something, or stand paused.
+        if not self._has_begun_to_resume:
+            shutdown = self._xen.domain(self._domid).shutdown
+            if not shutdown and self._has_suspended:
+                return  # its kind has resumed it in a way of its own, and would have raised if not wholly
+            if not shutdown and not self._withdraw():
+                # The guest has taken the request but not yet stopped: it will, and nobody else would wake it.
+                LOG.info("domain %d is about to suspend: waiting, to resume it", self._domid)
+                self._wait_for_shutdown(self._suspend_timeout_s)
+            if not self._xen.domain(self._domid).suspended:
+                return
+            self._has_begun_to_resume = True
+        self._resume_domain()
 
     # ---- the two ways of asking, and one that does not ask ---------------------------------------
 
@@ -238,23 +245,64 @@ class Suspender:
                 pass
 
 
-def resume_suspended(xen: Xen, store: XenStore, domid: int) -> None:
-    """Let a domain that is suspended go on, its suspend hypercall returning "cancelled".
+class Resumption:
+    """Resumes an x86 domain that is suspended: its suspend hypercall returns "cancelled".
+
+    suspended ──pause, read registers, resume──▶ paused ──put registers back──▶ ──tell xenstored, unpause──▶ running
 
     libxc tells the guest so by setting all of vCPU 0's context, and that context has no room for what lies
     beyond the SSE registers: Xen then marks the AVX registers as unused (XSTATE_BV), which Linux may still hold
     for a program that it believes to be loaded. So that state is read before and put back before anything runs.
     (Seen on Xen 4.17, PV: XSTATE_BV goes from 7 to 3.)
     """
-    xen.pause(domid)
-    try:
-        extended = cpu.vcpu_xsave(xen, domid, 0)
-        xen.resume(domid)
-        if extended:
-            cpu.set_vcpu_xsave(xen, domid, 0, extended)
-        store.resume_domain(domid)
-    finally:
-        xen.unpause(domid)
+
+    def __init__(self, xen: Xen, store: XenStore, domid: int) -> None:
+        self._xen = xen
+        self._store = store
+        self._domid = domid
+        self._is_paused = False
+        self._is_resumed = False
+        self._extended: bytes | None = None
+        """What is still to be put back: b"" is nothing, None is not read yet."""
+
+    def resume(self) -> None:
+        """Do what is missing; may be called again after a failure, and for the next suspension.
+
+        On an error the domain is suspended, or runs, or is paused if its registers have not been put back: a note of
+        the error says that.
+        """
+        with shield():
+            if not self._is_paused:
+                self._xen.pause(self._domid)
+                self._is_paused = True
+            try:
+                self._put_right()
+            except BaseException as error:
+                if not self._is_resumed or not self._extended:
+                    self._unpause()
+                else:
+                    error.add_note(
+                        f"domain {self._domid} is left paused: its AVX registers could not be put back"
+                    )
+                    advise(error, Advice(Remedy.UNPAUSE, self._domid))
+                raise
+            self._unpause()
+            self._is_resumed, self._extended = False, None
+
+    def _put_right(self) -> None:
+        if self._extended is None:
+            self._extended = cpu.vcpu_xsave(self._xen, self._domid, 0)
+        if not self._is_resumed:
+            self._xen.resume(self._domid)
+            self._is_resumed = True
+        if self._extended:
+            cpu.set_vcpu_xsave(self._xen, self._domid, 0, self._extended)
+            self._extended = b""
+        self._store.resume_domain(self._domid)
+
+    def _unpause(self) -> None:
+        self._xen.unpause(self._domid)
+        self._is_paused = False
 
 
 def withdraw_request(store: XenStore, domid: int) -> bool:

@@ -10,7 +10,7 @@ from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_TIMER_MODE
 from saverestore.guest.common.kind import Emulator, Kind
 from saverestore.guest.common.machine import Machine
-from saverestore.guest.common.suspend import Suspender, Suspending, resume_suspended
+from saverestore.guest.common.suspend import Resumption, Suspender, Suspending
 from saverestore.guest.ports import RestoreGuest, SaveGuest
 from saverestore.guest.x86.common import check_cpu_policy
 from saverestore.guest.x86.hvm import HvmRestore, HvmSave, last_pfn
@@ -72,7 +72,7 @@ class _X86(Kind):
         """See Kind. Nothing of such a domain is changed but that it suspends."""
         if not info.suspended:
             return []
-        resume_suspended(handles.xen, handles.store, info.domid)
+        Resumption(handles.xen, handles.store, info.domid).resume()
         return ["it was suspended and goes on"]
 
 

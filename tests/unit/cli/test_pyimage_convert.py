@@ -29,6 +29,7 @@ from saverestore.stream.records import ImageDigest
 from saverestore.stream.walk import walk
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
+from saverestore.transport.fd import FdSink
 from saverestore.transport.random_access import SeekableZstdFile, open_random_access
 
 ROOT = Path(__file__).parents[3]
@@ -335,6 +336,14 @@ def test_cuts_go_on_where_the_last_ended_and_none_is_too_large(share):
     for begin, end in cuts:
         assert 0 < end - begin <= 8 * BATCH_PAGES
         assert there[begin:end].sum() <= BATCH_PAGES
+
+
+@pytest.mark.parametrize("how", ["none", "zstd"])
+def test_the_sink_is_told_that_all_was_given(image, tmp_path, monkeypatch, how):
+    finished = []
+    monkeypatch.setattr(FdSink, "finish", lambda sink: finished.append(sink.offset))
+    assert convert(image, "-o", tmp_path / "b.img", "--compress", how) == 0
+    assert finished == [(tmp_path / "b.img").stat().st_size]
 
 
 def test_pipes_on_both_sides(tmp_path):

@@ -524,6 +524,54 @@ def test_a_restore_is_reported_to_whoever_asked_libxl(restored):
     assert 0 < restore.image_length - report.stream_bytes < 64  # the headers before the records
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "5", "[]", "{}", '{"header_digest": {"x": 1}}', '{"header_digest": null}']
+)
+def test_a_task_that_is_none_is_a_failure_that_libxl_is_told_of(restored, text):
+    restore = restored()
+    restore.environment[TASK_VARIABLE] = text
+    assert restore.run() == 0
+    assert "PYXC_TASK holds no task" in restore.errors()
+    assert restore.libxl.said(MessageType.COMPLETE) == [(-1, errno.EINVAL)]
+
+
+def test_words_that_cannot_be_found_for_a_failure_do_not_keep_libxl_waiting(restored, monkeypatch):
+    restore = on_a_host_without_the_cpu(restored())
+    monkeypatch.setattr(restore, "describe", lambda error: {}[error])
+    assert restore.run() == 0
+    assert restore.errors() == "a CPU is needed"
+    assert restore.libxl.said(MessageType.COMPLETE) == [(-1, errno.EINVAL)]
+
+
+def test_a_report_that_cannot_be_made_does_not_keep_libxl_waiting(restored, monkeypatch):
+    restore = on_a_host_without_the_cpu(restored())
+    monkeypatch.setattr(HelperReport, "failed", lambda *_: {}["no"])
+    assert report_of(restore) == HelperReport()
+    assert restore.libxl.said(MessageType.COMPLETE) == [(-1, errno.EINVAL)]
+
+
+def test_a_report_of_another_version_is_an_error_all_the_same():
+    report = HelperReport("no", ExitCode.IMAGE, "MOON_TOO_FULL", remedies=[("WAX", 1), ("TRY_AGAIN", None)])
+    error = report.as_error()
+    assert (type(error), str(error), error.name) == (ImageError, "no", ErrorName.UNEXPECTED)
+    assert error.remedies == (Advice(Remedy.TRY_AGAIN),)
+
+
+def test_a_helper_that_waits_has_loaded_all_that_a_restore_needs():
+    code = (
+        "import sys\n"
+        "from saverestore.helper import session\n"
+        "session.load_restore()\n"
+        "loaded = set(sys.modules)\n"
+        "from saverestore.guest.kinds import this_host\n"
+        "for kind in ('pv', 'pvh', 'hvm'):\n"
+        "    this_host().of_config(kind)\n"
+        "print(*sorted(set(sys.modules) - loaded))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_a_failed_restore_is_reported_to_whoever_asked_libxl_with_its_exit_code(restored):
     report = report_of(restored(lambda image: image[: len(image) // 2]))
     assert report.exit_code == ExitCode.IMAGE

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from types import SimpleNamespace
+
 import pytest
 
 try:
@@ -9,10 +12,16 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
-from saverestore.errors import DomainError, ImageError
+from fake_host import FakeHost, FakeToolstack, RestoringHost
+
+from saverestore.errors import Advice, DomainError, ImageError, Remedy
 from saverestore.guest.arm64 import host
 from saverestore.guest.arm64.restore import check_platform, check_size
 from saverestore.guest.kinds import ARM64_HOST, X86_HOST
+from saverestore.operations import restore
+from saverestore.operations.preflight import Findings
+from saverestore.operations.prepare_save import prepare
+from saverestore.operations.requests import RestoreRequest, SaveRequest
 from saverestore.stream.layout import DomainType
 from saverestore.stream.records import Arm64Platform
 
@@ -104,3 +113,28 @@ def test_an_image_for_another_processor_can_be_forced_but_not_one_for_another_gi
     assert "the guest may crash" in caplog.text
     with pytest.raises(ImageError):
         check_platform(PLATFORM, 2, check_cpu=False)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "restoring_command"),
+    [(X86_HOST, "xl restore"), (ARM64_HOST, None)],
+    ids=["x86", "arm64"],
+)
+def test_what_is_advised_about_devices_follows_the_host_that_is_given(
+    monkeypatch, architecture, restoring_command
+):
+    toolstack = FakeToolstack()
+    monkeypatch.setattr(toolstack, "unsupported_devices", lambda _: ["a disk"])
+    saving = FakeHost(toolstack=toolstack)
+    saving.architecture = architecture
+    with ExitStack() as stack, pytest.raises(DomainError) as caught:
+        prepare(saving, SaveRequest("web1", "a.img"), Findings(), stack)
+    assert caught.value.remedies == (Advice(Remedy.SAVE_WITHOUT_DEVICES, restoring_command),)
+
+    restoring = RestoringHost()
+    restoring.architecture = architecture
+    config = SimpleNamespace(name="web1", devices=["a disk"], left_out=[])
+    with ExitStack() as stack, pytest.raises(DomainError) as caught:
+        restore._prepare(restoring, config, RestoreRequest("a.img"), Findings(), stack)
+    by_xl = [] if restoring_command is None else [Advice(Remedy.RESTORE_BY_XL)]
+    assert list(caught.value.remedies) == [Advice(Remedy.RESTORE_WITHOUT_DEVICES), *by_xl]

@@ -15,7 +15,7 @@ from fake_host import FakeStore
 
 from pyxc import XenError
 from pyxc.sched import CpuPool, Scheduler, Share
-from saverestore.errors import DomainError
+from saverestore.errors import Advice, DomainError, Remedy, fact_of, remedies_of
 from saverestore.guest.arm64 import resuming
 from saverestore.guest.kinds import ARM64_HOST, X86_HOST
 from saverestore.operations.recover import recover_locked
@@ -118,9 +118,10 @@ def test_a_damaged_journal_keeps_nobody_from_putting_the_cap_back(killed, monkey
         raise DomainError("the journal cannot be read")
 
     monkeypatch.setattr(resuming.journals, "read", damaged)
-    with pytest.raises(DomainError, match="journal"):
+    with pytest.raises(DomainError, match="journal") as caught:
         recover_locked(killed.handles, killed.domain, ARM64_HOST)
     assert killed.share.cap == 0
+    assert fact_of(caught.value) == f"the journal cannot be read; done all the same: {PUT_BACK}"
 
 
 @BOTH
@@ -130,7 +131,23 @@ def test_a_cap_that_cannot_be_put_back_keeps_nobody_from_recovering_the_domain(k
 
     monkeypatch.setitem(processor_cap.SETTERS, Scheduler.CREDIT2, refused)
     killed.store[REQUEST] = "suspend"
-    with pytest.raises(XenError, match="credit2"):
+    with pytest.raises(XenError, match="credit2") as caught:
         recover_locked(killed.handles, killed.domain, host)
     assert killed.done == ["log-dirty off"]
     assert killed.store == {REQUEST: "", CAP: "0"}
+    assert fact_of(caught.value).endswith("; done all the same: a request to suspend was taken back")
+
+
+def test_two_failures_are_both_reported(killed, monkeypatch):
+    def refused(*_: object) -> None:
+        raise DomainError("no cap can be set", remedies=[Advice(Remedy.TRY_AGAIN)])
+
+    def damaged(*_: object) -> None:
+        raise DomainError("the journal cannot be read")
+
+    monkeypatch.setitem(processor_cap.SETTERS, Scheduler.CREDIT2, refused)
+    monkeypatch.setattr(resuming.journals, "read", damaged)
+    with pytest.raises(DomainError) as caught:
+        recover_locked(killed.handles, killed.domain, ARM64_HOST)
+    assert fact_of(caught.value) == "the journal cannot be read; no cap can be set"
+    assert remedies_of(caught.value) == (Advice(Remedy.TRY_AGAIN),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from fake_host import FakeHost, FakeStore, FakeToolstack, commit_with
 
 from saverestore.engine.progress import DomainState, Silence
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, TransportError, UsageError, XenRefused
+from saverestore.operations.prepare_save import dry_run
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
@@ -201,6 +203,15 @@ def test_a_domain_with_pci_devices_of_its_own_is_not_saved_live(tmp_path, guest,
     assert list(tmp_path.iterdir()) == []
     save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence(), host=host)
     assert toolstack.destroyed == 1
+
+
+def test_a_dry_run_does_not_open_what_would_compress(tmp_path, host, monkeypatch):
+    monkeypatch.setitem(sys.modules, "saverestore.transport.zstd_sink", None)
+    config = SimpleNamespace(kind="pvh", max_vcpus=1, devices=[], raw={})
+    monkeypatch.setattr(host.toolstack, "config_of", lambda _: config)
+    findings = dry_run(SaveRequest("web1", str(tmp_path / "a.img"), compress=3), host=host)
+    assert findings.errors == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_toolstack_is_closed_whatever_happens(tmp_path, toolstack, host):

@@ -15,16 +15,17 @@ import pytest
 import xxhash
 from stream_samples import MemorySink, PipeLikeSource, StingySource, source_of
 
-from saverestore.errors import ExitCode, ImageError, TransportError, UsageError
+from saverestore.errors import ErrorName, ExitCode, ImageError, TransportError, UsageError
 from saverestore.stream import DomainType, LibxcReader, LibxcWriter, LibxlWriter, PageData, XlHeader
 from saverestore.stream.digest_algorithms import DigestAlgorithm, algorithm_for_writing
 from saverestore.stream.digest_written import WrittenDigest
+from saverestore.stream.errors import BadRecord
 from saverestore.stream.header_digest import HeaderDigestSink, integrity_fields
 from saverestore.stream.layout import entries_of
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.records import HvmContext, ImageDigest, Provenance, StaticDataEnd
 from saverestore.stream.survey import survey
-from saverestore.stream.trailer import TrailerBuffer, check_trailer
+from saverestore.stream.trailer import TrailerBuffer, TrailerSource, check_trailer
 
 PAGES = np.random.default_rng(3).integers(0, 256, (3, 4096), dtype=np.uint8)
 XXH3, SHA256, BLAKE3 = DigestAlgorithm.XXH3, DigestAlgorithm.SHA256, DigestAlgorithm.BLAKE3
@@ -288,3 +289,16 @@ def test_digests_hold_for_images_read_from_where_a_descriptor_stands():
         while not reader.ended:
             reader.next()
     assert reader.checked_digest is SHA256
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [(b"as tolD", ErrorName.DIGEST_MISMATCH), (b"as tol", ErrorName.IMAGE_DAMAGED)]
+)
+def test_what_is_behind_the_stream_and_does_not_hold_is_named_as_in_the_stream(data, name):
+    kept = TrailerBuffer("a.img")
+    kept.write(b"as told")
+    source = TrailerSource(source_of(data), kept.following())
+    source.readinto(bytearray(len(data)))
+    with pytest.raises(BadRecord) as caught:
+        source.check_end()
+    assert caught.value.name is name

@@ -245,6 +245,42 @@ def test_a_peer_that_has_closed_first_is_no_error_for_our_close(ends):
     one.close()
 
 
+@pytest.mark.parametrize("reads_no_more", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_what_was_written_arrives_although_bytes_from_the_peer_are_unread_at_the_close(late, reads_no_more):
+    one, other = over_tcp()
+    data = os.urandom(3 << 20)
+    with meanwhile(lambda: (one.outgoing.write(data), one.close())):
+        if reads_no_more:
+            one.incoming.close()
+        if not late:
+            other.outgoing.write(b"bye")
+        time.sleep(SHORT_S)  # it is closing now, and what it wrote is on its way
+        if late:
+            other.outgoing.write(b"bye")
+        got = bytearray(len(data))
+        other.incoming.readinto(got)
+    assert got == data
+    with pytest.raises(EndOfStream):
+        other.incoming.readinto(bytearray(1))
+    other.close()
+
+
+@pytest.mark.parametrize("by", ["timeout", "deadline"])
+def test_a_close_does_not_wait_for_ever_for_a_peer_that_takes_nothing(by):
+    one, other = over_tcp()
+    one.timeout_s = SHORT_S
+    with pytest.raises(PeerTimeout):
+        one.outgoing.write(MUCH)
+    if by == "deadline":
+        one.timeout_s, one.deadline = LONG_S, time.monotonic() + SHORT_S
+    begun = time.monotonic()
+    one.close()
+    assert SHORT_S <= time.monotonic() - begun < LONG_S / 2
+    assert one.fileno() == -1
+    other.close()
+
+
 def test_acknowledged_positions_rise_and_one_beyond_what_was_written_is_the_peers_fault(ends):
     one, _ = ends
     one.outgoing.write(bytes(100))

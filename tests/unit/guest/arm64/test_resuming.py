@@ -157,6 +157,20 @@ def test_a_domain_that_has_gone_on_already_keeps_the_registers_that_it_has(recov
     assert domain.contexts == elsewhere
 
 
+def test_a_second_attempt_after_the_journal_was_settled_touches_nothing_of_the_guests(monkeypatch, tmp_path):
+    """xenstored did not answer: the domain may have run by the second attempt."""
+    journal = Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096))
+    journals.write(journal, tmp_path)
+    journals.settle(1, UUID, tmp_path)
+    domain = FakeDomain(GUESTS_OWN, paused=True)
+    monkeypatch.setattr(resuming, "get_context", lambda h, d, number: domain.contexts[number])
+    monkeypatch.setattr(resuming, "undo_channel", lambda *_: domain.done.append("channel"))
+    monkeypatch.setattr(resuming, "release_scratch", lambda *_: domain.done.append("release"))
+    handles = SimpleNamespace(xen=domain, store=MemoryStore())
+    assert resuming.recover_by_journal(handles, journal, tmp_path) == ["it was paused and goes on"]
+    assert domain.done == ["unpause"]
+
+
 def test_one_whose_journal_is_settled_is_let_go_on_and_nothing_of_it_is_touched(tmp_path):
     journals.write(Journal(1, UUID, GUESTS_OWN, 0x41234, bytes(4096)), tmp_path)
     journals.settle(1, UUID, tmp_path)
