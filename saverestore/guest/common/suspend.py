@@ -276,7 +276,7 @@ class Resumption:
                 self._xen.pause(self._domid)
                 self._is_paused = True
             try:
-                self._put_right()
+                self._do_what_is_missing()
             except BaseException as error:
                 if not self._is_resumed or not self._extended:
                     self._unpause()
@@ -289,7 +289,7 @@ class Resumption:
             self._unpause()
             self._is_resumed, self._extended = False, None
 
-    def _put_right(self) -> None:
+    def _do_what_is_missing(self) -> None:
         if self._extended is None:
             self._extended = cpu.vcpu_xsave(self._xen, self._domid, 0)
         if not self._is_resumed:
