@@ -26,7 +26,7 @@ from saverestore.errors import Interrupted
 from saverestore.guest.ports import PageBatch
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
-from saverestore.stream import digest
+from saverestore.stream import digest_written
 from saverestore.stream.codecs import Coding
 from saverestore.stream.survey import survey
 from saverestore.stream.writer import LibxcWriter
@@ -108,7 +108,7 @@ MOMENTS = (
 PLACES = {
     "copy": (PageBatch, "copy_data", False),
     "page digests": (dirty, "page_digests", False),
-    "digest": (digest.WrittenDigest, "_take", False),
+    "digest": (digest_written.WrittenDigest, "_take", False),
     "code": (LibxcWriter, "prepare_pages", False),
     "compress": (ZstdSink, "_compress", False),
     "record": (LibxcWriter, "record", False),
