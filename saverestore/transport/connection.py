@@ -175,12 +175,10 @@ class SocketConnection:
         if self._socket.family not in (socket.AF_INET, socket.AF_INET6) or self.fileno() < 0:
             return
         waiting_since, before = time.monotonic(), -1
-        poll = select.poll()
-        poll.register(
-            self._socket, 0
-        )  # POLLHUP: the peer has ended its side, too, or is gone; nothing comes any more
+        ended = select.poll()
+        ended.register(self._socket, 0)  # POLLHUP alone: the peer has ended its side, too, or is gone
         try:
-            while (queued := _queued_bytes(self._socket)) > 0 and not poll.poll(0):
+            while (queued := _queued_bytes(self._socket)) > 0 and not ended.poll(0):
                 self._throw_away()
                 now = time.monotonic()
                 if queued != before:
