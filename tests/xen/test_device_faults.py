@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -241,7 +242,12 @@ def test_ctrl_c_in_each_phase_leaves_a_running_guest_and_device_model(
 def qemu_runs(guest: Guest) -> bool:
     from saverestore.toolstack.device_model import RUN_DIR, Qmp
 
-    with Qmp(RUN_DIR / f"qmp-libxl-{guest.domid}", guest.domid) as qmp:
+    def connected() -> socket.socket:
+        found = socket.socket(socket.AF_UNIX)
+        found.connect(str(RUN_DIR / f"qmp-libxl-{guest.domid}"))
+        return found
+
+    with Qmp(connected, guest.domid, timeout_s=30.0) as qmp:
         return bool(qmp.command("query-status")["running"])
 
 
