@@ -59,9 +59,9 @@ def real_qemu(folder: Path) -> Iterator[Connect]:
             process.kill()
 
 
-@pytest.fixture(params=["fake", "qemu"])
-def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connect]:
-    if request.param == "qemu":
+@pytest.fixture
+def connect(monitor_kind: str, tmp_path: Path) -> Iterator[Connect]:
+    if monitor_kind == "qemu":
         with real_qemu(tmp_path) as found:
             yield found
     else:

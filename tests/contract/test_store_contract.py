@@ -1,4 +1,4 @@
-"""What `pyxc.XenStore` promises, held by xenstore in memory and, with `--xen`, by the daemon of this host."""
+"""What `pyxc.XenStore` promises, held by xenstore in memory or, with `--xen`, by the daemon of this host."""
 
 from __future__ import annotations
 

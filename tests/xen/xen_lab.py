@@ -27,6 +27,9 @@ HVM_MEMORY_MIB = 160
 LESS_MEMORY_MIB = 104  # what it has after giving some back
 DIRTY_PAGES = 2048
 
+SEEN_BEFORE = 300
+"""So many bytes of a log, a line or two with their counters, tell whether it is the one read before."""
+
 
 def run(
     *argv: str, timeout_s: float = COMMAND_TIMEOUT_S, stdin: Any = None
@@ -111,7 +114,10 @@ class Guest:
     vcpus: int
     memory_mib: int = 0
     _told: Any = field(default=None, repr=False, compare=False)
-    _read: bytes = field(default=b"", repr=False, compare=False)
+    _at: int = field(default=0, repr=False, compare=False)
+    """So much of its log has been read, in bytes."""
+    _before: bytes = field(default=b"", repr=False, compare=False)
+    """The end of that: other bytes there mean that the log is a new one."""
 
     def __post_init__(self) -> None:
         self.memory_mib = self.memory_mib or (HVM_MEMORY_MIB if self.kind == "hvm" else MEMORY_MIB)
@@ -160,11 +166,16 @@ class Guest:
         """
         from labline import GuestLog  # of the lab's dom0
 
-        data = self.log.read_bytes()
-        if self._told is None or not data.startswith(self._read):  # begun anew
-            self._told, self._read = GuestLog(), b""
-        new = data[len(self._read) :].decode("latin-1")
-        self._read = data[: len(self._read) + self._told.take(new)]
+        with self.log.open("rb") as file:
+            file.seek(max(0, self._at - len(self._before)))
+            if self._told is None or file.read(len(self._before)) != self._before:  # begun anew
+                self._told, self._at = GuestLog(), 0
+                file.seek(0)
+            new = file.read()
+        taken = self._told.take(new.decode("latin-1"))
+        if taken:
+            self._at += taken
+            self._before = new[max(0, taken - SEEN_BEFORE) : taken]
         found: dict[str, Any] = self._told.as_dict()
         assert "counter" in found, f"{self.name} has printed no LAB line:\n{self._text()[-2000:]}"
         return found
