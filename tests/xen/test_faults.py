@@ -104,7 +104,7 @@ def test_the_reader_of_the_pipe_goes_away(guest: Guest, images: Path):
         pytest.param(("pv", 1), "round 0", signal.SIGINT, id="first-round", marks=slow),
         pytest.param(("pvh", 1), "round 1", signal.SIGTERM, id="second-round"),
         pytest.param(("pv", 1), "suspending", signal.SIGINT, id="suspending-pv", marks=slow),
-        pytest.param(("pvh", 1), "suspending", signal.SIGTERM, id="suspending-pvh"),
+        pytest.param(("pvh", 1), "suspending", signal.SIGTERM, id="suspending-pvh", marks=slow),
         pytest.param(("pv", 1), "last round", signal.SIGTERM, id="last-round-pv"),
         pytest.param(("pvh", 1), "last round", signal.SIGINT, id="last-round-pvh", marks=slow),
     ],
@@ -162,7 +162,7 @@ def test_a_killed_save_leaves_a_guest_that_recover_puts_right(guest: Guest, imag
     guest.goes_on(before)
 
 
-@pytest.mark.parametrize("toolstack", ["bare", "libxl"])
+@pytest.mark.parametrize("toolstack", ["bare", pytest.param("libxl", marks=slow)])
 @pv_only
 def test_a_signal_during_restore_leaves_no_domain(guest: Guest, images: Path, toolstack: str):
     before = guest.state()

@@ -11,9 +11,6 @@ from xen_lab import Guest
 KINDS = [("pv", 1), ("pv", 2), ("pvh", 1), ("pvh", 2)]
 every_kind = pytest.mark.parametrize("guest", KINDS, indirect=True, ids=[f"{k}-{n}vcpu" for k, n in KINDS])
 each_kind = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
-COLD_PVH = pytest.param(("pvh", 1), marks=pytest.mark.cold)
-"""Our command is started as a user starts it."""
-
 each_busy_kind = pytest.mark.parametrize(
     "busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"]
 )
@@ -29,12 +26,14 @@ def test_the_bare_toolstack_does_it_too(guest: Guest, images: Path):
     scenarios.a_saved_guest_goes_on(guest, images, "bare")
 
 
-@pytest.mark.parametrize("guest", [("pv", 1), COLD_PVH], indirect=True, ids=["pv", "pvh"])
+@each_kind
 def test_stock_xl_restores_our_image(guest: Guest, images: Path):
     scenarios.stock_xl_restores_ours(guest, images)
 
 
-@pytest.mark.parametrize("guest", [("pv", 1), COLD_PVH], indirect=True, ids=["pv", "pvh"])
+@pytest.mark.parametrize(
+    "guest", [("pv", 1), pytest.param(("pvh", 1), marks=pytest.mark.cold)], indirect=True, ids=["pv", "pvh"]
+)
 def test_we_restore_the_image_of_stock_xl(guest: Guest, images: Path):
     scenarios.we_restore_stock_xls(guest, images)
 

@@ -134,8 +134,7 @@ def test_a_full_disk_is_told_by_xl_and_the_guest_goes_on(guest_for_xl: Guest, im
     finally:
         must("umount", str(small))
     guest.goes_on(before)
-    must("xl", "save", guest.name, str(images / "a.img"))
-    must("xl", "restore", str(images / "a.img"))
+    must("xl", "save", "-c", guest.name, str(images / "a.img"))
     guest.goes_on(before)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from scenarios import copy_goes_on
-from xen_lab import Guest, domid_of, must, run
+from xen_lab import Guest, domid_of, must, must_pipe, run
 
 slow = pytest.mark.slow
 PV, PVH = ("pv", 1), ("pvh", 1)
@@ -33,8 +33,8 @@ def test_a_compressed_image_restores_by_pyrestore_and_by_stock_xl_through_zstd(g
 def test_a_compressed_image_goes_through_pipes_and_the_bare_toolstack(guest: Guest, images: Path):
     before = guest.state()
     image = str(images / "a.img")
-    must("bash", "-o", "pipefail", "-c", f"pysave -q --compress zstd {guest.name} - | cat > {image}")
-    must("bash", "-o", "pipefail", "-c", f"cat {image} | pyrestore -q -")
+    must_pipe(["pysave", "-q", "--compress", "zstd", guest.name, "-"], ["dd", "bs=1M", f"of={image}"])
+    must_pipe(["dd", "bs=1M", f"if={image}"], ["pyrestore", "-q", "-"])
     guest.goes_on(before)
     must("pysave", "--overwrite", "--compress", "zstd", guest.name, image)
     must("pyrestore", "--toolstack", "bare", image)
@@ -131,6 +131,7 @@ def test_a_changed_byte_in_the_state_of_a_device_model_is_found_before_the_domai
     guest.goes_on(before)
 
 
+@slow
 @pvh_only
 def test_a_compressed_image_that_is_damaged_is_told_before_a_domain_is_left(guest: Guest, images: Path):
     before = guest.state()

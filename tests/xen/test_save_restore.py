@@ -62,13 +62,6 @@ def test_what_we_restored_stock_xl_saves_and_restores(guest: Guest, images: Path
 
 
 @pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
-def test_without_an_option_live_takes_digests_where_xen_has_no_log_dirty(guest: Guest):
-    said = run("pysave", "--live", "-c", guest.name, "/dev/null")
-    assert said.returncode == 0, said.stderr
-    assert "content digests" in said.stderr
-
-
-@pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
 def test_log_dirty_of_a_pv_guest_without_shadow_paging_is_refused_with_the_reason(guest: Guest):
     before = guest.state()
     said = run("pysave", "--live", "-c", "--dirty", "log", guest.name, "/dev/null")

@@ -26,7 +26,7 @@ def watchers_of(domid: int) -> list[str]:
 
 
 @pytest.mark.cold
-@pytest.mark.parametrize("kind", [pytest.param("pv", marks=pytest.mark.slow), "pvh"])
+@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=pytest.mark.slow)])
 def test_a_restored_domain_reboots_and_powers_off(kind: str, images: Path):
     guest = Guest(f"{kind}-watched", kind, 1)
     guest.destroy()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -56,6 +57,16 @@ def must(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
     done = run(*argv, timeout_s=timeout_s)
     assert done.returncode == 0, f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def must_pipe(writer: Sequence[str], reader: Sequence[str]) -> None:
+    """Run two commands with a pipe between them; both must succeed. Behind `bash`, ours would start cold."""
+    with Popen(writer, stdout=subprocess.PIPE) as writing:
+        with Popen(reader, stdin=writing.stdout) as reading:
+            assert writing.stdout is not None
+            writing.stdout.close()
+            assert reading.wait(COMMAND_TIMEOUT_S) == 0
+        assert writing.wait(COMMAND_TIMEOUT_S) == 0
 
 
 @cache
