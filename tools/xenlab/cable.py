@@ -1,8 +1,8 @@
 """The Ethernet cable between the two hosts of a pair: a process that carries bytes between their QEMUs.
 
 Each QEMU listens on a Unix socket for its card (`-netdev stream,server=on`), and this process connects to both.
-Without it one QEMU would listen and the other one connect, and the one that connects would have no cable once the other
-one was switched off and on: QEMU 7.2 connects only once. Frames are not looked at. When one host goes, the
+Without it one QEMU would listen and the other one connect, and the one that connects would have no cable once the
+other one was switched off and on: QEMU 7.2 connects once. Frames are not looked at. When one host goes, the
 other's connection is closed as well, so that both start with a whole frame later. What is sent meanwhile is lost, as
 on a cable.
 
