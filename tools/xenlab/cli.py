@@ -168,6 +168,7 @@ def _status(_args: argparse.Namespace) -> int:
         except LabError as error:
             said = f"does not answer ({error})"
         print(f"{name:12} {built:10} up for {age}, Xen {said}, ssh port {state.ssh_port}, pid {state.pid}")
+    pair_cli.print_hosts()
     return OK
 
 

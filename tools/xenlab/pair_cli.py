@@ -151,11 +151,16 @@ def _link(args: argparse.Namespace) -> int:
 
 
 def _status(_args: argparse.Namespace) -> int:
-    pair = Pair()
-    if not pair.is_there:
+    if Pair().is_there:
+        print_hosts()
+    else:
         print("there is no pair")
-        return 0
-    for host in pair.hosts:
+    return 0
+
+
+def print_hosts() -> None:
+    """Print a line for each host of the pair; nothing when there is none."""
+    for host in Pair().hosts if Pair().is_there else ():
         state = host.state
         if state is None:
             print(f"{host.label}  {host.variant.name:12} off")
@@ -164,7 +169,6 @@ def _status(_args: argparse.Namespace) -> int:
         print(
             f"{host.label}  {host.variant.name:12} up for {age}, ssh port {state.ssh_port}, pid {state.pid}"
         )
-    return 0
 
 
 def _down(_args: argparse.Namespace) -> int:
