@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -119,45 +119,50 @@ class Pair:
     ) -> None:
         """Make the pair, or switch on what of it is off; return when both dom0s are ready.
 
-        `variants`: of each host; by default those of the pair that is there, else the lab's default. Raises LabError
-        when a host is not ready in time. Then the hosts that were started here are off again, and a pair that was
-        made here is gone.
+        `variants`: of each host; by default those of the pair that is there, else the default one. Memory is given to
+        a new pair; one that is there keeps its own. Raises LabError when a host is not ready in time. Then the hosts
+        that were started here are off again, and a pair that was made here is gone.
         """
-        memory_mib, dom0_memory_mib = memory_mib or MEMORY_MIB, dom0_memory_mib or DOM0_MEMORY_MIB
-        require_room(memory_mib, dom0_memory_mib)
         with cache.locked(self.folder / "lock", "the pair"):
             record = self._record()
             if record is not None:
                 there = {name: record[name]["variant"] for name in NAMES}
                 if variants not in (None, there):
                     raise LabError(f"the pair is {':'.join(there.values())}: run `tools/lab pair down` first")
-                variants = there
-            hosts = [Host(name, variant) for name, variant in (variants or variants_of(DEFAULT)).items()]
-            off = [host for host in hosts if host.state is None]
-            if not off:
+                self._switch_on(NAMES)
                 return
-            for host in off:
-                host.down()  # one that a killed `up` left half booted
-            boots = {
-                host: dataclasses.replace(
-                    host.build(),
-                    memory_mib=memory_mib,
-                    dom0_memory_mib=dom0_memory_mib,
-                    member=host.member,
-                )
-                for host in off
-            }
-            if record is None:
-                self._make({host: boots[host].disk for host in hosts})
-            else:
-                _same_disks(record, boots)
+            memory_mib, dom0_memory_mib = memory_mib or MEMORY_MIB, dom0_memory_mib or DOM0_MEMORY_MIB
+            require_room(memory_mib, dom0_memory_mib)
             try:
-                with step(f"booting {' and '.join(host.label for host in off)}"):
-                    self._boot(boots)
+                self._make(variants or variants_of(DEFAULT), memory_mib, dom0_memory_mib)
+                self._switch_on(NAMES)
             except BaseException:
-                if record is None:
-                    self.down()
+                self.down()
                 raise
+
+    def _switch_on(self, names: Sequence[str]) -> None:
+        """Boot those of these hosts that are off."""
+        record = self._must_be_there()
+        off = [host for host in map(self.host, names) if host.state is None]
+        boots = {}
+        for host in off:
+            host.down()  # what a killed command left half booted
+            own = record[host.member.name]
+            built = host.build()
+            if own["base"] != str(built.disk) or not host.disk.is_file():
+                raise LabError(
+                    f"what {host.label} was booted from is no longer there: run `tools/lab pair down`"
+                )
+            boots[host] = dataclasses.replace(
+                built,
+                disk=host.disk,
+                member=host.member,
+                memory_mib=own["memory_mib"],
+                dom0_memory_mib=own["dom0_memory_mib"],
+            )
+        if boots:
+            with step(f"booting {' and '.join(host.label for host in boots)}"):
+                self._boot(boots)
 
     def _boot(self, boots: dict[Host, qemu.Boot]) -> None:
         """Boot them side by side; either all are ready in the end, or none of them runs."""
@@ -165,7 +170,7 @@ class Pair:
         with ExitStack() as started:
             booting = []
             for host, built in boots.items():
-                booting.append((host, boot.start(host.place, dataclasses.replace(built, disk=host.disk))))
+                booting.append((host, boot.start(host.place, built)))
                 started.callback(booting[-1][1].abandon)
             try:
                 for host, one in booting:
@@ -186,9 +191,8 @@ class Pair:
 
     def power_on(self, name: str) -> None:
         """Boot a host that is off, from its disk as it is, and wait until its dom0 is ready."""
-        self._must_be_there()
-        if self.host(name).state is None:
-            self.up()
+        with cache.locked(self.folder / "lock", "the pair"):
+            self._switch_on([name])
 
     def link(self, link: Link, *, sent_by: str | None = None) -> None:
         """Give the cable rate, delay and loss: both directions, or only what one host sends."""
@@ -229,7 +233,7 @@ class Pair:
             record = json.loads((self.folder / "pair.json").read_text())
             for name in NAMES:
                 variant_named(record[name]["variant"])
-                Path(record[name]["base"])
+                _ = record[name]["base"], record[name]["memory_mib"], record[name]["dom0_memory_mib"]
         except (OSError, ValueError, TypeError, KeyError, LabError):
             return None
         found: dict[str, Any] = record
@@ -241,23 +245,29 @@ class Pair:
             raise LabError("there is no pair: run `tools/lab pair up`")
         return record
 
-    def _make(self, disks: dict[Host, Path]) -> None:
-        """Make what a new pair consists of: fresh disks, and the record."""
+    def _make(self, variants: dict[str, str], memory_mib: int, dom0_memory_mib: int) -> None:
+        """Make what a new pair consists of: the record, fresh disks, the one that both see."""
         self.down()  # what of an earlier one was left
         log = cache.cache_root() / "build-pair.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
         apt.install_packages(apt.missing_host_packages(_OVERLAY_PROGRAMS), log)
-        record = {
-            host.member.name: {"variant": host.variant.name, "base": str(base)}
-            for host, base in disks.items()
-        }
-        runstate.write_whole(self.folder / "pair.json", record)
+        record = {}
+        for name, variant in variants.items():
+            host = Host(name, variant)
+            base = str(host.build().disk)
+            host.folder.mkdir(parents=True, exist_ok=True)
+            argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, str(host.disk)]
+            run_logged(argv, log, shown="qemu-img")
+            record[name] = {
+                "variant": variant,
+                "base": base,
+                "memory_mib": memory_mib,
+                "dom0_memory_mib": dom0_memory_mib,
+            }
         with (self.folder / "shared.img").open("wb") as shared:
             shared.truncate(SHARED_DISK_MIB << 20)
-        for host, base in disks.items():
-            host.folder.mkdir(parents=True, exist_ok=True)
-            argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base), str(host.disk)]
-            run_logged(argv, log, shown="qemu-img")
+        runstate.write_whole(self.folder / "pair.json", record)
 
 
 def variants_of(xen: str) -> dict[str, str]:
@@ -267,10 +277,3 @@ def variants_of(xen: str) -> dict[str, str]:
     if len({variant.arch for variant in found.values()}) > 1:
         raise LabError(f"{xen}: hosts of two architectures cannot migrate to each other")
     return {name: variant.name for name, variant in found.items()}
-
-
-def _same_disks(record: dict[str, Any], boots: dict[Host, qemu.Boot]) -> None:
-    """Raise LabError where a host's disk was laid over another one than there is now."""
-    for host, built in boots.items():
-        if record[host.member.name]["base"] != str(built.disk) or not host.disk.is_file():
-            raise LabError(f"what {host.label} was booted from is no longer there: run `tools/lab pair down`")

@@ -52,7 +52,10 @@ def lab(lab_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     monkeypatch.setattr(machine.Machine, "run", run)
     monkeypatch.setattr(pair, "run_logged", run_logged)
     monkeypatch.setattr(apt, "missing_host_packages", lambda _: [])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield found
+    for number, handler in handlers.items():  # that main() of `tools/lab` has replaced
+        signal.signal(number, handler)
     Pair().down()
 
 
@@ -98,6 +101,39 @@ def test_a_host_whose_plug_was_pulled_finds_its_disk_at_the_next_boot(lab: Lab) 
     assert Pair().b.state is not None
     assert Pair().b.disk.read_text() == "journal"
     assert Pair().a.require_up().pid == other
+
+
+def test_of_two_hosts_that_are_off_the_one_asked_for_is_booted_with_the_memory_of_its_pair(lab: Lab) -> None:
+    Pair().up(memory_mib=4000)
+    Pair().power_off("a")
+    Pair().power_off("b")
+    Pair().power_on("b")
+    assert [host.state is not None for host in Pair().hosts] == [False, True]
+    assert lab.booted[-1].memory_mib == 4000
+
+
+def test_a_pair_whose_record_is_torn_is_made_anew(lab: Lab) -> None:
+    Pair().up()
+    left = Pair().b.require_up().pid
+    (runstate.run_folder("pair") / "pair.json").write_text("{torn")
+    Pair().up()
+    assert runstate.start_ticks(left) is None
+    assert [host.state is not None for host in Pair().hosts] == [True, True]
+
+
+def test_a_pair_whose_disks_cannot_be_made_leaves_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(argv: list[str], *_: Any, **__: Any) -> None:
+        if "pair/b" in argv[-1]:
+            raise LabError("no space")
+        Path(argv[-1]).write_text("fresh")
+
+    with monkeypatch.context() as context:
+        context.setattr(pair, "run_logged", fails)
+        with pytest.raises(LabError, match="no space"):
+            Pair().up()
+    assert not Pair().is_there
+    assert not Host("a").disk.exists()
+    Pair().up()
 
 
 def test_after_a_boot_that_failed_nothing_runs_nothing_is_left_and_the_next_one_goes_through(
