@@ -8,6 +8,8 @@ import pytest
 
 from saverestore.interrupts import SIGNALS
 
+pytest_plugins = ["on_xen"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Signals as a terminal's shell leaves them.

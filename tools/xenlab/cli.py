@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from xenlab import cache, console, runstate, ssh
+from xenlab import cache, console, pair_cli, runstate, ssh
 from xenlab.errors import Interrupted, LabError, raise_on_signals, say
 from xenlab.machine import (
     ARM64_DOM0_MEMORY_MIB,
@@ -104,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 
     down = with_variant(add("down", "switch the lab off; what dom0 wrote is forgotten"))
     down.add_argument("--all", action="store_true", help="every variant")
+
+    pair_cli.add_to(commands)
     return parser
 
 
@@ -166,6 +168,7 @@ def _status(_args: argparse.Namespace) -> int:
         except LabError as error:
             said = f"does not answer ({error})"
         print(f"{name:12} {built:10} up for {age}, Xen {said}, ssh port {state.ssh_port}, pid {state.pid}")
+    pair_cli.print_hosts()
     return OK
 
 

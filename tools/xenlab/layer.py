@@ -5,7 +5,7 @@ change of the guest or of a script costs seconds, and the disk stays what the pa
 
     guest-SUITE/KEY/initramfs.gz   the guest: busybox, its init, its programs, drivers of Xen's disks and network
     dom0-SUITE/KEY/initrd          dom0: busybox, disk drivers, and /layer
-    ssh/id_ed25519, ssh/host_key   made once per cache
+    ssh/id_ed25519, dom0_key, host_key   made once per cache: the lab's user, root in each dom0, each host
 """
 
 from __future__ import annotations
@@ -36,13 +36,19 @@ INITRD_MODULES = {
 GUEST_MODULES = ("crc32c_generic", "ext4", "xen_blkfront", "xen_netfront")
 GUEST_PROGRAMS = ("dirtier", "devices")
 
+SSH_KEYS = ("id_ed25519", "dom0_key", "host_key")
+
+HOSTS_OF_A_PAIR = "hosta,hostb,10.0.9.1,10.0.9.2"
+
 DOM0_FILES = {
     # name in tools/xenlab/dom0: (name in dom0, mode)
     "start": ("lab/start", 0o755),
     "inittab": ("etc/inittab", 0o644),
     "sshd_config": ("etc/ssh/sshd_config", 0o600),
     "profile": ("root/.profile", 0o644),
+    "ssh_config": ("root/.ssh/config", 0o600),
     "lab-guest": ("usr/local/bin/lab-guest", 0o755),
+    "lab-link": ("usr/local/bin/lab-link", 0o755),
 }
 
 
@@ -55,13 +61,13 @@ def guest_key(variant: Variant) -> str:
 def dom0_key(variant: Variant) -> str:
     """Return the key of dom0's initrd; the ssh keys must be there."""
     sources = cache.key_of_files(*DOM0_SOURCES.iterdir(), *(PACKAGE / name for name in DOM0_MODULES))
-    public = [(ssh_folder() / name).read_text() for name in ("id_ed25519.pub", "host_key.pub")]
+    public = [(ssh_folder() / name).read_text() for name in (f"{key}.pub" for key in SSH_KEYS)]
     return cache.key_of(RECIPE, guest_key(variant), sources, *public)
 
 
 def dom0_path(variant: Variant) -> Path | None:
     """Return where the variant's initrd is when it is built; None when there are no keys yet."""
-    if not (ssh_folder() / "host_key").is_file():
+    if not all((ssh_folder() / name).is_file() for name in SSH_KEYS):
         return None
     return cache.artefact_path(f"dom0-{variant.place}", dom0_key(variant))
 
@@ -72,11 +78,11 @@ def ssh_folder() -> Path:
 
 
 def ensure_ssh_keys(log: Path) -> None:
-    """Make the user's and the hosts' key pairs if they are missing."""
+    """Make the key pairs of the lab's user, of root in dom0, and of the hosts, if they are missing."""
     folder = ssh_folder()
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    for name in ("id_ed25519", "host_key"):
+    for name in SSH_KEYS:
         if not (folder / name).is_file():
             argv = [
                 "ssh-keygen",
@@ -91,8 +97,11 @@ def ensure_ssh_keys(log: Path) -> None:
                 str(folder / name),
             ]
             run_logged(argv, log, shown="ssh-keygen")
-    public = " ".join((folder / "host_key.pub").read_text().split()[:2])
-    (folder / "known_hosts").write_text(f"pysave-lab {public}\n")
+    (folder / "known_hosts").write_text(f"pysave-lab {_public_host_key()}\n")
+
+
+def _public_host_key() -> str:
+    return " ".join((ssh_folder() / "host_key.pub").read_text().split()[:2])
 
 
 def ensure_guest(variant: Variant, root: Path, log: Path) -> Path:
@@ -177,7 +186,11 @@ def _dom0_initrd(variant: Variant, root: Path, initramfs: Path) -> bytes:
     archive.file("layer/usr/lib/python3/dist-packages/pysave.pth", b"/opt/pysave\n")
     archive.file("layer/lab/guest/initramfs.gz", initramfs.read_bytes())
     archive.file("layer/lab/guest/vmlinuz", (root.parent / "vmlinux").read_bytes())
-    archive.file("layer/root/.ssh/authorized_keys", (ssh_folder() / "id_ed25519.pub").read_bytes(), 0o600)
+    # From the lab, and from the other host of a pair, which root there is let into without a question.
+    users = b"".join((ssh_folder() / f"{name}.pub").read_bytes() for name in ("id_ed25519", "dom0_key"))
+    archive.file("layer/root/.ssh/authorized_keys", users, 0o600)
+    archive.file("layer/root/.ssh/id_ed25519", (ssh_folder() / "dom0_key").read_bytes(), 0o600)
+    archive.file("layer/root/.ssh/known_hosts", f"{HOSTS_OF_A_PAIR} {_public_host_key()}\n".encode())
     for name, mode in (("host_key", 0o600), ("host_key.pub", 0o644)):
         archive.file(f"layer/etc/ssh/{name}", (ssh_folder() / name).read_bytes(), mode)
     return archive.finish()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from xenlab import apt, cache, layer, push, qemu, rootfs, runstate, shadow, ssh
-from xenlab.errors import LabError, say, step, tail_of
-from xenlab.proc import end_group
+from xenlab import apt, boot, cache, layer, push, qemu, rootfs, runstate, shadow, ssh
+from xenlab.errors import LabError, say, step
 from xenlab.runstate import RunState
 from xenlab.variants import DEFAULT, variant_named
 
@@ -29,26 +27,36 @@ MEMORY_MIB = 6144
 DOM0_MEMORY_MIB = 2560
 ARM64_MEMORY_MIB = 3072
 ARM64_DOM0_MEMORY_MIB = 1536
-BOOT_TIMEOUT_S = 240.0
-ARM64_BOOT_TIMEOUT_S = 600.0  # 36 s on a machine at rest, 212 s were seen on a busy one
 CHECKOUT = Path(__file__).resolve().parents[2]
-
-_FATAL = (b"Panic on CPU", b"Kernel panic", b"LAB-FAILED", b"LAB-DOM0-FAILED")
-_READY = b"LAB-DOM0-READY"
 
 
 class Machine:
     """The lab machine of one variant. Holds no resources itself: any number of objects may speak of it."""
 
-    def __init__(self, variant: str = DEFAULT) -> None:
-        """Raises LabError for a variant that does not exist."""
+    def __init__(self, variant: str = DEFAULT, place: str | None = None) -> None:
+        """Raises LabError for a variant that does not exist.
+
+        `place` is where its run-time state is; by default that of the variant's one machine.
+        """
         self.variant = variant_named(variant)
-        self.folder = runstate.run_folder(variant)
+        self.place = place or variant
+        self.folder = runstate.run_folder(self.place)
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.variant.name
+
+    @property
+    def how_to_start(self) -> str:
+        """The command for people."""
+        return f"tools/lab up --xen {self.variant.name}"
 
     @property
     def state(self) -> RunState | None:
-        """What runs now; None when the machine is down."""
-        return runstate.read(self.variant.name)
+        """What runs now; None when the machine is down or not ready yet."""
+        state = runstate.read(self.place)
+        return state if state is not None and state.ready else None
 
     @contextmanager
     def up_meanwhile(self) -> Iterator[Self]:
@@ -116,22 +124,31 @@ class Machine:
         """
         memory_mib = memory_mib or self.memory_mib
         dom0_memory_mib = dom0_memory_mib or self.dom0_memory_mib
-        if memory_mib < dom0_memory_mib + 512:
-            raise LabError(
-                f"{memory_mib} MiB hold no dom0 of {dom0_memory_mib} MiB and guests: give --memory more"
-            )
-        with cache.locked(self.folder / "lock", f"the {self.variant.name} machine"):
+        require_room(memory_mib, dom0_memory_mib)
+        with cache.locked(self.folder / "lock", f"the {self.label} machine"):
             state = self.state
             if state is not None:
                 return state
-            built = self.build()
+            self.down()  # one that a killed `up` left half booted
+            built = dataclasses.replace(self.build(), memory_mib=memory_mib, dom0_memory_mib=dom0_memory_mib)
             with step(f"booting Xen {self.variant.name}"):
                 for attempt in range(3):
+                    booting = boot.start(self.place, built)
                     try:
-                        return self._boot(built, memory_mib, dom0_memory_mib)
-                    except _PortTaken:
+                        return self.finish(booting)
+                    except boot.PortTaken:
                         say(f"the port was taken by another program (attempt {attempt + 1})")
             raise LabError("found no free port on 127.0.0.1: run `tools/lab up` again")
+
+    def finish(self, booting: boot.Booting) -> RunState:
+        """Wait until dom0 is ready and answers; on any failure or interruption QEMU is ended."""
+        try:
+            state = booting.wait()
+            self.run("xl info >/dev/null", timeout=60)
+        except BaseException:
+            booting.abandon()
+            raise
+        return state
 
     def run(
         self,
@@ -148,7 +165,7 @@ class Machine:
         be running the command then.
         """
         words = [command] if isinstance(command, str) else list(command)
-        argv = ssh.command(self.variant.name, self.require_up(), words)
+        argv = ssh.command(self.place, self.require_up(), words)
         shown = " ".join(words)
         try:
             done = subprocess.run(argv, capture_output=True, timeout=timeout, check=False, input=stdin or b"")
@@ -170,7 +187,7 @@ class Machine:
         base = rootfs.path(self.variant)
         if not base.is_dir():
             raise LabError(
-                f"what {self.variant.name} is made of has changed since it was booted: run `tools/lab down` and `up`"
+                f"what {self.label} is made of has changed since it was booted: switch it off and on again"
             )
         with cache.locked(push.work_folder(self.variant) / "lock", "a push"):
             payload = push.build_payload(self.variant, base / "root", checkout)
@@ -185,101 +202,37 @@ class Machine:
 
     def down(self) -> bool:
         """Switch the machine off (its disk forgets everything); return False when it was down."""
-        state = self.state
+        return self._end((signal.SIGTERM, signal.SIGKILL))
+
+    def _end(self, signals: Sequence[signal.Signals]) -> bool:
+        """Send QEMU these signals until it has ended."""
+        state = runstate.read(self.place)
         if state is None:
-            runstate.forget(self.variant.name)
+            runstate.forget(self.place)
             return False
-        ssh.end_shared_connection(self.variant.name, state)
-        for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
-            if self.state is not None:
+        ssh.end_shared_connection(self.place, state)
+        for number in signals:
+            if runstate.read(self.place) is not None:
                 os.kill(state.pid, number)
-            deadline = time.monotonic() + seconds
-            while self.state is not None and time.monotonic() < deadline:
+            deadline = time.monotonic() + 10
+            while runstate.read(self.place) is not None and time.monotonic() < deadline:
                 time.sleep(0.05)
-        if self.state is not None:
+        if runstate.read(self.place) is not None:
             raise LabError(f"QEMU (pid {state.pid}) does not end: look at what it waits for")
-        runstate.forget(self.variant.name)
+        runstate.forget(self.place)
         return True
 
     def require_up(self) -> RunState:
         """Return the state of the running machine; raises LabError when it is down."""
         state = self.state
         if state is None:
-            raise LabError(
-                f"the {self.variant.name} lab is down: run `tools/lab up --xen {self.variant.name}`"
-            )
+            raise LabError(f"the {self.label} lab is down: run `{self.how_to_start}`")
         return state
 
-    def _boot(self, built: qemu.Boot, memory_mib: int, dom0_memory_mib: int) -> RunState:
-        """Start QEMU and wait for dom0; on any failure or interruption QEMU is ended."""
-        if not runstate.path_fits_socket(self.folder / "console.sock"):
-            raise LabError(
-                f"{self.folder} is too long a path for sockets: set PYSAVE_LAB_CACHE to a shorter one"
-            )
-        runstate.forget(self.variant.name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.serial_log.unlink(missing_ok=True)
-        boot = dataclasses.replace(
-            built, ssh_port=_free_port(), memory_mib=memory_mib, dom0_memory_mib=dom0_memory_mib
+
+def require_room(memory_mib: int, dom0_memory_mib: int) -> None:
+    """Raise LabError where dom0 leaves no memory for guests."""
+    if memory_mib < dom0_memory_mib + 512:
+        raise LabError(
+            f"{memory_mib} MiB hold no dom0 of {dom0_memory_mib} MiB and guests: give --memory more"
         )
-        output = self.folder / "qemu.log"
-        with output.open("wb") as sink:
-            process = subprocess.Popen(
-                qemu.command_line(boot),
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                # QEMU keeps what dom0 writes in an unlinked file there: on the cache's disk, not a tmpfs.
-                env={**os.environ, "TMPDIR": str(self.folder)},
-                start_new_session=True,
-            )
-        try:
-            state = RunState(
-                pid=process.pid,
-                start_ticks=runstate.start_ticks(process.pid) or 0,
-                ssh_port=boot.ssh_port,
-                since_s=time.time(),
-                memory_mib=memory_mib,
-                dom0_memory_mib=dom0_memory_mib,
-                xen_key=f"{boot.xen.parent.name}-{boot.initrd.parent.name}",
-            )
-            self._wait_for_dom0(process, output)
-            runstate.write(self.variant.name, state)
-            self.run("xl info >/dev/null", timeout=60)
-        except BaseException:
-            end_group(process)
-            runstate.forget(self.variant.name)
-            raise
-        return state
-
-    def _wait_for_dom0(self, process: subprocess.Popen[bytes], output: Path) -> None:
-        timeout_s = ARM64_BOOT_TIMEOUT_S if self.variant.is_arm64 else BOOT_TIMEOUT_S
-        deadline = time.monotonic() + timeout_s
-        while True:
-            seen = self.serial_log.read_bytes() if self.serial_log.exists() else b""
-            if _READY in seen:
-                return
-            status = process.poll()
-            if status is not None:
-                said = tail_of(output)
-                if "hostfwd" in said or "host forwarding" in said:
-                    raise _PortTaken
-                raise LabError(f"QEMU ended with status {status}", said + "\n" + tail_of(self.serial_log))
-            fatal = next((mark.decode() for mark in _FATAL if mark in seen), "")
-            if fatal:
-                time.sleep(1)  # the lines after it say why
-                raise LabError(f"dom0 does not boot ({fatal})", tail_of(self.serial_log))
-            if time.monotonic() > deadline:
-                raise LabError(f"dom0 is not ready after {timeout_s:.0f} s", tail_of(self.serial_log))
-            time.sleep(0.1)
-
-
-class _PortTaken(Exception):
-    """Another program took the port between choosing it and QEMU's start."""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

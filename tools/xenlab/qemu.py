@@ -32,6 +32,31 @@ ARM64_INITRD_AT = 0x50000000
 
 
 @dataclass(frozen=True)
+class Member:
+    """What makes a machine one of the two hosts of a pair."""
+
+    name: str
+    """"a" or "b"."""
+    cable: Path
+    """The socket where its QEMU waits for the cable (see `cable`)."""
+    shared_disk: Path
+    """The raw file that is the second disk of both."""
+
+    @property
+    def hostname(self) -> str:
+        """As dom0 calls itself, and as the other one finds it."""
+        return f"host{self.name}"
+
+    @property
+    def mac(self) -> str:
+        """Of its card on the cable."""
+        return f"52:54:00:09:00:{1 + MEMBERS.index(self.name):02x}"
+
+
+MEMBERS = ("a", "b")
+
+
+@dataclass(frozen=True)
 class Boot:
     """What to boot."""
 
@@ -45,6 +70,19 @@ class Boot:
     dom0_memory_mib: int
     gic: int | None = None
     """The version of an arm64 machine's interrupt controller; None: it is an x86 machine."""
+    member: Member | None = None
+    """Of a pair. Then `disk` is a layer of its own (qcow2), and what dom0 writes there is kept."""
+
+    @property
+    def kernel_options(self) -> str:
+        """The command line of dom0's kernel."""
+        host = f" lab.host={self.member.name}" if self.member else ""
+        return f"console=hvc0 net.ifnames=0 mitigations=off quiet{host}"
+
+    @property
+    def disk_options(self) -> str:
+        """How the disk is opened. For a pair, what dom0 has flushed outlives QEMU (not this machine)."""
+        return "format=qcow2,cache=unsafe" if self.member else "format=raw,snapshot=on"
 
 
 def command_line(boot: Boot) -> list[str]:
@@ -58,22 +96,19 @@ def command_line(boot: Boot) -> list[str]:
         f"dom0_mem={boot.dom0_memory_mib}M,max:{boot.dom0_memory_mib}M "
         f"{FPU_SWITCHING} console=com1 com1=115200,8n1 noreboot loglvl=info guest_loglvl=info"
     )
-    kernel_options = "console=hvc0 net.ifnames=0 mitigations=off quiet"
     return [
         "qemu-system-x86_64",
         "-machine", "q35",
         "-cpu", CPU,
         *_common(boot),
         "-append", xen_options,
-        "-initrd", f"{boot.kernel} {kernel_options},{boot.initrd}",
-        "-drive", f"file={_escaped(boot.disk)},if=virtio,format=raw,snapshot=on",
-        "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-initrd", f"{boot.kernel} {boot.kernel_options},{boot.initrd}",
+        *_devices(boot, "virtio-blk-pci", "virtio-net-pci,romfile="),
     ]  # fmt: skip
 
 
 def _arm64(boot: Boot, gic: int) -> list[str]:
     xen_options = f"dom0_mem={boot.dom0_memory_mib}M console=dtuart noreboot loglvl=info guest_loglvl=info"
-    kernel_options = "console=hvc0 net.ifnames=0 mitigations=off quiet"
     return [
         "qemu-system-aarch64",
         "-machine", f"virt,virtualization=on,gic-version={gic}",
@@ -81,18 +116,34 @@ def _arm64(boot: Boot, gic: int) -> list[str]:
         *_common(boot),
         "-append", xen_options,
         "-device",
-        f"guest-loader,addr={ARM64_KERNEL_AT:#x},kernel={_escaped(boot.kernel)},bootargs={kernel_options}",
+        f"guest-loader,addr={ARM64_KERNEL_AT:#x},kernel={_escaped(boot.kernel)},bootargs={boot.kernel_options}",
         "-device", f"guest-loader,addr={ARM64_INITRD_AT:#x},initrd={_escaped(boot.initrd)}",
-        "-drive", f"file={_escaped(boot.disk)},if=none,id=disk,format=raw,snapshot=on",
-        "-device", "virtio-blk-device,drive=disk",
-        "-device", "virtio-net-device,netdev=net",
+        *_devices(boot, "virtio-blk-device", "virtio-net-device"),
     ]  # fmt: skip
+
+
+def _devices(boot: Boot, disk: str, card: str) -> list[str]:
+    """Disks and cards, in the order of their names in dom0: vda and eth0, and for a pair vdb and eth1."""
+    devices = [
+        "-drive", f"file={_escaped(boot.disk)},if=none,id=disk,{boot.disk_options}",
+        "-device", f"{disk},drive=disk",
+        "-device", f"{card},netdev=net",
+    ]  # fmt: skip
+    if boot.member:
+        shared, cable = _escaped(boot.member.shared_disk), _escaped(boot.member.cable)
+        devices += [
+            "-drive", f"file={shared},if=none,id=shared,format=raw,cache=unsafe,file.locking=off",
+            "-device", f"{disk},drive=shared",
+            "-netdev", f"stream,id=cable,server=on,addr.type=unix,addr.path={cable}",
+            "-device", f"{card},netdev=cable,mac={boot.member.mac}",
+        ]  # fmt: skip
+    return devices
 
 
 def _common(boot: Boot) -> list[str]:
     """What machines of both kinds have: processors, no display, a console in a socket, loopback only."""
     return [
-        "-name", f"pysave-lab-{boot.run_folder.name}",
+        "-name", f"pysave-lab-{boot.member.hostname if boot.member else boot.run_folder.name}",
         "-accel", "tcg,thread=multi",
         "-smp", str(GIC2_PROCESSORS if boot.gic == 2 else PROCESSORS),
         "-m", f"{boot.memory_mib}M",

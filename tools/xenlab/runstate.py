@@ -1,6 +1,9 @@
-"""What is known about a running lab machine: ROOT/run/VARIANT/ and the state file in it.
+"""What is known about a running lab machine: ROOT/run/PLACE/ and the state file in it.
 
-state.json      pid, its start time, ssh port, when it was booted, with how much memory
+The place of a machine is its variant's name; that of a host of a pair is pair/a or pair/b.
+
+state.json      pid, its start time, ssh port, when it was booted, with how much memory, whether dom0 was ready
+process.json    pid and start time of a process that is no machine: the cable of a pair
 serial.log      everything the machine wrote on its serial console since boot
 console.sock    its serial console;  monitor.sock: QEMU's monitor;  ssh.sock: the shared ssh connection
 """
@@ -13,6 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from xenlab import cache
+
+_GONE_WITH_THE_MACHINE = (
+    "state.json", "process.json", "console.sock", "monitor.sock", "ssh.sock", "cable.sock", "pushed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,13 @@ class RunState:
     dom0_memory_mib: int
     xen_key: str
     """Of what was booted (hypervisor and initrd): tells an outdated machine."""
+    ready: bool = True
+    """Whether dom0 was ready. A state that stays without it is of a command that was killed while it booted."""
 
 
-def run_folder(variant: str) -> Path:
-    """Return the variant's folder for run-time state."""
-    return cache.cache_root() / "run" / variant
+def run_folder(place: str) -> Path:
+    """Return the folder for run-time state of the machine at that place."""
+    return cache.cache_root() / "run" / place
 
 
 def start_ticks(pid: int) -> int | None:
@@ -47,27 +56,46 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
-def write(variant: str, state: RunState) -> None:
-    """Record that the variant runs."""
-    path = run_folder(variant) / "state.json"
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(asdict(state)))
-    temporary.replace(path)
+def write(place: str, state: RunState) -> None:
+    """Record that the machine runs."""
+    write_whole(run_folder(place) / "state.json", asdict(state))
 
 
-def read(variant: str) -> RunState | None:
-    """Return the variant's state if its process lives; a stale, torn or absent file means None."""
+def read(place: str) -> RunState | None:
+    """Return the machine's state if its process lives; a stale, torn or absent file means None."""
     try:
-        state = RunState(**json.loads((run_folder(variant) / "state.json").read_text()))
+        state = RunState(**json.loads((run_folder(place) / "state.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
     return state if start_ticks(state.pid) == state.start_ticks else None
 
 
-def forget(variant: str) -> None:
-    """Remove the record and the sockets; the serial log stays."""
-    for name in ("state.json", "console.sock", "monitor.sock", "ssh.sock", "pushed"):
-        (run_folder(variant) / name).unlink(missing_ok=True)
+def write_process(place: str, pid: int) -> None:
+    """Record a process that is no machine."""
+    write_whole(run_folder(place) / "process.json", {"pid": pid, "start_ticks": start_ticks(pid)})
+
+
+def read_process(place: str) -> int | None:
+    """Return the pid of the process recorded there, if it lives."""
+    try:
+        found = json.loads((run_folder(place) / "process.json").read_text())
+        pid, ticks = int(found["pid"]), int(found["start_ticks"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return pid if start_ticks(pid) == ticks else None
+
+
+def write_whole(path: Path, found: object) -> None:
+    """Write a JSON file that is never seen in part."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(found))
+    temporary.replace(path)
+
+
+def forget(place: str) -> None:
+    """Remove records and sockets; logs stay."""
+    for name in _GONE_WITH_THE_MACHINE:
+        (run_folder(place) / name).unlink(missing_ok=True)
 
 
 def age_text(seconds: float) -> str:

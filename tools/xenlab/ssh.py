@@ -10,7 +10,7 @@ from xenlab import layer
 from xenlab.runstate import RunState, run_folder
 
 
-def base(variant: str, state: RunState) -> list[str]:
+def base(place: str, state: RunState) -> list[str]:
     """Return ssh and its options; the user's own ssh settings and agent stay out of it."""
     options = {
         "Port": str(state.ssh_port),
@@ -27,7 +27,7 @@ def base(variant: str, state: RunState) -> list[str]:
         "ConnectTimeout": "20",
         "LogLevel": "ERROR",
         "ControlMaster": "auto",
-        "ControlPath": str(run_folder(variant) / "ssh.sock"),
+        "ControlPath": str(run_folder(place) / "ssh.sock"),
         "ControlPersist": "yes",
         "ServerAliveInterval": "60",
     }
@@ -39,19 +39,19 @@ def base(variant: str, state: RunState) -> list[str]:
     ]
 
 
-def command(variant: str, state: RunState, words: Sequence[str]) -> list[str]:
+def command(place: str, state: RunState, words: Sequence[str]) -> list[str]:
     """Return the argv that runs `words` in dom0: one word is a shell command, several are an argv."""
     remote = words[0] if len(words) == 1 else shlex.join(words)
-    return [*base(variant, state), "127.0.0.1", "--", remote]
+    return [*base(place, state), "127.0.0.1", "--", remote]
 
 
-def interactive(variant: str, state: RunState) -> list[str]:
+def interactive(place: str, state: RunState) -> list[str]:
     """Return the argv of a login shell in dom0."""
-    return [*base(variant, state), "-t", "127.0.0.1"]
+    return [*base(place, state), "-t", "127.0.0.1"]
 
 
-def end_shared_connection(variant: str, state: RunState) -> None:
+def end_shared_connection(place: str, state: RunState) -> None:
     """End the background ssh that holds the shared connection, if there is one."""
-    if (run_folder(variant) / "ssh.sock").exists():
-        argv = [*base(variant, state), "-O", "exit", "127.0.0.1"]
+    if (run_folder(place) / "ssh.sock").exists():
+        argv = [*base(place, state), "-O", "exit", "127.0.0.1"]
         subprocess.run(argv, capture_output=True, check=False, timeout=20)

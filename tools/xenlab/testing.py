@@ -1,6 +1,7 @@
 """`tools/test`: checks, tests without Xen, and tests on real Xen in the lab, one variant after the other.
 
-On real Xen, pytest runs in the lab's dom0, on the checkout that `push` brought there. How long that takes
+On real Xen, pytest runs in the lab's dom0, on the checkout that `push` brought there. On a pair of hosts it runs
+here, with the checkout in both dom0s: a host that a test switches off cannot run that test. How long all that takes
 depends much on the machine: with `--minutes` it ends in time, and names the tests that were not reached. With
 `--all-within` such tests are a failure. The last lines count the tests of each Xen.
 """
@@ -13,6 +14,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from pathlib import Path
 from xenlab import environment, ssh
 from xenlab.errors import Interrupted, LabError, raise_on_signals, say
 from xenlab.machine import CHECKOUT, Machine
+from xenlab.pair import Pair, variants_of
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -50,6 +53,11 @@ EVERYTHING = {
 
 WITH_SLOW = {"4.17-arm64-gic2": ARM_TESTS}
 """What --slow adds to that."""
+
+PAIRS = {"pair": "4.17", "pair-4.17-4.20": "4.17:4.20", "pair-arm64": "4.17-arm64"}
+"""Two hosts of these variants, by the name for --variant: they run only when they are asked for."""
+
+PAIR_TESTS = ["tests/pair"]
 
 XEN_TIMEOUT_S = 4200
 """After so long a run of pytest in dom0 is taken to hang."""
@@ -84,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if deadline is not None and time.monotonic() > deadline:
                     failed.append(f"tests on Xen {variant} (not reached within {limit:g} min)")
                 else:
-                    counts.append(_run_on_xen(variant, tests, options, deadline, failed))
+                    run = _run_on_pair if variant in PAIRS else _run_on_xen
+                    counts.append(run(variant, tests, options, deadline, failed))
     except LabError as error:
         print(f"test: {error}", file=sys.stderr)
         return FAILED
@@ -112,8 +121,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--variant",
         action="append",
-        choices=[*EVERYTHING, *WITH_SLOW],
-        help="on Xen, only on this variant of the lab (may be repeated)",
+        choices=[*EVERYTHING, *WITH_SLOW, *PAIRS],
+        help="on Xen, only on this variant of the lab, or on this pair of hosts (may be repeated)",
     )
     found.add_argument(
         "--slow",
@@ -141,7 +150,8 @@ def parser() -> argparse.ArgumentParser:
 def tests_on_xen(options: argparse.Namespace) -> dict[str, list[str]]:
     """Return what runs on real Xen, by variant, in this order."""
     chosen = FIRST_ROWS if options.quick else EVERYTHING | (WITH_SLOW if options.slow else {})
-    return {variant: (EVERYTHING | WITH_SLOW | chosen)[variant] for variant in options.variant or chosen}
+    known = EVERYTHING | WITH_SLOW | dict.fromkeys(PAIRS, PAIR_TESTS) | chosen
+    return {variant: known[variant] for variant in options.variant or chosen}
 
 
 def _positive(text: str) -> float:
@@ -172,13 +182,16 @@ def _run(name: str, command: list[str], failed: list[str]) -> None:
         say(f"{name}: passed ({time.monotonic() - started:.0f} s)")
 
 
+# Short tracebacks: long ones show arguments, among them arrays over memory that is no longer mapped.
+_ARGUMENTS = ["-q", "--tb=short", "--durations=60"]
+
+
 def _run_on_xen(
     variant: str, tests: list[str], options: argparse.Namespace, deadline: float | None, failed: list[str]
 ) -> str:
     """Boot the variant (unless it is up: then it is left so), push, run pytest in its dom0: what came of it."""
     slow = ["--slow"] if options.slow else SHORTER.get(variant, [])
-    # Short tracebacks: long ones show arguments, among them arrays over memory that is no longer mapped.
-    arguments = ["-q", "--tb=short", "--durations=60", f"--summary={SUMMARY}", *tests, *slow, *options.pytest]
+    arguments = [*_ARGUMENTS, f"--summary={SUMMARY}", *tests, *slow, *options.pytest]
     all_reached = options.all_within is not None
     started = time.monotonic()
     with Machine(variant).up_meanwhile() as machine:
@@ -188,6 +201,24 @@ def _run_on_xen(
         _run(f"tests on Xen {variant}", ssh.command(variant, machine.require_up(), [line]), failed)
         counts = machine.run(["cat", SUMMARY], check=False).stdout.decode()
     return f"Xen {variant}: {_told(counts)} ({(time.monotonic() - started) / 60:.1f} min)"
+
+
+def _run_on_pair(
+    variant: str, tests: list[str], options: argparse.Namespace, deadline: float | None, failed: list[str]
+) -> str:
+    """Boot the pair (unless it is up: then it is left so), push, run pytest here: what came of it."""
+    python = environment.ensure()
+    started = time.monotonic()
+    with Pair().up_meanwhile(variants_of(PAIRS[variant])), tempfile.TemporaryDirectory() as folder:
+        summary = Path(folder) / "summary.json"
+        slow = ["--slow"] if options.slow else []
+        arguments = [*_ARGUMENTS, f"--summary={summary}", *tests, *slow, *options.pytest]
+        left_s = None if deadline is None else deadline - time.monotonic()
+        limits, timeout_s = _limits(left_s, all_reached=options.all_within is not None)
+        command = ["timeout", str(timeout_s), str(python), "-u", "-m", "pytest", *arguments, *limits]
+        _run(f"tests on the {variant}", ["env", "PYSAVE_REQUIRE_PAIR=1", *command], failed)
+        counts = summary.read_text() if summary.exists() else ""
+    return f"{variant}: {_told(counts)} ({(time.monotonic() - started) / 60:.1f} min)"
 
 
 def _told(counts: str) -> str:
@@ -206,12 +237,17 @@ def _told(counts: str) -> str:
 
 def _in_dom0(variant: str, arguments: list[str], left_s: float | None, *, all_reached: bool = False) -> str:
     """Return the command line that runs pytest in dom0, where tests begin for `left_s` seconds only."""
-    timeout_s = XEN_TIMEOUT_S
-    if left_s is not None:
-        within_s = max(0, round(left_s))
-        arguments = [*arguments, f"--begin-within={within_s}", *(["--all-reached"] if all_reached else [])]
-        timeout_s = min(timeout_s, within_s + (LAST_FAILED_TEST_S if all_reached else LAST_TEST_S))
+    limits, timeout_s = _limits(left_s, all_reached=all_reached)
     return (
         f"cd /root/pysave && PYSAVE_REQUIRE_XEN=1 PYSAVE_XEN_VARIANT={variant} "
-        f"timeout {timeout_s} python3 -u -m pytest {shlex.join(arguments)}"
+        f"timeout {timeout_s} python3 -u -m pytest {shlex.join([*arguments, *limits])}"
     )
+
+
+def _limits(left_s: float | None, *, all_reached: bool) -> tuple[list[str], int]:
+    """Return pytest's options for beginning tests for `left_s` seconds only, and when it is taken to hang (in s)."""
+    if left_s is None:
+        return [], XEN_TIMEOUT_S
+    within_s = max(0, round(left_s))
+    limits = [f"--begin-within={within_s}", *(["--all-reached"] if all_reached else [])]
+    return limits, min(XEN_TIMEOUT_S, within_s + (LAST_FAILED_TEST_S if all_reached else LAST_TEST_S))

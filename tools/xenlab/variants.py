@@ -72,6 +72,7 @@ ARM64_PACKAGES = (
     # the project, and the headers that it is compiled with
     "libxen-dev", "libxxhash-dev", "libc6-dev", "python3", "python3-dev", "python3-cffi", "python3-numpy",
     "python3-zstandard", "python3-tqdm", "python3-xxhash", "python3-pytest", "python3-hypothesis",
+    "python3-pyroute2",
 )  # fmt: skip
 
 VARIANTS = {

@@ -72,3 +72,32 @@ def test_comma_in_a_module_path_is_refused_and_escaped_elsewhere() -> None:
 def test_a_machine_with_gicv2_has_one_processor_and_others_have_two() -> None:
     assert after(qemu.command_line(dataclasses.replace(BOOT, gic=2)), "-smp") == "1"
     assert {after(qemu.command_line(boot), "-smp") for boot in (BOOT, ARM64)} == {"2"}
+
+
+PAIR = Path("/c/run/pair")
+MEMBERS = {name: qemu.Member(name, PAIR / name / "cable.sock", PAIR / "shared.img") for name in "ab"}
+
+
+@pytest.mark.parametrize("of", [BOOT, ARM64])
+def test_a_host_of_a_pair_keeps_its_disk_and_sees_the_other_ones(of: qemu.Boot) -> None:
+    argv = qemu.command_line(dataclasses.replace(of, disk=PAIR / "a/disk.qcow2", member=MEMBERS["a"]))
+    drives = [argv[at + 1] for at, word in enumerate(argv) if word == "-drive"]
+    assert "format=qcow2" in drives[0]
+    assert "file=/c/run/pair/shared.img" in drives[1]
+    assert "file.locking=off" in drives[1]
+    assert not [drive for drive in drives if "snapshot" in drive]
+
+
+def test_hosts_of_a_pair_have_cards_and_names_of_their_own_and_a_single_machine_has_no_cable() -> None:
+    both = [" ".join(qemu.command_line(dataclasses.replace(BOOT, member=one))) for one in MEMBERS.values()]
+    assert "mac=52:54:00:09:00:01" in both[0]
+    assert "mac=52:54:00:09:00:02" in both[1]
+    assert [" lab.host=a" in both[0], " lab.host=b" in both[1]] == [True, True]
+    assert "stream" not in " ".join(qemu.command_line(BOOT))
+
+
+def test_the_disk_and_the_card_for_ssh_come_first_so_that_they_are_vda_and_eth0() -> None:
+    argv = qemu.command_line(dataclasses.replace(BOOT, member=MEMBERS["b"]))
+    devices = [argv[at + 1] for at, word in enumerate(argv) if word == "-device"]
+    assert ["drive=disk" in devices[0], "netdev=net" in devices[1]] == [True, True]
+    assert ["drive=shared" in devices[2], "netdev=cable" in devices[3]] == [True, True]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from xenlab import testing
 from xenlab.machine import CHECKOUT
+from xenlab.pair import variants_of
 from xenlab.variants import VARIANTS
 
 
@@ -29,6 +30,16 @@ def test_slow_adds_the_other_interrupt_controller() -> None:
 
 def test_of_variants_asked_for_only_these_run_in_the_order_asked() -> None:
     assert list(chosen("--variant", "4.17-arm64-gic2", "--variant", "4.17")) == ["4.17-arm64-gic2", "4.17"]
+
+
+def test_a_pair_runs_its_own_tests_and_only_where_it_is_asked_for() -> None:
+    assert not set(chosen("--slow")) & set(testing.PAIRS)
+    assert chosen("--variant", "pair", "--variant", "pair-4.17-4.20") == {
+        "pair": testing.PAIR_TESTS,
+        "pair-4.17-4.20": testing.PAIR_TESTS,
+    }
+    for variants in testing.PAIRS.values():
+        assert set(variants_of(variants)) == {"a", "b"}
 
 
 def test_quick_with_a_variant_that_has_no_first_row_runs_all_that_it_has() -> None:

@@ -1,0 +1,115 @@
+"""Tests on two real Xen hosts: `tools/test --variant pair` boots them, and runs pytest on the lab's machine.
+
+Here, as a host that is switched off cannot run a test. Without a pair they are skipped with that reason; with
+PYSAVE_REQUIRE_PAIR=1 its absence is a failure. After each test both hosts run, the cable is whole, and no domain is
+left over.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from on_xen import RUN, Emulated
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+import pair_lab
+from pair_lab import Guest, domains_of, run
+from xenlab import triple_faults
+from xenlab.pair import Host, Pair
+
+HERE = Path(__file__).parent
+
+FIRST = "_hosts"
+"""The file of tests that runs first: without it nothing was shown of the pair."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.stash[RUN].emulated is None and Pair().is_there:
+        faults = Faults(Pair())
+        config.stash[RUN].emulated = Emulated(
+            folder=HERE,
+            triple_faults=triple_faults,
+            faults=faults.until_now,
+            untouched=faults.untouched,
+            first=FIRST,
+            boots_repeated=pair_lab.boots_repeated,
+        )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: HERE in item.path.parents and not item.path.stem.endswith(FIRST))
+    if Pair().is_there or os.environ.get("PYSAVE_REQUIRE_PAIR"):
+        return
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="needs a pair of the lab's hosts: tools/lab pair up"))
+
+
+class Faults:
+    """The triple faults that both Xens reported."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.by_domid: dict[int, list[Host]] = {}
+
+    def until_now(self) -> Sequence[Any]:
+        found = []
+        for host in self.pair.hosts:
+            if host.state is not None:
+                for fault in triple_faults.parse(run(host, "xl", "dmesg", "-c").stdout):
+                    self.by_domid.setdefault(fault.domid, []).append(host)
+                    found.append(fault)
+        return found
+
+    def untouched(self, domid: int) -> bool:
+        """On each host where a domain of this number had one."""
+        return all(pair_lab.only_booted(host, domid) for host in self.by_domid[domid])
+
+
+@pytest.fixture(scope="session")
+def pair() -> Pair:
+    """The pair, both hosts running."""
+    found = Pair()
+    for host in found.hosts:
+        run(host, "xl", "dmesg", "-c")  # triple faults of before
+    return found
+
+
+@pytest.fixture
+def a(pair: Pair) -> Host:
+    return pair.a
+
+
+@pytest.fixture
+def b(pair: Pair) -> Host:
+    return pair.b
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, pair: Pair, a: Host) -> Iterator[Guest]:
+    """A running, healthy guest on hosta; parametrised, of that (kind, vcpus)."""
+    kind, vcpus = getattr(request, "param", ("pvh", 1))
+    found = Guest(pair, f"{kind}{vcpus}", kind, vcpus)
+    found.create(a)
+    yield found
+    found.destroy()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_over(pair: Pair, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that leaves a domain has failed. Hosts and cable are put right for the next one."""
+    yield
+    for host in pair.hosts:
+        pair.power_on(host.member.name)
+    pair.heal()
+    left = {host.label: names for host in pair.hosts if (names := domains_of(host))}
+    for host in pair.hosts:
+        for name in left.get(host.label, ()):
+            run(host, "xl", "destroy", name)
+    assert left == {}, f"domains left over: {left}"
