@@ -263,6 +263,7 @@ class Interrupted(SaveRestoreError):
 NAMES_OF_ERRNO = {
     errno.ENOSPC: ErrorName.DISK_FULL,
     errno.EDQUOT: ErrorName.DISK_FULL,
+    errno.EFBIG: ErrorName.DISK_FULL,  # vfat takes no file of 4 GiB
     errno.EPIPE: ErrorName.PEER_CLOSED,
     errno.ECONNRESET: ErrorName.PEER_CLOSED,
     errno.EACCES: ErrorName.PERMISSION_DENIED,

@@ -17,6 +17,7 @@ from pyxc.store import Permission, Transaction
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.pages import SLACK_KIB
+from saverestore.guest.common.transactions import in_transaction
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import shield
@@ -145,14 +146,8 @@ def _prepare(handles: Handles, kind: Kind, config: GuestConfig, domid: int) -> C
         store_port=xen.alloc_unbound(domid, DOM0), console_port=xen.alloc_unbound(domid, DOM0)
     )
     kind.set_up(handles, domid, config)
-    while True:
-        try:
-            with handles.store.transaction() as transaction:
-                _write_nodes(transaction, config, domid)
-            return channels
-        except XenError as error:
-            if error.errno != errno.EAGAIN:
-                raise
+    in_transaction(handles.store, lambda transaction: _write_nodes(transaction, config, domid))
+    return channels
 
 
 def _write_nodes(t: Transaction, config: GuestConfig, domid: int) -> None:
@@ -215,19 +210,16 @@ def introduce(handles: Handles, fresh: FreshDomain, config: GuestConfig, pages: 
     domid, store = fresh.domid, handles.store
     home = f"/local/domain/{domid}"
     readable = [(DOM0, Permission.NONE), (domid, Permission.READ)]
+
+    def connect(t: Transaction) -> None:
+        t.write(f"{home}/store/port", str(fresh.channels.store_port))
+        t.write(f"{home}/store/ring-ref", str(pages.store_gfn))
+        _write_console(t, domid, fresh.channels.console_port, pages.console_gfn)
+        for path in (f"{home}/store/port", f"{home}/store/ring-ref"):
+            t.set_permissions(path, readable)
+
     with shield():
-        while True:
-            try:
-                with store.transaction() as t:
-                    t.write(f"{home}/store/port", str(fresh.channels.store_port))
-                    t.write(f"{home}/store/ring-ref", str(pages.store_gfn))
-                    _write_console(t, domid, fresh.channels.console_port, pages.console_gfn)
-                    for path in (f"{home}/store/port", f"{home}/store/ring-ref"):
-                        t.set_permissions(path, readable)
-                break
-            except XenError as error:
-                if error.errno != errno.EAGAIN:
-                    raise
+        in_transaction(store, connect)
         handles.xen.set_max_memory(domid, config.target_kib + SLACK_KIB)
         # Last: both daemons look at the nodes when they are told of the domain.
         store.introduce_domain(domid, pages.store_gfn, fresh.channels.store_port)

@@ -17,8 +17,10 @@ from typing import Protocol
 
 from pyxc import EventChannels, Xen, XenError, XenStore, cpu
 from pyxc.control import ShutdownReason
+from pyxc.store import Transaction
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, advise
 from saverestore.guest.common.hvm_params import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
+from saverestore.guest.common.transactions import in_transaction
 from saverestore.interrupts import shield
 
 LOG = logging.getLogger(__name__)
@@ -308,13 +310,11 @@ class Resumption:
 def withdraw_request(store: XenStore, domid: int) -> bool:
     """Take back a request to suspend that the guest has not answered yet; whether there was one."""
     control = f"/local/domain/{domid}/control/shutdown"
-    while True:
-        try:
-            with store.transaction() as transaction:
-                if transaction.read(control) != REQUEST:
-                    return False
-                transaction.write(control, "")
-            return True
-        except XenError as error:
-            if error.errno != errno.EAGAIN:
-                raise
+
+    def withdraw(transaction: Transaction) -> bool:
+        asked = transaction.read(control) == REQUEST
+        if asked:
+            transaction.write(control, "")
+        return asked
+
+    return in_transaction(store, withdraw)
