@@ -141,7 +141,8 @@ class Remedy(Enum):
     RECOVER_IF_LATE = auto()  # domid: the same, should the guest suspend after all
     WATCH = auto()  # domid: have it looked after when it powers off or reboots
     LIST_DOMAINS = auto()
-    UNPAUSE = auto()  # domid
+    UNPAUSE = auto()  # domid: before it can be saved
+    UNPAUSE_NOW = auto()  # domid: what a failure has left paused, or somebody else
     DESTROY_OLD = auto()  # domid of what the image is to take the place of
     PLUG_ALL_VCPUS = auto()  # "DOMID NUMBER"
     DETACH_PCI = auto()  # domid

@@ -138,7 +138,7 @@ def _parser() -> common.Parser:
         "--suspend-timeout",
         metavar="SECONDS",
         type=_seconds,
-        help="how long the guest may take to answer and to suspend; default 60 for each",
+        help="how long the guest may take to suspend, from the request on; default 60",
     )
     parser.add_argument(
         "--recover",
@@ -286,11 +286,11 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     ):
         save_domain(request, progress, report, process_ends=True)
     if not arguments.quiet:
-        common.say(f"pysave: {_summary(request.domain, request.image, final_state.value, report)}")
+        common.say(f"pysave: {_summary(request.domain, request.image, report)}")
     return None
 
 
-def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:
+def _summary(domain: str, image: str, report: SaveReport) -> str:
     where = "standard output" if image == "-" else image
     text = (
         f"{domain} saved to {where}: {report.stream_bytes >> 20} MiB{_stored(report)}, "
@@ -301,7 +301,7 @@ def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:
         text += f"; {len(report.rounds)} rounds by {how}, downtime {report.downtime.total_s:.2f} s"
         if report.verdict is not None:
             text += f" (expected {report.verdict.prediction.downtime_s:.2f} s)"
-    return f"{text}; the domain is {state}"
+    return f"{text}; the domain is {report.domain_state.value}"
 
 
 def _stored(report: SaveReport) -> str:

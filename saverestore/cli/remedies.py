@@ -28,6 +28,7 @@ ANYWHERE = {
     Remedy.WATCH: "'pyxc-watch {object}' watches it",
     Remedy.LIST_DOMAINS: "'xl list' shows those there are",
     Remedy.UNPAUSE: "'xl unpause {object}' first",
+    Remedy.UNPAUSE_NOW: "'xl unpause {object}' lets it run",
     Remedy.DESTROY_OLD: "'xl destroy {object}' if the image is to take its place",
     Remedy.PLUG_ALL_VCPUS: "'xl vcpu-set {object}' first",
     Remedy.DETACH_PCI: "or detach them with 'xl pci-detach {object} BDF'",

@@ -14,6 +14,7 @@ from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
 from saverestore.operations import image_fit
 from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack import bare, choice, domains, watcher
+from saverestore.toolstack.condition import Found, look_up
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
 from saverestore.toolstack.domains import Domain
@@ -55,21 +56,30 @@ class Host:
         """The caller closes it. See `choice.for_saving`."""
         return choice.for_saving(self.handles, domain, wanted)
 
+    def suspending(
+        self, domain: Domain, device_model: DeviceModel | None, timeout_s: float | None
+    ) -> Suspending:
+        """Who suspends the domain, with its device model, and resumes it."""
+        kind = self.architecture.of_domain(self.handles, domain.info)
+        guest: Suspending = kind.suspender(self.handles, domain.domid, timeout_s=timeout_s)
+        return guest if device_model is None else SuspenderWithDeviceModel(guest, device_model)
+
     def save_guest(
-        self,
-        domain: Domain,
-        config: GuestConfig,
-        device_model: DeviceModel | None,
-        suspend_timeout_s: float | None,
+        self, domain: Domain, config: GuestConfig, device_model: DeviceModel | None, suspending: Suspending
     ) -> SaveGuest:
         """The domain as the engine sees it. The caller closes it."""
         kind = self.architecture.of_domain(self.handles, domain.info)
-        suspending: Suspending = kind.suspender(self.handles, domain.domid, timeout_s=suspend_timeout_s)
-        if device_model is not None:
-            suspending = SuspenderWithDeviceModel(suspending, device_model)
         return kind.save_guest(
             self.handles, domain.info, suspending, device_model, gic_version=config.gic_version
         )
+
+    def look_up(self, domain: Domain) -> Found:
+        """What it is now."""
+        return look_up(self.handles, domain.domid, domain.info.uuid)
+
+    def resume_if_late(self, domain: Domain) -> str:
+        """Have it resumed should it suspend in the next minutes: by whom, for people. XenRefused when nobody can."""
+        return watcher.start_for_late(domain)
 
     def throttle(self, domain: Domain) -> Throttle:
         """What takes processor time from the domain. DomainError where its scheduler cannot do that."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from saverestore.engine.policy import OnStall
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, TransportError
+from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Architecture
 from saverestore.guest.ports import SaveGuest, Throttle
 from saverestore.operations.commit import Commit, commit_of
@@ -35,6 +36,7 @@ class Prepared:
     toolstack: Toolstack
     config: GuestConfig
     device_model: DeviceModel | None
+    suspending: Suspending
     guest: SaveGuest
     digest: DigestAlgorithm | None
     throttle: Throttle | None
@@ -66,8 +68,11 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     with findings.check():
         if request.live and request.limits.on_stall is OnStall.THROTTLE:
             throttle = host.throttle(domain)
-    guest = host.save_guest(domain, config, device_model, request.suspend_timeout_s)
-    return Prepared(domain, toolstack, config, device_model, guest, digest, throttle)
+    suspending = host.suspending(domain, device_model, request.suspend_timeout_s)
+    if device_model is not None:
+        stack.callback(device_model.close)
+    guest = host.save_guest(domain, config, device_model, suspending)
+    return Prepared(domain, toolstack, config, device_model, suspending, guest, digest, throttle)
 
 
 def _check_devices(

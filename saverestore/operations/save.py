@@ -17,9 +17,10 @@ from saverestore.engine.progress import DomainState, Progress, SaveReport
 from saverestore.engine.save import write_up_to_end
 from saverestore.engine.session import SaveSession
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused, advise
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused, advise, fact_of
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
+from saverestore.operations.account import account_after_failure, account_of
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings
@@ -62,7 +63,7 @@ def save_domain(
             with opened_commit(request) as commit:
                 check_room(commit, prepared.guest, prepared.domain)
                 _speed_up(host, prepared.domain)
-                with _reporting_leftovers(commit, prepared.domain, report):
+                with _reporting_leftovers(host, commit, prepared, report):
                     stream, settings = _write_head(host, prepared, request, commit.sink)
                     session = SaveSession(
                         prepared.guest, commit.sink, settings, progress, report, clock=host.clock
@@ -136,42 +137,61 @@ def _make_final(
     host: Host, prepared: Prepared, request: SaveRequest, session: SaveSession, report: SaveReport
 ) -> None:
     """The image is safe: make of the domain what was asked for."""
-    domain = prepared.domain
+    domain, wanted = prepared.domain, request.final_state
     try:
-        if request.final_state is FinalState.DESTROY:
+        if wanted is FinalState.DESTROY:
             prepared.guest.close()
+            if prepared.device_model is not None:
+                prepared.device_model.close()
             host.handles.memory.unmap_lingering()  # or some of it would outlive its end
             prepared.toolstack.destroy(domain)
+            report.domain_state = DomainState.DESTROYED
         else:
-            if request.final_state is FinalState.PAUSE:
+            if wanted is FinalState.PAUSE:
                 host.handles.xen.pause(domain.domid)
-            session.resume(paused=request.final_state is FinalState.PAUSE)
+            session.resume(paused=wanted is FinalState.PAUSE)
     except (XenError, DomainError) as error:
-        raise XenRefused(
-            f"{request.image} is complete, but {domain} could not be made {request.final_state.value}: {error}; "
-            "it is still there",
-            name=ErrorName.FINAL_STATE_FAILED,
-            remedies=[Advice(Remedy.LIST_DOMAINS)],
-        ) from error
-    report.domain_state = DomainState(request.final_state.value)
-    if request.final_state is not FinalState.DESTROY:
+        account = account_of(host, domain)
+        report.domain_state = account.state
+        if wanted is not FinalState.DESTROY or account.state is not DomainState.GONE:
+            raise XenRefused(
+                f"{request.image} is complete, but {domain} could not be made {wanted.value}: {fact_of(error)}; "
+                f"it {account.what}",
+                name=ErrorName.FINAL_STATE_FAILED,
+                remedies=account.remedies or [Advice(Remedy.LIST_DOMAINS)],
+            ) from error
+    if wanted is not FinalState.DESTROY:
+        account = account_of(host, domain)
+        if account.state not in (DomainState.RUNNING, DomainState.PAUSED):
+            LOG.warning("%s %s", domain, account.what, extra={"remedies": account.remedies})
+        report.domain_state = account.state
         _remember(host, domain, report)
     # Not of one that is paused: a PV domain may be unpaused at any moment.
-    if request.final_state is not FinalState.PAUSE:
+    if wanted is not FinalState.PAUSE:
         ending.let_memory_follow()
 
 
 @contextmanager
-def _reporting_leftovers(commit: Commit, domain: Domain, report: SaveReport) -> Iterator[None]:
+def _reporting_leftovers(
+    host: Host, commit: Commit, prepared: Prepared, report: SaveReport
+) -> Iterator[None]:
     """An error in this block also says what is left of the image, and how the domain is."""
+    domain = prepared.domain
     try:
         yield
     except BaseException as error:
-        if report.domain_state is DomainState.STUCK:
-            error.add_note(commit.left_behind)
-            advise(error, Advice(Remedy.RECOVER, domain.domid))
-        else:
-            error.add_note(f"{commit.left_behind}; {domain} is running")
+        told = fact_of(error)
+        account = account_after_failure(host, prepared, report)
+        report.domain_state = account.state
+        if isinstance(error, XenError) and account.state in (DomainState.GONE, DomainState.DYING):
+            # Whatever call it was that failed: this is why.
+            reason = DomainError(f"{domain} {account.what}: {told}", name=ErrorName.DOMAIN_STOPPED)
+            reason.add_note(commit.left_behind)
+            raise reason from error
+        known = account.what in told  # each fact once
+        error.add_note(commit.left_behind if known else f"{commit.left_behind}; {domain} {account.what}")
+        for advice in account.remedies:
+            advise(error, advice)
         raise
 
 
