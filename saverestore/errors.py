@@ -56,7 +56,7 @@ class ErrorName(StrEnum):
     # ---- the domain
     DOMAIN_NOT_FOUND = "domain_not_found", "there is no such domain"
     DOMAIN_AMBIGUOUS = "domain_ambiguous", "several domains have that name"
-    DOMAIN_BUSY = "domain_busy", "another save or recovery works on the domain"
+    DOMAIN_BUSY = "domain_busy", "another save, restore or recovery works on the domain"
     DOMAIN_PAUSED = "domain_paused", "the domain is paused and cannot answer a request to suspend"
     DOMAIN_STOPPED = "domain_stopped", "the domain has powered off or crashed, or is being destroyed"
     DOMAIN_NEEDS_RECOVERY = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ErrorName, ImageError
@@ -18,6 +20,7 @@ from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import check_trailer
 from saverestore.toolstack.helper_link import Task
+from saverestore.toolstack.lock import restoring
 from saverestore.transport.fd import FdSource
 
 
@@ -95,8 +98,11 @@ def restore(
         header_digest=None if task is None else task.header_digest,
         require_digest=task is not None and task.require_digest,
     )
-    with open_handles(process_ends=True) as handles:
+    with ExitStack() as stack:
+        handles = stack.enter_context(open_handles(process_ends=True))
         info = handles.xen.domain(arguments.domid)
+        if task is None:  # else whoever asked libxl has the lock
+            stack.enter_context(restoring(info.uuid, None))
         kind = this_host().of_domain(handles, info)
         if reader.domain.type != kind.domain_type:
             raise ImageError(

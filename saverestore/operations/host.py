@@ -18,7 +18,7 @@ from saverestore.toolstack.condition import Found, look_up
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
 from saverestore.toolstack.domains import Domain
-from saverestore.toolstack.lock import locked
+from saverestore.toolstack.lock import locked, restoring
 from saverestore.toolstack.ports import FreshDomain, Maker, Toolstack
 from saverestore.toolstack.processor_cap import ProcessorCap
 
@@ -90,6 +90,10 @@ class Host:
     def toolstack_for_restoring(self, wanted: str) -> tuple[LibxlToolstack | None, str]:
         """The caller closes it. See `choice.for_restoring`."""
         return choice.for_restoring(self.handles, wanted)
+
+    def restoring(self, config: GuestConfig) -> AbstractContextManager[None]:
+        """Inside this block no other restore makes a domain of this name or UUID. DomainError when one does."""
+        return restoring(config.uuid, config.name)
 
     def check_free(self, config: GuestConfig) -> None:
         """DomainError when a domain has this name or UUID already."""

@@ -93,12 +93,12 @@ def _restoring(
 
 
 def _watch(host: Host, domid: int, name: str) -> None:
-    """That nobody watches it is no failure of the restore."""
+    """That perhaps nobody watches it is no failure of the restore."""
     try:
         host.watch(domid, name)
     except XenRefused as error:
         LOG.warning(
-            "nothing watches %s: when it powers off or reboots, it stays as it is then: %s",
+            "%s may stay as it is when it powers off or reboots: %s",
             name,
             error,
             extra={"remedies": [Advice(Remedy.WATCH, domid)]},
@@ -139,6 +139,8 @@ def _prepare(
             _check_unsupported(host.architecture, guest_config, why_bare, force=request.force)
         else:
             _check_host_fits(guest_config, force=request.force)
+    with findings.check():
+        stack.enter_context(host.restoring(guest_config))
     with findings.check():
         host.check_free(guest_config)
     with findings.check():

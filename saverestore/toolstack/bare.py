@@ -115,11 +115,22 @@ def check_memory(handles: Handles, config: GuestConfig) -> None:
     free = max(0, host.free_pages - host.outstanding_pages) * 4
     if needed > free:
         raise DomainError(
-            f"{config.name} needs {needed // 1024} MiB, this host has {free // 1024} MiB free; "
+            f"{config.name} needs {needed // 1024} MiB, this host has {free // 1024} MiB free"
+            f"{_held_by_dead(handles)}; "
             "no domain was created",
             name=ErrorName.HOST_LACKS_MEMORY,
             remedies=[Advice(Remedy.FREE_MEMORY)],
         )
+
+
+def _held_by_dead(handles: Handles) -> str:
+    """Domains that are being destroyed keep their memory while another process has pages of theirs mapped."""
+    dead = [info for info in handles.xen.domains() if info.dying and info.tot_pages]
+    if not dead:
+        return ""
+    numbers = ", ".join(str(info.domid) for info in dead)
+    mib = sum(info.tot_pages for info in dead) >> 8
+    return f" (and {mib} MiB are still held by domains that are being destroyed: {numbers})"
 
 
 def create(handles: Handles, config: GuestConfig) -> FreshDomain:
@@ -289,6 +300,7 @@ def destroy(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> None:
 
 
 def _remove_vm_node(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> None:
-    """Remove /vm/UUID, unless another domain goes on under the same UUID."""
-    if not any(info.uuid == domain_uuid and info.domid != domid for info in handles.xen.domains()):
+    """Remove /vm/UUID, unless another domain lives under the same UUID."""
+    others = (info for info in handles.xen.domains() if info.domid != domid and not info.dying)
+    if not any(info.uuid == domain_uuid for info in others):
         handles.store.remove(f"/vm/{domain_uuid}")

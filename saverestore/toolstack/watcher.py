@@ -35,10 +35,10 @@ def start(domid: int, name: str) -> None:
         read_fd, write_fd = os.pipe()
         try:
             try:
-                _start(name, ["--ready-fd", str(write_fd), str(domid)], keep=write_fd)
+                pid = _start(name, ["--ready-fd", str(write_fd), str(domid)], keep=write_fd)
             finally:
                 os.close(write_fd)
-            answer = _answer(read_fd)
+            answer = _answer(read_fd, pid)
         finally:
             os.close(read_fd)
     except OSError as error:
@@ -75,10 +75,10 @@ def _start(name: str, words: list[str], *, keep: int | None = None) -> int:
         ).pid
 
 
-def _answer(fd: int) -> str:
+def _answer(fd: int, pid: int) -> str:
     readable, _, _ = select.select([fd], [], [], READY_TIMEOUT_S)
     return (
         os.read(fd, 4096).decode(errors="replace")
         if readable
-        else f"no word of it in {READY_TIMEOUT_S:.0f} s"
+        else f"process {pid} has not begun to watch within {READY_TIMEOUT_S:.0f} s, but it may still"
     )
