@@ -146,6 +146,7 @@ class Remedy(Enum):
     DESTROY_OLD = auto()  # domid of what the image is to take the place of
     PLUG_ALL_VCPUS = auto()  # "DOMID NUMBER"
     DETACH_PCI = auto()  # domid
+    GIVE_ALL_MEMORY = auto()  # "DOMID MIB": so that none of it is populated on demand
     FREE_MEMORY = auto()
     TRY_AGAIN = auto()
 

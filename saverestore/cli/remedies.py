@@ -32,6 +32,7 @@ ANYWHERE = {
     Remedy.DESTROY_OLD: "'xl destroy {object}' if the image is to take its place",
     Remedy.PLUG_ALL_VCPUS: "'xl vcpu-set {object}' first",
     Remedy.DETACH_PCI: "or detach them with 'xl pci-detach {object} BDF'",
+    Remedy.GIVE_ALL_MEMORY: "'xl mem-set {object}' gives it all of its memory first",
     Remedy.FREE_MEMORY: "make room: destroy another domain, or shrink one with 'xl mem-set', domain 0 included",
     Remedy.TRY_AGAIN: "try again",
     Remedy.SAVE_WITHOUT_LIVE: "save it without live rounds",

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ErrorName, ImageError
-from saverestore.guest.common.handles import open_handles
+from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.kinds import this_host
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages, RestoreGuest
 from saverestore.helper.arguments import RestoreArguments, StreamType
@@ -73,6 +73,16 @@ def _source(fd: int, task: Task | None) -> FdSource:
     return source
 
 
+def _most_pages(handles: Handles, allowed: int, task: Task | None) -> int:
+    """How many pages the image may speak of. `allowed`: what libxl lets the domain have, its target, is often less.
+
+    `xl` does not say how much it could ever have: then it may be as much as the host has.
+    """
+    if task is not None and task.max_kib:
+        return max(allowed, task.max_kib // 4)
+    return max(allowed, handles.xen.host().total_pages)
+
+
 def restore(
     arguments: RestoreArguments,
     settings: Settings,
@@ -109,8 +119,9 @@ def restore(
                 f"the image holds an {reader.domain.type.name} domain, "
                 f"but libxl made an {kind.domain_type.name} one"
             )
-        guest = kind.restore_guest(handles, info, max_pages=info.max_pages, check_cpu=check_cpu)
-        reader.max_pfn = kind.last_pfn(info.max_pages)
+        max_pages = _most_pages(handles, info.max_pages, task)
+        guest = kind.restore_guest(handles, info, max_pages=max_pages, check_cpu=check_cpu)
+        reader.max_pfn = kind.last_pfn(max_pages)
         channels = Channels(
             store_port=arguments.store_port,
             console_port=arguments.console_port,

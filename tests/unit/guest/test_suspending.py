@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
+from pyxc.memory import PodTarget
 from saverestore.errors import fact_of
 from saverestore.guest.arm64 import resuming
 from saverestore.guest.arm64 import save as arm64_save
@@ -19,6 +20,7 @@ from saverestore.guest.x86 import hvm
 def test_a_pvh_domain_whose_state_cannot_be_read_is_not_suspended(monkeypatch):
     asked = []
     monkeypatch.setattr(hvm.xen_memory, "nr_gpfns", lambda *_: 4)
+    monkeypatch.setattr(hvm.xen_memory, "pod_target", lambda *_: PodTarget(4, 0, 0))
     xen = SimpleNamespace(version=lambda: SimpleNamespace(major=4, minor=17))
     guest = hvm.HvmSave(
         SimpleNamespace(xen=xen),
