@@ -89,6 +89,8 @@ class ErrorName(StrEnum):
     SAVE_STALLED = "save_stalled", "live rounds no longer helped, and the save was to be given up then"
     DOMAIN_EXISTS = "domain_exists", "a domain with the image's UUID exists already"
     DOMAIN_NAME_TAKEN = "domain_name_taken", "a domain of that name exists already"
+    DISKS_CHANGED = "disks_changed", "a disk of the image's domain was written to after the save"
+    COMMAND_FAILED = "command_failed", "the command to be run while the domain is suspended failed"
     HOST_LACKS_MEMORY = "host_lacks_memory", "this host has too little free memory for the domain"
     HOST_LACKS_DEVICE = "host_lacks_device", "this host lacks a disk, bridge or device that the domain needs"
     HOST_UNSUPPORTED = "host_unsupported", "this host is set up in a way that is not supported"
@@ -162,6 +164,7 @@ class Remedy(Enum):
 
     # ---- how it is restored
     RESTORE_ANYWAY = auto()  # without what this host lacks
+    RESTORE_OVER_CHANGED_DISKS = auto()  # at the risk of its file systems
     RESTORE_WITHOUT_DEVICES = auto()
     RESTORE_BY_XL = auto()  # which brings devices back
     RESTORE_ON_OTHER_CPU = auto()  # at the guest's own risk

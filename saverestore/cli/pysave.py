@@ -124,6 +124,13 @@ def _parser() -> common.Parser:
         "what changed in pages that are sent again, little work; 'none': checksums alone. Pages that are all zero "
         "take no room with any, and what gets no shorter is left as it is",
     )
+    parser.add_argument(
+        "--while-suspended",
+        metavar="CMD",
+        help="run CMD by sh while the domain is suspended, all of its memory being written: to snapshot its disks as "
+        "the image needs them (LVM, ZFS, qcow2). It has PYSAVE_DOMAIN, PYSAVE_DOMID, PYSAVE_UUID and PYSAVE_IMAGE in "
+        "its environment. If it fails, the save is given up and the domain resumed",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
     parser.add_argument(
         "--force",
@@ -156,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.recover:
         if arguments.image is not None:
             parser.error("--recover takes no IMAGE")
+        if arguments.while_suspended is not None:
+            parser.error("--while-suspended is for a save, and --recover makes none")
         if arguments.report is not None:
             parser.error("--report tells of a save, and --recover makes none")
         return common.run("pysave", arguments, lambda: _recover(arguments))
@@ -271,6 +280,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
         force=arguments.force,
         toolstack=arguments.toolstack,
         coding=coding,
+        while_suspended=arguments.while_suspended,
     )
     if arguments.dry_run:
         return common.print_findings("pysave", dry_run(request))

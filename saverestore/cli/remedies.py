@@ -44,6 +44,10 @@ ANYWHERE = {
     Remedy.BARE_TOOLSTACK: "'pysave --toolstack bare' saves it without devices",
     Remedy.USE_XL: "'xl' itself may support it",
     Remedy.RESTORE_ANYWAY: "'pyrestore --force' tries it all the same",
+    Remedy.RESTORE_OVER_CHANGED_DISKS: (
+        "bring the disks back as they were, or 'pyrestore --force' restores it all the same: what the guest has in "
+        "memory of its file systems may then destroy them"
+    ),
     Remedy.RESTORE_WITHOUT_DEVICES: "'pyrestore --force' restores it without them",
     Remedy.RESTORE_BY_XL: "'xl restore' brings them back",
     Remedy.RESTORE_ON_OTHER_CPU: (
@@ -84,6 +88,10 @@ OWN = {
         Remedy.BARE_TOOLSTACK: "--toolstack bare restores it without devices",
         Remedy.USE_XL: "'xl restore' may support it",
         Remedy.RESTORE_ANYWAY: "--force tries it all the same",
+        Remedy.RESTORE_OVER_CHANGED_DISKS: (
+            "bring the disks back as they were, or use --force: what the guest has in memory of its file systems may "
+            "then destroy them"
+        ),
         Remedy.RESTORE_WITHOUT_DEVICES: "--force restores it without them",
         Remedy.RESTORE_ON_OTHER_CPU: (
             "restore it on a host like the one it was saved on, or with --force all the same: the guest may crash"

@@ -31,7 +31,7 @@ from saverestore.interrupts import shield
 from saverestore.stream.digest_written import WrittenDigest
 from saverestore.stream.header_digest import integrity_fields
 from saverestore.stream.layout import DRAFT_B_VERSION
-from saverestore.stream.records import Checkpoint, Provenance, StaticDataEnd
+from saverestore.stream.records import Checkpoint, Provenance, Record, StaticDataEnd
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.versions import VersionCache
 from saverestore.stream.writer import LibxcWriter
@@ -176,6 +176,11 @@ class SaveSession:
         for record in self._guest.end_records():
             self._writer.record(record)
         self._phase = Phase.STATE_WRITTEN
+
+    def note(self, record: Record) -> None:
+        """Write an optional record of what the suspended domain has outside its memory."""
+        self._expect(Phase.STATE_WRITTEN)
+        self._writer.record(record)
 
     def end(self, trailer: TrailerBuffer | None = None) -> None:
         """The image's digest, END, and what comes behind it in the file: the stream is complete, log-dirty is off.

@@ -19,6 +19,7 @@ from saverestore.process import ending
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import check_trailer
+from saverestore.toolstack import disks
 from saverestore.toolstack.helper_link import Task
 from saverestore.toolstack.lock import restoring
 from saverestore.transport.fd import FdSource
@@ -130,7 +131,16 @@ def restore(
         )
         try:
             restored, _ = engine.restore(
-                reader, source, LibxlRestoreGuest(guest, channel), channels, ChannelProgress(channel), report
+                reader,
+                source,
+                LibxlRestoreGuest(guest, channel),
+                channels,
+                ChannelProgress(channel),
+                report,
+                # `xl` restores over anything; it is told.
+                take_disks=lambda record: disks.check(
+                    record.disks, info.uuid, force=task is None or not task.check_disks
+                ),
             )
             check_trailer(source, reader.following)
             ending.let_memory_follow()

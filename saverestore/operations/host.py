@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
-from saverestore.operations import image_fit
+from saverestore.operations import disk_fit, image_fit
 from saverestore.stream.reader import LibxcReader
-from saverestore.toolstack import bare, choice, domains, watcher
+from saverestore.toolstack import bare, choice, disks, domains, watcher
 from saverestore.toolstack.condition import Found, look_up
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
@@ -72,6 +72,15 @@ class Host:
         return kind.save_guest(
             self.handles, domain.info, suspending, device_model, gic_version=config.gic_version
         )
+
+    def disks_of(self, config: GuestConfig) -> list[dict[str, Any]]:
+        """What its disks are now. See `disks`."""
+        return disks.noted(config)
+
+    def settle_disks(self, domain: Domain, noted: list[dict[str, Any]]) -> None:
+        """They are nobody's now: see `disks.settle`."""
+        if noted:
+            disks.settle(domain.info.uuid, noted)
 
     def look_up(self, domain: Domain) -> Found:
         """What it is now."""
@@ -134,6 +143,10 @@ class Host:
     def check_image(self, image: str, *, force: bool) -> None:
         """By a second look into the file, where that can be had: would its domain run here? See `image_fit`."""
         image_fit.check(self.handles, self.architecture, image, force=force)
+
+    def check_disks(self, image: str, *, force: bool) -> None:
+        """The same: are its disks what they were? See `disk_fit`."""
+        disk_fit.check(image, force=force)
 
     def watch(self, domid: int, name: str) -> None:
         """Leave a process behind that looks after a restored domain. XenRefused when it could not be started."""

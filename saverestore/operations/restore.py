@@ -147,6 +147,8 @@ def _prepare(
         host.check_memory(guest_config)
     with findings.check():
         host.check_image(request.image, force=request.force)
+    with findings.check():
+        host.check_disks(request.image, force=request.force)
     return _Prepared(guest_config, libxl)
 
 

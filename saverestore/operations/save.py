@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import saverestore
 from saverestore import interrupts
@@ -20,6 +21,7 @@ from saverestore.engine.settings import SaveSettings
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused, advise, fact_of
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
+from saverestore.operations import while_suspended
 from saverestore.operations.account import account_after_failure, account_of
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
@@ -30,6 +32,7 @@ from saverestore.process import ending
 from saverestore.stream.header_digest import HeaderDigestSink
 from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import LibxlWriter
+from saverestore.stream.records import Disks
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import last_downtime, processor_cap
@@ -70,11 +73,14 @@ def save_domain(
                     )
                     with session:
                         write_up_to_end(session, live=request.live)
+                        noted = _look_outside_memory(host, prepared, request, session)
                         session.end(_trailer(stream, commit.sink.name, prepared.device_model))
                         if request.final_state is FinalState.RUN:
                             _resume_early(host, prepared, session)
                         _commit_image(host, commit, report)
                 _make_final(host, prepared, request, session, report)
+                if request.final_state is FinalState.DESTROY:
+                    _settle(host, prepared.domain, noted)
         finally:
             with shield():
                 prepared.guest.close()
@@ -101,6 +107,26 @@ def _write_head(
         batch_pfns=host.batch_pfns,
     )
     return stream, settings
+
+
+def _look_outside_memory(
+    host: Host, prepared: Prepared, request: SaveRequest, session: SaveSession
+) -> list[dict[str, Any]]:
+    """What the image is to know of the suspended domain's disks, once the command that was asked for has been run."""
+    if request.while_suspended is not None:
+        while_suspended.run(request.while_suspended, prepared.domain, request.image)
+    noted = host.disks_of(prepared.config)
+    if noted and not request.plain:
+        session.note(Disks({"disks": noted}))
+    return noted
+
+
+def _settle(host: Host, domain: Domain, noted: list[dict[str, Any]]) -> None:
+    """Who served a disk may have written to it when it closed it: that is not a change since the save."""
+    try:
+        host.settle_disks(domain, noted)
+    except OSError as error:
+        LOG.warning("what the disks of %s are now could not be noted: %s", domain, error)
 
 
 def _trailer(stream: LibxlWriter, name: str, device_model: DeviceModel | None) -> TrailerBuffer:

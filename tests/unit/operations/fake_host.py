@@ -117,6 +117,8 @@ class FakeHost:
         self.suspender = SimpleNamespace(is_late=False)
         self.found: Found | None = None
         self.late = 0
+        self.disks: list[dict[str, Any]] = []
+        self.settled: list[list[dict[str, Any]]] = []
         self.paused = False
 
     def _pause(self, _domid: int) -> None:
@@ -140,6 +142,12 @@ class FakeHost:
 
     def suspending(self, *_: object) -> Any:
         return self.suspender
+
+    def disks_of(self, _config: object) -> list[dict[str, Any]]:
+        return self.disks
+
+    def settle_disks(self, _domain: object, noted: list[dict[str, Any]]) -> None:
+        self.settled.append(noted)
 
     def look_up(self, _domain: object) -> Found:
         if self.found is not None:
@@ -206,6 +214,9 @@ class RestoringHost(FakeHost):
         pass
 
     def check_image(self, *_: object, **__: object) -> None:
+        pass
+
+    def check_disks(self, *_: object, **__: object) -> None:
         pass
 
     def restore_guest(self, *_: object, **__: object) -> Any:
