@@ -164,6 +164,7 @@ class Remedy(Enum):
 
     # ---- how it is restored
     RESTORE_ANYWAY = auto()  # without what this host lacks
+    NEWER_XEN = auto()  # the host's hypervisor is known to be bad, unless a distribution mended it
     RESTORE_OVER_CHANGED_DISKS = auto()  # at the risk of its file systems
     RESTORE_WITHOUT_DEVICES = auto()
     RESTORE_BY_XL = auto()  # which brings devices back

@@ -136,7 +136,7 @@ def _parser() -> common.Parser:
         "--force",
         action="store_true",
         help="with the bare toolstack, save a domain with devices all the same, with -c or -p; only libxl, "
-        "that is 'pyrestore' or 'xl restore', brings these back",
+        "that is 'pyrestore' or 'xl restore', brings these back. Also on a Xen that is known to break saves",
     )
     common.add_toolstack(parser)
     common.add_dry_run(parser, "save")

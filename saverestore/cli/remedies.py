@@ -44,6 +44,7 @@ ANYWHERE = {
     Remedy.BARE_TOOLSTACK: "'pysave --toolstack bare' saves it without devices",
     Remedy.USE_XL: "'xl' itself may support it",
     Remedy.RESTORE_ANYWAY: "'pyrestore --force' tries it all the same",
+    Remedy.NEWER_XEN: "update Xen; if this one has the fix, 'pysave --force' and 'pyrestore --force' go ahead",
     Remedy.RESTORE_OVER_CHANGED_DISKS: (
         "bring the disks back as they were, or 'pyrestore --force' restores it all the same: what the guest has in "
         "memory of its file systems may then destroy them"

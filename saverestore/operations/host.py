@@ -11,7 +11,7 @@ from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
-from saverestore.operations import disk_fit, image_fit
+from saverestore.operations import bad_host, disk_fit, image_fit
 from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack import bare, choice, disks, domains, watcher
 from saverestore.toolstack.condition import Found, look_up
@@ -47,6 +47,10 @@ class Host:
     def check_can_be_saved(self, domain: Domain) -> None:
         """DomainError unless it can be suspended now."""
         domains.check_can_be_saved(domain)
+
+    def check_hypervisor(self, domain: Domain, *, resumes: bool, force: bool) -> None:
+        """DomainError where this Xen is known to break that. `resumes`: the domain is to run after the save."""
+        bad_host.check_save(self.handles, self.architecture, domain, resumes=resumes, force=force)
 
     def locked(self, domain: Domain) -> AbstractContextManager[None]:
         """Inside this block no other process saves or recovers it. DomainError when one does."""
@@ -104,13 +108,17 @@ class Host:
         """Inside this block no other restore makes a domain of this name or UUID. DomainError when one does."""
         return restoring(config.uuid, config.name)
 
+    def check_hypervisor_for(self, config: GuestConfig, *, force: bool) -> None:
+        """DomainError where this Xen is known to break a restore of such a domain."""
+        bad_host.check_restore(self.handles, self.architecture, config, force=force)
+
     def check_free(self, config: GuestConfig) -> None:
         """DomainError when a domain has this name or UUID already."""
         domains.check_free(self.handles, config.name, config.uuid)
 
-    def check_memory(self, config: GuestConfig) -> None:
-        """DomainError when there is not enough free memory for it."""
-        bare.check_memory(self.handles, config)
+    def check_memory(self, config: GuestConfig, image: str) -> None:
+        """DomainError when there is not enough free memory for what the image holds."""
+        bare.check_memory(self.handles, config, image_fit.pages_of(image))
 
     def maker(self, libxl: LibxlToolstack | None) -> Maker | None:
         """Who makes a domain for this process to fill; None where libxl has that done."""

@@ -19,7 +19,7 @@ from saverestore.operations.preflight import Findings, duration, reading_rate, v
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.stream.digest_algorithms import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
 from saverestore.stream.layout import ENTRY_BYTES, PAGE_SIZE
-from saverestore.toolstack import host_fit
+from saverestore.toolstack import decisions, host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
@@ -54,6 +54,10 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     with findings.check():
         host.check_can_be_saved(domain)
     with findings.check():
+        host.check_hypervisor(
+            domain, resumes=request.final_state is not FinalState.DESTROY, force=request.force
+        )
+    with findings.check():
         stack.enter_context(host.locked(domain))
     toolstack = stack.enter_context(closing(host.toolstack_for_saving(domain, request.toolstack)))
     with findings.check():
@@ -64,6 +68,8 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     config = toolstack.config_of(domain)
     with findings.check():
         _check_passed_through(domain, config, request)
+    with findings.check():
+        _check_losses(domain, config)
     throttle = None
     with findings.check():
         if request.live and request.limits.on_stall is OnStall.THROTTLE:
@@ -97,6 +103,18 @@ def _check_devices(
             remedies=[Advice(Remedy.SAVE_PAUSED_AND_DESTROY, domain.domid)],
         )
     LOG.warning("%s; saved all the same, as was asked for", fact)
+
+
+def _check_losses(domain: Domain, config: GuestConfig) -> None:
+    """What its configuration has that no restore brings back."""
+    lost = decisions.losses(config.raw)
+    if lost.refused:
+        raise DomainError(
+            f"{domain} has state that cannot be saved: {'; '.join(lost.refused)}; nothing was done",
+            name=ErrorName.DOMAIN_UNSUPPORTED,
+        )
+    if lost.reported:
+        LOG.warning("not in an image of %s: %s", domain, "; ".join(lost.reported))
 
 
 def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequest) -> None:

@@ -140,11 +140,13 @@ def _prepare(
         else:
             _check_host_fits(guest_config, force=request.force)
     with findings.check():
+        host.check_hypervisor_for(guest_config, force=request.force)
+    with findings.check():
         stack.enter_context(host.restoring(guest_config))
     with findings.check():
         host.check_free(guest_config)
     with findings.check():
-        host.check_memory(guest_config)
+        host.check_memory(guest_config, request.image)
     with findings.check():
         host.check_image(request.image, force=request.force)
     with findings.check():

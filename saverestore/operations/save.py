@@ -98,7 +98,7 @@ def _write_head(
     settings = SaveSettings(
         live=request.live,
         dirty=request.dirty,
-        provenance=None if request.plain else _provenance(request, prepared.domain),
+        provenance=None if request.plain else _provenance(request, prepared),
         digest=prepared.digest,
         header_digest=outside.digest(),
         coding=request.coding,
@@ -252,13 +252,15 @@ def _speed_up(host: Host, domain: Domain) -> None:
         LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
 
 
-def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
+def _provenance(request: SaveRequest, prepared: Prepared) -> dict[str, object]:
+    domain = prepared.domain
     return {
         "tool": "pysave",
         "version": saverestore.__version__,
         "host": socket.gethostname(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "domain": {"name": domain.name, "uuid": str(domain.info.uuid), "domid": domain.domid},
+        "memory": {"pages": prepared.guest.populated_pages},
         "options": {
             "live": request.live,
             "dirty": request.dirty,

@@ -107,10 +107,10 @@ def check_host(handles: Handles) -> None:
             )
 
 
-def check_memory(handles: Handles, config: GuestConfig) -> None:
-    """DomainError when the host has not the free memory that the domain will take."""
+def check_memory(handles: Handles, config: GuestConfig, pages: int = 0) -> None:
+    """DomainError when the host has not the free memory that the domain will take. `pages`: what its image holds."""
     pool_kib = this_host().of_config(config.kind).paging_pool_kib(config)
-    needed = config.target_kib + pool_kib + HYPERVISOR_OVERHEAD_KIB
+    needed = max(config.target_kib, pages * 4) + pool_kib + HYPERVISOR_OVERHEAD_KIB
     host = handles.xen.host()
     free = max(0, host.free_pages - host.outstanding_pages) * 4
     if needed > free:

@@ -130,6 +130,12 @@ class FakeHost:
     def check_can_be_saved(self, _domain: object) -> None:
         pass
 
+    def check_hypervisor(self, *_: object, **__: object) -> None:
+        pass
+
+    def check_hypervisor_for(self, *_: object, **__: object) -> None:
+        pass
+
     def locked(self, _domain: object) -> Any:
         return nullcontext()
 
@@ -210,7 +216,7 @@ class RestoringHost(FakeHost):
     def check_free(self, _config: object) -> None:
         pass
 
-    def check_memory(self, _config: object) -> None:
+    def check_memory(self, *_: object) -> None:
         pass
 
     def check_image(self, *_: object, **__: object) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 
@@ -17,12 +18,13 @@ from memory_guests import MAKERS
 from saverestore.engine.progress import DomainState, SaveReport, Silence
 from saverestore.errors import DomainError, ErrorName, Interrupted, fact_of
 from saverestore.interrupts import handled
-from saverestore.operations import disk_fit
+from saverestore.operations import disk_fit, image_fit
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
+from saverestore.stream import LibxlReader, XlHeader
 from saverestore.stream.survey import survey
 from saverestore.testing.guest import MemorySave
-from saverestore.toolstack import disks
+from saverestore.toolstack import bare, disks
 from saverestore.transport.opening import open_image
 
 DISK = {"vdev": "xvda", "path": "/disks/web1.img", "bytes": 1 << 20, "mtime_ns": 5, "written": "1970-01-01"}
@@ -78,11 +80,6 @@ def test_an_image_whose_disks_changed_is_refused_before_anything_is_made(tmp_pat
 
 def opened_without_configuration(image: str):
     """The fake host's images have an empty one."""
-    from contextlib import contextmanager
-    from types import SimpleNamespace
-    from uuid import UUID
-
-    from saverestore.stream import LibxlReader, XlHeader
 
     @contextmanager
     def opened():
@@ -130,12 +127,34 @@ def test_what_a_command_prints_does_not_get_into_the_image(tmp_path, host, capfd
 
 
 def test_a_signal_ends_the_command_and_resumes_the_domain(tmp_path, host, guest):
-    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     with pytest.raises(Interrupted), handled():
-        save(tmp_path, host, f"echo $$ >{tmp_path}.pid; sleep 60; true")
+        save(tmp_path, host, f"echo $$ >{tmp_path}.pid; kill -INT {os.getpid()}; sleep 60; true")
     assert time.monotonic() - began < 20
     with pytest.raises(ProcessLookupError):
         os.kill(int(tmp_path.with_suffix(".pid").read_text()), 0)
     assert not guest.domain.suspended
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- how much memory it had ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "known"), [({}, True), ({"compress": 1}, True), ({"plain": True}, False)], ids=str
+)
+def test_the_image_says_how_many_pages_the_domain_had(tmp_path, host, guest, monkeypatch, how, known):
+    save(tmp_path, host, **how)
+    monkeypatch.setattr(image_fit, "opened", opened_without_configuration)
+    assert image_fit.pages_of(str(tmp_path / "a.img")) == (guest.populated_pages if known else 0)
+
+
+def test_a_host_needs_memory_for_what_the_image_holds_not_for_its_target(monkeypatch):
+    kind = SimpleNamespace(paging_pool_kib=lambda _config: 0)
+    monkeypatch.setattr(bare, "this_host", lambda: SimpleNamespace(of_config=lambda _kind: kind))
+    free = SimpleNamespace(free_pages=200 * 256, outstanding_pages=0)
+    handles = SimpleNamespace(xen=SimpleNamespace(host=lambda: free, domains=list))
+    config = SimpleNamespace(name="web1", kind="pvh", target_kib=128 << 10)
+    bare.check_memory(handles, config)
+    with pytest.raises(DomainError, match="needs 260 MiB, this host has 200 MiB free"):
+        bare.check_memory(handles, config, 256 * 256)
