@@ -150,7 +150,11 @@ class NewFile:
             path = self._final.with_name(f"{begin}{secrets.token_hex(TOKEN_BYTES)}{PARTIAL}")
             # Known before it is there, so that a signal at any moment leaves none; the name is nobody else's.
             self._temporary = path
-            descriptor = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                descriptor = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            except TransportError:
+                self._temporary = None  # there is none, or it is somebody else's
+                raise
             # Another process may have taken it for abandoned before it was locked.
             if _lock(descriptor) is not False and _is_there(path):
                 return descriptor
