@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -38,6 +39,28 @@ def nr_gpfns(xen: Xen, domid: int) -> int:
     number = ffi.new("xen_pfn_t *")
     check_rc(lib.xc_domain_nr_gpfns(xen.ptr, domid, number), "xc_domain_nr_gpfns", domid)
     return int(number[0])
+
+
+@dataclass(frozen=True)
+class PodTarget:
+    """What of an HVM domain is populated on demand, in pages (xen/public/memory.h, struct xen_pod_target).
+
+    `entries`: its frames that have no memory yet. `cache_pages`: what Xen keeps for these; part of `tot_pages`.
+    """
+
+    tot_pages: int
+    cache_pages: int
+    entries: int
+
+
+def pod_target(xen: Xen, domid: int) -> PodTarget:
+    """Of an HVM or PVH domain; of another, XenError (EINVAL)."""
+    require(X86, "xc_domain_get_pod_target", domid)
+    total, cache, entries = (ffi.new("uint64_t *") for _ in range(3))
+    check_rc(
+        lib.xc_domain_get_pod_target(xen.ptr, domid, total, cache, entries), "xc_domain_get_pod_target", domid
+    )
+    return PodTarget(int(total[0]), int(cache[0]), int(entries[0]))
 
 
 def guest_width_bytes(xen: Xen, domid: int) -> int:

@@ -56,7 +56,7 @@ class ErrorName(StrEnum):
     # ---- the domain
     DOMAIN_NOT_FOUND = "domain_not_found", "there is no such domain"
     DOMAIN_AMBIGUOUS = "domain_ambiguous", "several domains have that name"
-    DOMAIN_BUSY = "domain_busy", "another save or recovery works on the domain"
+    DOMAIN_BUSY = "domain_busy", "another save, restore or recovery works on the domain"
     DOMAIN_PAUSED = "domain_paused", "the domain is paused and cannot answer a request to suspend"
     DOMAIN_STOPPED = "domain_stopped", "the domain has powered off or crashed, or is being destroyed"
     DOMAIN_NEEDS_RECOVERY = (
@@ -89,6 +89,8 @@ class ErrorName(StrEnum):
     SAVE_STALLED = "save_stalled", "live rounds no longer helped, and the save was to be given up then"
     DOMAIN_EXISTS = "domain_exists", "a domain with the image's UUID exists already"
     DOMAIN_NAME_TAKEN = "domain_name_taken", "a domain of that name exists already"
+    DISKS_CHANGED = "disks_changed", "a disk of the image's domain was written to after the save"
+    COMMAND_FAILED = "command_failed", "the command to be run while the domain is suspended failed"
     HOST_LACKS_MEMORY = "host_lacks_memory", "this host has too little free memory for the domain"
     HOST_LACKS_DEVICE = "host_lacks_device", "this host lacks a disk, bridge or device that the domain needs"
     HOST_UNSUPPORTED = "host_unsupported", "this host is set up in a way that is not supported"
@@ -141,10 +143,12 @@ class Remedy(Enum):
     RECOVER_IF_LATE = auto()  # domid: the same, should the guest suspend after all
     WATCH = auto()  # domid: have it looked after when it powers off or reboots
     LIST_DOMAINS = auto()
-    UNPAUSE = auto()  # domid
+    UNPAUSE = auto()  # domid: before it can be saved
+    UNPAUSE_NOW = auto()  # domid: what a failure has left paused, or somebody else
     DESTROY_OLD = auto()  # domid of what the image is to take the place of
     PLUG_ALL_VCPUS = auto()  # "DOMID NUMBER"
     DETACH_PCI = auto()  # domid
+    GIVE_ALL_MEMORY = auto()  # "DOMID MIB": so that none of it is populated on demand
     FREE_MEMORY = auto()
     TRY_AGAIN = auto()
 
@@ -160,6 +164,8 @@ class Remedy(Enum):
 
     # ---- how it is restored
     RESTORE_ANYWAY = auto()  # without what this host lacks
+    NEWER_XEN = auto()  # the host's hypervisor is known to be bad, unless a distribution mended it
+    RESTORE_OVER_CHANGED_DISKS = auto()  # at the risk of its file systems
     RESTORE_WITHOUT_DEVICES = auto()
     RESTORE_BY_XL = auto()  # which brings devices back
     RESTORE_ON_OTHER_CPU = auto()  # at the guest's own risk
@@ -263,6 +269,7 @@ class Interrupted(SaveRestoreError):
 NAMES_OF_ERRNO = {
     errno.ENOSPC: ErrorName.DISK_FULL,
     errno.EDQUOT: ErrorName.DISK_FULL,
+    errno.EFBIG: ErrorName.DISK_FULL,  # vfat takes no file of 4 GiB
     errno.EPIPE: ErrorName.PEER_CLOSED,
     errno.ECONNRESET: ErrorName.PEER_CLOSED,
     errno.EACCES: ErrorName.PERMISSION_DENIED,

@@ -28,6 +28,9 @@ struct pyxc_pv_layout {
 };
 void pyxc_pv_layout_x86_64(struct pyxc_pv_layout *out);
 
+int xc_domain_get_pod_target(xc_interface *xch, uint32_t domid, uint64_t *tot_pages, uint64_t *pod_cache_pages,
+                             uint64_t *pod_entries);
+
 int xc_cpu_policy_get_size(xc_interface *xch, uint32_t *nr_leaves, uint32_t *nr_msrs);
 
 #define XEN_X86_EMU_LAPIC ...

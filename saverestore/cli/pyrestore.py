@@ -38,7 +38,8 @@ def _parser() -> common.Parser:
         "--force",
         action="store_true",
         help="restore also what this host lacks something for: with the bare toolstack, its devices, which the guest "
-        "then loses; disks and bridges that are not there; features of the CPU, without which it may crash",
+        "then loses; disks and bridges that are not there; disks that were written to after the save, which the "
+        "guest may then damage; features of the CPU, without which it may crash",
     )
     parser.add_argument(
         "--require-digest",

@@ -124,12 +124,19 @@ def _parser() -> common.Parser:
         "what changed in pages that are sent again, little work; 'none': checksums alone. Pages that are all zero "
         "take no room with any, and what gets no shorter is left as it is",
     )
+    parser.add_argument(
+        "--while-suspended",
+        metavar="CMD",
+        help="run CMD by sh while the domain is suspended, all of its memory being written: to snapshot its disks as "
+        "the image needs them (LVM, ZFS, qcow2). It has PYSAVE_DOMAIN, PYSAVE_DOMID, PYSAVE_UUID and PYSAVE_IMAGE in "
+        "its environment. If it fails, the save is given up and the domain resumed",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
     parser.add_argument(
         "--force",
         action="store_true",
         help="with the bare toolstack, save a domain with devices all the same, with -c or -p; only libxl, "
-        "that is 'pyrestore' or 'xl restore', brings these back",
+        "that is 'pyrestore' or 'xl restore', brings these back. Also on a Xen that is known to break saves",
     )
     common.add_toolstack(parser)
     common.add_dry_run(parser, "save")
@@ -138,7 +145,7 @@ def _parser() -> common.Parser:
         "--suspend-timeout",
         metavar="SECONDS",
         type=_seconds,
-        help="how long the guest may take to answer and to suspend; default 60 for each",
+        help="how long the guest may take to suspend, from the request on; default 60",
     )
     parser.add_argument(
         "--recover",
@@ -156,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.recover:
         if arguments.image is not None:
             parser.error("--recover takes no IMAGE")
+        if arguments.while_suspended is not None:
+            parser.error("--while-suspended is for a save, and --recover makes none")
         if arguments.report is not None:
             parser.error("--report tells of a save, and --recover makes none")
         return common.run("pysave", arguments, lambda: _recover(arguments))
@@ -271,6 +280,7 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
         force=arguments.force,
         toolstack=arguments.toolstack,
         coding=coding,
+        while_suspended=arguments.while_suspended,
     )
     if arguments.dry_run:
         return common.print_findings("pysave", dry_run(request))
@@ -286,11 +296,11 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     ):
         save_domain(request, progress, report, process_ends=True)
     if not arguments.quiet:
-        common.say(f"pysave: {_summary(request.domain, request.image, final_state.value, report)}")
+        common.say(f"pysave: {_summary(request.domain, request.image, report)}")
     return None
 
 
-def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:
+def _summary(domain: str, image: str, report: SaveReport) -> str:
     where = "standard output" if image == "-" else image
     text = (
         f"{domain} saved to {where}: {report.stream_bytes >> 20} MiB{_stored(report)}, "
@@ -301,7 +311,7 @@ def _summary(domain: str, image: str, state: str, report: SaveReport) -> str:
         text += f"; {len(report.rounds)} rounds by {how}, downtime {report.downtime.total_s:.2f} s"
         if report.verdict is not None:
             text += f" (expected {report.verdict.prediction.downtime_s:.2f} s)"
-    return f"{text}; the domain is {state}"
+    return f"{text}; the domain is {report.domain_state.value}"
 
 
 def _stored(report: SaveReport) -> str:

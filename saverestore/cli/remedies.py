@@ -28,9 +28,11 @@ ANYWHERE = {
     Remedy.WATCH: "'pyxc-watch {object}' watches it",
     Remedy.LIST_DOMAINS: "'xl list' shows those there are",
     Remedy.UNPAUSE: "'xl unpause {object}' first",
+    Remedy.UNPAUSE_NOW: "'xl unpause {object}' lets it run",
     Remedy.DESTROY_OLD: "'xl destroy {object}' if the image is to take its place",
     Remedy.PLUG_ALL_VCPUS: "'xl vcpu-set {object}' first",
     Remedy.DETACH_PCI: "or detach them with 'xl pci-detach {object} BDF'",
+    Remedy.GIVE_ALL_MEMORY: "'xl mem-set {object}' gives it all of its memory first",
     Remedy.FREE_MEMORY: "make room: destroy another domain, or shrink one with 'xl mem-set', domain 0 included",
     Remedy.TRY_AGAIN: "try again",
     Remedy.SAVE_WITHOUT_LIVE: "save it without live rounds",
@@ -42,6 +44,11 @@ ANYWHERE = {
     Remedy.BARE_TOOLSTACK: "'pysave --toolstack bare' saves it without devices",
     Remedy.USE_XL: "'xl' itself may support it",
     Remedy.RESTORE_ANYWAY: "'pyrestore --force' tries it all the same",
+    Remedy.NEWER_XEN: "update Xen; if this one has the fix, 'pysave --force' and 'pyrestore --force' go ahead",
+    Remedy.RESTORE_OVER_CHANGED_DISKS: (
+        "bring the disks back as they were, or 'pyrestore --force' restores it all the same: what the guest has in "
+        "memory of its file systems may then destroy them"
+    ),
     Remedy.RESTORE_WITHOUT_DEVICES: "'pyrestore --force' restores it without them",
     Remedy.RESTORE_BY_XL: "'xl restore' brings them back",
     Remedy.RESTORE_ON_OTHER_CPU: (
@@ -82,6 +89,10 @@ OWN = {
         Remedy.BARE_TOOLSTACK: "--toolstack bare restores it without devices",
         Remedy.USE_XL: "'xl restore' may support it",
         Remedy.RESTORE_ANYWAY: "--force tries it all the same",
+        Remedy.RESTORE_OVER_CHANGED_DISKS: (
+            "bring the disks back as they were, or use --force: what the guest has in memory of its file systems may "
+            "then destroy them"
+        ),
         Remedy.RESTORE_WITHOUT_DEVICES: "--force restores it without them",
         Remedy.RESTORE_ON_OTHER_CPU: (
             "restore it on a host like the one it was saved on, or with --force all the same: the guest may crash"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.cli import common
 from saverestore.cli.remedies import in_full
-from saverestore.errors import ExitCode, SaveRestoreError
+from saverestore.errors import ExitCode, SaveRestoreError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -41,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = common.parser(PROG, DESCRIPTION, EPILOG)
     parser.add_argument("domain", metavar="DOMAIN", help="its number or its name")
     parser.add_argument("--ready-fd", metavar="FD", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--late",
+        metavar="UUID",
+        help="instead: for ten minutes, resume DOMAIN, a number, should it suspend, if it still has this UUID. A "
+        "pysave that gives up waiting for a guest which has taken the request to suspend starts this",
+    )
     return parser
 
 
@@ -61,10 +67,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
+    if arguments.late is not None:
+        return _resume_if_late(arguments)
     from saverestore.toolstack.watch import watch_domain
     from saverestore.toolstack.watcher import READY
 
     watch_domain(arguments.domain, ready=lambda: _notify_starter(arguments, READY), undisturbed=_undisturbed)
+    return ExitCode.DONE
+
+
+def _resume_if_late(arguments: argparse.Namespace) -> int:
+    import uuid
+
+    from saverestore.operations.late import resume_if_late
+
+    try:
+        domid, domain_uuid = int(arguments.domain), uuid.UUID(arguments.late)
+    except ValueError as error:
+        raise UsageError(f"--late: {error}") from error
+    logging.info("domain %d: %s", domid, resume_if_late(domid, domain_uuid))
     return ExitCode.DONE
 
 

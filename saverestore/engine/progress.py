@@ -72,6 +72,12 @@ class DomainState(Enum):
     PAUSED = "paused"
     DESTROYED = "destroyed"
     STUCK = "suspended, and could not be resumed"
+    HALF_RESUMED = "running, but its device model could not be resumed"
+    CRASHED = "crashed"
+    STOPPED = "shut down"
+    DYING = "being destroyed by another program"
+    GONE = "gone: destroyed by another program"
+    UNKNOWN = "unknown"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from saverestore.engine.filling import PageFiller
 from saverestore.engine.progress import Progress, RestoreReport, Silence, peak_memory_bytes
@@ -10,7 +11,7 @@ from saverestore.errors import ErrorName, ImageError
 from saverestore.guest.ports import Channels, RestoredPages, RestoreGuest
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
-from saverestore.stream.records import Provenance, UnknownOptional
+from saverestore.stream.records import Disks, Provenance, UnknownOptional
 from saverestore.transport.base import ByteSource
 from saverestore.transport.cores import usable_cores
 
@@ -27,12 +28,14 @@ def restore(
     report: RestoreReport | None = None,
     *,
     workers: int | None = None,
+    take_disks: Callable[[Disks], None] = lambda _: None,
 ) -> tuple[RestoredPages, RestoreReport]:
     """Read a stream, whose headers `reader` has, to its END, into `guest`: where the domain has its rings.
 
     When it returns, the domain is complete and paused, the image's digest (if it has one) holds, and `source` stands
     right behind END. When it raises, the domain is of no use and is the caller's to destroy.
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
+    `take_disks` is called with what the image says of the domain's disks, and may refuse them.
     `workers`: with 1 all is done on the caller's thread, with more it reads while another one fills; None: as many as
     there are cores.
     """
@@ -42,7 +45,7 @@ def restore(
     try:
         try:
             with PageFiller(reader, guest, workers=workers or usable_cores()) as filler:
-                _read_all(reader, source, guest, filler, progress, report)
+                _read_all(reader, source, guest, filler, progress, report, take_disks)
         finally:
             report.memory_s = time.monotonic() - started
         report.digest = reader.checked_digest
@@ -64,6 +67,7 @@ def _read_all(
     filler: PageFiller,
     progress: Progress,
     report: RestoreReport,
+    take_disks: Callable[[Disks], None],
 ) -> None:
     """Every record to END: pages into the domain, the others taken by it, each when it has all pages before it."""
     static_data_done = False
@@ -85,6 +89,8 @@ def _read_all(
             progress.pages(record.nr_data, source.offset)
         elif isinstance(record, Provenance):
             report.saved_at = record.time
+        elif isinstance(record, Disks):
+            take_disks(record)
         elif isinstance(record, UnknownOptional) or record.type in NOT_FOR_THE_DOMAIN:
             continue
         elif record.type in (RecordType.CHECKPOINT, RecordType.CHECKPOINT_DIRTY_PFN_LIST):

@@ -25,13 +25,13 @@ from saverestore.engine.policy import ALL_OF_IT, Decision, decide
 from saverestore.engine.progress import DomainState, Progress, SaveReport, Silence, peak_memory_bytes
 from saverestore.engine.sending import PageSender
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import DomainError, ErrorName
+from saverestore.errors import DomainError, ErrorName, fact_of
 from saverestore.guest.ports import SaveGuest
 from saverestore.interrupts import shield
 from saverestore.stream.digest_written import WrittenDigest
 from saverestore.stream.header_digest import integrity_fields
 from saverestore.stream.layout import DRAFT_B_VERSION
-from saverestore.stream.records import Checkpoint, Provenance, StaticDataEnd
+from saverestore.stream.records import Checkpoint, Provenance, Record, StaticDataEnd
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.versions import VersionCache
 from saverestore.stream.writer import LibxcWriter
@@ -177,6 +177,11 @@ class SaveSession:
             self._writer.record(record)
         self._phase = Phase.STATE_WRITTEN
 
+    def note(self, record: Record) -> None:
+        """Write an optional record of what the suspended domain has outside its memory."""
+        self._expect(Phase.STATE_WRITTEN)
+        self._writer.record(record)
+
     def end(self, trailer: TrailerBuffer | None = None) -> None:
         """The image's digest, END, and what comes behind it in the file: the stream is complete, log-dirty is off.
 
@@ -276,14 +281,16 @@ class SaveSession:
                 self._account()
 
     def _resume_after(self, error: BaseException) -> None:
-        """The domain runs as before. A second attempt, as a device model may just have been busy."""
+        """The domain runs as before, unless it has stopped. Tried twice, as a device model may have been busy."""
         report = self.report
         was_running = report.domain_state is DomainState.RUNNING
-        if not _undo(error, self._guest.resume, "the domain could not be resumed at once"):
-            if not _undo(error, self._guest.resume, "nor by a second attempt"):
-                report.domain_state = DomainState.STUCK
+        if (first := _failure_of(self._guest.resume)) is not None:
+            second = _failure_of(self._guest.resume)
+            if second is None:
+                error.add_note(f"the domain was resumed by a second attempt only ({fact_of(first)})")
             else:
-                error.add_note("a second attempt resumed it")
+                error.add_note(f"the domain could not be resumed ({fact_of(second)})")
+                report.domain_state = DomainState.STUCK
         if self._downtime is not None and not was_running:
             self._downtime.broken_off()
             if report.domain_state is not DomainState.STUCK:
@@ -301,14 +308,18 @@ class SaveSession:
             report.zero_pages = self._sender.zero_pages
 
 
-def _undo(error: BaseException, undo: Callable[[], None], otherwise: str) -> bool:
-    """Take a step back because of `error`: whether that worked; if not, `error` gets a note with `otherwise`."""
+def _undo(error: BaseException, undo: Callable[[], None], otherwise: str) -> None:
+    """Take a step back because of `error`, which gets a note with `otherwise` when that fails."""
+    if (second := _failure_of(undo)) is not None:
+        error.add_note(f"{otherwise} ({fact_of(second)})")
+
+
+def _failure_of(step: Callable[[], None]) -> Exception | None:
     try:
-        undo()
-    except Exception as second:
-        error.add_note(f"{otherwise} ({second})")
-        return False
-    return True
+        step()
+    except Exception as error:
+        return error
+    return None
 
 
 def _writer(

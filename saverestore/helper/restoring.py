@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
 from saverestore.errors import DomainError, ErrorName, ImageError
-from saverestore.guest.common.handles import open_handles
+from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.kinds import this_host
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages, RestoreGuest
 from saverestore.helper.arguments import RestoreArguments, StreamType
@@ -17,7 +19,9 @@ from saverestore.process import ending
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import check_trailer
+from saverestore.toolstack import disks
 from saverestore.toolstack.helper_link import Task
+from saverestore.toolstack.lock import restoring
 from saverestore.transport.fd import FdSource
 
 
@@ -70,6 +74,16 @@ def _source(fd: int, task: Task | None) -> FdSource:
     return source
 
 
+def _most_pages(handles: Handles, allowed: int, task: Task | None) -> int:
+    """How many pages the image may speak of. `allowed`: what libxl lets the domain have, its target, is often less.
+
+    `xl` does not say how much it could ever have: then it may be as much as the host has.
+    """
+    if task is not None and task.max_kib:
+        return max(allowed, task.max_kib // 4)
+    return max(allowed, handles.xen.host().total_pages)
+
+
 def restore(
     arguments: RestoreArguments,
     settings: Settings,
@@ -95,16 +109,20 @@ def restore(
         header_digest=None if task is None else task.header_digest,
         require_digest=task is not None and task.require_digest,
     )
-    with open_handles(process_ends=True) as handles:
+    with ExitStack() as stack:
+        handles = stack.enter_context(open_handles(process_ends=True))
         info = handles.xen.domain(arguments.domid)
+        if task is None:  # else whoever asked libxl has the lock
+            stack.enter_context(restoring(info.uuid, None))
         kind = this_host().of_domain(handles, info)
         if reader.domain.type != kind.domain_type:
             raise ImageError(
                 f"the image holds an {reader.domain.type.name} domain, "
                 f"but libxl made an {kind.domain_type.name} one"
             )
-        guest = kind.restore_guest(handles, info, max_pages=info.max_pages, check_cpu=check_cpu)
-        reader.max_pfn = kind.last_pfn(info.max_pages)
+        max_pages = _most_pages(handles, info.max_pages, task)
+        guest = kind.restore_guest(handles, info, max_pages=max_pages, check_cpu=check_cpu)
+        reader.max_pfn = kind.last_pfn(max_pages)
         channels = Channels(
             store_port=arguments.store_port,
             console_port=arguments.console_port,
@@ -113,7 +131,16 @@ def restore(
         )
         try:
             restored, _ = engine.restore(
-                reader, source, LibxlRestoreGuest(guest, channel), channels, ChannelProgress(channel), report
+                reader,
+                source,
+                LibxlRestoreGuest(guest, channel),
+                channels,
+                ChannelProgress(channel),
+                report,
+                # `xl` restores over anything; it is told.
+                take_disks=lambda record: disks.check(
+                    record.disks, info.uuid, force=task is None or not task.check_disks
+                ),
             )
             check_trailer(source, reader.following)
             ending.let_memory_follow()

@@ -25,6 +25,8 @@ from saverestore.helper.settings import Settings
 from saverestore.interrupts import shield
 from saverestore.process import ending
 from saverestore.stream.digest_algorithms import NO_DIGEST, algorithm_for_writing
+from saverestore.toolstack import watcher
+from saverestore.toolstack.condition import look_up
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
 from saverestore.toolstack.processor_cap import ProcessorCap
@@ -38,6 +40,9 @@ SUSPENDED = 1
 
 class LibxlSuspender:
     """Suspending by asking libxl, which also stops the device model. Resuming is libxl's, too, while it is there."""
+
+    is_late = False
+    """libxl takes its request back, or waits."""
 
     def __init__(self, channel: Channel, handles: Handles, domid: int) -> None:
         self._channel = channel
@@ -59,13 +64,18 @@ class LibxlSuspender:
         """Nothing: libxl resumes the domain after a failure, and only it can start the device model again."""
 
 
-def resume_without_libxl(domid: int) -> None:
-    """Resume a domain that libxl was asked to suspend, when libxl is no longer there to do it.
+def resume_without_libxl(domid: int) -> str:
+    """Resume a domain that libxl was asked to suspend, when libxl has gone: what the domain is now, in words.
 
     After Ctrl-C `xl` ends without a word, and the image it was writing is of no use. A device model stays stopped.
     """
     with open_handles() as handles:
-        Suspender(handles.xen, handles.store, domid, requested=True).resume()
+        domain = _domain(handles, domid)
+        suspender = Suspender(handles.xen, handles.store, domid, requested=True)
+        suspender.resume()
+        if suspender.is_late:
+            return f"is running, and may still suspend: {watcher.start_for_late(domain)} resumes it then"
+        return look_up(handles, domid, domain.info.uuid).what
 
 
 class LibxlEmulator:

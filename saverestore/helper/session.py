@@ -166,14 +166,14 @@ def _restore(
 
 
 def _resume(domid: int, gone: LibxlGone) -> None:
-    """Resume the domain, and note that in the error; NotResumed when it fails."""
+    """Resume the domain, and note what it is then; NotResumed when that fails."""
     from saverestore.helper.saving import resume_without_libxl
 
     try:
-        resume_without_libxl(domid)
+        what = resume_without_libxl(domid)
     except Exception as error:  # whatever it was: the domain is suspended, and that must be said
         raise NotResumed(
             f"{fact_of(gone)}; domain {domid} could not be resumed: {fact_of(error)}",
             remedies=[*remedies_of(error), Advice(Remedy.RECOVER, domid)],
         ) from error
-    gone.add_note(f"domain {domid} is running again")
+    gone.add_note(f"domain {domid} {what}")

@@ -20,6 +20,7 @@ from saverestore.image.registers import (
     values_of,
 )
 from saverestore.stream.records import (
+    Disks,
     Following,
     HvmContext,
     HvmParams,
@@ -73,7 +74,7 @@ def _add(parts: Parts, name: str, vcpu: int, record: Record) -> None:
         parts.registers[f"vcpu {vcpu}"] = dict(_registers(PV_CONTEXT, record.context))
     elif isinstance(record, HvmContext):
         _add_hvm(parts, record.context)
-    elif isinstance(record, Provenance):
+    elif isinstance(record, Provenance | Disks):
         parts.about |= {f"{name}.{key}": value for key, value in record.fields.items()}
     elif isinstance(record, Following):
         parts.about[name] = f"{record.length_bytes} bytes, {record.xxh3.hex()}"

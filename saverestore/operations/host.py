@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
-from saverestore.operations import image_fit
+from saverestore.operations import bad_host, disk_fit, image_fit
 from saverestore.stream.reader import LibxcReader
-from saverestore.toolstack import bare, choice, domains, watcher
+from saverestore.toolstack import bare, choice, disks, domains, watcher
+from saverestore.toolstack.condition import Found, look_up
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
 from saverestore.toolstack.domains import Domain
-from saverestore.toolstack.lock import locked
+from saverestore.toolstack.lock import locked, restoring
 from saverestore.toolstack.ports import FreshDomain, Maker, Toolstack
 from saverestore.toolstack.processor_cap import ProcessorCap
 
@@ -47,6 +48,10 @@ class Host:
         """DomainError unless it can be suspended now."""
         domains.check_can_be_saved(domain)
 
+    def check_hypervisor(self, domain: Domain, *, resumes: bool, force: bool) -> None:
+        """DomainError where this Xen is known to break that. `resumes`: the domain is to run after the save."""
+        bad_host.check_save(self.handles, self.architecture, domain, resumes=resumes, force=force)
+
     def locked(self, domain: Domain) -> AbstractContextManager[None]:
         """Inside this block no other process saves or recovers it. DomainError when one does."""
         return locked(domain)
@@ -55,21 +60,39 @@ class Host:
         """The caller closes it. See `choice.for_saving`."""
         return choice.for_saving(self.handles, domain, wanted)
 
+    def suspending(
+        self, domain: Domain, device_model: DeviceModel | None, timeout_s: float | None
+    ) -> Suspending:
+        """Who suspends the domain, with its device model, and resumes it."""
+        kind = self.architecture.of_domain(self.handles, domain.info)
+        guest: Suspending = kind.suspender(self.handles, domain.domid, timeout_s=timeout_s)
+        return guest if device_model is None else SuspenderWithDeviceModel(guest, device_model)
+
     def save_guest(
-        self,
-        domain: Domain,
-        config: GuestConfig,
-        device_model: DeviceModel | None,
-        suspend_timeout_s: float | None,
+        self, domain: Domain, config: GuestConfig, device_model: DeviceModel | None, suspending: Suspending
     ) -> SaveGuest:
         """The domain as the engine sees it. The caller closes it."""
         kind = self.architecture.of_domain(self.handles, domain.info)
-        suspending: Suspending = kind.suspender(self.handles, domain.domid, timeout_s=suspend_timeout_s)
-        if device_model is not None:
-            suspending = SuspenderWithDeviceModel(suspending, device_model)
         return kind.save_guest(
             self.handles, domain.info, suspending, device_model, gic_version=config.gic_version
         )
+
+    def disks_of(self, config: GuestConfig) -> list[dict[str, Any]]:
+        """What its disks are now. See `disks`."""
+        return disks.noted(config)
+
+    def settle_disks(self, domain: Domain, noted: list[dict[str, Any]]) -> None:
+        """They are nobody's now: see `disks.settle`."""
+        if noted:
+            disks.settle(domain.info.uuid, noted)
+
+    def look_up(self, domain: Domain) -> Found:
+        """What it is now."""
+        return look_up(self.handles, domain.domid, domain.info.uuid)
+
+    def resume_if_late(self, domain: Domain) -> str:
+        """Have it resumed should it suspend in the next minutes: by whom, for people. XenRefused when nobody can."""
+        return watcher.start_for_late(domain)
 
     def throttle(self, domain: Domain) -> Throttle:
         """What takes processor time from the domain. DomainError where its scheduler cannot do that."""
@@ -81,13 +104,21 @@ class Host:
         """The caller closes it. See `choice.for_restoring`."""
         return choice.for_restoring(self.handles, wanted)
 
+    def restoring(self, config: GuestConfig) -> AbstractContextManager[None]:
+        """Inside this block no other restore makes a domain of this name or UUID. DomainError when one does."""
+        return restoring(config.uuid, config.name)
+
+    def check_hypervisor_for(self, config: GuestConfig, *, force: bool) -> None:
+        """DomainError where this Xen is known to break a restore of such a domain."""
+        bad_host.check_restore(self.handles, self.architecture, config, force=force)
+
     def check_free(self, config: GuestConfig) -> None:
         """DomainError when a domain has this name or UUID already."""
         domains.check_free(self.handles, config.name, config.uuid)
 
-    def check_memory(self, config: GuestConfig) -> None:
-        """DomainError when there is not enough free memory for it."""
-        bare.check_memory(self.handles, config)
+    def check_memory(self, config: GuestConfig, image: str) -> None:
+        """DomainError when there is not enough free memory for what the image holds."""
+        bare.check_memory(self.handles, config, image_fit.pages_of(image))
 
     def maker(self, libxl: LibxlToolstack | None) -> Maker | None:
         """Who makes a domain for this process to fill; None where libxl has that done."""
@@ -120,6 +151,10 @@ class Host:
     def check_image(self, image: str, *, force: bool) -> None:
         """By a second look into the file, where that can be had: would its domain run here? See `image_fit`."""
         image_fit.check(self.handles, self.architecture, image, force=force)
+
+    def check_disks(self, image: str, *, force: bool) -> None:
+        """The same: are its disks what they were? See `disk_fit`."""
+        disk_fit.check(image, force=force)
 
     def watch(self, domid: int, name: str) -> None:
         """Leave a process behind that looks after a restored domain. XenRefused when it could not be started."""

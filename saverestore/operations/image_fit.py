@@ -11,7 +11,21 @@ from saverestore.operations.image import opened
 from saverestore.operations.requests import STDIN
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
-from saverestore.stream.records import Record, UnknownOptional
+from saverestore.stream.records import Provenance, Record, UnknownOptional
+
+
+def pages_of(image: str) -> int:
+    """How many pages the domain had when its save began, as the image says; 0 where that is not known beforehand.
+
+    A guest that gave no memory back has more than its target.
+    """
+    if image == STDIN or not stat.S_ISREG(Path(image).stat().st_mode):
+        return 0
+    with opened(image) as found:
+        first = LibxcReader(found.source, check_digest=False).next()
+    memory = first.fields.get("memory") if isinstance(first, Provenance) else None
+    pages = memory.get("pages") if isinstance(memory, dict) else None
+    return pages if isinstance(pages, int) and pages > 0 else 0
 
 
 def check(handles: Handles, kinds: Architecture, image: str, *, force: bool) -> None:

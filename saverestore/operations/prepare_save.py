@@ -10,6 +10,7 @@ from pathlib import Path
 
 from saverestore.engine.policy import OnStall
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, TransportError
+from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Architecture
 from saverestore.guest.ports import SaveGuest, Throttle
 from saverestore.operations.commit import Commit, commit_of
@@ -18,7 +19,7 @@ from saverestore.operations.preflight import Findings, duration, reading_rate, v
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.stream.digest_algorithms import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
 from saverestore.stream.layout import ENTRY_BYTES, PAGE_SIZE
-from saverestore.toolstack import host_fit
+from saverestore.toolstack import decisions, host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
@@ -35,6 +36,7 @@ class Prepared:
     toolstack: Toolstack
     config: GuestConfig
     device_model: DeviceModel | None
+    suspending: Suspending
     guest: SaveGuest
     digest: DigestAlgorithm | None
     throttle: Throttle | None
@@ -52,6 +54,10 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     with findings.check():
         host.check_can_be_saved(domain)
     with findings.check():
+        host.check_hypervisor(
+            domain, resumes=request.final_state is not FinalState.DESTROY, force=request.force
+        )
+    with findings.check():
         stack.enter_context(host.locked(domain))
     toolstack = stack.enter_context(closing(host.toolstack_for_saving(domain, request.toolstack)))
     with findings.check():
@@ -62,12 +68,17 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     config = toolstack.config_of(domain)
     with findings.check():
         _check_passed_through(domain, config, request)
+    with findings.check():
+        _check_losses(domain, config)
     throttle = None
     with findings.check():
         if request.live and request.limits.on_stall is OnStall.THROTTLE:
             throttle = host.throttle(domain)
-    guest = host.save_guest(domain, config, device_model, request.suspend_timeout_s)
-    return Prepared(domain, toolstack, config, device_model, guest, digest, throttle)
+    suspending = host.suspending(domain, device_model, request.suspend_timeout_s)
+    if device_model is not None:
+        stack.callback(device_model.close)
+    guest = host.save_guest(domain, config, device_model, suspending)
+    return Prepared(domain, toolstack, config, device_model, suspending, guest, digest, throttle)
 
 
 def _check_devices(
@@ -92,6 +103,18 @@ def _check_devices(
             remedies=[Advice(Remedy.SAVE_PAUSED_AND_DESTROY, domain.domid)],
         )
     LOG.warning("%s; saved all the same, as was asked for", fact)
+
+
+def _check_losses(domain: Domain, config: GuestConfig) -> None:
+    """What its configuration has that no restore brings back."""
+    lost = decisions.losses(config.raw)
+    if lost.refused:
+        raise DomainError(
+            f"{domain} has state that cannot be saved: {'; '.join(lost.refused)}; nothing was done",
+            name=ErrorName.DOMAIN_UNSUPPORTED,
+        )
+    if lost.reported:
+        LOG.warning("not in an image of %s: %s", domain, "; ".join(lost.reported))
 
 
 def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequest) -> None:

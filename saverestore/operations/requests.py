@@ -27,6 +27,7 @@ class SaveRequest:
 
     `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
     `coding`: of an image in the dialect `draft-b`; None for Xen's own format. `limits`: of a live save.
+    `while_suspended`: a command line for sh(1), to be run while the domain is suspended.
     """
 
     domain: str
@@ -43,6 +44,7 @@ class SaveRequest:
     force: bool = False
     toolstack: str = choice.AUTO
     coding: Coding | None = None
+    while_suspended: str | None = None
 
 
 @dataclass(frozen=True)

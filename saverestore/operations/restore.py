@@ -93,12 +93,12 @@ def _restoring(
 
 
 def _watch(host: Host, domid: int, name: str) -> None:
-    """That nobody watches it is no failure of the restore."""
+    """That perhaps nobody watches it is no failure of the restore."""
     try:
         host.watch(domid, name)
     except XenRefused as error:
         LOG.warning(
-            "nothing watches %s: when it powers off or reboots, it stays as it is then: %s",
+            "%s may stay as it is when it powers off or reboots: %s",
             name,
             error,
             extra={"remedies": [Advice(Remedy.WATCH, domid)]},
@@ -140,11 +140,17 @@ def _prepare(
         else:
             _check_host_fits(guest_config, force=request.force)
     with findings.check():
+        host.check_hypervisor_for(guest_config, force=request.force)
+    with findings.check():
+        stack.enter_context(host.restoring(guest_config))
+    with findings.check():
         host.check_free(guest_config)
     with findings.check():
-        host.check_memory(guest_config)
+        host.check_memory(guest_config, request.image)
     with findings.check():
         host.check_image(request.image, force=request.force)
+    with findings.check():
+        host.check_disks(request.image, force=request.force)
     return _Prepared(guest_config, libxl)
 
 

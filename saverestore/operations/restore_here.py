@@ -15,6 +15,7 @@ from saverestore.operations.host import Host
 from saverestore.operations.image import OpenedImage
 from saverestore.operations.requests import RestoreRequest
 from saverestore.stream.reader import LibxcReader
+from saverestore.toolstack import disks
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.ports import Maker
 
@@ -50,7 +51,15 @@ class RestoringHere:
         report.create_s = self._host.clock() - self._began_at
         guest = self._host.restore_guest(kind, fresh, config, reader, force=self._request.force)
         try:
-            pages, _ = engine.restore(reader, image.source, guest, fresh.channels, progress, report)
+            pages, _ = engine.restore(
+                reader,
+                image.source,
+                guest,
+                fresh.channels,
+                progress,
+                report,
+                take_disks=lambda record: disks.check(record.disks, config.uuid, force=self._request.force),
+            )
         finally:
             guest.close()
         self._maker.connect(fresh, config, pages)

@@ -70,6 +70,8 @@ class RestoringByLibxl:
             self._image.header_digest,
             request.require_digest,
             check_cpu=not request.force,
+            check_disks=not request.force,
+            max_kib=max(self._image.config.max_kib, self._image.config.target_kib),
         )
         reported_at = way.position()
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import saverestore
 from saverestore import interrupts
@@ -17,9 +18,11 @@ from saverestore.engine.progress import DomainState, Progress, SaveReport
 from saverestore.engine.save import write_up_to_end
 from saverestore.engine.session import SaveSession
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused, advise
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused, advise, fact_of
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
+from saverestore.operations import while_suspended
+from saverestore.operations.account import account_after_failure, account_of
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings
@@ -29,6 +32,7 @@ from saverestore.process import ending
 from saverestore.stream.header_digest import HeaderDigestSink
 from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import LibxlWriter
+from saverestore.stream.records import Disks
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import last_downtime, processor_cap
@@ -62,18 +66,21 @@ def save_domain(
             with opened_commit(request) as commit:
                 check_room(commit, prepared.guest, prepared.domain)
                 _speed_up(host, prepared.domain)
-                with _reporting_leftovers(commit, prepared.domain, report):
+                with _reporting_leftovers(host, commit, prepared, report):
                     stream, settings = _write_head(host, prepared, request, commit.sink)
                     session = SaveSession(
                         prepared.guest, commit.sink, settings, progress, report, clock=host.clock
                     )
                     with session:
                         write_up_to_end(session, live=request.live)
+                        noted = _look_outside_memory(host, prepared, request, session)
                         session.end(_trailer(stream, commit.sink.name, prepared.device_model))
                         if request.final_state is FinalState.RUN:
                             _resume_early(host, prepared, session)
                         _commit_image(host, commit, report)
                 _make_final(host, prepared, request, session, report)
+                if request.final_state is FinalState.DESTROY:
+                    _settle(host, prepared.domain, noted)
         finally:
             with shield():
                 prepared.guest.close()
@@ -91,7 +98,7 @@ def _write_head(
     settings = SaveSettings(
         live=request.live,
         dirty=request.dirty,
-        provenance=None if request.plain else _provenance(request, prepared.domain),
+        provenance=None if request.plain else _provenance(request, prepared),
         digest=prepared.digest,
         header_digest=outside.digest(),
         coding=request.coding,
@@ -100,6 +107,26 @@ def _write_head(
         batch_pfns=host.batch_pfns,
     )
     return stream, settings
+
+
+def _look_outside_memory(
+    host: Host, prepared: Prepared, request: SaveRequest, session: SaveSession
+) -> list[dict[str, Any]]:
+    """What the image is to know of the suspended domain's disks, once the command that was asked for has been run."""
+    if request.while_suspended is not None:
+        while_suspended.run(request.while_suspended, prepared.domain, request.image)
+    noted = host.disks_of(prepared.config)
+    if noted and not request.plain:
+        session.note(Disks({"disks": noted}))
+    return noted
+
+
+def _settle(host: Host, domain: Domain, noted: list[dict[str, Any]]) -> None:
+    """Who served a disk may have written to it when it closed it: that is not a change since the save."""
+    try:
+        host.settle_disks(domain, noted)
+    except OSError as error:
+        LOG.warning("what the disks of %s are now could not be noted: %s", domain, error)
 
 
 def _trailer(stream: LibxlWriter, name: str, device_model: DeviceModel | None) -> TrailerBuffer:
@@ -136,42 +163,61 @@ def _make_final(
     host: Host, prepared: Prepared, request: SaveRequest, session: SaveSession, report: SaveReport
 ) -> None:
     """The image is safe: make of the domain what was asked for."""
-    domain = prepared.domain
+    domain, wanted = prepared.domain, request.final_state
     try:
-        if request.final_state is FinalState.DESTROY:
+        if wanted is FinalState.DESTROY:
             prepared.guest.close()
+            if prepared.device_model is not None:
+                prepared.device_model.close()
             host.handles.memory.unmap_lingering()  # or some of it would outlive its end
             prepared.toolstack.destroy(domain)
+            report.domain_state = DomainState.DESTROYED
         else:
-            if request.final_state is FinalState.PAUSE:
+            if wanted is FinalState.PAUSE:
                 host.handles.xen.pause(domain.domid)
-            session.resume(paused=request.final_state is FinalState.PAUSE)
+            session.resume(paused=wanted is FinalState.PAUSE)
     except (XenError, DomainError) as error:
-        raise XenRefused(
-            f"{request.image} is complete, but {domain} could not be made {request.final_state.value}: {error}; "
-            "it is still there",
-            name=ErrorName.FINAL_STATE_FAILED,
-            remedies=[Advice(Remedy.LIST_DOMAINS)],
-        ) from error
-    report.domain_state = DomainState(request.final_state.value)
-    if request.final_state is not FinalState.DESTROY:
+        account = account_of(host, domain)
+        report.domain_state = account.state
+        if wanted is not FinalState.DESTROY or account.state is not DomainState.GONE:
+            raise XenRefused(
+                f"{request.image} is complete, but {domain} could not be made {wanted.value}: {fact_of(error)}; "
+                f"it {account.what}",
+                name=ErrorName.FINAL_STATE_FAILED,
+                remedies=account.remedies or [Advice(Remedy.LIST_DOMAINS)],
+            ) from error
+    if wanted is not FinalState.DESTROY:
+        account = account_of(host, domain)
+        if account.state not in (DomainState.RUNNING, DomainState.PAUSED):
+            LOG.warning("%s %s", domain, account.what, extra={"remedies": account.remedies})
+        report.domain_state = account.state
         _remember(host, domain, report)
     # Not of one that is paused: a PV domain may be unpaused at any moment.
-    if request.final_state is not FinalState.PAUSE:
+    if wanted is not FinalState.PAUSE:
         ending.let_memory_follow()
 
 
 @contextmanager
-def _reporting_leftovers(commit: Commit, domain: Domain, report: SaveReport) -> Iterator[None]:
+def _reporting_leftovers(
+    host: Host, commit: Commit, prepared: Prepared, report: SaveReport
+) -> Iterator[None]:
     """An error in this block also says what is left of the image, and how the domain is."""
+    domain = prepared.domain
     try:
         yield
     except BaseException as error:
-        if report.domain_state is DomainState.STUCK:
-            error.add_note(commit.left_behind)
-            advise(error, Advice(Remedy.RECOVER, domain.domid))
-        else:
-            error.add_note(f"{commit.left_behind}; {domain} is running")
+        told = fact_of(error)
+        account = account_after_failure(host, prepared, report)
+        report.domain_state = account.state
+        if isinstance(error, XenError) and account.state in (DomainState.GONE, DomainState.DYING):
+            # Whatever call it was that failed: this is why.
+            reason = DomainError(f"{domain} {account.what}: {told}", name=ErrorName.DOMAIN_STOPPED)
+            reason.add_note(commit.left_behind)
+            raise reason from error
+        known = account.what in told  # each fact once
+        error.add_note(commit.left_behind if known else f"{commit.left_behind}; {domain} {account.what}")
+        for advice in account.remedies:
+            advise(error, advice)
         raise
 
 
@@ -206,13 +252,15 @@ def _speed_up(host: Host, domain: Domain) -> None:
         LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
 
 
-def _provenance(request: SaveRequest, domain: Domain) -> dict[str, object]:
+def _provenance(request: SaveRequest, prepared: Prepared) -> dict[str, object]:
+    domain = prepared.domain
     return {
         "tool": "pysave",
         "version": saverestore.__version__,
         "host": socket.gethostname(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "domain": {"name": domain.name, "uuid": str(domain.info.uuid), "domid": domain.domid},
+        "memory": {"pages": prepared.guest.populated_pages},
         "options": {
             "live": request.live,
             "dirty": request.dirty,

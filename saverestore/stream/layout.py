@@ -156,6 +156,7 @@ class RecordType(IntEnum):
     IMAGE_DIGEST = 0x8000_5001
     PROVENANCE = 0x8000_5002
     FOLLOWING = 0x8000_5003
+    DISKS = 0x8000_5004
 
 
 class PageType(IntEnum):

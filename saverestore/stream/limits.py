@@ -35,6 +35,7 @@ BODY_MAX: dict[RecordType, int] = {
     RecordType.IMAGE_DIGEST: 8 + 64,
     RecordType.PROVENANCE: 1 * MIB,
     RecordType.FOLLOWING: 8 + 16,
+    RecordType.DISKS: 1 * MIB,
 }
 
 UNKNOWN_OPTIONAL_MAX = RECORD_BODY_MAX

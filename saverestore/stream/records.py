@@ -45,6 +45,7 @@ __all__ = [
     "Arm64Vcpu",
     "Checkpoint",
     "CheckpointDirtyPfnList",
+    "Disks",
     "End",
     "Following",
     "HvmContext",
@@ -260,11 +261,40 @@ class X86MsrPolicy(CheckedRecord):
 
 
 @dataclass(frozen=True)
-class Provenance(CheckedRecord):
-    """Where an image comes from, a JSON object: tool, version, host, time, domain, options. Ours."""
+class JsonRecord(CheckedRecord):
+    """A JSON object in UTF-8. Ours."""
+
+    fields: dict[str, Any]
+
+    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
+        """Return the object as UTF-8 JSON."""
+        try:
+            text = json.dumps(self.fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            return text.encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BadRecord(
+                f"{self.type.name}: not to be put as JSON: {error}", offset=None, type=self.type
+            ) from error
+
+    @classmethod
+    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
+        """Read the object."""
+        try:
+            fields = json.loads(bytes(body).decode(), parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise BadRecord(
+                f"{cls.type.name}: no JSON in UTF-8: {error}", offset=offset, type=cls.type
+            ) from error
+        if not isinstance(fields, dict):
+            refuse(cls.type, offset, f"a JSON {type(fields).__name__} where an object belongs")
+        return cls(fields)
+
+
+@dataclass(frozen=True)
+class Provenance(JsonRecord):
+    """Where an image comes from: tool, version, host, time, domain, options. Ours."""
 
     type = RecordType.PROVENANCE
-    fields: dict[str, Any]
 
     @property
     def time(self) -> datetime.datetime | None:
@@ -275,26 +305,18 @@ class Provenance(CheckedRecord):
             return None
         return None if found.tzinfo is None else found
 
-    def pack(self, order: ByteOrder = ByteOrder.LITTLE) -> bytes:
-        """Return the object as UTF-8 JSON."""
-        try:
-            text = json.dumps(self.fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-            return text.encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise BadRecord(
-                f"PROVENANCE: not to be put as JSON: {error}", offset=None, type=self.type
-            ) from error
 
-    @classmethod
-    def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
-        """Read the object."""
-        try:
-            fields = json.loads(bytes(body).decode(), parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise BadRecord(f"PROVENANCE: no JSON in UTF-8: {error}", offset=offset, type=cls.type) from error
-        if not isinstance(fields, dict):
-            refuse(cls.type, offset, f"a JSON {type(fields).__name__} where an object belongs")
-        return cls(fields)
+@dataclass(frozen=True)
+class Disks(JsonRecord):
+    """What the domain's disks were when it was suspended, a list under "disks". Ours."""
+
+    type = RecordType.DISKS
+
+    @property
+    def disks(self) -> list[dict[str, Any]]:
+        """One object each; none where the record has no such list."""
+        found = self.fields.get("disks")
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 @dataclass(frozen=True)
@@ -386,6 +408,7 @@ Record: TypeAlias = (
     | ImageDigest
     | Provenance
     | Following
+    | Disks
 )
 """Every record that can be packed."""
 
@@ -415,6 +438,7 @@ RECORD_CLASSES: dict[RecordType, type[Record]] = {
         ImageDigest,
         Provenance,
         Following,
+        Disks,
     )
 }
 """The class for each record type; PAGE_DATA is the reader's, TOOLSTACK is refused."""

@@ -21,7 +21,7 @@ from saverestore.stream.headers import DomainHeader, ImageHeader
 from saverestore.stream.layout import RecordType, record_name
 from saverestore.stream.libxl import LibxlReader, LibxlRecord
 from saverestore.stream.reader import AnyRecord, LibxcReader, PageData
-from saverestore.stream.records import Checkpoint, ImageDigest, Provenance, UnknownOptional
+from saverestore.stream.records import Checkpoint, Disks, ImageDigest, Provenance, UnknownOptional
 from saverestore.stream.tally import PageDigests, PageStatistics, WordPages
 from saverestore.stream.walk import walk
 from saverestore.stream.xl import XlHeader
@@ -88,6 +88,7 @@ class Survey:
     domain: DomainHeader | None = None
     config: ConfigSummary | None = None
     provenance: dict[str, Any] | None = None
+    disks: list[dict[str, Any]] = field(default_factory=list)
     digest: ImageDigest | None = None
     checked_digest: DigestAlgorithm | None = None
     records: dict[str, RecordCount] = field(default_factory=dict)
@@ -180,6 +181,8 @@ class _Walk:
             self._pages(record)
         elif isinstance(record, Provenance):
             self._found.provenance = record.fields
+        elif isinstance(record, Disks):
+            self._found.disks = record.disks
         elif isinstance(record, ImageDigest):
             self._found.digest = record
         elif isinstance(record, Checkpoint):

@@ -17,6 +17,7 @@ from pyxc.store import Permission, Transaction
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.pages import SLACK_KIB
+from saverestore.guest.common.transactions import in_transaction
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import shield
@@ -106,19 +107,30 @@ def check_host(handles: Handles) -> None:
             )
 
 
-def check_memory(handles: Handles, config: GuestConfig) -> None:
-    """DomainError when the host has not the free memory that the domain will take."""
+def check_memory(handles: Handles, config: GuestConfig, pages: int = 0) -> None:
+    """DomainError when the host has not the free memory that the domain will take. `pages`: what its image holds."""
     pool_kib = this_host().of_config(config.kind).paging_pool_kib(config)
-    needed = config.target_kib + pool_kib + HYPERVISOR_OVERHEAD_KIB
+    needed = max(config.target_kib, pages * 4) + pool_kib + HYPERVISOR_OVERHEAD_KIB
     host = handles.xen.host()
     free = max(0, host.free_pages - host.outstanding_pages) * 4
     if needed > free:
         raise DomainError(
-            f"{config.name} needs {needed // 1024} MiB, this host has {free // 1024} MiB free; "
+            f"{config.name} needs {needed // 1024} MiB, this host has {free // 1024} MiB free"
+            f"{_held_by_dead(handles)}; "
             "no domain was created",
             name=ErrorName.HOST_LACKS_MEMORY,
             remedies=[Advice(Remedy.FREE_MEMORY)],
         )
+
+
+def _held_by_dead(handles: Handles) -> str:
+    """Domains that are being destroyed keep their memory while another process has pages of theirs mapped."""
+    dead = [info for info in handles.xen.domains() if info.dying and info.tot_pages]
+    if not dead:
+        return ""
+    numbers = ", ".join(str(info.domid) for info in dead)
+    mib = sum(info.tot_pages for info in dead) >> 8
+    return f" (and {mib} MiB are still held by domains that are being destroyed: {numbers})"
 
 
 def create(handles: Handles, config: GuestConfig) -> FreshDomain:
@@ -145,14 +157,8 @@ def _prepare(handles: Handles, kind: Kind, config: GuestConfig, domid: int) -> C
         store_port=xen.alloc_unbound(domid, DOM0), console_port=xen.alloc_unbound(domid, DOM0)
     )
     kind.set_up(handles, domid, config)
-    while True:
-        try:
-            with handles.store.transaction() as transaction:
-                _write_nodes(transaction, config, domid)
-            return channels
-        except XenError as error:
-            if error.errno != errno.EAGAIN:
-                raise
+    in_transaction(handles.store, lambda transaction: _write_nodes(transaction, config, domid))
+    return channels
 
 
 def _write_nodes(t: Transaction, config: GuestConfig, domid: int) -> None:
@@ -215,19 +221,16 @@ def introduce(handles: Handles, fresh: FreshDomain, config: GuestConfig, pages: 
     domid, store = fresh.domid, handles.store
     home = f"/local/domain/{domid}"
     readable = [(DOM0, Permission.NONE), (domid, Permission.READ)]
+
+    def connect(t: Transaction) -> None:
+        t.write(f"{home}/store/port", str(fresh.channels.store_port))
+        t.write(f"{home}/store/ring-ref", str(pages.store_gfn))
+        _write_console(t, domid, fresh.channels.console_port, pages.console_gfn)
+        for path in (f"{home}/store/port", f"{home}/store/ring-ref"):
+            t.set_permissions(path, readable)
+
     with shield():
-        while True:
-            try:
-                with store.transaction() as t:
-                    t.write(f"{home}/store/port", str(fresh.channels.store_port))
-                    t.write(f"{home}/store/ring-ref", str(pages.store_gfn))
-                    _write_console(t, domid, fresh.channels.console_port, pages.console_gfn)
-                    for path in (f"{home}/store/port", f"{home}/store/ring-ref"):
-                        t.set_permissions(path, readable)
-                break
-            except XenError as error:
-                if error.errno != errno.EAGAIN:
-                    raise
+        in_transaction(store, connect)
         handles.xen.set_max_memory(domid, config.target_kib + SLACK_KIB)
         # Last: both daemons look at the nodes when they are told of the domain.
         store.introduce_domain(domid, pages.store_gfn, fresh.channels.store_port)
@@ -297,6 +300,7 @@ def destroy(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> None:
 
 
 def _remove_vm_node(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> None:
-    """Remove /vm/UUID, unless another domain goes on under the same UUID."""
-    if not any(info.uuid == domain_uuid and info.domid != domid for info in handles.xen.domains()):
+    """Remove /vm/UUID, unless another domain lives under the same UUID."""
+    others = (info for info in handles.xen.domains() if info.domid != domid and not info.dying)
+    if not any(info.uuid == domain_uuid for info in others):
         handles.store.remove(f"/vm/{domain_uuid}")

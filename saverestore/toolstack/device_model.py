@@ -11,8 +11,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,6 +24,9 @@ from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, EmulatorId, Emul
 RUN_DIR = Path("/run/xen")
 TIMEOUT_S = 30.0
 """How long an answer may take. libxl, which may be talking to the same QEMU, waits 10 s for its own."""
+
+AGAIN_S = 5.0
+"""The same when it is to run again after a failure: the guest stands still meanwhile."""
 
 LONGEST_ANSWER = 1 << 20
 T = TypeVar("T")
@@ -43,6 +46,7 @@ class Qmp:
         self._domid = domid
         self._timeout_s = timeout_s
         self._text = b""
+        self.closed = False
         try:
             self._socket = connect()
         except BlockingIOError as error:
@@ -124,6 +128,7 @@ class Qmp:
 
     def close(self) -> None:
         """End it. Twice is fine."""
+        self.closed = True
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -136,7 +141,8 @@ class Qmp:
 class DeviceModel:
     """The QEMU of one HVM domain, run by libxl in domain 0.
 
-    A conversation is opened for each step, as libxl must be able to hold its own meanwhile.
+    A conversation is opened for each step, as libxl must be able to hold its own meanwhile; but one is held from
+    before the guest is suspended until it runs again, or another program could keep us from it just then.
     `connect` opens a socket to its monitor; otherwise that is the one which libxl has it listen on.
     """
 
@@ -153,9 +159,28 @@ class DeviceModel:
         self._connect = connect or self._connect_to_libxls
         self._timeout_s = timeout_s
         self._state: bytes | None = None
+        self._held: Qmp | None = None
 
-    def _qmp(self) -> Qmp:
-        return Qmp(self._connect, self._domid, self._timeout_s)
+    @contextmanager
+    def _qmp(self) -> Iterator[Qmp]:
+        """The conversation that is held, or one for this block."""
+        if self._held is not None and not self._held.closed:
+            yield self._held
+            return
+        timeout_s = self._timeout_s if self._state is None else min(self._timeout_s, AGAIN_S)
+        with Qmp(self._connect, self._domid, timeout_s) as qmp:
+            yield qmp
+
+    def hold(self) -> None:
+        """Open a conversation for all that follows, until `resume` or `close`. QmpError when it cannot be had."""
+        self.close()
+        self._held = Qmp(self._connect, self._domid, self._timeout_s)
+
+    def close(self) -> None:
+        """End the conversation that is held, if one is. Twice is fine."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
 
     def _connect_to_libxls(self) -> socket.socket:
         path = RUN_DIR / f"qmp-libxl-{self._domid}"
@@ -229,12 +254,14 @@ class DeviceModel:
             os.close(memory)
 
     def resume(self) -> None:
-        """Let it run again after `stop`; nothing when it was not stopped by this."""
-        if self._state is None:
-            return
-        with self._qmp() as qmp:
-            qmp.command("cont")
-        self._state = None
+        """Let it run again after `stop`; nothing when it was not stopped by this. No conversation is held then."""
+        try:
+            if self._state is not None:
+                with self._qmp() as qmp:
+                    qmp.command("cont")
+                self._state = None
+        finally:
+            self.close()
 
     def recover(self) -> bool:
         """After a save that was killed: log-dirty off, and let it run. Whether it had stopped."""
@@ -277,13 +304,19 @@ class SuspenderWithDeviceModel:
         self._guest = guest
         self._device_model = device_model
 
+    @property
+    def is_late(self) -> bool:
+        """See Suspending."""
+        return self._guest.is_late
+
     def suspend(self) -> None:
-        """Return once both stand still."""
+        """Return once both are stopped. The guest is not asked where its device model cannot be reached."""
+        self._device_model.hold()
         self._guest.suspend()
         self._device_model.stop()
 
     def resume(self) -> None:
-        """Both go on. A device model that does not answer keeps nobody from resuming the guest."""
+        """Resume both. A device model that does not answer keeps nobody from resuming the guest."""
         try:
             self._device_model.resume()
         finally:

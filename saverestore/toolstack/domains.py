@@ -32,7 +32,8 @@ class Domain:
         return self.info.domid
 
     def __str__(self) -> str:
-        return f"{self.name} (domain {self.domid})"
+        number = f"domain {self.domid}"
+        return number if self.name == str(self.domid) else f"{self.name} ({number})"  # one without a name
 
 
 def name_of(store: XenStore, domid: int) -> str:
@@ -46,8 +47,11 @@ def all_domains(handles: Handles) -> list[Domain]:
 
 
 def find(handles: Handles, text: str) -> Domain:
-    """The domain with this number, UUID or name: in this order. DomainError when none or several have it."""
-    domains = all_domains(handles)
+    """The domain with this number, UUID or name: in this order. DomainError when none or several have it.
+
+    One that is being destroyed is only meant where no other is: somebody may hold its pages for long.
+    """
+    domains = sorted(all_domains(handles), key=lambda domain: domain.info.dying)
     with contextlib.suppress(ValueError):
         wanted = uuid.UUID(text)
         for domain in domains:
@@ -58,6 +62,7 @@ def find(handles: Handles, text: str) -> Domain:
             if domain.domid == int(text):
                 return domain
     named = [domain for domain in domains if domain.name == text]
+    named = [domain for domain in named if not domain.info.dying] or named[:1]
     if len(named) > 1:
         numbers = ", ".join(str(domain.domid) for domain in named)
         raise DomainError(
@@ -158,8 +163,13 @@ def _number(text: str | None) -> int | None:
 
 
 def check_free(handles: Handles, name: str, domain_uuid: uuid.UUID) -> None:
-    """DomainError when a domain of this name or UUID is there already."""
+    """DomainError when a domain of this name or UUID is there already.
+
+    One that is being destroyed takes neither: it may stay for long where another process holds one of its pages.
+    """
     for domain in all_domains(handles):
+        if domain.info.dying:
+            continue
         if domain.name == name:
             raise DomainError(
                 f"there is a domain called {name!r} already (domain {domain.domid}); nothing was done",

@@ -59,6 +59,8 @@ class Task:
 
     `image`: what it is called, in errors. `offset`: where the libxc stream begins in it. `header_digest`: of what
     came before that, to be held against the image's own word. `check_cpu`: refuse an image for another CPU.
+    `check_disks`: refuse one whose disks have changed. `max_kib`: the most memory that the domain's configuration
+    lets it have; 0 where that is not known.
     `report`: a path.
     """
 
@@ -67,6 +69,8 @@ class Task:
     header_digest: HeaderDigest | None
     require_digest: bool = False
     check_cpu: bool = True
+    check_disks: bool = True
+    max_kib: int = 0
     report: str = ""
 
     def pack(self) -> str:

@@ -36,7 +36,7 @@ def passed_through(guest_config: GuestConfig) -> list[str]:
     ]
 
 
-def _is_served_here(device: dict[str, Any]) -> bool:
+def is_served_here(device: dict[str, Any]) -> bool:
     """By domain 0, that is, not by a driver domain with files of its own."""
     return not device.get("backend_domid") and device.get("backend_domname") in DOM0_NAMES
 
@@ -44,7 +44,7 @@ def _is_served_here(device: dict[str, Any]) -> bool:
 def _missing_disk(number: int, disk: dict[str, Any]) -> str:
     path = disk.get("pdev_path") or ""
     # A script knows what its own kind of target means; an empty drive has none.
-    if not path.startswith("/") or disk.get("script") or not _is_served_here(disk) or Path(path).exists():
+    if not path.startswith("/") or disk.get("script") or not is_served_here(disk) or Path(path).exists():
         return ""
     return f"disk {disk.get('vdev') or number}: {path} is not there"
 
@@ -52,11 +52,7 @@ def _missing_disk(number: int, disk: dict[str, Any]) -> str:
 def _missing_bridge(number: int, nic: dict[str, Any]) -> str:
     bridge = nic.get("bridge")
     script = nic.get("script")
-    if (
-        not bridge
-        or not _is_served_here(nic)
-        or (Path(script).name if script else None) not in BRIDGE_SCRIPTS
-    ):
+    if not bridge or not is_served_here(nic) or (Path(script).name if script else None) not in BRIDGE_SCRIPTS:
         return ""
     if (NET_CLASS / bridge).exists():
         return ""

@@ -1,10 +1,13 @@
-"""One save of a domain at a time: a lock file a domain, given back by the kernel when its holder dies."""
+"""One save of a domain at a time, one restore of a UUID or name: lock files, given back when their holder dies."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from saverestore.toolstack.domains import Domain
 
 LOCK_DIR = Path("/run/pysave")
+LOOK_S = 0.2
 
 
 @contextmanager
@@ -26,8 +30,30 @@ def locked(domain: Domain) -> Iterator[None]:
 
 
 @contextmanager
-def held(name: str, busy: str) -> Iterator[None]:
-    """Hold the lock of this name inside this block. DomainError, "`busy` by process N", when another has it."""
+def restoring(domain_uuid: uuid.UUID, name: str | None) -> Iterator[None]:
+    """Inside this block no other restore makes a domain with this UUID or name. DomainError when one does.
+
+    From before it is looked whether they are free until the domain can be found: or two restores of one image find
+    both free, and make two domains of one. `name`: None where somebody else sees to that.
+    """
+    with held(f"restore-{domain_uuid}", f"a domain with the UUID {domain_uuid} is being restored"):
+        if name is None:
+            yield
+            return
+        # A name may have any characters and any length.
+        with held(
+            f"restore-name-{hashlib.sha256(name.encode()).hexdigest()[:32]}",
+            f"a domain called {name!r} is being restored",
+        ):
+            yield
+
+
+@contextmanager
+def held(name: str, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock of this name inside this block. DomainError, "`busy` by process N", when another has it.
+
+    `wait_s`: how long it is waited for.
+    """
     path = LOCK_DIR / f"{name}.lock"
     try:
         LOCK_DIR.mkdir(mode=0o700, exist_ok=True)
@@ -37,13 +63,7 @@ def held(name: str, busy: str) -> Iterator[None]:
             f"{path}: {error.strerror}; are you root?", name=name_of_errno(error.errno)
         ) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise TransportError(f"{path}: {error.strerror}") from error
-            holder = os.read(descriptor, 32).decode(errors="replace").strip()
-            raise DomainError(f"{busy} by process {holder or '?'}", name=ErrorName.DOMAIN_BUSY) from error
+        _lock(descriptor, path, busy, time.monotonic() + wait_s)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         yield
@@ -51,3 +71,18 @@ def held(name: str, busy: str) -> Iterator[None]:
     finally:
         # The file stays: removing it would let two processes hold locks on different files of this name.
         os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, busy: str, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise TransportError(f"{path}: {error.strerror}") from error
+            if time.monotonic() >= until:
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+                raise DomainError(f"{busy} by process {holder or '?'}", name=ErrorName.DOMAIN_BUSY) from error
+        else:
+            return
+        time.sleep(LOOK_S)

@@ -36,6 +36,9 @@ SETTLE_S = 2.0
 SHORTEST_LIFE_S = 10.0
 """A domain that reboots in a loop gets no more than one boot in so many seconds."""
 
+LAST_WATCHER_S = 10.0
+"""How long the watcher of a domain that was saved and restored may take to find that it is gone."""
+
 SUSPENDED_S = 1.0
 """How often to look whether a suspended domain goes on."""
 
@@ -76,8 +79,9 @@ def watch_domain(
     with Libxl() as libxl:
         domid, config = _find(libxl, wanted)
         name, uuid = config["c_info"]["name"], config["c_info"]["uuid"]
-        # Two would both start it anew. A UUID outlives reboots.
-        with held(f"watch-{uuid}", f"{name} (domain {domid}) is being watched already,"):
+        # Two would both start it anew. A UUID outlives reboots. Who watched it before it was saved ends about now.
+        busy = f"{name} (domain {domid}) is being watched already,"
+        with held(f"watch-{uuid}", busy, wait_s=LAST_WATCHER_S):
             watch(libxl, domid, ready=ready, undisturbed=undisturbed)
 
 

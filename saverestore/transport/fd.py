@@ -37,7 +37,7 @@ SKIP_BUFFER_BYTES = 1 << 20
 PIPE_BYTES = 1 << 20
 """What a pipe is made to hold, if it may (Linux allows that much to anybody): a sixteenth of the switches."""
 
-SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
+SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PEER_ERRORS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
+import hashlib
 import logging
 import os
 import secrets
@@ -14,19 +14,20 @@ from types import TracebackType
 from typing import Self
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
-from saverestore.interrupts import shield
 from saverestore.transport.fd import FdSink
 from saverestore.transport.pipe import sink_of
+from saverestore.transport.safety import bring_to_disk, free_bytes
 from saverestore.transport.sparse import SparseFileSink
 
 LOG = logging.getLogger(__name__)
 
-NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK})
-"""What link() says on file systems that have none."""
-
-
 PARTIAL = ".partial"
 TOKEN_BYTES = 4
+NAME_MAX = 255
+"""Bytes of a file's name, on most file systems (limits.h). Fewer where the file system says so."""
+
+ATTEMPTS = 16
+"""At a temporary file of our own. One is lost when another writer of the same name cleans up at that very moment."""
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -40,6 +41,42 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
+def _temporary_prefix(final: Path) -> str:
+    """How the names of temporary files for this one begin: with its own name, or a digest where that is too long."""
+    try:
+        longest = os.pathconf(final.parent, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        longest = NAME_MAX
+    room = min(longest, NAME_MAX) if longest > 0 else NAME_MAX
+    name = os.fsencode(final.name)
+    if len(name) + len(f"..{PARTIAL}") + 2 * TOKEN_BYTES <= room:
+        return f".{final.name}."
+    return f".{hashlib.sha256(name).hexdigest()[:16]}."
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the name exists, as far as can be told. Link counts say less: some file systems have none."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    """Which file has this name; None where none has."""
+    try:
+        return _identity(path.lstat())
+    except OSError:
+        return None
+
+
 class NewFile:
     """A file being written under a temporary name beside its final one, mode 0600.
 
@@ -51,6 +88,8 @@ class NewFile:
 
     The temporary file is locked, so that one whose writer was killed can be told from one being written: it is
     removed when a file of the same name is next written. Blocks that are all zero become holes in it.
+
+    Nothing here is shielded from signals: whatever a file system answers, and however slowly, a signal ends it.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
@@ -89,12 +128,14 @@ class NewFile:
     def _remove_abandoned(self) -> None:
         """Temporary files for this name that nobody writes any more: `kill -9`, or the power failed."""
         with contextlib.suppress(OSError):  # what cannot be looked at is left alone
-            begin = f".{self._final.name}."
+            begin = _temporary_prefix(self._final)
             for entry in os.scandir(self._final.parent):
                 token = entry.name.removeprefix(begin).removesuffix(PARTIAL)
                 if entry.name != f"{begin}{token}{PARTIAL}" or len(token) != 2 * TOKEN_BYTES:
                     continue
-                descriptor = os.open(entry.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                # Should it be a pipe, opening it must not wait for a reader.
+                flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                descriptor = os.open(entry.path, flags)
                 try:
                     if _lock(descriptor):
                         LOG.warning("%s, which a save that was killed left behind, is removed", entry.path)
@@ -102,15 +143,28 @@ class NewFile:
                 finally:
                     os.close(descriptor)
 
-    def _new_temporary(self) -> tuple[Path, int]:
-        """A fresh one and its descriptor, locked."""
-        while True:
-            path = self._final.with_name(f".{self._final.name}.{secrets.token_hex(TOKEN_BYTES)}{PARTIAL}")
-            descriptor = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    def _open_temporary(self) -> int:
+        """Make a fresh one, which is `_temporary` from now on, and lock it: its descriptor."""
+        begin = _temporary_prefix(self._final)
+        for _ in range(ATTEMPTS):
+            path = self._final.with_name(f"{begin}{secrets.token_hex(TOKEN_BYTES)}{PARTIAL}")
+            # Known before it is there, so that a signal at any moment leaves none; the name is nobody else's.
+            self._temporary = path
+            try:
+                descriptor = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            except TransportError:
+                self._temporary = None  # there is none, or it is somebody else's
+                raise
             # Another process may have taken it for abandoned before it was locked.
-            if _lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
-                return path, descriptor
+            if _lock(descriptor) is not False and _is_there(path):
+                return descriptor
             os.close(descriptor)
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise TransportError(
+            f"cannot write {self.path}: {ATTEMPTS} temporary files beside it were each locked or removed by another "
+            "program at once"
+        )
 
     def _open(self, path: Path, flags: int) -> int:
         try:
@@ -126,22 +180,21 @@ class NewFile:
         return f"{self.path} holds no whole image now" if self._temporary is None else "no image was left"
 
     def free_bytes(self) -> int | None:
-        """Room on the file system, or on the block device; None where that means nothing."""
+        """Room on the file system, or on the block device; None where that means nothing or is not known."""
         if not self._has_disk:
             return None
         if self._temporary is None:
             size = os.lseek(self.sink.fileno(), 0, os.SEEK_END)
             os.lseek(self.sink.fileno(), 0, os.SEEK_SET)
             return size
-        room = os.statvfs(self._temporary)
-        return room.f_bavail * room.f_frsize
+        return free_bytes(self.sink.fileno())
 
     def sync(self) -> None:
         """Everything has been written: bring it to the disk, still without its name. May take long."""
         if not self._has_disk:
             return
         try:
-            os.fsync(self.sink.fileno())
+            bring_to_disk(self.sink.fileno())
         except OSError as error:
             raise TransportError(
                 f"{self.path} could not be brought to the disk: {error.strerror}",
@@ -154,10 +207,11 @@ class NewFile:
         TransportError when it cannot be; the temporary file is then still removed by the end of the block.
         """
         temporary = self._temporary
+        identity = _identity(os.fstat(self.sink.fileno())) if temporary is not None else None
         self.sink.close()
         try:
             if temporary is not None:
-                self._name(temporary)
+                self._name(temporary, identity)
                 self._sync_folder()
         except FileExistsError as error:
             raise TransportError(
@@ -169,20 +223,33 @@ class NewFile:
             ) from error
         self._published = True
 
-    def _name(self, temporary: Path) -> None:
+    def _name(self, temporary: Path, identity: tuple[int, int] | None) -> None:
+        """By link() where there is one: it fails when another file took the name meanwhile; rename() replaces that.
+
+        Over a network a call may be carried out although it fails, as its first answer was lost: what counts is
+        whether the file has its name.
+        """
         if not self._overwrite:
             try:
-                # link() instead of rename(): it fails when another file took the name meanwhile.
                 os.link(temporary, self._final)
             except OSError as error:
-                if error.errno not in NO_HARD_LINKS:
-                    raise
-            else:
-                # The image has its name: from here on nothing is a failure.
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-                return
-        temporary.rename(self._final)
+                there = _identity_of(self._final)
+                if there is not None and there != identity:
+                    raise FileExistsError(error.errno, "the name is taken", str(self._final)) from error
+                if there is None:  # no hard links here, in whatever words
+                    self._rename(temporary, identity)
+            # The image has its name: from here on nothing is a failure.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            return
+        self._rename(temporary, identity)
+
+    def _rename(self, temporary: Path, identity: tuple[int, int] | None) -> None:
+        try:
+            temporary.rename(self._final)
+        except OSError:
+            if _identity_of(self._final) != identity:
+                raise
 
     def _sync_folder(self) -> None:
         with contextlib.suppress(OSError):  # not readable for us, or a file system without fsync for folders
@@ -198,13 +265,10 @@ class NewFile:
             return self
         self._remove_abandoned()
         try:
-            with shield():  # a file that has been made must be known to whoever removes it
-                temporary, descriptor = self._new_temporary()
-                self.sink = SparseFileSink(descriptor, str(self.path))
-                self._temporary = temporary
-        except BaseException:
+            self.sink = SparseFileSink(self._open_temporary(), str(self.path))
+        except BaseException as error:
             if self._temporary is not None:
-                self.__exit__(None, None, None)
+                self._remove(self._temporary, error)
             raise
         return self
 
@@ -215,4 +279,15 @@ class NewFile:
             self.sink.close()
         finally:
             if not self._published and self._temporary is not None:
-                self._temporary.unlink(missing_ok=True)
+                self._remove(self._temporary, error)
+
+    def _remove(self, temporary: Path, error: BaseException | None) -> None:
+        """That it cannot be removed must not hide `error`, which may well have the same cause."""
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError as second:
+            left = f"{temporary} could not be removed: {second.strerror}"
+            if error is None:
+                LOG.warning("%s", left)
+            else:
+                error.add_note(left)

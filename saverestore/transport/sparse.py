@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from saverestore.errors import TransportError, name_of_errno
 from saverestore.kernels.page import PAGE_SIZE
 from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros, zeros
 from saverestore.transport.fd import FdSink, nbytes_of
@@ -45,6 +44,7 @@ class SparseFileSink(FdSink):
         """Write all of `buffers`, in their order, but for blocks that are marked as zeroes."""
         waiting: list[ReadableBuffer] = []
         at = self.offset
+        has_hole = False
         for is_zero, group in groupby(buffers, key=are_zeros):
             run = list(group)
             begin, at = at, at + sum(nbytes_of(buffer) for buffer in run)
@@ -55,10 +55,11 @@ class SparseFileSink(FdSink):
             super().writev([*waiting, *zeros(first - begin)])
             self.offset += last - first
             self._hole_bytes += last - first
+            has_hole = True
             waiting = [*zeros(at - last)]
         if any(map(nbytes_of, waiting)):
             super().writev(waiting)
-        else:
+        elif has_hole:
             self._set_length()
 
     def _blocks_within(self, begin: int, end: int) -> tuple[int, int]:
@@ -76,10 +77,10 @@ class SparseFileSink(FdSink):
         return moved
 
     def _set_length(self) -> None:
-        """The file may end in a hole: nothing was written there that would make it so long."""
+        """The file ends in a hole: nothing was written there that would make it so long."""
         try:
             os.ftruncate(self.fileno(), self.offset)
-        except OSError as error:
-            raise TransportError(
-                f"{self.name}: its length could not be set: {error.strerror}", name=name_of_errno(error.errno)
-            ) from error
+        except OSError:
+            # A file system may have no truncate. Writing the last byte does it, and says what is wrong if that fails.
+            self.offset -= 1
+            super().writev((bytes(1),))

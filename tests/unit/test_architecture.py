@@ -474,6 +474,7 @@ OPTION_OR_COMMAND = re.compile(
 PASSED_ON = {
     ("saverestore.helper.arguments", "--save-domain"),
     ("saverestore.helper.arguments", "--restore-domain"),
+    ("saverestore.toolstack.watcher", "--late"),
     ("saverestore.toolstack.watcher", "--ready-fd"),
 }
 """Words on a command line that a program writes or reads, not a person."""

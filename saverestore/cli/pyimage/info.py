@@ -110,6 +110,7 @@ def as_dict(found: Survey) -> dict[str, Any]:
         "xen_version": f"{found.domain.xen_major}.{found.domain.xen_minor}" if found.domain else None,
         "config": dataclasses.asdict(found.config) if found.config else None,
         "provenance": found.provenance,
+        "disks": found.disks,
         "digest": _digest_dict(found),
         "records": {name: dataclasses.asdict(entry) for name, entry in found.records.items()},
         "pages": {
@@ -163,10 +164,22 @@ def _heading(found: Survey) -> Iterator[str]:
         if isinstance(value, dict):
             value = ", ".join(f"{name} {inner}" for name, inner in value.items())
         yield line(f"  {plain(key)} ", value)
+    for disk in found.disks:
+        yield line(f"  disk {plain(str(disk.get('vdev')))} ", _disk(disk))
     if found.digest:
         name = DIGEST_NAMES.get(found.digest.algorithm, f"algorithm {found.digest.algorithm}")
         verdict = "does not hold" if found.checked_digest is None else "holds"
         yield line("digest", f"{name} {found.digest.digest.hex()} ({verdict})")
+
+
+def _disk(disk: dict[str, Any]) -> str:
+    """What it was when the domain was suspended."""
+    text = f"{disk.get('path')}"
+    if isinstance(size := disk.get("bytes"), int):
+        text += f", {size_text(size)}"
+    if isinstance(written := disk.get("written"), str):
+        text += f", last written {written}"
+    return text
 
 
 def _domain(found: Survey) -> Iterator[str]:

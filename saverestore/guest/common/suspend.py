@@ -1,9 +1,11 @@
-"""Asking a guest to suspend itself, waiting for it, and letting it go on (xen-notes: libxl_dom_suspend.c).
+"""Asking a guest to suspend itself, waiting for it, and resuming it (xen-notes: libxl_dom_suspend.c).
 
 running ──request──▶ asked ──guest's ack──▶ acknowledged ──shutdown(suspend)──▶ suspended ──resume──▶ running
-                       │ no ack: the request is taken back                        (only what we suspended)
-                       ▼
-                    running
+                       │ no ack: the request is taken back  │ not in time           (only what we suspended)
+                       ▼                                    ▼
+                    running                              running, and may still suspend: `is_late`
+
+One deadline holds from the request to the suspension.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ from typing import Protocol
 
 from pyxc import EventChannels, Xen, XenError, XenStore, cpu
 from pyxc.control import ShutdownReason
-from saverestore.errors import Advice, DomainError, ErrorName, Remedy, advise
+from pyxc.store import Transaction
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.hvm_params import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
+from saverestore.guest.common.transactions import in_transaction
 from saverestore.interrupts import shield
 
 LOG = logging.getLogger(__name__)
 
-ACKNOWLEDGE_TIMEOUT_S = 60.0
 SUSPEND_TIMEOUT_S = 60.0
 POLL_S = 0.1
+GRACE_S = 2.0
+"""How long `resume` waits for a guest that has taken the request: signals are held back meanwhile."""
 
 REQUEST = "suspend"
-MAY_BE_LATE = "it goes on running, but may still suspend later; its console may say what kept it"
 
 STOPPED = {
     0: "has powered off",
@@ -46,6 +50,10 @@ def how_it_stopped(reason: int) -> str:
 
 class Suspending(Protocol):
     """What a guest kind needs of whoever suspends its domain."""
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the guest has taken a request to suspend that nobody waits for any more: it may suspend later."""
 
     def suspend(self) -> None:
         """Return once the domain is suspended; DomainError when it does not."""
@@ -77,19 +85,28 @@ class Suspender:
         self._store = store
         self._domid = domid
         self._path = f"/local/domain/{domid}"
-        self._ack_timeout_s = timeout_s or ACKNOWLEDGE_TIMEOUT_S
-        self._suspend_timeout_s = timeout_s or SUSPEND_TIMEOUT_S
+        self._timeout_s = timeout_s or SUSPEND_TIMEOUT_S
+        self._deadline = 0.0
         self._requested = requested
+        self._is_late = False
         self._has_suspended = False
         self._has_begun_to_resume = False
         self._emulated = emulated
         self._resume_domain = resume_domain or Resumption(xen, store, domid).resume
 
+    @property
+    def is_late(self) -> bool:
+        """See Suspending. Known once `resume` has returned."""
+        return self._is_late
+
     def suspend(self) -> None:
         """Return once the domain is shut down with reason "suspend".
 
-        DomainError when it does not answer (the request has been taken back), or stops for another reason.
+        DomainError when it does not in time, or stops for another reason. A request that it has not answered is
+        taken back; one that it has taken is seen to by `resume`.
         """
+        self._deadline = time.monotonic() + self._timeout_s
+        self._is_late = False
         port = self._store.read(f"{self._path}/device/suspend/event-channel")
         token = f"pysave-suspend-{self._domid}"
         self._store.watch("@releaseDomain", token)
@@ -105,9 +122,10 @@ class Suspender:
             self._store.unwatch("@releaseDomain", token)
 
     def resume(self) -> None:
-        """Make the domain run as before `suspend` was called; nothing when it never was.
+        """Make the domain run as before `suspend` was called; nothing when it never was, or when it has stopped.
 
-        When it raises, call it again: it then does what is missing.
+        It takes seconds at most. A guest that has taken the request and not suspended by then runs, and `is_late`.
+        When this raises, call it again: it then does what is missing.
         """
         if not self._requested:
             return
@@ -124,10 +142,10 @@ class Suspender:
             shutdown = self._xen.domain(self._domid).shutdown
             if not shutdown and self._has_suspended:
                 return  # its kind has resumed it in a way of its own, and would have raised if not wholly
-            if not shutdown and not self._withdraw():
-                # The guest has taken the request but not yet stopped: it will, and nobody else would wake it.
-                LOG.info("domain %d is about to suspend: waiting, to resume it", self._domid)
-                self._wait_for_shutdown(self._suspend_timeout_s)
+            # What the guest has taken can no longer be taken back: as a rule it suspends in moments.
+            if not shutdown and not self._withdraw() and not self._has_stopped_within(GRACE_S):
+                self._is_late = True
+                return
             if not self._xen.domain(self._domid).suspended:
                 return
             self._has_begun_to_resume = True
@@ -145,12 +163,7 @@ class Suspender:
         with shield():
             self._xen.shutdown(self._domid, ShutdownReason.SUSPEND)
             self._requested = True
-        if not self._wait_for_shutdown(self._suspend_timeout_s):
-            raise DomainError(
-                f"domain {self._domid} did not stop within {self._suspend_timeout_s:.0f} s; {MAY_BE_LATE}",
-                name=ErrorName.DOMAIN_UNRESPONSIVE,
-                remedies=self._if_late(),
-            )
+        self._wait_for_shutdown("did not stop")
 
     def _suspend_by_event(self, remote_port: int) -> None:
         with EventChannels() as events:
@@ -159,50 +172,33 @@ class Suspender:
             with shield():  # from the moment that it is asked, `resume` must know of it
                 events.notify(port)
                 self._requested = True
-            if not self._wait_for_shutdown(self._suspend_timeout_s):
-                raise DomainError(
-                    f"domain {self._domid} did not suspend within {self._suspend_timeout_s:.0f} s of the event "
-                    f"on its suspend channel; {MAY_BE_LATE}",
-                    name=ErrorName.DOMAIN_UNRESPONSIVE,
-                    remedies=self._if_late(),
-                )
+            self._wait_for_shutdown("was sent an event on its suspend channel and did not suspend")
 
     def _suspend_by_store(self) -> None:
         control = f"{self._path}/control/shutdown"
         if self._store.read(f"{self._path}/control/feature-suspend") == "0":
             raise DomainError(
-                f"domain {self._domid} says that it cannot suspend (control/feature-suspend is 0 in xenstore): "
-                "it goes on running",
+                f"domain {self._domid} reports that it cannot suspend (control/feature-suspend is 0 in xenstore)",
                 name=ErrorName.DOMAIN_CANNOT_SUSPEND,
             )
         with shield():
             self._store.write(control, REQUEST)
             self._requested = True
-        deadline = time.monotonic() + self._ack_timeout_s
         # The guest answers by emptying the node before it suspends.
         while self._store.read(control) == REQUEST:
             if self._stopped():
                 return
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._deadline:
                 if self._withdraw():
                     raise DomainError(
-                        f"domain {self._domid} did not answer the request to suspend within "
-                        f"{self._ack_timeout_s:.0f} s; the request was taken back and it goes on running",
+                        f"domain {self._domid} did not answer the request to suspend within {self._timeout_s:g} s; "
+                        "the request was taken back",
                         name=ErrorName.DOMAIN_UNRESPONSIVE,
                         remedies=[Advice(Remedy.WAIT_LONGER)],
                     )
                 break
             self._wait_for_event(POLL_S)
-        if not self._wait_for_shutdown(self._suspend_timeout_s):
-            raise DomainError(
-                f"domain {self._domid} took the request to suspend but did not within "
-                f"{self._suspend_timeout_s:.0f} s; {MAY_BE_LATE}",
-                name=ErrorName.DOMAIN_UNRESPONSIVE,
-                remedies=self._if_late(),
-            )
-
-    def _if_late(self) -> list[Advice]:
-        return [Advice(Remedy.WAIT_LONGER), Advice(Remedy.RECOVER_IF_LATE, self._domid)]
+        self._wait_for_shutdown("took the request to suspend, but did not suspend")
 
     def _withdraw(self) -> bool:
         """Take the request back unless the guest has it already; whether that came in time."""
@@ -214,27 +210,46 @@ class Suspender:
     # ---- waiting ---------------------------------------------------------------------------------
 
     def _stopped(self) -> bool:
-        info = self._xen.domain(self._domid)
+        try:
+            info = self._xen.domain(self._domid)
+        except XenError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            raise self._instead("was destroyed") from error
         if info.dying:
-            raise DomainError(
-                f"domain {self._domid} was to suspend, but somebody is destroying it",
-                name=ErrorName.DOMAIN_STOPPED,
-            )
+            raise self._instead("is being destroyed")
         if info.shutdown and not info.suspended:
-            raise DomainError(
-                f"domain {self._domid} {how_it_stopped(info.shutdown_reason)} instead of suspending; "
-                "its console may say why",
-                name=ErrorName.DOMAIN_STOPPED,
-            )
+            stopped = self._instead(how_it_stopped(info.shutdown_reason))
+            stopped.add_note("its console may say why")
+            raise stopped
         return info.suspended
 
-    def _wait_for_shutdown(self, timeout_s: float) -> bool:
-        deadline = time.monotonic() + timeout_s
+    def _instead(self, what: str) -> DomainError:
+        return DomainError(
+            f"domain {self._domid} {what} instead of suspending", name=ErrorName.DOMAIN_STOPPED
+        )
+
+    def _wait_for_shutdown(self, in_vain: str) -> None:
+        """Until it has suspended. DomainError, with `in_vain` of the domain, when it has not by the deadline."""
         while not self._stopped():
-            if time.monotonic() > deadline:
-                return False
+            if time.monotonic() > self._deadline:
+                raise DomainError(
+                    f"domain {self._domid} {in_vain} within {self._timeout_s:g} s; its console may say what kept it",
+                    name=ErrorName.DOMAIN_UNRESPONSIVE,
+                    remedies=[Advice(Remedy.WAIT_LONGER)],
+                )
             self._wait_for_event(POLL_S)
-        return True
+
+    def _has_stopped_within(self, seconds: float) -> bool:
+        """Whether it stops, for whatever reason, or is being destroyed, in so many seconds."""
+        end = time.monotonic() + seconds
+        while True:
+            info = self._xen.domain(self._domid)
+            if info.shutdown or info.dying:
+                return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(POLL_S / 4)
 
     def _wait_for_event(self, timeout_s: float) -> None:
         """Until a watch fires, at most `timeout_s`. The watch only shortens the wait; polling decides."""
@@ -281,10 +296,7 @@ class Resumption:
                 if not self._is_resumed or not self._extended:
                     self._unpause()
                 else:
-                    error.add_note(
-                        f"domain {self._domid} is left paused: its AVX registers could not be put back"
-                    )
-                    advise(error, Advice(Remedy.UNPAUSE, self._domid))
+                    error.add_note("it is left paused: its AVX registers could not be put back")
                 raise
             self._unpause()
             self._is_resumed, self._extended = False, None
@@ -308,13 +320,11 @@ class Resumption:
 def withdraw_request(store: XenStore, domid: int) -> bool:
     """Take back a request to suspend that the guest has not answered yet; whether there was one."""
     control = f"/local/domain/{domid}/control/shutdown"
-    while True:
-        try:
-            with store.transaction() as transaction:
-                if transaction.read(control) != REQUEST:
-                    return False
-                transaction.write(control, "")
-            return True
-        except XenError as error:
-            if error.errno != errno.EAGAIN:
-                raise
+
+    def withdraw(transaction: Transaction) -> bool:
+        asked = transaction.read(control) == REQUEST
+        if asked:
+            transaction.write(control, "")
+        return asked
+
+    return in_transaction(store, withdraw)

@@ -7,6 +7,7 @@ import logging
 from pyxc import DomainInfo, Xen, XenError, cpu
 from saverestore.errors import Advice, ErrorName, ImageError, Remedy
 from saverestore.guest.common.handles import Handles
+from saverestore.guest.common.limit import MemoryLimit
 from saverestore.guest.x86 import cpu_features
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy, X86TscInfo
 
@@ -62,6 +63,7 @@ class CommonRestore:
         self._memory = handles.memory
         self._domid = info.domid
         self._info = info
+        self._limit = MemoryLimit(handles.xen, info)
         self._leaves = b""
         self._msrs = b""
 

@@ -107,6 +107,33 @@ class HvmSave:
         self.xen_version = (version.major, version.minor)
         self.nr_pfns = xen_memory.nr_gpfns(handles.xen, info.domid)
         self.populated_pages = info.tot_pages
+        self._is_on_demand = False
+        self._check_on_demand(first=True)
+
+    def _check_on_demand(self, *, first: bool = False) -> None:
+        """DomainError when reading the domain could make Xen crash it: it has too little memory on demand.
+
+        Each look at a page that is populated on demand takes memory of the domain's pool. When that is empty, Xen
+        takes pages of zeroes that nobody has mapped, and crashes the domain if it finds none (xen p2m-pod.c,
+        p2m_pod_demand_populate). Whether there are enough cannot be known.
+        """
+        if not (first or self._is_on_demand):
+            return
+        pod = xen_memory.pod_target(self._handles.xen, self._domid)
+        self._is_on_demand = pod.entries > 0
+        if pod.entries <= pod.cache_pages:
+            return
+        kib = self._handles.store.read(f"/local/domain/{self._domid}/memory/static-max") or ""
+        whole_mib = (
+            int(kib) >> 10 if kib.isdecimal() else (pod.tot_pages + pod.entries - pod.cache_pages) >> 8
+        )
+        raise DomainError(
+            f"domain {self._domid} has {pod.entries >> 8} MiB that are populated on demand and only "
+            f"{pod.cache_pages >> 8} MiB for them, as its guest has not given back the rest (it may have no balloon "
+            "driver): Xen may crash such a domain when its pages are read",
+            name=ErrorName.DOMAIN_UNSUPPORTED,
+            remedies=[Advice(Remedy.GIVE_ALL_MEMORY, f"{self._domid} {whole_mib}")],
+        )
 
     def static_records(self) -> list[Record]:
         """The CPU policy."""
@@ -118,6 +145,7 @@ class HvmSave:
 
     def types_of(self, pfns: U64) -> U8:
         """As Xen has them: between RAM and the special pages below 4 GiB are up to a million pfns of nothing."""
+        self._check_on_demand()
         return xen_memory.page_types(self._handles.xen, self._domid, pfns)
 
     def read_pages(self, pfns: U64, *, final: bool, types: U8 | None = None) -> PageBatch:
@@ -230,6 +258,7 @@ class HvmRestore(CommonRestore):
         if len(gone):
             self._memory.unmap_lingering(gone)  # or they stay the domain's, and count
             xen_memory.release(self._xen, self._domid, gone)
+            self._limit.taken_away(len(gone))
         self._populate(self._populated.take_new(pfns[wants_memory(types)]))
         return MappedWindow(self._map(pfns[has_data(types)]))
 
@@ -237,6 +266,7 @@ class HvmRestore(CommonRestore):
         """Give memory to these pfns, sorted or not, none of which has any."""
         if not len(new):
             return
+        self._limit.make_room(len(new))
         new = np.sort(new)
         heads = np.flatnonzero(new & np.uint64(SUPERPAGE_PFNS - 1) == 0)
         heads = heads[heads + SUPERPAGE_PFNS <= len(new)]
@@ -286,6 +316,7 @@ class HvmRestore(CommonRestore):
             console_gfn=self._params[hvm_params.HVM_PARAM_CONSOLE_PFN],
         )
         seed_grant_table(self._memory, self._domid, pages, channels)
+        self._limit.put_back()
         return pages
 
     def close(self) -> None:

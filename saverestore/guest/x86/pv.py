@@ -307,6 +307,7 @@ class PvRestore(CommonRestore):
     def _populate(self, pfns: U64) -> None:
         new = self._populated.take_new(pfns)
         if len(new):
+            self._limit.make_room(len(new))
             self._p2m[new] = xen_memory.populate(self._xen, self._domid, new)
 
     def complete(self, channels: Channels) -> RestoredPages:
@@ -323,6 +324,7 @@ class PvRestore(CommonRestore):
         cpu.pin_tables(self._xen, self._domid, self._p2m[pinned], levels)
         self._write_p2m()
         seed_grant_table(self._memory, self._domid, pages, channels)
+        self._limit.put_back()
         return pages
 
     def _release_what_is_gone(self) -> None:
@@ -333,6 +335,7 @@ class PvRestore(CommonRestore):
         gone = self._populated.take_gone(np.flatnonzero(~has_memory(self._types)).astype(np.uint64))
         if len(gone):
             xen_memory.release(self._xen, self._domid, self._p2m[gone])
+            self._limit.taken_away(len(gone))
             self._p2m[gone] = tables.INVALID_MFN
 
     def _patch_start_info(self, pfn: int, channels: Channels) -> RestoredPages:

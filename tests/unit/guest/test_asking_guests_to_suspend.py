@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -13,8 +16,10 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
-from saverestore.errors import DomainError
+from saverestore.errors import DomainError, ErrorName, Interrupted
+from saverestore.guest.common import suspend
 from saverestore.guest.common.suspend import REQUEST, Suspender, withdraw_request
+from saverestore.interrupts import handled
 from saverestore.testing.store import MemoryStore
 
 DOMID = 7
@@ -77,7 +82,7 @@ def test_a_guest_that_answers_is_suspended_and_resumes_once(guest):
 def test_a_guest_that_says_it_cannot_is_not_asked(guest):
     guest.store.write(f"/local/domain/{DOMID}/control/feature-suspend", "0")
     suspender = guest.suspender()
-    with pytest.raises(DomainError, match="says that it cannot suspend"):
+    with pytest.raises(DomainError, match="reports that it cannot suspend"):
         suspender.suspend()
     assert nothing_is_left_of_the_request(guest)
     suspender.resume()
@@ -103,7 +108,7 @@ def test_a_guest_that_answers_while_the_request_is_taken_back_is_suspended(guest
 
 def test_a_guest_that_takes_the_request_and_stays_awake_may_still_suspend_later(guest):
     guest.answers("read", 2, lambda: guest.store.write(CONTROL, ""))
-    with pytest.raises(DomainError, match="took the request to suspend but did not"):
+    with pytest.raises(DomainError, match="took the request to suspend, but did not"):
         guest.suspender().suspend()
     assert nothing_is_left_of_the_request(guest)
 
@@ -111,7 +116,7 @@ def test_a_guest_that_takes_the_request_and_stays_awake_may_still_suspend_later(
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        ({"dying": True}, "somebody is destroying it"),
+        ({"dying": True}, "is being destroyed instead of suspending"),
         ({"shutdown": True, "shutdown_reason": 3}, "crashed instead of suspending"),
     ],
 )
@@ -119,6 +124,91 @@ def test_a_guest_that_stops_otherwise_is_reported_as_such(guest, state, reason):
     guest.answers("read", 2, lambda: vars(guest.info).update(state))
     with pytest.raises(DomainError, match=reason):
         guest.suspender().suspend()
+
+
+# ---- one limit, and a signal at any moment ---------------------------------------------------------
+
+
+def test_one_limit_holds_for_answering_and_suspending(guest, monkeypatch):
+    """A guest that answers just in time has used its time up."""
+    now = [0.0]
+    monkeypatch.setattr(suspend.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(suspend.Suspender, "_wait_for_event", lambda *_: now.__setitem__(0, now[0] + 1))
+
+    def answer() -> None:
+        guest.store.write(CONTROL, "")
+
+    guest.answers("read", 5, answer)
+    suspender = Suspender(guest, guest.store, DOMID, timeout_s=5)
+    with pytest.raises(DomainError, match="took the request to suspend, but did not suspend within 5 s"):
+        suspender.suspend()
+    assert now[0] <= 6
+
+
+def test_a_guest_that_has_taken_the_request_is_not_waited_for_long_in_a_shield(guest, monkeypatch):
+    monkeypatch.setattr(suspend, "GRACE_S", 0.05)
+    guest.answers("read", 2, lambda: guest.store.write(CONTROL, ""))
+    suspender = Suspender(guest, guest.store, DOMID, timeout_s=0.05, resume_domain=guest.resumes)
+    with pytest.raises(DomainError):
+        suspender.suspend()
+    assert not suspender.is_late
+    before = time.monotonic()
+    suspender.resume()
+    assert time.monotonic() - before < 5
+    assert suspender.is_late
+    assert guest.resumed == 0
+
+
+def test_a_signal_while_a_guest_makes_up_its_mind_is_heeded_at_once(guest, monkeypatch):
+    monkeypatch.setattr(suspend, "GRACE_S", 0.05)
+
+    def acknowledge() -> None:
+        guest.store.write(CONTROL, "")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    guest.answers("read", 2, acknowledge)
+    suspender = Suspender(guest, guest.store, DOMID, timeout_s=60, resume_domain=guest.resumes)
+    before = time.monotonic()
+    with handled(), pytest.raises(Interrupted):
+        suspender.suspend()
+    suspender.resume()
+    assert time.monotonic() - before < 5
+    assert suspender.is_late
+
+
+def test_a_guest_that_suspends_in_moments_is_resumed_at_once(guest):
+    guest.answers("read", 2, lambda: guest.store.write(CONTROL, ""))
+    suspender = guest.suspender()
+    with pytest.raises(DomainError):
+        suspender.suspend()
+    guest.info.shutdown = guest.info.suspended = True
+    suspender.resume()
+    assert not suspender.is_late
+    assert guest.resumed == 1
+
+
+@pytest.mark.parametrize("state", [{"dying": True}, {"shutdown": True, "shutdown_reason": 3}])
+def test_a_guest_that_has_stopped_is_nothing_to_resume_and_no_failure(guest, state):
+    guest.answers("read", 2, lambda: vars(guest.info).update(state))
+    suspender = guest.suspender()
+    with pytest.raises(DomainError):
+        suspender.suspend()
+    suspender.resume()
+    assert not suspender.is_late
+    assert guest.resumed == 0
+
+
+def test_a_guest_that_is_destroyed_while_it_is_asked_is_told_as_that(guest, monkeypatch):
+    def gone(_domid: int) -> None:
+        raise XenError("xc_domain_getinfolist", errno.ESRCH, domid=DOMID)
+
+    suspender = guest.suspender()
+    monkeypatch.setattr(guest, "domain", gone)
+    with pytest.raises(DomainError, match="was destroyed instead of suspending") as caught:
+        suspender.suspend()
+    assert caught.value.name is ErrorName.DOMAIN_STOPPED
+    suspender.resume()
+    assert guest.resumed == 0
 
 
 def test_a_request_is_withdrawn_only_where_there_is_one(guest):

@@ -132,6 +132,7 @@ class Emulator:
 
 def test_one_way_of_building_a_guest_serves_libxls_suspending_and_emulator(monkeypatch):
     monkeypatch.setattr(hvm.xen_memory, "nr_gpfns", lambda *_: 4)
+    monkeypatch.setattr(hvm.xen_memory, "pod_target", lambda *_: SimpleNamespace(entries=0, cache_pages=0))
     monkeypatch.setattr(hvm.xen_memory, "LogDirty", lambda *_: SimpleNamespace(take=None, close=lambda: None))
     resumed = []
     suspending = SimpleNamespace(resume=lambda: resumed.append(True))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 
@@ -45,15 +46,23 @@ class Restoring:
         self.guest = MemoryRestore(empty_like(like))
         self.libxl = FakeLibxl(RESTORE_CALLBACKS)
         self.environment: dict[str, str] = {}
-        info = SimpleNamespace(domid=DOMID, hvm=kind == "pvh", max_pages=like.nr_pfns)
+        self.locks: list[tuple[object, ...]] = []
+        info = SimpleNamespace(domid=DOMID, hvm=kind == "pvh", max_pages=like.nr_pfns, uuid=UUID(int=7))
 
         @contextmanager
         def handles(**_: bool) -> Iterator[SimpleNamespace]:
             store = SimpleNamespace(read=lambda _: kind)
-            yield SimpleNamespace(xen=SimpleNamespace(domain=lambda _: info), store=store)
+            xen = SimpleNamespace(domain=lambda _: info, host=lambda: SimpleNamespace(total_pages=1 << 20))
+            yield SimpleNamespace(xen=xen, store=store)
 
         monkeypatch.setattr(restoring, "open_handles", handles)
+        monkeypatch.setattr(restoring, "restoring", self._restoring)
         monkeypatch.setattr(restoring, "this_host", lambda: MemoryHost(self.guest))
+
+    @contextmanager
+    def _restoring(self, *given: object) -> Iterator[None]:
+        self.locks.append(given)
+        yield
 
     def run(self) -> int:
         arguments = RestoreArguments(self.fd, -1, DOMID, 7, 0, 8, 0, self.libxl.callbacks, 0)
@@ -292,3 +301,12 @@ def test_a_failed_restore_is_reported_to_whoever_asked_libxl_with_its_exit_code(
     assert report.error is not None
     assert "web1.img" in report.error
     assert report.records > 0
+
+
+def test_under_xl_the_uuid_is_locked_and_under_ours_it_is_locked_already(restored):
+    by_xl = restored()
+    assert by_xl.run() == 0
+    assert by_xl.locks == [(UUID(int=7), None)]
+    by_us = restored()
+    assert report_of(by_us).error is None
+    assert by_us.locks == []

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 
@@ -81,12 +82,18 @@ class Saved:
 
     def _suspender_after_libxl(self, *_: object, requested: bool) -> SimpleNamespace:
         assert requested
-        return SimpleNamespace(resume=self.resume)
+        return SimpleNamespace(resume=self.resume, is_late=False)
 
     @contextmanager
     def _handles(self, **_: bool) -> Iterator[SimpleNamespace]:
-        xen = SimpleNamespace(domain=lambda _: SimpleNamespace(suspended=self.domain.suspended))
+        xen = SimpleNamespace(domain=self._info)
         yield SimpleNamespace(xen=xen, store=None, memory=SimpleNamespace(unmap_lingering=self._unmap))
+
+    def _info(self, domid: int) -> SimpleNamespace:
+        suspended = self.domain.suspended
+        return SimpleNamespace(
+            domid=domid, uuid=UUID(int=7), suspended=suspended, shutdown=suspended, dying=False, paused=False
+        )
 
     def _unmap(self) -> None:
         self.unmapped += 1
@@ -223,7 +230,7 @@ def test_a_domain_whose_xl_is_killed_is_resumed(saved, when):
     with pytest.raises(LibxlGone) as gone:
         save.run()
     assert gone.value.exit_code == ExitCode.IO
-    assert gone.value.__notes__[-1] == "domain 7 is running again"
+    assert gone.value.__notes__[-1] == "domain 7 is running"
     assert not save.domain.suspended
     assert save.domain.dirty is None
 

@@ -14,6 +14,7 @@ from memory_guests import CHANNELS
 
 from saverestore.engine.save import save
 from saverestore.engine.settings import SaveSettings
+from saverestore.errors import Advice, Remedy
 from saverestore.guest.kinds import X86_HOST
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.requests import SaveRequest
@@ -23,6 +24,8 @@ from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.header_digest import HeaderDigestSink
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, MemoryThrottle
+from saverestore.toolstack.condition import Condition, Found
+from saverestore.toolstack.domains import Domain
 from saverestore.transport import FdSink
 from saverestore.transport.zstd_sink import ZstdSink
 
@@ -85,7 +88,10 @@ class FakeToolstack:
 
 
 class FakeHost:
-    """See operations.host.Host: one domain, web1, number 7."""
+    """See operations.host.Host: one domain, web1, number 7.
+
+    `found`: what a look-up of it finds; None: what the guest is. `late`: how often somebody was to resume it later.
+    """
 
     clock = staticmethod(time.monotonic)
 
@@ -101,19 +107,33 @@ class FakeHost:
         self.toolstack = toolstack or FakeToolstack()
         self.memory, self.store = FakeMemory(), FakeStore()
         self.handles: Any = SimpleNamespace(
-            xen=SimpleNamespace(pause=lambda _domid: None), memory=self.memory, store=self.store
+            xen=SimpleNamespace(pause=self._pause), memory=self.memory, store=self.store
         )
-        self.domain: Any = SimpleNamespace(
-            domid=7, name="web1", info=SimpleNamespace(uuid="00000000-0000-4000-8000-000000000001")
-        )
+        info: Any = SimpleNamespace(domid=7, uuid="00000000-0000-4000-8000-000000000001")
+        self.domain: Any = Domain(info, "web1")
         self.architecture: Any = X86_HOST
         self.opened_toolstacks = 0
         self.watched: list[int] = []
+        self.suspender = SimpleNamespace(is_late=False)
+        self.found: Found | None = None
+        self.late = 0
+        self.disks: list[dict[str, Any]] = []
+        self.settled: list[list[dict[str, Any]]] = []
+        self.paused = False
+
+    def _pause(self, _domid: int) -> None:
+        self.paused = True
 
     def find(self, _text: str) -> Any:
         return self.domain
 
     def check_can_be_saved(self, _domain: object) -> None:
+        pass
+
+    def check_hypervisor(self, *_: object, **__: object) -> None:
+        pass
+
+    def check_hypervisor_for(self, *_: object, **__: object) -> None:
         pass
 
     def locked(self, _domain: object) -> Any:
@@ -125,6 +145,26 @@ class FakeHost:
 
     def save_guest(self, *_: object) -> Any:
         return self.guest
+
+    def suspending(self, *_: object) -> Any:
+        return self.suspender
+
+    def disks_of(self, _config: object) -> list[dict[str, Any]]:
+        return self.disks
+
+    def settle_disks(self, _domain: object, noted: list[dict[str, Any]]) -> None:
+        self.settled.append(noted)
+
+    def look_up(self, _domain: object) -> Found:
+        if self.found is not None:
+            return self.found
+        if self.guest is not None and self.guest.domain.suspended:
+            return Found(Condition.SUSPENDED, "is suspended", (Advice(Remedy.RECOVER, 7),))
+        return Found(Condition.PAUSED, "is paused") if self.paused else Found(Condition.RUNNING, "is running")
+
+    def resume_if_late(self, _domain: object) -> str:
+        self.late += 1
+        return "process 42"
 
     def throttle(self, _domain: object) -> Any:
         assert self.guest is not None
@@ -170,13 +210,19 @@ class RestoringHost(FakeHost):
     def toolstack_for_restoring(self, _wanted: str) -> tuple[None, str]:
         return None, ""
 
+    def restoring(self, _config: object) -> Any:
+        return nullcontext()
+
     def check_free(self, _config: object) -> None:
         pass
 
-    def check_memory(self, _config: object) -> None:
+    def check_memory(self, *_: object) -> None:
         pass
 
     def check_image(self, *_: object, **__: object) -> None:
+        pass
+
+    def check_disks(self, *_: object, **__: object) -> None:
         pass
 
     def restore_guest(self, *_: object, **__: object) -> Any:

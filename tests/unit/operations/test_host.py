@@ -69,7 +69,8 @@ DOMAIN = SimpleNamespace(domid=7, info="info")
 
 
 def test_a_domain_is_saved_by_its_kind_and_suspended_in_its_kinds_way(host, kind):
-    assert host.save_guest(DOMAIN, CONFIG, None, 2.5) == "a guest to be saved"
+    suspending = host.suspending(DOMAIN, None, 2.5)
+    assert host.save_guest(DOMAIN, CONFIG, None, suspending) == "a guest to be saved"
     assert kind.given == {
         "of": (HANDLES, "info"),
         "suspender": (HANDLES, 7, 2.5),
@@ -80,16 +81,23 @@ def test_a_domain_is_saved_by_its_kind_and_suspended_in_its_kinds_way(host, kind
 
 def test_a_device_model_is_stopped_with_the_guest_and_logs_what_it_writes(host, kind):
     model = SimpleNamespace(
+        hold=lambda: kind.done.append("device model is held"),
         stop=lambda: kind.done.append("device model stops"),
         resume=lambda: kind.done.append("device model resumes"),
     )
-    host.save_guest(DOMAIN, CONFIG, model, None)
+    host.save_guest(DOMAIN, CONFIG, model, host.suspending(DOMAIN, model, None))
     *_, suspending, emulator = kind.given["given"]
     assert emulator is model
     assert isinstance(suspending, SuspenderWithDeviceModel)
     suspending.suspend()
     suspending.resume()
-    assert kind.done == ["guest suspends", "device model stops", "device model resumes", "guest resumes"]
+    assert kind.done == [
+        "device model is held",
+        "guest suspends",
+        "device model stops",
+        "device model resumes",
+        "guest resumes",
+    ]
 
 
 @pytest.mark.parametrize("force", [False, True])

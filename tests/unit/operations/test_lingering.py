@@ -52,7 +52,7 @@ def restore(monkeypatch):
     for name in ("populate", "release"):
         monkeypatch.setattr(hvm.xen_memory, name, lambda *_, **__: None)
     handles = SimpleNamespace(xen=None, memory=MappingMemory())
-    return hvm.HvmRestore(handles, SimpleNamespace(domid=7)), handles.memory
+    return hvm.HvmRestore(handles, SimpleNamespace(domid=7, max_pages=1 << 20, tot_pages=0)), handles.memory
 
 
 @pytest.mark.parametrize("kinds", [[PageType.NOTAB] * 3, [PageType.NOTAB, PageType.BROKEN, PageType.NOTAB]])

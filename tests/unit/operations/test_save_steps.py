@@ -121,9 +121,8 @@ def test_a_domain_that_cannot_be_resumed_after_a_failure_is_to_be_recovered(
         )
     assert caught.value.remedies == (Advice(Remedy.RECOVER, 7),)
     assert caught.value.__notes__ == [
-        "the domain could not be resumed at once (it does not answer)",
-        "nor by a second attempt (it does not answer)",
-        "no image was left",
+        "the domain could not be resumed (it does not answer)",
+        "no image was left; web1 (domain 7) is suspended",
     ]
 
 
@@ -139,7 +138,7 @@ def test_a_domain_that_does_not_become_what_it_was_to_be_is_reported_with_the_im
     ) as caught:
         save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence(), host=host)
     assert caught.value.name is ErrorName.FINAL_STATE_FAILED
-    assert caught.value.remedies == (Advice(Remedy.LIST_DOMAINS),)
+    assert caught.value.remedies == (Advice(Remedy.RECOVER, 7),)
     assert (tmp_path / "out.img").exists()
 
 
@@ -150,6 +149,9 @@ class FakeDeviceModel:
         self.guest = guest
         self.asked = 0
         self.fails = False
+
+    def close(self) -> None:
+        pass
 
     def records(self):
         assert self.guest.domain.suspended

@@ -22,7 +22,7 @@ from stress import Fault, Lines, forget, nothing_is_left, patched, seeded
 from saverestore.engine import dirty
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport, Silence
-from saverestore.errors import Interrupted
+from saverestore.errors import Interrupted, fact_of
 from saverestore.guest.ports import PageBatch
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
@@ -32,6 +32,7 @@ from saverestore.stream.survey import survey
 from saverestore.stream.writer import LibxcWriter
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
+from saverestore.toolstack.condition import Condition, Found
 from saverestore.transport.opening import open_image
 from saverestore.transport.zstd_sink import ZstdSink
 
@@ -87,7 +88,31 @@ def setup(chance: random.Random, folder: Path) -> Setup:
 
     for number in range(6):
         guest.moments.on("check_layout", number, write)
+    found.host.found = chance.choice([None, None, None, *CONDITIONS])
     return found
+
+
+CONDITIONS = [
+    Found(Condition.CRASHED, "has crashed"),
+    Found(Condition.STOPPED, "is rebooting"),
+    Found(Condition.GONE, "is gone"),
+    Found(Condition.DYING, "is being destroyed"),
+    Found(Condition.PAUSED, "is paused"),
+]
+"""What else a domain may be found as when a save has failed."""
+
+
+def assert_account_is_true(setup: Setup, error: BaseException, report: SaveReport) -> None:
+    """What error and report say of the domain is what it is."""
+    told = fact_of(error)
+    if "web1 (domain 7)" not in told:  # it failed before the domain was looked at, or touched
+        return
+    wanted = setup.host.found or Found(Condition.RUNNING, "is running")
+    assert told.count(wanted.what) == 1, told
+    states = {wanted.condition.name}
+    if wanted.condition is Condition.RUNNING:
+        states.add("UNTOUCHED")
+    assert report.domain_state.name in states
 
 
 MOMENTS = (
@@ -115,6 +140,8 @@ PLACES = {
     "write": (os, "writev", True),
     "fsync": (os, "fsync", True),
     "link": (os, "link", True),
+    "statfs": (os, "fstatvfs", True),
+    "stat": (Path, "lstat", True),
     "rename": (Path, "rename", True),
 }
 """Other stages: where they are, and whether only the system could fail there."""
@@ -179,11 +206,12 @@ def test_one_fault_at_a_random_place(tmp_path, block):
                     raised = error
             told = f"{stage}, {fault.error!r}: {raised!r} {getattr(raised, '__notes__', [])}"
             if fault.raised and raised is None:
-                # What a save can do without: a folder that cannot be synced, a file system without links.
-                assert stage in ("fsync", "link"), told
+                # What a save can do without: a folder that cannot be synced, a file system without links or room.
+                assert stage in ("fsync", "link", "statfs", "stat"), told
             if raised is not None:
                 assert fault.is_the_reason_of(raised), told
-                assert "web1" in str(getattr(raised, "__notes__", "")) or not found.guest.moments.calls, told
+                assert "web1" in fact_of(raised) or not found.guest.moments.calls, told
+                assert_account_is_true(found, raised, report)
             assert_left_right(found, before, raised)
 
 

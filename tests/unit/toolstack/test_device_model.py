@@ -323,3 +323,57 @@ def test_the_guest_stops_first_and_resumes_last_even_when_the_device_model_does_
     with pytest.raises(QmpError):
         both.resume()
     assert guest.seen[-1] == ("resume", False)
+
+
+def hold(qemu: FakeQemu) -> socket.socket:
+    """What another program does that connects and says nothing: QEMU serves nobody else."""
+    other = qemu.connect()
+    other.recv(1 << 16)
+    return other
+
+
+def test_a_device_model_that_another_program_holds_is_found_so_while_the_guest_runs(qemu):
+    asked: list[str] = []
+    guest = SimpleNamespace(suspend=lambda: asked.append("suspend"), resume=lambda: asked.append("resume"))
+    with hold(qemu):
+        both = SuspenderWithDeviceModel(guest, client_of(qemu, SHORT_S))
+        with pytest.raises(QmpError, match="another program is connected to it"):
+            both.suspend()
+    assert asked == []
+
+
+def test_from_the_request_until_the_guest_runs_again_nobody_else_can_take_the_device_model(qemu):
+    waiting: list[socket.socket] = []
+    guest = SimpleNamespace(suspend=lambda: waiting.append(qemu.connect()), resume=lambda: None)
+    both = SuspenderWithDeviceModel(guest, client_of(qemu, SHORT_S))
+    both.suspend()
+    assert not qemu.running
+    both.resume()
+    assert qemu.running
+    assert waiting[0].recv(1 << 16)  # its turn comes when ours is over
+    waiting[0].close()
+
+
+def test_a_conversation_that_broke_is_opened_anew_but_not_waited_for_long(qemu, monkeypatch):
+    monkeypatch.setattr(device_model, "AGAIN_S", SHORT_S)
+    client = client_of(qemu, 30)
+    client.hold()
+    client.stop()
+    qemu.instead_of("cont", lambda conversation: conversation.close())
+    with pytest.raises(QmpError, match="gone"):
+        client.resume()
+    with hold(qemu):
+        before = time.monotonic()
+        with pytest.raises(QmpError, match="another program is connected to it"):
+            client.resume()
+        assert time.monotonic() - before < 10
+
+
+def test_whoever_destroys_the_domain_finds_its_device_model_free(qemu):
+    client = client_of(qemu)
+    client.hold()
+    client.stop()
+    client.close()
+    client.close()
+    with qemu.connect() as other:
+        assert other.recv(1 << 16)

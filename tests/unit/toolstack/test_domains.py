@@ -13,7 +13,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.testing.store import MemoryStore
-from saverestore.toolstack import domains
+from saverestore.toolstack import bare, domains
 
 WEB = uuid.UUID(int=0xBEEF)
 
@@ -99,3 +99,36 @@ def test_a_name_or_uuid_that_is_there_is_not_free():
     with pytest.raises(DomainError, match="same UUID"):
         domains.check_free(handles, "web2", WEB)
     domains.check_free(handles, "web2", uuid.uuid4())
+
+
+def test_a_dying_domain_is_no_namesake_and_keeps_no_uuid():
+    handles = host(("web1", Info(23, WEB, dying=True)))
+    domains.check_free(handles, "web1", WEB)
+
+
+def test_a_domain_is_found_beside_a_dying_one_of_the_same_name_and_uuid():
+    handles = host(("web1", Info(23, WEB, dying=True)), ("web1", Info(24, WEB)))
+    assert domains.find(handles, "web1").domid == 24
+    assert domains.find(handles, str(WEB)).domid == 24
+    assert domains.find(handles, "23").domid == 23
+
+
+def test_a_dying_domain_alone_is_found_and_named_as_that():
+    handles = host(("web1", Info(23, WEB, dying=True)))
+    with pytest.raises(DomainError, match="is being destroyed"):
+        domains.check_can_be_saved(domains.find(handles, "web1"))
+
+
+def test_a_domain_without_a_name_is_called_by_its_number_once():
+    assert str(domains.Domain(Info(23), "23")) == "domain 23"
+    assert str(domains.Domain(Info(23), "web1")) == "web1 (domain 23)"
+
+
+def test_memory_that_dying_domains_hold_is_named_where_it_is_missing():
+    dead = SimpleNamespace(domid=23, dying=True, tot_pages=1 << 16, uuid=WEB)
+    handles = SimpleNamespace(xen=SimpleNamespace(domains=lambda: [dead]))
+    assert bare._held_by_dead(handles) == (
+        " (and 256 MiB are still held by domains that are being destroyed: 23)"
+    )
+    dead.tot_pages = 0
+    assert bare._held_by_dead(handles) == ""

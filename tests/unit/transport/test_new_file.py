@@ -241,6 +241,7 @@ def test_a_place_that_cannot_be_written_is_told_with_the_final_name(tmp_path, na
     with pytest.raises(TransportError, match=name) as caught, NewFile(tmp_path / name):
         pass
     assert caught.value.exit_code == ExitCode.IO
+    assert not getattr(caught.value, "__notes__", [])  # nothing was made that would have to be removed
 
 
 def test_a_device_is_written_directly_and_stays_a_device():

@@ -1,0 +1,38 @@
+"""What a file system answers when it is asked for room, or to bring a file to the disk; some answer oddly.
+
+An answer that means nothing (no statfs, no fsync) is not taken for bad news; one that means that data are lost is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+HAS_NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
+"""What fsync() says of pipes, sockets and terminals, and on file systems that have none."""
+
+
+def free_bytes(descriptor: int) -> int | None:
+    """Room on the file system of this file; None where that is not known.
+
+    A file system without blocks (ramfs, tmpfs of no limit, FUSE without statfs) keeps no account of its room.
+    """
+    try:
+        room = os.fstatvfs(descriptor)
+    except OSError:
+        return None
+    return room.f_bavail * room.f_frsize if room.f_blocks and room.f_frsize else None
+
+
+def bring_to_disk(descriptor: int) -> None:
+    """Return once the data are on the disk, or where there is no disk. OSError when they are lost."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # EROFS of a file is no such answer: the file system failed while it was written, and was made read-only.
+        if error.errno in HAS_NO_FSYNC:
+            return
+        if error.errno == errno.EROFS and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return
+        raise

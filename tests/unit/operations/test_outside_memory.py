@@ -1,0 +1,160 @@
+"""What a suspended domain has outside its memory: its disks are noted, and a command can snapshot them."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+from uuid import UUID
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from fake_host import FakeHost, FakeToolstack
+from memory_guests import MAKERS
+
+from saverestore.engine.progress import DomainState, SaveReport, Silence
+from saverestore.errors import DomainError, ErrorName, Interrupted, fact_of
+from saverestore.interrupts import handled
+from saverestore.operations import disk_fit, image_fit
+from saverestore.operations.requests import FinalState, SaveRequest
+from saverestore.operations.save import save_domain
+from saverestore.stream import LibxlReader, XlHeader
+from saverestore.stream.survey import survey
+from saverestore.testing.guest import MemorySave
+from saverestore.toolstack import bare, disks
+from saverestore.transport.opening import open_image
+
+DISK = {"vdev": "xvda", "path": "/disks/web1.img", "bytes": 1 << 20, "mtime_ns": 5, "written": "1970-01-01"}
+
+
+@pytest.fixture
+def guest():
+    made = MemorySave(MAKERS["pvh"]())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def host(guest):
+    return FakeHost(guest, FakeToolstack())
+
+
+def save(tmp_path, host, command: str | None = None, **how: object) -> SaveReport:
+    request = SaveRequest("web1", str(tmp_path / "a.img"), while_suspended=command, **how)
+    report = SaveReport()
+    save_domain(request, Silence(), report, host=host)
+    return report
+
+
+@pytest.mark.parametrize("how", [{}, {"compress": 1}, {"digest": "none"}], ids=str)
+def test_the_image_notes_what_its_disks_were_and_a_digest_covers_it(tmp_path, host, how):
+    host.disks = [DISK]
+    save(tmp_path, host, **how)
+    with open_image(str(tmp_path / "a.img")) as source:
+        found = survey(source)
+    assert found.is_whole
+    assert found.disks == [DISK]
+    assert host.settled == [[DISK]]
+
+
+@pytest.mark.parametrize(("disks_now", "how"), [([DISK], {"plain": True}), ([], {})], ids=str)
+def test_without_disks_or_in_a_plain_image_there_is_no_such_record(tmp_path, host, disks_now, how):
+    host.disks = disks_now
+    save(tmp_path, host, **how)
+    with open_image(str(tmp_path / "a.img")) as source:
+        assert "DISKS" not in survey(source).records
+
+
+def test_an_image_whose_disks_changed_is_refused_before_anything_is_made(tmp_path, host, monkeypatch):
+    host.disks = [DISK]
+    save(tmp_path, host)
+    monkeypatch.setattr(disks, "changed", lambda found, _uuid: [one["path"] for one in found])
+    monkeypatch.setattr(disk_fit, "opened", opened_without_configuration)
+    with pytest.raises(DomainError, match=r"/disks/web1\.img"):
+        disk_fit.check(str(tmp_path / "a.img"), force=False)
+    disk_fit.check(str(tmp_path / "a.img"), force=True)
+
+
+def opened_without_configuration(image: str):
+    """The fake host's images have an empty one."""
+
+    @contextmanager
+    def opened():
+        with open_image(image) as source:
+            XlHeader.read(source)
+            LibxlReader(source).next()
+            yield SimpleNamespace(source=source, config=SimpleNamespace(uuid=UUID(int=1)))
+
+    return opened()
+
+
+# ---- a command while it is suspended -------------------------------------------------------------
+
+
+def test_a_command_runs_while_the_domain_is_suspended_and_knows_what_it_is_for(tmp_path, host, guest):
+    seen: list[bool] = []
+    host.disks_of = lambda _config: seen.append((tmp_path / "seen").exists()) or []
+    command = f'echo "$PYSAVE_DOMAIN $PYSAVE_DOMID $PYSAVE_UUID $PYSAVE_IMAGE" >{tmp_path}/seen'
+    report = save(tmp_path, host, command, final_state=FinalState.RUN)
+    assert (tmp_path / "seen").read_text() == (
+        f"web1 7 00000000-0000-4000-8000-000000000001 {tmp_path}/a.img\n"
+    )
+    assert seen == [True]  # what it does to the disks is no change since the save
+    assert report.domain_state is DomainState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("command", "how"), [("exit 3", "exit 3"), ("kill -9 $$", "signal 9"), ("/nothing", "exit 127")]
+)
+def test_a_command_that_fails_gives_the_save_up_and_resumes_the_domain(tmp_path, host, guest, command, how):
+    with pytest.raises(DomainError) as caught:
+        save(tmp_path, host, command)
+    assert caught.value.name is ErrorName.COMMAND_FAILED
+    assert f"failed ({how}): {command}; no image was left; web1 (domain 7) is running" in fact_of(
+        caught.value
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert not guest.domain.suspended
+
+
+def test_what_a_command_prints_does_not_get_into_the_image(tmp_path, host, capfd):
+    save(tmp_path, host, "echo words")
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "words\n")
+
+
+def test_a_signal_ends_the_command_and_resumes_the_domain(tmp_path, host, guest):
+    began = time.monotonic()
+    with pytest.raises(Interrupted), handled():
+        save(tmp_path, host, f"echo $$ >{tmp_path}.pid; kill -INT {os.getpid()}; sleep 60; true")
+    assert time.monotonic() - began < 20
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(tmp_path.with_suffix(".pid").read_text()), 0)
+    assert not guest.domain.suspended
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- how much memory it had ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "known"), [({}, True), ({"compress": 1}, True), ({"plain": True}, False)], ids=str
+)
+def test_the_image_says_how_many_pages_the_domain_had(tmp_path, host, guest, monkeypatch, how, known):
+    save(tmp_path, host, **how)
+    monkeypatch.setattr(image_fit, "opened", opened_without_configuration)
+    assert image_fit.pages_of(str(tmp_path / "a.img")) == (guest.populated_pages if known else 0)
+
+
+def test_a_host_needs_memory_for_what_the_image_holds_not_for_its_target(monkeypatch):
+    kind = SimpleNamespace(paging_pool_kib=lambda _config: 0)
+    monkeypatch.setattr(bare, "this_host", lambda: SimpleNamespace(of_config=lambda _kind: kind))
+    free = SimpleNamespace(free_pages=200 * 256, outstanding_pages=0)
+    handles = SimpleNamespace(xen=SimpleNamespace(host=lambda: free, domains=list))
+    config = SimpleNamespace(name="web1", kind="pvh", target_kib=128 << 10)
+    bare.check_memory(handles, config)
+    with pytest.raises(DomainError, match="needs 260 MiB, this host has 200 MiB free"):
+        bare.check_memory(handles, config, 256 * 256)

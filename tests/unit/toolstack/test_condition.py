@@ -1,0 +1,73 @@
+"""What is said of a domain is looked up."""
+
+from __future__ import annotations
+
+import errno
+import uuid
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from pyxc import XenError
+from saverestore.errors import Remedy
+from saverestore.toolstack.condition import Condition, look_up
+
+WEB, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
+
+
+def info(domid: int = 7, domain_uuid: uuid.UUID = WEB, **more: object) -> SimpleNamespace:
+    state = {"dying": False, "shutdown": False, "shutdown_reason": 0, "paused": False} | more
+    suspended = bool(state["shutdown"]) and state["shutdown_reason"] == 2
+    return SimpleNamespace(domid=domid, uuid=domain_uuid, suspended=suspended, **state)
+
+
+def handles_with(*infos: SimpleNamespace, error: XenError | None = None) -> SimpleNamespace:
+    def domain(domid: int) -> SimpleNamespace:
+        if error is not None:
+            raise error
+        for one in infos:
+            if one.domid == domid:
+                return one
+        raise XenError("xc_domain_getinfolist", errno.ESRCH, domid=domid)
+
+    return SimpleNamespace(xen=SimpleNamespace(domain=domain, domains=lambda: iter(infos)))
+
+
+@pytest.mark.parametrize(
+    ("state", "condition", "what", "remedies"),
+    [
+        ({}, Condition.RUNNING, "is running", []),
+        ({"paused": True}, Condition.PAUSED, "is paused", [Remedy.UNPAUSE_NOW]),
+        ({"shutdown": True, "shutdown_reason": 2}, Condition.SUSPENDED, "is suspended", [Remedy.RECOVER]),
+        ({"shutdown": True, "shutdown_reason": 3}, Condition.CRASHED, "has crashed", []),
+        ({"shutdown": True, "shutdown_reason": 0}, Condition.STOPPED, "has powered off", []),
+        ({"shutdown": True, "shutdown_reason": 1}, Condition.STOPPED, "is rebooting", []),
+        ({"dying": True, "shutdown": True, "shutdown_reason": 2}, Condition.DYING, "is being destroyed", []),
+    ],
+)
+def test_a_domain_is_what_xen_says_and_remedies_only_where_they_help(state, condition, what, remedies):
+    found = look_up(handles_with(info(**state)), 7, WEB)
+    assert (found.condition, found.what) == (condition, what)
+    assert [advice.remedy for advice in found.remedies] == remedies
+
+
+def test_a_domain_that_is_not_there_is_gone():
+    found = look_up(handles_with(), 7, WEB)
+    assert (found.condition, found.what, found.remedies) == (Condition.GONE, "is gone", ())
+
+
+def test_a_number_that_another_domain_has_now_is_not_the_domain():
+    assert look_up(handles_with(info(7, OTHER)), 7, WEB).condition is Condition.GONE
+
+
+def test_a_guest_that_rebooted_is_gone_and_named_by_its_new_number():
+    found = look_up(handles_with(info(8), info(9, OTHER)), 7, WEB)
+    assert found.what == "is gone (its UUID is now that of domain 8)"
+
+
+def test_what_cannot_be_looked_up_is_not_taken_for_running():
+    found = look_up(handles_with(error=XenError("xc_domain_getinfolist", errno.EPERM)), 7, WEB)
+    assert found.condition is Condition.UNKNOWN
+    assert "EPERM" in found.what
