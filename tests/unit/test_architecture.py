@@ -1,7 +1,7 @@
 """The arrows of docs/design.md, read out of the imports of every module.
 
-    cli ─► report ─► helper ─► operations ─► process ─► toolstack ─► engine ─► testing ─► guest ─► image ─► stream
-    ─► transport ─► interrupts ─► kernels ─► arm64_registers ─► errors
+    cli ─► report ─► migrate ─► helper ─► operations ─► process ─► toolstack ─► engine ─► testing ─► guest ─► image
+    ─► stream ─► transport ─► interrupts ─► kernels ─► arm64_registers ─► errors
 
 A module imports from its own layer and from layers to its right, and:
 
@@ -42,6 +42,7 @@ LONGEST_FILE = 500
 LAYERS = [
     "cli",
     "report",
+    "migrate",
     "helper",
     "operations",
     "process",
