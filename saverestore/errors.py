@@ -172,6 +172,11 @@ class Remedy(Enum):
     FREE_MEMORY = auto()
     TRY_AGAIN = auto()
 
+    # ---- a migration
+    RECOVER_MIGRATION = auto()  # name: ask the other host, and settle it
+    FORCE_MIGRATION = auto()  # name: a person says who has the domain
+    TRUST_NETWORK = auto()
+
     # ---- how it is saved
     SAVE_WITHOUT_LIVE = auto()
     DIRTY_BY_DIGEST = auto()  # find dirty pages by their contents

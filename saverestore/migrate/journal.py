@@ -52,7 +52,7 @@ class JournalExists(SaveRestoreError):
 class Journal:
     """One migration's journal, open and locked by this process. A context manager.
 
-    `log`: what it says. `state`: where this side is; after `enter` failed, the state that was to be written, which may
+    `log`: what it says. `state`: where this side is; after `enter` failed, the state that was to be written. That may
     be on the disk or not.
     """
 

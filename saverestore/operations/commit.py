@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from saverestore.errors import ErrorName, UsageError
-from saverestore.operations.requests import STDOUT, SaveRequest
+from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.transport.base import ByteSink, ImageSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
@@ -50,6 +50,12 @@ class Commit(Protocol):
         """The last step, and a short one: when it returns, the image is safe for good.
 
         When it raises, it is not, and the domain is still the source's.
+        """
+
+    def final_state(self, wanted: FinalState) -> FinalState:
+        """After `commit`: what is to become of the domain; `wanted`, unless whoever has the image says otherwise.
+
+        When it raises, the domain is left as it is.
         """
 
 
@@ -104,6 +110,10 @@ class FileCommit:
     def commit(self) -> None:
         """See Commit."""
         self._place.publish()
+
+    def final_state(self, wanted: FinalState) -> FinalState:
+        """See Commit."""
+        return wanted
 
 
 @contextmanager

@@ -39,13 +39,18 @@ from saverestore.transport.base import ByteSink
 LOG = logging.getLogger(__name__)
 
 
+def commit_of_image(request: SaveRequest, _prepared: Prepared) -> AbstractContextManager[Commit]:
+    """See `commit_of`."""
+    return commit_of(request)
+
+
 def save_domain(
     request: SaveRequest,
     progress: Progress,
     report: SaveReport | None = None,
     *,
     host: Host | None = None,
-    opened_commit: Callable[[SaveRequest], AbstractContextManager[Commit]] = commit_of,
+    opened_commit: Callable[[SaveRequest, Prepared], AbstractContextManager[Commit]] = commit_of_image,
     process_ends: bool = False,
 ) -> SaveReport:
     """Save a domain. The image is complete and on the disk before the domain is destroyed.
@@ -59,7 +64,7 @@ def save_domain(
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         prepared = prepare(host, request, Findings(), stack)
         try:
-            with opened_commit(request) as commit:
+            with opened_commit(request, prepared) as commit:
                 check_room(commit, prepared.guest, prepared.domain)
                 _speed_up(host, prepared.domain)
                 with _reporting_leftovers(commit, prepared.domain, report):
@@ -73,7 +78,8 @@ def save_domain(
                         if request.final_state is FinalState.RUN:
                             _resume_early(host, prepared, session)
                         _commit_image(host, commit, report)
-                _make_final(host, prepared, request, session, report)
+                final_state = commit.final_state(request.final_state)
+                _make_final(host, prepared, replace(request, final_state=final_state), session, report)
         finally:
             with shield():
                 prepared.guest.close()
