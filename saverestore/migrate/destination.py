@@ -215,8 +215,8 @@ class _Receiver:
         except SaveRestoreError as error:
             side.happen(Event.LINK_LOST)
             raise InDoubt(
-                f"{head.name} is complete here, paused, as {incoming_name(head.name)}, and {self._channel.peer} has not "
-                f"said whether it may run: {fact_of(error)}",
+                f"{head.name} is complete here, paused, as {incoming_name(head.name)}, and {self._channel.peer} has "
+                f"not said whether it may run: {fact_of(error)}",
                 remedies=[Advice(Remedy.RECOVER_MIGRATION, head.name)],
             ) from error
         if isinstance(message, Abort):

@@ -6,7 +6,7 @@ None of it starts or resumes a domain that the other host may run: see `handover
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from saverestore.guest.common.handles import XenError
 from saverestore.migrate import addresses
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incoming_name
-from saverestore.migrate.handover import OVER, Event, Role, State
+from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import Journal, JournalBusy, Journals, boot_id, now
 from saverestore.migrate.messages import Abort, Aborted, Ask, Busy, Grant, Lost, Unknown, for_people
 from saverestore.migrate.records import Head, JournalError, Log
@@ -45,25 +45,22 @@ class RecoverRequest:
     ssh: Sequence[str] = ("ssh",)
 
 
-def found(journals: Journals, domain: str | None) -> Iterator[Log | JournalError]:
-    """The migrations of a domain, by its name, UUID or the migration's id; None: all. The oldest first."""
+def found(journals: Journals, domain: str | None) -> tuple[list[Log], list[JournalError]]:
+    """The migrations of a domain, by its name, UUID or the migration's id; None: all. The oldest first.
+
+    And the journals that cannot be read: nobody knows of which domain these are. DomainError when a domain has none.
+    """
+    logs, errors = [], []
     for one in journals.all():
-        if isinstance(one, JournalError) or domain is None or domain in (one.head.name, str(one.head.uuid), str(one.head.migration)):
-            yield one
-
-
-def open_ones(journals: Journals, domain: str | None) -> list[Log]:
-    """Those that are not over. JournalError when one cannot be read; DomainError when the domain has no journal."""
-    logs = []
-    for one in found(journals, domain):
         if isinstance(one, JournalError):
-            raise one
-        logs.append(one)
-    if domain is not None and not logs:
+            errors.append(one)
+        elif domain in (None, one.head.name, str(one.head.uuid), str(one.head.migration)):
+            logs.append(one)
+    if domain is not None and not logs and not errors:
         raise DomainError(
             f"no migration of {domain} is recorded on this host", name=ErrorName.MIGRATION_NOT_FOUND
         )
-    return [log for log in logs if log.state not in OVER]
+    return logs, errors
 
 
 def recover(
@@ -171,8 +168,8 @@ def _ask_source(
 
 def _kept(head: Head, address: str, error: BaseException) -> InDoubt:
     return InDoubt(
-        f"{head.name} is complete here, paused, as {incoming_name(head.name)}, and it is not known whether it may run: "
-        f"{fact_of(error)}",
+        f"{head.name} is complete here, paused, as {incoming_name(head.name)}, and it is not known whether it may "
+        f"run: {fact_of(error)}",
         remedies=[Advice(Remedy.RECOVER_MIGRATION, head.name), Advice(Remedy.FORCE_MIGRATION, head.name)],
     )
 

@@ -68,8 +68,8 @@ CONFIRM_S = 10.0
 class MigrateRequest:
     """What `pymigrate` was asked for. `name`: what the domain is called there; None: as here.
 
-    `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it reaches
-    this host; None: by this host's name.
+    `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it
+    reaches this host; None: by this host's name.
     """
 
     domain: str
