@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
+from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.interrupts import shield
 from saverestore.migrate.channel import SILENCE_S
 from saverestore.transport.connection import BrokenPeer, Connection, PipeConnection, SocketConnection
@@ -75,7 +75,8 @@ def check_trusted(address: Address, *, trusted: bool) -> None:
     if address.kind == "tcp" and not trusted:
         raise UsageError(
             f"{address.text}: nothing is encrypted there and nobody is asked who they are; the network must be "
-            "named as trusted, on both sides"
+            "named as trusted, on both sides",
+            remedies=[Advice(Remedy.TRUST_NETWORK)],
         )
 
 

@@ -208,7 +208,7 @@ class Channel:
 
     def greet(self, journals: str, boot: str, host: str) -> Hello:
         """Send HELLO and read the peer's; from now on keepalives are sent. VersionMismatch, or as `hear`."""
-        program = f"pymigrate {saverestore.__version__}"
+        program = f"pymigrate/{saverestore.__version__}"
         self.say(Hello(protocol.LOWEST_VERSION, protocol.HIGHEST_VERSION, journals, boot, program, host))
         before, self.connection.timeout_s = self.connection.timeout_s, GREETING_S
         try:
