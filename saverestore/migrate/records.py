@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import uuid
 import zlib
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ ROOM_BYTES = 32 << 10
 
 MAX_LINE_BYTES = 4 << 10
 MAX_NOTE_CHARACTERS = 300
+LINE_BEGINS = re.compile(rb"[0-9a-f]{8} \{")
 
 
 class JournalError(SaveRestoreError):
@@ -159,11 +161,11 @@ def _end_of_line(data: bytes, at: int) -> int:
 
 
 def _has_whole_line(data: bytes, at: int) -> bool:
-    """Whether a line that is as it should be begins behind `at`: then what is before it was whole once, too."""
-    while at := data.find(b"\n", at) + 1:
-        if _fields_of(data[at : _end_of_line(data, at)]) is not None:
-            return True
-    return False
+    """Whether a line that is as it should be stands behind `at`: then what is before it was whole once, too."""
+    return any(
+        _fields_of(data[found.start() : _end_of_line(data, found.start())]) is not None
+        for found in LINE_BEGINS.finditer(data, at)
+    )
 
 
 def _fields_of(line: bytes) -> dict[str, Any] | None:

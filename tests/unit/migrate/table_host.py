@@ -298,7 +298,9 @@ class Pair:
             assert not thread.is_alive()
 
     def request(self, **changes: Any) -> MigrateRequest:
-        return MigrateRequest("web1", parse("b"), **({"settle_for_s": 0.0} | changes))
+        return MigrateRequest(
+            **({"domain": "web1", "destination": parse("b"), "settle_for_s": 0.0} | changes)
+        )
 
     def migrate(self, **changes: Any) -> Any:
         return migrate_domain(
