@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
-from saverestore.errors import ExitCode, SaveRestoreError, TransportError
+from saverestore.errors import ExitCode, SaveRestoreError
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
 from saverestore.migrate.handover import Deed, Do, Event, Role, Send, State, Steps, Write, decide
@@ -117,7 +117,7 @@ class Side:
                 case Write(State.GRANTED):
                     try:
                         self._write(State.GRANTED, notes)
-                    except TransportError as error:
+                    except BaseException as error:  # whatever it is: it may be on the disk
                         LOG.warning("%s; the migration is given up", error)
                         self.happen(Event.GRANT_UNWRITTEN, reason=str(error))
                         return

@@ -195,6 +195,7 @@ def greeted(channel: Channel, journals: Journals) -> Hello:
 class HandOver:
     """See operations.commit.Commit. A context manager: opened, the destination has accepted."""
 
+    hands_over = True
     stored_bytes = None
     left_behind = "the migration was given up"
 
@@ -269,15 +270,15 @@ class HandOver:
         """See Commit: the destination has all of it, and is ready to run the domain."""
         self._here.happen(Event.STREAM_ENDED, length_bytes=self.sink.offset)
         self._channel.hear(Ready)
+        self._progress.phase(f"granting it to {self.name}: from now on it is too late to cancel")
 
     def commit(self) -> None:
         """See Commit: GRANTED is on the disk, and the destination is told.
 
-        It raises before the entry is begun or not at all. Where it may or may not be on the disk, the destination is
-        told to give up, and `final_state` waits for what it says.
+        It does not raise. Where GRANTED may or may not be on the disk, the destination is told to give up, and
+        `final_state` waits for what it says.
         """
         self._granted_at = time.monotonic()
-        self._progress.phase(f"granting it to {self.name}: from now on it is too late to cancel")
         self._here.happen(Event.HEARD_READY)
 
     def final_state(self, wanted: FinalState) -> FinalState:

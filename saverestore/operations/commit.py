@@ -40,6 +40,10 @@ class Commit(Protocol):
     def stored_bytes(self) -> int | None:
         """What the image takes where it is stored; None where that is not known."""
 
+    @property
+    def hands_over(self) -> bool:
+        """Whether `commit` makes the domain somebody else's: from its start on no failure may resume it here."""
+
     def free_bytes(self) -> int | None:
         """How much room there is; None where that means nothing."""
 
@@ -82,6 +86,8 @@ class Place(Protocol):
 
 class FileCommit:
     """See Commit: a file or descriptor, perhaps with what compresses into it."""
+
+    hands_over = False
 
     def __init__(self, place: Place, sink: ImageSink) -> None:
         self._place = place

@@ -77,7 +77,7 @@ def save_domain(
                         session.end(_trailer(stream, commit.sink.name, prepared.device_model))
                         if request.final_state is FinalState.RUN:
                             _resume_early(host, prepared, session)
-                        _commit_image(host, commit, report)
+                        _commit_image(host, commit, session, report)
                 final_state = commit.final_state(request.final_state)
                 _make_final(host, prepared, replace(request, final_state=final_state), session, report)
         finally:
@@ -127,13 +127,15 @@ def _resume_early(host: Host, prepared: Prepared, session: SaveSession) -> None:
         host.handles.memory.unmap_lingering()
 
 
-def _commit_image(host: Host, commit: Commit, report: SaveReport) -> None:
+def _commit_image(host: Host, commit: Commit, session: SaveSession, report: SaveReport) -> None:
     """The image is on the disk and has its name: from here on the request is carried out, not given up."""
     written_at = host.clock()
     commit.finish()
     report.stored_bytes = commit.stored_bytes
     report.sync_s = host.clock() - written_at
     with shield():
+        if commit.hands_over:
+            session.give_away()
         commit.commit()
         interrupts.too_late()
 

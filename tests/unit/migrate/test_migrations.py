@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -174,6 +175,23 @@ def test_a_grant_that_cannot_be_written_is_given_up_on_both_sides(pair, monkeypa
     pair.join()
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
     assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_no_failure_after_the_grant_resumes_the_domain_at_the_source(pair, monkeypatch):
+    """Whatever is raised there: by another thread, a debugger, Python itself."""
+
+    def fail() -> None:
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # not the destination, which is another process
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("saverestore.operations.save.interrupts.too_late", fail)
+    with pytest.raises(KeyboardInterrupt):
+        pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "suspended"}, {"web1": "running"})
+    assert pair.states() == (["GRANTED"], ["RUNNING"])
 
 
 @pytest.mark.parametrize("kept", [False, True])
