@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     IMAGE = 4
     IO = 5
     XEN = 6
+    IN_DOUBT = 7
     INTERRUPTED = 130
 
 
@@ -116,6 +117,29 @@ class ErrorName(StrEnum):
     IO_FAILED = "io_failed", "reading or writing failed for another reason"
     OUT_OF_MEMORY = "out_of_memory", "no memory left in the domain in which the command runs"
 
+    # ---- another host
+    PEER_UNREACHABLE = "peer_unreachable", "the other host, or the program there, could not be reached"
+    PEER_SILENT = "peer_silent", "the other host has sent nothing for too long"
+    PEER_VERSION = (
+        "peer_version",
+        "the other host speaks no version of the migration protocol that is known here",
+    )
+    PROTOCOL_VIOLATED = "protocol_violated", "the other host sent what is not valid in the migration protocol"
+    SAME_HOST = "same_host", "the other host is this host"
+    MIGRATION_UNSUPPORTED = "migration_unsupported", "the domain cannot be migrated, or not in this way"
+    MIGRATION_ABORTED = (
+        "migration_aborted",
+        "the other host gave the migration up; the domain is at the source",
+    )
+    MIGRATION_BUSY = "migration_busy", "another process works on this migration"
+    MIGRATION_IN_DOUBT = (
+        "migration_in_doubt",
+        "the domain was granted to the other host, which has not answered, or lost it; exit code 7",
+    )
+    MIGRATION_NOT_FOUND = "migration_not_found", "no migration of that domain is recorded on this host"
+    MIGRATION_TOO_LATE = "migration_too_late", "the domain has been granted to the other host: no cancelling"
+    JOURNAL_UNREADABLE = "journal_unreadable", "the record of a migration is damaged, or of a newer version"
+
     # ---- Xen and its libraries
     XEN_REFUSED = "xen_refused", "Xen refused a call"
     LIBXL_FAILED = "libxl_failed", "libxl could not create, restore or start the domain"
@@ -151,6 +175,11 @@ class Remedy(Enum):
     GIVE_ALL_MEMORY = auto()  # "DOMID MIB": so that none of it is populated on demand
     FREE_MEMORY = auto()
     TRY_AGAIN = auto()
+
+    # ---- a migration
+    RECOVER_MIGRATION = auto()  # name: ask the other host, and settle it
+    FORCE_MIGRATION = auto()  # name: a person says who has the domain
+    TRUST_NETWORK = auto()
 
     # ---- how it is saved
     SAVE_WITHOUT_LIVE = auto()

@@ -25,6 +25,7 @@ exit codes:
   4    the image: not one, damaged, incomplete, or not for this host
   5    reading or writing failed: disk full, reader gone
   6    Xen, or one of its libraries, refused
+  7    a migration: the domain was granted to the other host, which has not answered
   130  interrupted by Ctrl-C or another signal
 """
 

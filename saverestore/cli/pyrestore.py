@@ -92,7 +92,7 @@ def _restore(arguments: argparse.Namespace) -> int | None:
         reporting.reporting(
             "pyrestore", arguments, arguments.name, lambda outcome: facts_of_restore(outcome, report)
         ) as run,
-        _helper_for(arguments) as helper,
+        helper_for(arguments.toolstack) as helper,
         closing(
             progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
         ) as progress,
@@ -127,11 +127,11 @@ def clock_note(name: str, saved_at: datetime.datetime | None, now: datetime.date
     )
 
 
-def _helper_for(arguments: argparse.Namespace) -> AbstractContextManager[Mapping[str, str]]:
+def helper_for(toolstack: str) -> AbstractContextManager[Mapping[str, str]]:
     """A save helper for libxl that waits, where one may be needed."""
     from saverestore.guest.kinds import this_host
 
-    if arguments.toolstack == "bare" or not this_host().libxl_restores:
+    if toolstack == "bare" or not this_host().libxl_restores:
         return nullcontext({})
     from saverestore.helper import session
     from saverestore.process.ready import ready_helper

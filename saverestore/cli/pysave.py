@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import common, reporting
+from saverestore.cli import common, limits, reporting
 from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS
 
@@ -64,7 +64,7 @@ def _parser() -> common.Parser:
         "--downtime-ms",
         dest="downtime_s",
         metavar="N",
-        type=_milliseconds,
+        type=limits.milliseconds,
         help="suspend the domain as soon as it is expected to stand still for N ms at most: by the rates at which it "
         "writes and pages are sent, and by what suspending and going on took the last time it was saved and went on "
         "(the first time: 100 ms and 50 ms)",
@@ -72,13 +72,13 @@ def _parser() -> common.Parser:
     live.add_argument(
         "--max-rounds",
         metavar="N",
-        type=_rounds,
+        type=limits.rounds,
         help="rounds at most; default 5, or 30 with --downtime-ms or --on-stall throttle",
     )
     live.add_argument(
         "--max-time",
         metavar="SECONDS",
-        type=_seconds,
+        type=limits.seconds,
         help="begin no round later than this, then suspend the domain",
     )
     live.add_argument(
@@ -144,7 +144,7 @@ def _parser() -> common.Parser:
     parser.add_argument(
         "--suspend-timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=limits.seconds,
         help="how long the guest may take to suspend, from the request on; default 60",
     )
     parser.add_argument(
@@ -203,29 +203,6 @@ def _coding(parser: common.Parser, arguments: argparse.Namespace) -> Coding | No
     if coding.codec is Codec.XOR and not arguments.live:
         parser.error("--codec xor only means something with --live: without it no page is sent twice")
     return coding
-
-
-def _seconds(text: str) -> float:
-    """A time of an option: a number above zero."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
-    return seconds
-
-
-def _milliseconds(text: str) -> float:
-    """The same, in seconds."""
-    return _seconds(text) / 1000
-
-
-def _rounds(text: str) -> int:
-    """A number of rounds: as many as an option may ask for."""
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds from 1 to 1000")
-    return int(text)
 
 
 def _zstd_level(text: str) -> int:

@@ -10,9 +10,9 @@ import shlex
 
 from saverestore.errors import Advice, Remedy, fact_of, remedies_of
 
-PYSAVE, PYRESTORE, PYIMAGE = "pysave", "pyrestore", "pyimage"
+PYSAVE, PYRESTORE, PYIMAGE, PYMIGRATE = "pysave", "pyrestore", "pyimage", "pymigrate"
 HELPER, WATCHER = "pyxc-save-helper", "pyxc-watch"
-COMMANDS = (PYSAVE, PYRESTORE, PYIMAGE, HELPER, WATCHER)
+COMMANDS = (PYSAVE, PYRESTORE, PYIMAGE, PYMIGRATE, HELPER, WATCHER)
 
 DECOMPRESSORS = {
     "zstd": "zstd -dc --long=31",
@@ -35,6 +35,12 @@ ANYWHERE = {
     Remedy.GIVE_ALL_MEMORY: "'xl mem-set {object}' gives it all of its memory first",
     Remedy.FREE_MEMORY: "make room: destroy another domain, or shrink one with 'xl mem-set', domain 0 included",
     Remedy.TRY_AGAIN: "try again",
+    Remedy.RECOVER_MIGRATION: "'pymigrate recover {object}' settles it, and asks the other host where it must",
+    Remedy.FORCE_MIGRATION: (
+        "if the other host is known never to run it, 'pymigrate recover --force run {object}' runs it here; if the "
+        "other host is known to have it, 'pymigrate recover --force destroy {object}' removes the copy here"
+    ),
+    Remedy.TRUST_NETWORK: "'pymigrate --trust-network' and 'pymigrate receive --trust-network' say so",
     Remedy.SAVE_WITHOUT_LIVE: "save it without live rounds",
     Remedy.DIRTY_BY_DIGEST: "'pysave --live --dirty digest' does without",
     Remedy.STALL_WITHOUT_THROTTLE: "'pysave --live --on-stall stop' does without",
@@ -103,6 +109,14 @@ OWN = {
         Remedy.OVERWRITE: "--overwrite replaces it",
         Remedy.CHOOSE_DIGEST: "--digest makes a new one",
         Remedy.DECOMPRESS: "give it through a pipe: '{decompressor} IMAGE | pyimage … -'",
+    },
+    PYMIGRATE: {
+        Remedy.DIRTY_BY_DIGEST: "--dirty digest does without",
+        Remedy.STALL_WITHOUT_THROTTLE: "--on-stall stop or abort does without",
+        Remedy.WAIT_LONGER: "--suspend-timeout SECONDS gives it more time",
+        Remedy.USE_XL: "'xl migrate' may support it",
+        Remedy.RENAME: "--name gives it another name there",
+        Remedy.TRUST_NETWORK: "--trust-network says so",
     },
     HELPER: {
         Remedy.SAVE_WITHOUT_LIVE: "'xl save' saves it without live rounds",

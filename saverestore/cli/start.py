@@ -40,6 +40,11 @@ def pyimage() -> int:
     return _run("pyimage")
 
 
+def pymigrate() -> NoReturn:
+    """The command `pymigrate`, as a process."""
+    _run_to_the_end("pymigrate")
+
+
 def helper() -> NoReturn:
     """The command `pyxc-save-helper`, as a process. libxl waits for its end while the domain stands still."""
     _run_to_the_end("helper")

@@ -65,7 +65,8 @@ class SaveSession:
 
     When the block ends without an error, the domain is as the last phase left it: suspended after `end`, unless
     `resume` was called, which may also be called later. When it ends with one, the domain has its processor time
-    back, log-dirty is off and the domain runs, whatever the phase; notes on the error name what could not be undone.
+    back, log-dirty is off and the domain runs, whatever the phase, unless it was given away; notes on the error name
+    what could not be undone.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class SaveSession:
         self._downtime: DowntimeClock | None = None
         self._writer: LibxcWriter
         self._sender: PageSender | None = None
+        self._given_away = False
 
     # ---- phases ------------------------------------------------------------------------------------
 
@@ -213,6 +215,11 @@ class SaveSession:
         self._downtime.stream_ended()
         self._phase = Phase.CHECKPOINTED
 
+    def give_away(self) -> None:
+        """From now on somebody else says who runs the domain: no failure resumes it, until `resume` is called."""
+        self._expect(Phase.ENDED)
+        self._given_away = True
+
     def resume(self, *, paused: bool = False) -> None:
         """Let the domain run again, after `end` or `checkpoint`; nothing when it runs already.
 
@@ -224,6 +231,7 @@ class SaveSession:
         self._expect(Phase.CHECKPOINTED, Phase.ENDED)
         assert self._downtime is not None
         with shield():
+            self._given_away = False
             self._downtime.resuming()
             self._guest.resume()
             if paused:
@@ -276,7 +284,8 @@ class SaveSession:
                 _undo(error, self._settings.throttle.lift, "the domain is still slowed down")
             if self._source is not None:
                 _undo(error, self._source.close, "log-dirty is still on")
-            self._resume_after(error)
+            if not self._given_away:
+                self._resume_after(error)
             if self._phase is not Phase.ENDED:
                 self._account()
 

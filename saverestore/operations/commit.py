@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from saverestore.errors import ErrorName, UsageError
-from saverestore.operations.requests import STDOUT, SaveRequest
+from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.transport.base import ByteSink, ImageSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.stdout import StandardOutput
@@ -40,6 +40,10 @@ class Commit(Protocol):
     def stored_bytes(self) -> int | None:
         """What the image takes where it is stored; None where that is not known."""
 
+    @property
+    def hands_over(self) -> bool:
+        """Whether `commit` makes the domain somebody else's: from its start on no failure may resume it here."""
+
     def free_bytes(self) -> int | None:
         """How much room there is; None where that means nothing."""
 
@@ -50,6 +54,12 @@ class Commit(Protocol):
         """The last step, and a short one: when it returns, the image is safe for good.
 
         When it raises, it is not, and the domain is still the source's.
+        """
+
+    def final_state(self, wanted: FinalState) -> FinalState:
+        """After `commit`: what is to become of the domain; `wanted`, unless whoever has the image says otherwise.
+
+        When it raises, the domain is left as it is.
         """
 
 
@@ -76,6 +86,8 @@ class Place(Protocol):
 
 class FileCommit:
     """See Commit: a file or descriptor, perhaps with what compresses into it."""
+
+    hands_over = False
 
     def __init__(self, place: Place, sink: ImageSink) -> None:
         self._place = place
@@ -104,6 +116,10 @@ class FileCommit:
     def commit(self) -> None:
         """See Commit."""
         self._place.publish()
+
+    def final_state(self, wanted: FinalState) -> FinalState:
+        """See Commit."""
+        return wanted
 
 
 @contextmanager

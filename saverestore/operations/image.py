@@ -57,25 +57,31 @@ def opened(image: str, name: str | None = None) -> Iterator[OpenedImage]:
 
     ImageErrors inside the block are raised with the image's name.
     """
-    with open_image(image) as source:
-        try:
-            outside = HeaderDigestSource(source)
-            header = XlHeader.read(outside)
-            if header.config is None:
-                raise ImageError(
-                    f"{source.name} has no domain configuration: it cannot be restored without one",
-                    name=ErrorName.CONFIGURATION_MISSING,
-                )
-            guest_config = config.parse(header.config)
-            stream = LibxlReader(outside)
-            expect(stream, source, LibxlRecordType.LIBXC_CONTEXT)
-            if name is not None:
-                guest_config = guest_config.replaced(name=name)
-            yield OpenedImage(source, guest_config, stream, outside.digest())
-        except ImageError as error:
-            if source.name not in " ".join([str(error), *getattr(error, "__notes__", [])]):
-                error.add_note(f"the image is {source.name}")
-            raise
+    with open_image(image) as source, opened_in(source, name) as found:
+        yield found
+
+
+@contextmanager
+def opened_in(source: ImageSource, name: str | None = None) -> Iterator[OpenedImage]:
+    """The same, of a source that is open already and stays open."""
+    try:
+        outside = HeaderDigestSource(source)
+        header = XlHeader.read(outside)
+        if header.config is None:
+            raise ImageError(
+                f"{source.name} has no domain configuration: it cannot be restored without one",
+                name=ErrorName.CONFIGURATION_MISSING,
+            )
+        guest_config = config.parse(header.config)
+        stream = LibxlReader(outside)
+        expect(stream, source, LibxlRecordType.LIBXC_CONTEXT)
+        if name is not None:
+            guest_config = guest_config.replaced(name=name)
+        yield OpenedImage(source, guest_config, stream, outside.digest())
+    except ImageError as error:
+        if source.name not in " ".join([str(error), *getattr(error, "__notes__", [])]):
+            error.add_note(f"the image is {source.name}")
+        raise
 
 
 def expect(stream: LibxlReader, source: ImageSource, wanted: LibxlRecordType) -> None:

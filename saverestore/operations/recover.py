@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 
-from saverestore.errors import DomainError, advise, fact_of, remedies_of
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, advise, fact_of, remedies_of
 from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.common.suspend import withdraw_request
 from saverestore.guest.kinds import Architecture, this_host
-from saverestore.toolstack import domains, processor_cap
+from saverestore.toolstack import domains, moving, processor_cap
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.lock import locked
@@ -26,6 +26,12 @@ def recover_domain(text: str) -> list[str]:
         domain = domains.find(handles, text)
         if domain.domid == 0:
             raise DomainError("domain 0 is the control domain itself: no save can have touched it")
+        if moving.noted(handles.store, domain.domid) is not None:
+            raise DomainError(
+                f"{domain} moves to another host, which may run it; nothing was done",
+                name=ErrorName.DOMAIN_NEEDS_RECOVERY,
+                remedies=[Advice(Remedy.RECOVER_MIGRATION, domain.name)],
+            )
         with locked(domain):
             return recover_locked(handles, domain, this_host())
 

@@ -67,8 +67,7 @@ def restore_domain(
     report = RestoreReport() if report is None else report
     with opened(request.image, request.name) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
-        prepared = _prepare(host, image.config, request, Findings(), stack)
-        with _restoring(host, prepared, image, request, helper or {}) as fresh:
+        with restoring(host, image, request, helper or {}, stack) as fresh:
             domid = fresh.fill(progress, report)
             fresh.activate()
         report.domain_state = DomainState.PAUSED if request.paused else DomainState.RUNNING
@@ -78,6 +77,25 @@ def restore_domain(
             _watch(host, domid, image.config.name)
         ending.let_memory_follow()
         return Restored(domid, image.config.name, report)
+
+
+def restoring(
+    host: Host,
+    image: OpenedImage,
+    request: RestoreRequest,
+    helper: Mapping[str, str],
+    stack: ExitStack,
+) -> Restoring:
+    """An image on its way into a fresh domain, once all has been looked at that can be known before. `helper`: see
+    `restore_domain`. What is opened for it is closed with `stack`."""
+    return _restoring(host, _prepare(host, image.config, request, Findings(), stack), image, request, helper)
+
+
+def check_fits(host: Host, config: GuestConfig, request: RestoreRequest, findings: Findings) -> str:
+    """Look at all that can be known of a domain before its image is there: the toolstack that would restore it."""
+    with ExitStack() as stack:
+        prepared = _prepare(host, config, request, findings, stack)
+        return "bare" if prepared.libxl is None else "libxl"
 
 
 def _restoring(

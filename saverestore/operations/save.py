@@ -43,13 +43,18 @@ from saverestore.transport.base import ByteSink
 LOG = logging.getLogger(__name__)
 
 
+def commit_of_image(request: SaveRequest, _prepared: Prepared) -> AbstractContextManager[Commit]:
+    """See `commit_of`."""
+    return commit_of(request)
+
+
 def save_domain(
     request: SaveRequest,
     progress: Progress,
     report: SaveReport | None = None,
     *,
     host: Host | None = None,
-    opened_commit: Callable[[SaveRequest], AbstractContextManager[Commit]] = commit_of,
+    opened_commit: Callable[[SaveRequest, Prepared], AbstractContextManager[Commit]] = commit_of_image,
     process_ends: bool = False,
 ) -> SaveReport:
     """Save a domain. The image is complete and on the disk before the domain is destroyed.
@@ -63,7 +68,7 @@ def save_domain(
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         prepared = prepare(host, request, Findings(), stack)
         try:
-            with opened_commit(request) as commit:
+            with opened_commit(request, prepared) as commit:
                 check_room(commit, prepared.guest, prepared.domain)
                 _speed_up(host, prepared.domain)
                 with _reporting_leftovers(host, commit, prepared, report):
@@ -77,9 +82,10 @@ def save_domain(
                         session.end(_trailer(stream, commit.sink.name, prepared.device_model))
                         if request.final_state is FinalState.RUN:
                             _resume_early(host, prepared, session)
-                        _commit_image(host, commit, report)
-                _make_final(host, prepared, request, session, report)
-                if request.final_state is FinalState.DESTROY:
+                        _commit_image(host, commit, session, report)
+                final_state = commit.final_state(request.final_state)
+                _make_final(host, prepared, replace(request, final_state=final_state), session, report)
+                if final_state is FinalState.DESTROY:
                     _settle(host, prepared.domain, noted)
         finally:
             with shield():
@@ -148,13 +154,15 @@ def _resume_early(host: Host, prepared: Prepared, session: SaveSession) -> None:
         host.handles.memory.unmap_lingering()
 
 
-def _commit_image(host: Host, commit: Commit, report: SaveReport) -> None:
+def _commit_image(host: Host, commit: Commit, session: SaveSession, report: SaveReport) -> None:
     """The image is on the disk and has its name: from here on the request is carried out, not given up."""
     written_at = host.clock()
     commit.finish()
     report.stored_bytes = commit.stored_bytes
     report.sync_s = host.clock() - written_at
     with shield():
+        if commit.hands_over:
+            session.give_away()
         commit.commit()
         interrupts.too_late()
 

@@ -112,6 +112,12 @@ def check_can_be_saved(domain: Domain) -> None:
         )
 
 
+def rename(store: XenStore, domain: Domain, name: str) -> None:
+    """Give a domain another name: what `xl` and the guest read. What libxl keeps in its file follows by itself."""
+    store.write(f"/local/domain/{domain.domid}/name", name)
+    store.write(f"/vm/{domain.info.uuid}/name", name)
+
+
 def devices_of(store: XenStore, domid: int) -> list[str]:
     """Devices that the domain has besides its console, as "vbd 51712", "vif 0" …"""
     found = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import select
 import socket
 import struct
@@ -68,7 +69,10 @@ class Connection(Protocol):
     """
 
     timeout_s: float
-    """How long a wait may last in which no byte moves. It holds for both directions, from the next wait on."""
+    """How long a wait may last in which no byte moves. It holds for both directions, from the next wait on.
+
+    While bytes come from the peer, it may take as long as it likes to take ours: it is busy, and alive.
+    """
 
     deadline: float | None
     """By `time.monotonic()`: no wait lasts beyond it, even if bytes move now and then. None: there is none."""
@@ -108,23 +112,22 @@ class Connection(Protocol):
     ) -> None: ...
 
 
-class SocketConnection:
-    """A `Connection` over a connected stream socket, which it owns: TCP, or a socket pair."""
+class _Both:
+    """What connections over descriptors share. The descriptors are non-blocking, and this object's own."""
 
-    def __init__(self, connected: socket.socket, peer: str, *, timeout_s: float) -> None:
-        """Take the socket, and make it non-blocking. `timeout_s`: see Connection; more than 0."""
+    def __init__(self, incoming_fd: int, outgoing_fd: int, peer: str, *, timeout_s: float) -> None:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be greater than 0, not {timeout_s}")
         self.peer = peer
         self.timeout_s = timeout_s
         self.deadline: float | None = None
-        self._socket = connected
-        connected.setblocking(False)
+        self.heard_at = 0.0
+        """When bytes came last, by `time.monotonic()`."""
         # Bytes are written and counted in one step: an acknowledgement may come before the writer has counted them.
         self._counting = threading.Lock()
         self._acknowledged = 0
-        self._outgoing = _Outgoing(self, self._counting)
-        self._incoming = _Incoming(self)
+        self._outgoing = _Outgoing(self, outgoing_fd, self._counting)
+        self._incoming = _Incoming(self, incoming_fd)
 
     @property
     def incoming(self) -> ByteSource:
@@ -150,6 +153,81 @@ class SocketConnection:
                     f"{self.peer} acknowledges {position} bytes, and {written} were sent to it"
                 )
             self._acknowledged = max(self._acknowledged, position)
+
+    def end_outgoing(self) -> None:
+        """Let the peer find the end behind what was written."""
+        raise NotImplementedError
+
+    def wait(self, fd: int, event: int, what: str) -> None:
+        """Wait until a descriptor is ready for `event`. `PeerTimeout` with `what` the peer has not done."""
+        poll = select.poll()
+        poll.register(fd, event)
+        begun = time.monotonic()
+        while True:
+            since = max(begun, self.heard_at) if event == select.POLLOUT else begun
+            end = since + self.timeout_s
+            if self.deadline is not None:
+                end = min(end, self.deadline)
+            left = end - time.monotonic()
+            # In pieces: a signal that comes just before poll() begins takes effect between two of them.
+            if poll.poll(max(0.0, min(left, HEED_S)) * 1000):
+                return
+            if left <= 0:
+                raise PeerTimeout(self.peer, time.monotonic() - begun, what)
+
+    def close(self) -> None:
+        """See Connection."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class PipeConnection(_Both):
+    """A `Connection` over two descriptors, which it owns: a program's standard input and output, whatever they are.
+
+    Closing it does not wait until the peer has everything: pipes keep what was written for whoever reads.
+    """
+
+    def __init__(self, incoming_fd: int, outgoing_fd: int, peer: str, *, timeout_s: float) -> None:
+        """Take them, and make them non-blocking. `timeout_s`: see Connection; more than 0."""
+        os.set_blocking(incoming_fd, False)
+        os.set_blocking(outgoing_fd, False)
+        self._outgoing_fd = outgoing_fd
+        self._incoming_fd = incoming_fd
+        super().__init__(incoming_fd, outgoing_fd, peer, timeout_s=timeout_s)
+
+    def end_outgoing(self) -> None:
+        """Close that side."""
+        fd, self._outgoing_fd = self._outgoing_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        """See Connection."""
+        with shield():
+            try:
+                self._outgoing.close()
+            finally:
+                self._incoming.close()
+                fd, self._incoming_fd = self._incoming_fd, -1
+                if fd >= 0:
+                    os.close(fd)
+
+
+class SocketConnection(_Both):
+    """A `Connection` over a connected stream socket, which it owns: TCP, or a socket pair."""
+
+    def __init__(self, connected: socket.socket, peer: str, *, timeout_s: float) -> None:
+        """Take the socket, and make it non-blocking. `timeout_s`: see Connection; more than 0."""
+        self._socket = connected
+        connected.setblocking(False)
+        super().__init__(connected.fileno(), connected.fileno(), peer, timeout_s=timeout_s)
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when closed."""
@@ -200,10 +278,10 @@ class SocketConnection:
         except BlockingIOError:
             pass
 
-    def shut(self, how: int) -> None:
-        """Shut one direction of the socket, if it is still connected."""
+    def end_outgoing(self) -> None:
+        """Shut that direction of the socket, if it is still connected."""
         try:
-            self._socket.shutdown(how)
+            self._socket.shutdown(socket.SHUT_WR)
         except OSError as error:
             if error.errno not in (*GONE_ERRORS, errno.EBADF):
                 raise TransportError(
@@ -211,38 +289,12 @@ class SocketConnection:
                     name=name_of_errno(error.errno),
                 ) from error
 
-    def wait(self, event: int, what: str) -> None:
-        """Wait until the socket is ready for `event`. `PeerTimeout` with `what` the peer has not done."""
-        poll = select.poll()
-        poll.register(self._socket, event)
-        begun = time.monotonic()
-        while True:
-            end = (
-                begun + self.timeout_s
-                if self.deadline is None
-                else min(begun + self.timeout_s, self.deadline)
-            )
-            left = end - time.monotonic()
-            # In pieces: a signal that comes just before poll() begins takes effect between two of them.
-            if poll.poll(max(0.0, min(left, HEED_S)) * 1000):
-                return
-            if left <= 0:
-                raise PeerTimeout(self.peer, time.monotonic() - begun, what)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class _Incoming(FdSource):
     """What the peer sends."""
 
-    def __init__(self, connection: SocketConnection) -> None:
-        super().__init__(connection.fileno(), connection.peer, close_fd=False)
+    def __init__(self, connection: _Both, fd: int) -> None:
+        super().__init__(fd, connection.peer, close_fd=False)
         self._connection = connection
 
     def close(self) -> None:
@@ -254,10 +306,12 @@ class _Incoming(FdSource):
 
     def _take(self, views: list[Any]) -> int:
         with shield():  # it does not wait: what has been read is also counted
-            return super()._take(views)
+            taken = super()._take(views)
+            self._connection.heard_at = time.monotonic()
+            return taken
 
     def _wait(self, event: int) -> None:
-        self._connection.wait(event, "sent nothing")
+        self._connection.wait(self.fileno(), event, "sent nothing")
 
     def _failure(self, error: OSError) -> TransportError:
         if error.errno in GONE_ERRORS:
@@ -268,15 +322,15 @@ class _Incoming(FdSource):
 class _Outgoing(FdSink):
     """What goes to the peer."""
 
-    def __init__(self, connection: SocketConnection, counting: threading.Lock) -> None:
-        super().__init__(connection.fileno(), connection.peer, close_fd=False)
+    def __init__(self, connection: _Both, fd: int, counting: threading.Lock) -> None:
+        super().__init__(fd, connection.peer, close_fd=False)
         self._connection = connection
         self._counting = counting
 
     def close(self) -> None:
         """Half close: the peer finds the end behind what was written. A second time does nothing."""
         if self._fd >= 0:
-            self._connection.shut(socket.SHUT_WR)
+            self._connection.end_outgoing()
         super().close()
 
     def _put(self, buffers: list[Any]) -> int:
@@ -284,7 +338,7 @@ class _Outgoing(FdSink):
             return super()._put(buffers)
 
     def _wait(self, event: int) -> None:
-        self._connection.wait(event, "took nothing")
+        self._connection.wait(self.fileno(), event, "took nothing")
 
     def _failure(self, error: OSError) -> TransportError:
         if error.errno in GONE_ERRORS:

@@ -1,7 +1,7 @@
 """The arrows of docs/design.md, read out of the imports of every module.
 
-    cli ─► report ─► helper ─► operations ─► process ─► toolstack ─► engine ─► testing ─► guest ─► image ─► stream
-    ─► transport ─► interrupts ─► kernels ─► arm64_registers ─► errors
+    cli ─► report ─► migrate ─► helper ─► operations ─► process ─► toolstack ─► engine ─► testing ─► guest ─► image
+    ─► stream ─► transport ─► interrupts ─► kernels ─► arm64_registers ─► errors
 
 A module imports from its own layer and from layers to its right, and:
 
@@ -14,6 +14,7 @@ A module imports from its own layer and from layers to its right, and:
   - `process` knows of this process and of what libxl is given to find it; nothing of domains, nor of what it runs.
   - `report` knows what the engine tells of its work, and nothing of domains or Xen.
   - `image` is of use to `cli` only: what works on domains does not need it.
+  - `migrate` is used by `cli` alone. Its rules (`handover`, `messages`, `protocol`, `records`) do no I/O at all.
   - `stream` knows of transports what `transport.base` says.
   - What a source or sink can do is asked through the ports of `transport.base`, never by its class or by a name.
   - The size of a page is declared in `kernels.page`, the names of digests in `stream.digest_algorithms`.
@@ -42,6 +43,7 @@ LONGEST_FILE = 500
 LAYERS = [
     "cli",
     "report",
+    "migrate",
     "helper",
     "operations",
     "process",
@@ -90,6 +92,11 @@ PURE = (
     "saverestore.guest.x86.p2m_walk",
     "saverestore.guest.x86.tables",
     "saverestore.guest.x86.vcpu",
+    "saverestore.migrate",
+    "saverestore.migrate.handover",
+    "saverestore.migrate.messages",
+    "saverestore.migrate.protocol",
+    "saverestore.migrate.records",
     "saverestore.testing",
     "saverestore.testing.domain",
     "saverestore.testing.guest",
@@ -339,6 +346,36 @@ def test_only_commands_use_what_works_on_images():
     assert users == {"cli", "image"}
 
 
+def test_only_commands_migrate_and_migrations_need_no_helper_or_report():
+    users = {layer_of(module) for module, target in ARROWS if target.startswith("saverestore.migrate")}
+    assert users == {"cli", "migrate"}
+    used = {layer_of(target) for module, target in ARROWS if layer_of(module) == "migrate"}
+    assert used & {"helper", "report", "process", "image", "testing"} == set()
+
+
+WITHOUT_IO = {
+    "__future__",
+    "collections.abc",
+    "dataclasses",
+    "enum",
+    "json",
+    "re",
+    "struct",
+    "typing",
+    "uuid",
+    "zlib",
+}
+
+
+@pytest.mark.parametrize("module", ["handover", "messages", "protocol", "records"])
+def test_the_rules_of_migrations_do_no_input_or_output(module):
+    found = set(imports_of(MODULES[f"saverestore.migrate.{module}"]))
+    ours = {name for name in found if name.startswith("saverestore")}
+    assert found - ours <= WITHOUT_IO
+    pure = {f"saverestore.migrate.{name}" for name in ("handover", "messages", "protocol", "records")}
+    assert ours <= pure | {"saverestore.errors"}
+
+
 def test_the_stream_knows_of_transports_what_their_base_says():
     seen = {
         target
@@ -452,7 +489,13 @@ WITHOUT_XEN = [
     if layer_of(module)
     in ("report", "image", "stream", "transport", "engine", "interrupts", "kernels", "errors", "process")
     and module != "saverestore.kernels.build"
-] + ["saverestore.cli.pyimage", "saverestore.cli.pysave", "saverestore.cli.pyrestore", *PURE]
+] + [
+    "saverestore.cli.pyimage",
+    "saverestore.cli.pymigrate",
+    "saverestore.cli.pysave",
+    "saverestore.cli.pyrestore",
+    *PURE,
+]
 
 
 def test_all_but_what_works_on_domains_imports_on_a_machine_without_xen_or_a_compiler():
@@ -468,13 +511,15 @@ def test_all_but_what_works_on_domains_imports_on_a_machine_without_xen_or_a_com
 
 
 OPTION_OR_COMMAND = re.compile(
-    r"(?<![\w-])--[a-z]|(?<![\w/-])(?:pysave|pyrestore|pyimage|pyxc-save-helper|pyxc-watch) +[^ ]"
+    r"(?<![\w-])--[a-z]|(?<![\w/-])(?:pysave|pyrestore|pyimage|pymigrate|pyxc-save-helper|pyxc-watch) +[^ ]"
 )
 
 PASSED_ON = {
     ("saverestore.helper.arguments", "--save-domain"),
     ("saverestore.helper.arguments", "--restore-domain"),
     ("saverestore.toolstack.watcher", "--late"),
+    ("saverestore.migrate.addresses", "pymigrate receive"),
+    ("saverestore.migrate.copies", "--incoming"),  # what a domain's name ends with
     ("saverestore.toolstack.watcher", "--ready-fd"),
 }
 """Words on a command line that a program writes or reads, not a person."""

@@ -13,7 +13,18 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.cli import common, helper, pyrestore, pysave, watch
 from saverestore.cli.pyimage import command as pyimage
-from saverestore.cli.remedies import ANYWHERE, COMMANDS, DECOMPRESSORS, HELPER, OWN, PYIMAGE, in_full, words
+from saverestore.cli.pymigrate import command, receive, settle
+from saverestore.cli.remedies import (
+    ANYWHERE,
+    COMMANDS,
+    DECOMPRESSORS,
+    HELPER,
+    OWN,
+    PYIMAGE,
+    PYMIGRATE,
+    in_full,
+    words,
+)
 from saverestore.errors import (
     Advice,
     DomainError,
@@ -47,6 +58,15 @@ def options_of(prog: str) -> set[str]:
     if prog == HELPER:
         return set(OPTION.findall(helper.HELP))
     modules = {"pysave": pysave, "pyrestore": pyrestore, "pyimage": pyimage, "pyxc-watch": watch}
+    if prog == PYMIGRATE:
+        makers = (
+            command._parser,
+            receive.parser,
+            settle.recover_parser,
+            settle.status_parser,
+            settle.cancel_parser,
+        )
+        return {option for make in makers for option in make()._option_string_actions}
     parser = modules[prog]._parser()
     found = set(parser._option_string_actions)
     for action in parser._actions:

@@ -174,11 +174,11 @@ class FakeHost:
         self.watched.append(domid)
 
 
-def commit_with(finish: Callable[[], None]) -> Callable[[SaveRequest], Any]:
+def commit_with(finish: Callable[[], None]) -> Callable[[SaveRequest, object], Any]:
     """How images are stored, but that `finish` is called when one is to be brought to the disk."""
 
     @contextmanager
-    def opened(request: SaveRequest) -> Iterator[Commit]:
+    def opened(request: SaveRequest, _prepared: object) -> Iterator[Commit]:
         with commit_of(request) as commit:
             real: Any = commit
             to_disk = real.finish

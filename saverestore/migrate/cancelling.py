@@ -1,0 +1,63 @@
+"""Cancelling a migration from outside: the process that works on it is told, and decides whether it still can."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
+from saverestore.migrate.handover import BEFORE_GRANT, Role, State
+from saverestore.migrate.journal import Journals
+from saverestore.migrate.records import Log
+
+LOOK_EVERY_S = 0.1
+
+
+def cancel(logs: Sequence[Log], domain: str, *, journals: Journals, wait_s: float) -> None:
+    """Have the migration of which this host is the source given up. When it returns, the domain is running here.
+
+    `logs`: the journals of the domain. DomainError when none is under way, when it is too late, or when the process
+    that works on it has not ended within `wait_s`.
+    """
+    for log in reversed(logs):
+        if log.head.role is not Role.SOURCE or log.state not in (*BEFORE_GRANT, State.GRANTED):
+            continue
+        pid = journals.holder(Role.SOURCE, log.head.migration)
+        if log.state is State.GRANTED:
+            raise _too_late(log)
+        if pid is None:
+            raise DomainError(
+                f"no process works on the migration of {domain} any more",
+                name=ErrorName.DOMAIN_NEEDS_RECOVERY,
+                remedies=[Advice(Remedy.RECOVER_MIGRATION, domain)],
+            )
+        os.kill(pid, signal.SIGTERM)
+        _wait(journals, log, pid, wait_s)
+        return
+    raise DomainError(
+        f"no migration of {domain} to another host is under way", name=ErrorName.MIGRATION_NOT_FOUND
+    )
+
+
+def _wait(journals: Journals, log: Log, pid: int, wait_s: float) -> None:
+    end = time.monotonic() + wait_s
+    while journals.holder(Role.SOURCE, log.head.migration) == pid:
+        if time.monotonic() > end:
+            raise DomainError(
+                f"process {pid}, which works on the migration of {log.head.name}, was told, and has not ended within "
+                f"{wait_s:.0f} s",
+                name=ErrorName.MIGRATION_BUSY,
+            )
+        time.sleep(LOOK_EVERY_S)
+    for one in journals.all():
+        if isinstance(one, Log) and one.head == log.head and one.state is not State.ABORTED:
+            raise _too_late(one)
+
+
+def _too_late(log: Log) -> DomainError:
+    return DomainError(
+        f"{log.head.name} has been granted to {log.head.peer}: it is too late to cancel (state {log.state})",
+        name=ErrorName.MIGRATION_TOO_LATE,
+    )

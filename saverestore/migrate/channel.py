@@ -1,0 +1,247 @@
+"""Messages over a connection: whole, in order, with keepalives both ways, and no wait without an end.
+
+The source has a thread that reads what the destination says while the main thread writes the image. The destination
+reads on the thread that needs what comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import saverestore
+from saverestore.errors import ErrorName, ExitCode, SaveRestoreError
+from saverestore.interrupts import waited_for
+from saverestore.migrate import protocol
+from saverestore.migrate.messages import (
+    Abort,
+    Aborted,
+    Acknowledged,
+    Busy,
+    Hello,
+    KeepAlive,
+    Lost,
+    Message,
+    MessageType,
+    ProtocolError,
+    Refused,
+    Unknown,
+    for_people,
+)
+from saverestore.transport.base import EndOfStream
+from saverestore.transport.connection import BrokenPeer, Connection, PeerTimeout
+from saverestore.transport.fd import nbytes_of
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+SILENCE_S = 30.0
+"""A peer that sends nothing for so long is given up."""
+
+KEEPALIVE_S = 5.0
+GREETING_S = 120.0
+"""Until the first message has come: a person may have to type a password for ssh."""
+
+MessageT = TypeVar("MessageT", bound=Message)
+OTHERWISE = (Abort, Aborted, Refused, Lost, Busy, Unknown)
+"""What a peer may say instead of what was expected."""
+
+
+class SaidOtherwise(SaveRestoreError):
+    """The peer said something else than was hoped for: that it gives up, refuses, does not know. See `message`."""
+
+    exit_code = ExitCode.IO
+    name = ErrorName.MIGRATION_ABORTED
+
+    def __init__(self, peer: str, message: Message) -> None:
+        self.message = message
+        reason = for_people(str(getattr(message, "reason", "")))
+        super().__init__(f"{peer} said {message.type.name}" + (f": {reason}" if reason else ""))
+
+
+class Channel:
+    """See above. A context manager, which closes the connection.
+
+    Every wait ends with `PeerTimeout` when nothing comes for the connection's `timeout_s`, and with `BrokenPeer` when
+    the peer is gone. `ProtocolError` when it says what is not valid. After any of them only `close` is of use.
+    """
+
+    def __init__(self, connection: Connection, *, keepalive_s: float = KEEPALIVE_S) -> None:
+        self.connection = connection
+        self.peer = connection.peer
+        self._keepalive_s = keepalive_s
+        self._writing = threading.Lock()
+        self._is_cut = False
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._heard: queue.SimpleQueue[Message | BaseException] | None = None
+        self._failure: BaseException | None = None
+
+    # ---- writing -----------------------------------------------------------------------------------
+
+    def say(self, message: Message) -> None:
+        """Send a message."""
+        self._write([protocol.pack(message)])
+
+    def say_data(self, buffers: Sequence[ReadableBuffer]) -> None:
+        """Send bytes of the image, as one message or more."""
+        part: list[Any] = []
+        length = 0
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B") if nbytes_of(buffer) > protocol.MAX_DATA_BYTES else None
+            pieces = [buffer] if view is None else _pieces(view, protocol.MAX_DATA_BYTES)
+            for piece in pieces:
+                size = nbytes_of(piece)
+                if length + size > protocol.MAX_DATA_BYTES:
+                    self._write([protocol.pack_header(MessageType.DATA, length), *part])
+                    part, length = [], 0
+                part.append(piece)
+                length += size
+        if length:
+            self._write([protocol.pack_header(MessageType.DATA, length), *part])
+
+    def _write(self, buffers: Sequence[ReadableBuffer]) -> None:
+        if self._failure is not None:
+            raise self._failure
+        timeout_s = self.connection.timeout_s
+        if self._is_cut or not waited_for(lambda s: self._writing.acquire(timeout=s), timeout_s):
+            raise BrokenPeer(self.peer, "cannot be written to any more: a message was cut short")
+        try:
+            self._is_cut = True
+            self.connection.outgoing.writev(buffers)
+            self._is_cut = False
+        finally:
+            self._writing.release()
+
+    def _keep_alive(self) -> None:
+        frame = protocol.pack(KeepAlive())
+        while not self._closing.wait(self._keepalive_s):
+            if self._is_cut or not self._writing.acquire(timeout=self._keepalive_s):
+                continue  # something is being written, which is as good
+            try:
+                self.connection.outgoing.write(frame)
+            except (SaveRestoreError, OSError, ValueError):
+                return  # whoever writes or reads next finds out
+            finally:
+                self._writing.release()
+
+    # ---- reading -----------------------------------------------------------------------------------
+
+    def hear(self, *wanted: type[MessageT]) -> MessageT:
+        """The next message, of one of these classes. SaidOtherwise when the peer refuses, or gives up."""
+        message = self._hear_any()
+        if isinstance(message, wanted):
+            return message
+        if isinstance(message, OTHERWISE):
+            raise SaidOtherwise(self.peer, message)
+        names = " or ".join(one.type.name for one in wanted)
+        raise ProtocolError(f"{self.peer} said {message.type.name} where {names} belongs")
+
+    def _hear_any(self) -> Message:
+        if self._heard is None:
+            return self.next_message()
+        heard, got = self._heard, []
+
+        def look(seconds: float) -> bool:
+            with contextlib.suppress(queue.Empty):
+                got.append(heard.get(timeout=seconds) if seconds else heard.get_nowait())
+            return bool(got)
+
+        if self._failure is not None and heard.empty():
+            raise self._failure
+        waited_for(look)
+        (found,) = got
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def next_header(self) -> protocol.Header:
+        """The head of the next message that is not a keepalive or acknowledgement; its body is to be read next."""
+        while True:
+            header = protocol.unpack_header(self.read(protocol.HEADER.size))
+            if header.type is MessageType.KEEPALIVE:
+                self.message_of(header)
+            elif header.type is MessageType.ACKNOWLEDGED:
+                message = self.message_of(header)
+                assert isinstance(message, Acknowledged)
+                self.connection.note_acknowledged(message.position)
+            else:
+                return header
+
+    def message_of(self, header: protocol.Header) -> Message:
+        """Read a body."""
+        return protocol.unpack(header, self.read(header.length_bytes))
+
+    def next_message(self) -> Message:
+        """Read the next message, on this thread."""
+        return self.message_of(self.next_header())
+
+    def read(self, n: int) -> bytes:
+        """The next `n` bytes. BrokenPeer when the peer has ended before."""
+        try:
+            return self.connection.incoming.read(n, "a message")
+        except EndOfStream as error:
+            raise BrokenPeer(self.peer, "has closed the connection") from error
+
+    def listen(self) -> None:
+        """From now on a thread of its own reads; `hear` waits for it. Both `hear` and `say` raise what it met."""
+        self._heard = queue.SimpleQueue()
+        self._start(self._listen, "migration-listener")
+
+    def _listen(self) -> None:
+        assert self._heard is not None
+        try:
+            while True:
+                message = self.next_message()
+                self._heard.put(message)
+                if isinstance(message, OTHERWISE):
+                    self._failure = SaidOtherwise(self.peer, message)
+        except BaseException as error:  # for whoever waits
+            self._failure = self._failure or error
+            self._heard.put(error)
+
+    # ---- beginning and end -------------------------------------------------------------------------
+
+    def greet(self, journals: str, boot: str, host: str) -> Hello:
+        """Send HELLO and read the peer's; from now on keepalives are sent. VersionMismatch, or as `hear`."""
+        program = f"pymigrate/{saverestore.__version__}"
+        self.say(Hello(protocol.LOWEST_VERSION, protocol.HIGHEST_VERSION, journals, boot, program, host))
+        before, self.connection.timeout_s = self.connection.timeout_s, GREETING_S
+        try:
+            hello = self.hear(Hello)
+        finally:
+            self.connection.timeout_s = before
+        protocol.agreed_version(hello)
+        self._start(self._keep_alive, "migration-keepalive")
+        return hello
+
+    def _start(self, work: Any, name: str) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def close(self) -> None:
+        """Close the connection. A second time does nothing."""
+        self._closing.set()
+        self.connection.close()
+        for thread in self._threads:
+            thread.join(1.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _pieces(view: memoryview, size: int) -> list[memoryview]:
+    return [view[at : at + size] for at in range(0, len(view), size)]
+
+
+__all__ = ["BrokenPeer", "Channel", "PeerTimeout", "SaidOtherwise"]

@@ -1,0 +1,92 @@
+"""A host's copy of a domain that moves: finding it again, also after a crash, and what is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy
+from saverestore.migrate.handover import Role
+from saverestore.migrate.journal import boot_id
+from saverestore.migrate.records import Head
+from saverestore.migrate.side import Copy
+from saverestore.operations.host import Host
+from saverestore.operations.recover import recover_locked
+from saverestore.toolstack import choice, domains, moving
+from saverestore.toolstack.domains import Domain
+
+INCOMING = "--incoming"
+
+
+def incoming_name(name: str) -> str:
+    """What a domain is called at the destination until it is committed: as `xl migrate` calls it."""
+    return f"{name}{INCOMING}"
+
+
+class HostCopy:
+    """See Copy: by Xen and the toolstack that has made the domain."""
+
+    def __init__(self, host: Host, head: Head) -> None:
+        self._host = host
+        self._head = head
+
+    def is_here(self) -> bool:
+        """See Copy."""
+        return self._find() is not None
+
+    def resume(self) -> None:
+        """See Copy. As after a save that was killed: processor cap, log-dirty and device model, too."""
+        domain = self._find()
+        if domain is None:
+            return
+        with self._host.locked(domain):
+            recover_locked(self._host.handles, domain, self._host.architecture)
+        moving.forget(self._host.handles.store, domain.domid)
+
+    def destroy(self) -> None:
+        """See Copy."""
+        domain = self._find()
+        if domain is None:
+            return
+        self._host.handles.memory.unmap_lingering()  # or some of it would outlive its end
+        with closing(self._host.toolstack_for_saving(domain, choice.AUTO)) as toolstack:
+            toolstack.destroy(domain)
+
+    def start(self) -> None:
+        """See Copy. The name first: a domain that runs is never without it."""
+        domain = self._find()
+        if domain is None:
+            return
+        domains.rename(self._host.handles.store, domain, self._head.name)
+        if not self._head.paused and domain.info.paused:
+            self._host.handles.xen.unpause(domain.domid)
+
+    def _find(self) -> Domain | None:
+        """The domain by what does not change while the host runs. A copy does not outlive the host's boot."""
+        head = self._head
+        if head.boot != boot_id():
+            return None
+        for domain in domains.all_domains(self._host.handles):
+            if domain.domid == 0 or domain.info.uuid != head.uuid or domain.info.dying:
+                continue
+            if head.role is Role.SOURCE and domain.domid == head.domid:
+                return domain
+            # One that died half made has no name yet, and is called by its number.
+            names = (head.name, incoming_name(head.name), str(domain.domid))
+            if head.role is Role.DESTINATION and domain.name in names:
+                return domain
+        return None
+
+
+def check_name_free(host: Host, name: str) -> None:
+    """DomainError when a domain of this name is there."""
+    for domain in domains.all_domains(host.handles):
+        if domain.name == name:
+            raise DomainError(
+                f"there is a domain called {name!r} already (domain {domain.domid})",
+                name=ErrorName.DOMAIN_NAME_TAKEN,
+                remedies=[Advice(Remedy.LIST_DOMAINS)],
+            )
+
+
+CopyOf = Callable[[Host, Head], Copy]

@@ -1,0 +1,533 @@
+"""The source: a save whose image goes to another host, and whose commit is the hand-over."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from saverestore.engine.policy import Limits
+from saverestore.engine.progress import DomainState, Progress, SaveReport
+from saverestore.errors import (
+    Advice,
+    DomainError,
+    ErrorName,
+    ExitCode,
+    Remedy,
+    SaveRestoreError,
+    UsageError,
+    XenRefused,
+    fact_of,
+    name_of,
+)
+from saverestore.guest.common.handles import XenError
+from saverestore.migrate import addresses
+from saverestore.migrate.addresses import Address
+from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.data import MessageSink
+from saverestore.migrate.handover import Event, Role, State, owns
+from saverestore.migrate.journal import Journals, boot_id, now
+from saverestore.migrate.messages import (
+    MAX_BODY_BYTES,
+    Aborted,
+    Accepted,
+    Busy,
+    Grant,
+    Hello,
+    Lost,
+    Offer,
+    ProtocolError,
+    Ready,
+    Refused,
+    Running,
+    for_people,
+)
+from saverestore.migrate.records import Head
+from saverestore.migrate.side import Side
+from saverestore.operations.commit import Commit
+from saverestore.operations.host import Host, opened_host
+from saverestore.operations.preflight import Findings
+from saverestore.operations.prepare_save import Prepared, prepare
+from saverestore.operations.requests import FinalState, SaveRequest
+from saverestore.operations.save import save_domain
+from saverestore.toolstack import choice, moving
+
+LOG = logging.getLogger(__name__)
+
+SETTLE_S = 30.0
+ASK_EVERY_S = 2.0
+CONFIRM_S = 10.0
+
+
+@dataclass(frozen=True)
+class MigrateRequest:
+    """What `pymigrate` was asked for. `name`: what the domain is called there; None: as here.
+
+    `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it
+    reaches this host; None: by this host's name.
+    """
+
+    domain: str
+    destination: Address
+    name: str | None = None
+    paused: bool = False
+    dirty: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    suspend_timeout_s: float | None = None
+    toolstack: str = choice.AUTO
+    settle_for_s: float = SETTLE_S
+    back: str | None = None
+    ssh: Sequence[str] = ("ssh",)
+
+    def as_save(self) -> SaveRequest:
+        """The save that it is at the source."""
+        return SaveRequest(
+            domain=self.domain,
+            image=self.destination.text,
+            final_state=FinalState.DESTROY,
+            live=True,
+            dirty=self.dirty,
+            limits=self.limits,
+            suspend_timeout_s=self.suspend_timeout_s,
+            toolstack=self.toolstack,
+        )
+
+
+class MigrationRefused(DomainError):
+    """The destination found something that stands in the way. `findings`: all of it; nothing was done."""
+
+    def __init__(self, peer: str, findings: Sequence[SaveRestoreError]) -> None:
+        self.findings = tuple(findings)
+        first = findings[0]
+        super().__init__(f"{peer} refuses: {'; '.join(str(one) for one in findings)}", name=first.name)
+        self.exit_code = first.exit_code
+
+
+class MigrationAborted(SaveRestoreError):
+    """The destination gave up; the domain is running at the source."""
+
+    exit_code = ExitCode.IO
+    name = ErrorName.MIGRATION_ABORTED
+
+
+class InDoubt(SaveRestoreError):
+    """The domain was granted to the destination, which has not answered, or has lost it: it is suspended here."""
+
+    exit_code = ExitCode.IN_DOUBT
+    name = ErrorName.MIGRATION_IN_DOUBT
+
+
+Connect = Callable[[Address, Sequence[str]], AbstractContextManager[Channel]]
+
+
+@contextmanager
+def open_channel(address: Address, ssh: Sequence[str]) -> Iterator[Channel]:
+    """A channel to the receiver at this address."""
+    with addresses.connected(address, ssh=ssh) as connection, Channel(connection) as channel:
+        yield channel
+
+
+@dataclass
+class Migrated:
+    """What came of it. `answer`: the destination's. `handover_s`: from the grant to that."""
+
+    answer: Running
+    report: SaveReport
+    handover_s: float
+
+
+def migrate_domain(
+    request: MigrateRequest,
+    progress: Progress,
+    report: SaveReport | None = None,
+    *,
+    host: Host | None = None,
+    journals: Journals | None = None,
+    connect: Connect = open_channel,
+    process_ends: bool = False,
+) -> Migrated:
+    """Move a domain to another host, live. When it returns, the domain is there and not here any more.
+
+    On any error but InDoubt it runs here as before; the other host has nothing left of it, unless a note says so.
+    """
+    report = SaveReport() if report is None else report
+    journals = journals or Journals()
+    with ExitStack() as stack:
+        host = host or stack.enter_context(opened_host(process_ends=process_ends))
+        opened: list[HandOver] = []
+
+        @contextmanager
+        def hand_over(save: SaveRequest, prepared: Prepared) -> Iterator[Commit]:
+            with connect(request.destination, request.ssh) as channel:
+                one = HandOver(request, host, prepared, journals, channel, connect, progress, report)
+                opened.append(one)
+                with one:
+                    yield one
+
+        try:
+            save_domain(request.as_save(), progress, report, host=host, opened_commit=hand_over)
+        except XenRefused as error:
+            if not opened or opened[0].answer is None or error.name is not ErrorName.FINAL_STATE_FAILED:
+                raise
+            raise XenRefused(
+                f"{request.domain} is at {request.destination.text}, but this host's copy could not be destroyed: "
+                f"{error.__cause__}",
+                name=ErrorName.FINAL_STATE_FAILED,
+                remedies=[Advice(Remedy.RECOVER_MIGRATION, request.domain)],
+            ) from error
+        return opened[0].finished()
+
+
+def greeted(channel: Channel, journals: Journals) -> Hello:
+    """Exchange HELLO: the peer's. UsageError when it is this host."""
+    identity, boot = journals.identity(), boot_id()
+    hello = channel.greet(identity, boot, socket.gethostname())
+    if (hello.journals, hello.boot) == (identity, boot):
+        raise UsageError(f"{channel.peer} is this host; nothing was done", name=ErrorName.SAME_HOST)
+    return hello
+
+
+class HandOver:
+    """See operations.commit.Commit. A context manager: opened, the destination has accepted."""
+
+    hands_over = True
+    stored_bytes = None
+    left_behind = "the migration was given up"
+
+    def __init__(
+        self,
+        request: MigrateRequest,
+        host: Host,
+        prepared: Prepared,
+        journals: Journals,
+        channel: Channel,
+        connect: Connect,
+        progress: Progress,
+        report: SaveReport,
+    ) -> None:
+        self.name = request.destination.text
+        self.sink = MessageSink(channel)
+        self.answer: Running | None = None
+        self._request = request
+        self._host = host
+        self._prepared = prepared
+        self._journals = journals
+        self._channel = channel
+        self._connect = connect
+        self._report = report
+        self._refused_late: SaveRestoreError | None = None
+        self._granted_at = 0.0
+        self._handover_s = 0.0
+        self._head = Head(
+            role=Role.SOURCE,
+            migration=uuid.uuid4(),
+            name=prepared.domain.name,
+            uuid=uuid.UUID(str(prepared.domain.info.uuid)),
+            domid=prepared.domain.domid,
+            boot=boot_id(),
+            peer=request.destination.text,
+            peer_journals="",
+            began=now(),
+        )
+        self._progress = progress
+        self._side: Side | None = None
+
+    def free_bytes(self) -> None:
+        """See Commit: the destination has looked at its memory."""
+        return
+
+    # ---- beginning ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> HandOver:
+        hello = greeted(self._channel, self._journals)
+        offer = offer_of(self._request, self._prepared, self._head.migration)
+        head = Head(**{**vars(self._head), "peer_journals": hello.journals})
+        # On the disk before the other host hears of it: it may ask at any time.
+        journal = self._journals.create(head, State.OFFERED, host=for_people(hello.host, 100))
+        self._side = Side(
+            Role.SOURCE, head.migration, _SourceCopy(self), journal=journal, say=self._channel.say
+        )
+        try:
+            moving.note(self._host.handles.store, head.domid, str(head.migration))
+            self._channel.listen()
+            self._channel.say(offer)
+            self._channel.hear(Accepted)
+            self._side.happen(Event.HEARD_ACCEPTED)
+            self._side.happen(Event.BEGUN)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    # ---- Commit ------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """See Commit: the destination has all of it, and is ready to run the domain."""
+        self._here.happen(Event.STREAM_ENDED, length_bytes=self.sink.offset)
+        self._channel.hear(Ready)
+        self._progress.phase(f"granting it to {self.name}: from now on it is too late to cancel")
+
+    def commit(self) -> None:
+        """See Commit: GRANTED is on the disk, and the destination is told.
+
+        It does not raise. Where GRANTED may or may not be on the disk, the destination is told to give up, and
+        `final_state` waits for what it says.
+        """
+        self._granted_at = time.monotonic()
+        self._here.happen(Event.HEARD_READY)
+
+    def final_state(self, wanted: FinalState) -> FinalState:
+        """See Commit: what the destination answers. InDoubt when it does not."""
+        answer = self._settled_answer()
+        self._handover_s = time.monotonic() - self._granted_at
+        if isinstance(answer, Running):
+            self.answer = answer
+            return wanted
+        self._refused_late = aborted_error(self.name, answer)
+        return FinalState.RUN
+
+    def _settled_answer(self) -> Running | Aborted:
+        """From this connection, or from others: until `settle_for_s` is over."""
+        try:
+            return heard_of_grant(self._channel)
+        except SaveRestoreError as error:
+            failure = error
+        end = time.monotonic() + self._request.settle_for_s
+        while True:
+            LOG.warning(
+                "%s was granted to %s, and there is no answer: %s", self._head.name, self.name, failure
+            )
+            if time.monotonic() >= end:
+                break
+            time.sleep(min(ASK_EVERY_S, self._request.settle_for_s))
+            try:
+                with self._connect(self._request.destination, self._request.ssh) as channel:
+                    return ask_again(channel, self._journals, self._here)
+            except SaveRestoreError as error:
+                failure = error
+        raise in_doubt(self._head, failure)
+
+    # ---- the end -----------------------------------------------------------------------------------
+
+    def finished(self) -> Migrated:
+        """The save has ended, and made of the domain what the destination's answer asks for."""
+        with contextlib.ExitStack() as stack:
+            if self._here.journal is not None:
+                stack.callback(self._here.journal.close)
+            if self._refused_late is not None:
+                self._here.happen(Event.HEARD_ABORTED, reason=fact_of(self._refused_late))
+                raise self._refused_late
+            assert self.answer is not None
+            self._here.happen(Event.HEARD_RUNNING)
+            return Migrated(self.answer, self._report, self._handover_s)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        if isinstance(error, SaidOtherwise) and self._is_ours():
+            better = otherwise_error(self.name, error)
+            for note in getattr(error, "__notes__", []):
+                better.add_note(note)
+            self._give_up(better)
+            raise better from error
+        self._give_up(error)
+
+    def _is_ours(self) -> bool:
+        return self._side is None or owns(Role.SOURCE, self._side.state)
+
+    def _give_up(self, error: BaseException) -> None:
+        """The domain runs again already: write that down, and see that the destination has heard of it."""
+        side = self._side
+        if side is None or side.journal is None:
+            return
+        with contextlib.ExitStack() as stack:
+            stack.callback(side.journal.close)
+            if not self._is_ours():
+                return
+            said = getattr(error, "message", None)
+            event = Event.HEARD_ABORTED if isinstance(said, Aborted | Refused) else Event.FAILED
+            try:
+                side.happen(event, reason=fact_of(error), name=str(name_of(error)))
+            except (SaveRestoreError, XenError) as second:
+                error.add_note(f"that could not be written down: {second}")
+            if event is Event.FAILED:
+                error.add_note(self._confirmation())
+
+    def _confirmation(self) -> str:
+        """Whether the destination has given up, too, for people."""
+        if self._here.unsaid is None:
+            self._channel.connection.deadline = time.monotonic() + CONFIRM_S
+            with contextlib.suppress(SaveRestoreError):
+                while not isinstance(self._channel.hear(Aborted, Accepted, Ready), Aborted):
+                    pass  # said before it heard of that
+                return f"{self.name} has nothing left of it"
+        return (
+            f"{self.name} has not confirmed that it gave up; it does when it notices, or by its own recovery"
+        )
+
+    @property
+    def _here(self) -> Side:
+        assert self._side is not None
+        return self._side
+
+    # ---- for _SourceCopy ---------------------------------------------------------------------------
+
+    @property
+    def domain_state(self) -> DomainState:
+        """What the save has made of the domain."""
+        return self._report.domain_state
+
+    def forget_note(self) -> None:
+        """The domain does not move any more."""
+        with contextlib.suppress(XenError):
+            moving.forget(self._host.handles.store, self._head.domid)
+
+
+class _SourceCopy:
+    """A `Copy` of which the save takes care: it has resumed or destroyed the domain by the time it is asked to."""
+
+    def __init__(self, owner: HandOver) -> None:
+        self._owner = owner
+
+    def is_here(self) -> bool:
+        return self._owner.domain_state is not DomainState.DESTROYED
+
+    def resume(self) -> None:
+        state = self._owner.domain_state
+        if state not in (DomainState.UNTOUCHED, DomainState.RUNNING):
+            raise DomainError(f"the domain is {state.value}", name=ErrorName.DOMAIN_NEEDS_RECOVERY)
+        self._owner.forget_note()
+
+    def destroy(self) -> None:
+        if self.is_here():
+            raise DomainError("the domain is still here", name=ErrorName.FINAL_STATE_FAILED)
+
+    def start(self) -> None:
+        """No step of a source's."""
+
+
+# ---- what the live migration and recovery share ------------------------------------------------------
+
+
+def heard_of_grant(channel: Channel) -> Running | Aborted:
+    """The answer to a grant. SaidOtherwise for LOST, BUSY."""
+    answer = channel.hear(Running, Aborted)
+    assert isinstance(answer, Running | Aborted)
+    return answer
+
+
+def ask_again(channel: Channel, journals: Journals, side: Side) -> Running | Aborted:
+    """On a connection of its own: grant once more. InDoubt when it is not the host that was granted to."""
+    hello = greeted(channel, journals)
+    assert side.journal is not None
+    if hello.journals != side.journal.log.head.peer_journals:
+        raise InDoubt(f"{channel.peer} is another host now, or has lost its journals of migrations")
+    channel.say(Grant(side.migration))
+    return heard_of_grant(channel)
+
+
+def in_doubt(head: Head, failure: BaseException) -> InDoubt:
+    """The error for people."""
+    said = getattr(failure, "message", None)
+    why = f"there is no answer from {head.peer}: {fact_of(failure)}"
+    if isinstance(said, Lost):
+        why = f"{head.peer} has lost it: {for_people(said.reason)}"
+    elif isinstance(said, Busy):
+        why = f"another process there works on it, state {for_people(said.state, 20)}"
+    return InDoubt(
+        f"{head.name} was granted to {head.peer}, and it is not known whether it runs there; {why}; the domain is "
+        "still here, suspended, and must not be resumed before that is known",
+        remedies=[Advice(Remedy.RECOVER_MIGRATION, head.name), Advice(Remedy.FORCE_MIGRATION, head.name)],
+    )
+
+
+def aborted_error(peer: str, message: Aborted) -> MigrationAborted:
+    """The destination's failure, for people, with its own name and exit code."""
+    known = {str(name): name for name in ErrorName}
+    error = MigrationAborted(
+        f"{peer} gave the migration up: {for_people(message.reason) or 'it does not say why'}",
+        name=known.get(message.name, ErrorName.MIGRATION_ABORTED),
+    )
+    with contextlib.suppress(ValueError):
+        error.exit_code = ExitCode(message.exit_code)
+    return error
+
+
+def otherwise_error(peer: str, error: SaidOtherwise) -> SaveRestoreError:
+    """What a destination said instead of what was hoped for, as an error of its kind."""
+    message = error.message
+    if isinstance(message, Refused):
+        return MigrationRefused(peer, findings_of(message))
+    return aborted_error(peer, message) if isinstance(message, Aborted) else error
+
+
+def findings_of(message: Refused) -> list[SaveRestoreError]:
+    """Errors as they were found there."""
+    known = {str(name): name for name in ErrorName}
+    found = []
+    for name, code, text in zip(message.names, message.exit_codes, message.texts, strict=True):
+        one = SaveRestoreError(for_people(text), name=known.get(name, ErrorName.UNEXPECTED))
+        one.exit_code = ExitCode(code) if code in set(ExitCode) else ExitCode.IO
+        found.append(one)
+    return found
+
+
+def offer_of(
+    request: MigrateRequest, prepared: Prepared, migration: uuid.UUID, *, dry_run: bool = False
+) -> Offer:
+    """What the destination is to know. DomainError when it would not fit into a message."""
+    config = prepared.config
+    if request.name is not None:
+        config = config.replaced(name=request.name)
+    text = config.to_json().decode()
+    if len(text.encode()) > MAX_BODY_BYTES // 2:
+        raise DomainError(
+            f"the configuration of {config.name} has {len(text)} characters, too many for the migration protocol",
+            name=ErrorName.MIGRATION_UNSUPPORTED,
+        )
+    if config.devices:
+        raise DomainError(
+            f"{config.name} has devices besides the console: {', '.join(config.devices)}; migrating them is not "
+            "supported yet; nothing was done",
+            name=ErrorName.MIGRATION_UNSUPPORTED,
+            remedies=[Advice(Remedy.USE_XL)],
+        )
+    back = request.back or socket.gethostname()
+    return Offer(migration, text, config.target_kib, back, paused=request.paused, dry_run=dry_run)
+
+
+def dry_run(
+    request: MigrateRequest,
+    *,
+    host: Host | None = None,
+    journals: Journals | None = None,
+    connect: Connect = open_channel,
+) -> Findings:
+    """What a migration would do, and all that stands in its way on both hosts. The domain is not touched."""
+    findings = Findings(dry=True)
+    journals = journals or Journals()
+    with findings.check(), ExitStack() as stack:
+        host = host or stack.enter_context(opened_host())
+        prepared = prepare(host, request.as_save(), findings, stack)
+        try:
+            findings.note(f"{prepared.domain} would be migrated to {request.destination.text}")
+            offer = offer_of(request, prepared, uuid.uuid4(), dry_run=True)
+            with connect(request.destination, request.ssh) as channel:
+                greeted(channel, journals)
+                channel.say(offer)
+                try:
+                    findings.facts += [for_people(text) for text in channel.hear(Accepted).facts]
+                except SaidOtherwise as error:
+                    if not isinstance(error.message, Refused):
+                        raise ProtocolError(
+                            f"{channel.peer} said {error.message.type.name} to an offer"
+                        ) from error
+                    findings.errors += findings_of(error.message)
+        finally:
+            prepared.guest.close()
+    return findings

@@ -1,0 +1,145 @@
+"""`pymigrate` as a user runs it on a machine without Xen."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from saverestore.errors import ExitCode
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(
+    *arguments: str, journals: Path | None = None, typed: bytes = b""
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own; `journals`: the folder of its journals."""
+    before = ""
+    if journals is not None:
+        before = (
+            "from saverestore.migrate import journal\n"
+            f"journal.Journals.__init__.__defaults__ = (journal.Path({str(journals)!r}),)\n"
+        )
+    code = (
+        f"import sys\n{before}from saverestore.cli import pymigrate\nsys.exit(pymigrate.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        input=typed,
+        capture_output=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["web1"],
+        ["web1", "b", "c"],
+        ["--downtime-ms", "0", "web1", "b"],
+        ["--name", "", "web1", "b"],
+        ["recover"],
+        ["recover", "web1", "--all"],
+        ["recover", "--all", "--force", "run"],
+        ["cancel"],
+        ["receive", "more"],
+        ["web1", "tls://b"],
+        ["web1", "tcp://b"],
+        ["web1", "-oProxyCommand=x"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments):
+    done = run(*arguments)
+    assert done.returncode == ExitCode.USAGE
+    assert "pymigrate" in done.stderr
+
+
+def test_tcp_is_refused_unless_the_network_is_called_trusted():
+    done = run("web1", "tcp://10.0.0.2:8700")
+    assert done.returncode == ExitCode.USAGE
+    assert "must be named as trusted, on both sides; --trust-network says so" in done.stderr
+    done = run("receive", "--listen", "tcp://127.0.0.1:8700")
+    assert done.returncode in (ExitCode.USAGE, ExitCode.XEN)  # Xen is opened first
+
+
+@pytest.mark.parametrize("command", ["", "receive", "recover", "status", "cancel"])
+def test_every_command_has_help_with_all_exit_codes_and_loads_nothing_heavy_for_it(command):
+    done = run(*command.split(), "--help")
+    assert done.returncode == 0
+    _, _, codes = done.stdout.partition("exit codes:")
+    assert all(f"\n  {int(code)} " in codes for code in ExitCode)
+    assert "examples:" in done.stdout
+
+
+def journal_of(folder: Path, state: str) -> uuid.UUID:
+    from saverestore.migrate.handover import Role, State
+    from saverestore.migrate.journal import Journals
+    from saverestore.migrate.records import Head
+
+    head = Head(
+        Role.SOURCE, uuid.uuid4(), "web1", uuid.UUID(int=1), 7, "boot", "b", "bbbb", "2026-11-28T12:00:00.000"
+    )
+    with Journals(folder).create(head, State.OFFERED) as journal:
+        if state != "OFFERED":
+            journal.enter(State(state), reason="cancelled")
+    return head.migration
+
+
+def test_status_shows_each_migration_for_people_and_for_programs(tmp_path):
+    number = journal_of(tmp_path, "ABORTED")
+    done = run("status", journals=tmp_path)
+    assert done.stdout == f"2026-11-28T12:00:00  web1  source ABORTED  b  {number}\n"
+    (one,) = json.loads(run("status", "--json", "web1", journals=tmp_path).stdout)
+    assert (one["state"], one["is_over"], one["process"], one["reason"]) == (
+        "ABORTED",
+        True,
+        None,
+        "cancelled",
+    )
+
+
+def test_a_domain_that_has_no_migration_is_reported_as_such(tmp_path):
+    journal_of(tmp_path, "ABORTED")
+    for command in ("status", "recover", "cancel"):
+        done = run(command, "web2", journals=tmp_path)
+        assert done.returncode == ExitCode.DOMAIN
+        assert "no migration of web2 is recorded on this host" in done.stderr
+
+
+def test_nothing_to_recover_is_no_failure(tmp_path):
+    journal_of(tmp_path, "ABORTED")
+    done = run("recover", "--all", journals=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "pymigrate: nothing is to be settled\n")
+
+
+def test_cancelling_what_was_granted_is_too_late(tmp_path):
+    journal_of(tmp_path, "GRANTED")
+    done = run("cancel", "web1", journals=tmp_path)
+    assert done.returncode == ExitCode.DOMAIN
+    assert "too late" in done.stderr
+
+
+def test_cancelling_what_nobody_works_on_any_more_points_to_recovery(tmp_path):
+    journal_of(tmp_path, "OFFERED")
+    done = run("cancel", "web1", journals=tmp_path)
+    assert done.returncode == ExitCode.DOMAIN
+    assert "'pymigrate recover web1'" in done.stderr
+
+
+def test_a_journal_that_cannot_be_read_is_reported_beside_those_that_can(tmp_path):
+    journal_of(tmp_path, "ABORTED")
+    (tmp_path / f"source-{uuid.uuid4()}.journal").write_bytes(b"rubbish\n")
+    done = run("status", journals=tmp_path)
+    assert done.returncode == ExitCode.IO
+    assert "web1" in done.stdout
+    assert "empty or damaged" in done.stderr

@@ -1,0 +1,26 @@
+"""Called as ssh is: HOST and a command line. HOST is the folder of a `TableHost`; the command is done here.
+
+python3 fake_ssh.py FOLDER "pymigrate receive"
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "vectors"))
+
+from table_host import TableCopy, TableHost
+
+from saverestore.engine.progress import Silence
+from saverestore.migrate.addresses import RECEIVE, of_standard_streams
+from saverestore.migrate.channel import Channel
+from saverestore.migrate.destination import receive
+
+folder, command = sys.argv[1:]
+if command != RECEIVE or not Path(folder).exists():
+    sys.exit(255)
+host = TableHost(Path(folder))
+print("a greeting of a shell is not for the peer", file=sys.stderr)
+with Channel(of_standard_streams("the source", timeout_s=60)) as channel:
+    receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy)

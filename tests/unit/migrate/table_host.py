@@ -1,0 +1,316 @@
+"""Hosts without Xen whose domains are files in a folder, so that they outlive the process that made them.
+
+Only their memory does not: that is an in-memory guest's, and is compared while the process lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from memory_guests import CHANNELS
+
+from saverestore.engine.progress import Silence
+from saverestore.guest.kinds import X86_HOST
+from saverestore.migrate.addresses import parse
+from saverestore.migrate.channel import Channel
+from saverestore.migrate.copies import HostCopy
+from saverestore.migrate.destination import receive
+from saverestore.migrate.journal import Journals
+from saverestore.migrate.source import MigrateRequest, migrate_domain
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
+from saverestore.toolstack import config as configs
+from saverestore.toolstack.domains import Domain, check_free
+from saverestore.transport.connection import SocketConnection
+
+UUID = "00000000-0000-4000-8000-000000000001"
+CONFIG = {
+    "c_info": {"type": "pvh", "name": "web1", "uuid": UUID},
+    "b_info": {"max_vcpus": 1, "max_memkb": 1024, "target_memkb": 1024},
+}
+NR_PFNS = 256
+NAP_S = 0.1
+
+
+class TableStore:
+    """Xenstore: a file for each node."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _file(self, path: str) -> Path:
+        return self._folder / path.strip("/").replace("/", "|")
+
+    def read(self, path: str) -> str | None:
+        with contextlib.suppress(FileNotFoundError):
+            return self._file(path).read_text()
+        return None
+
+    def write(self, path: str, value: str) -> None:
+        self._file(path).write_text(value)
+
+    def remove(self, path: str) -> None:
+        self._file(path).unlink(missing_ok=True)
+
+
+class TableGuest(MemorySave):
+    """An in-memory guest whose being suspended is written into the table."""
+
+    def __init__(self, domain: MemoryDomain, host: TableHost, domid: int) -> None:
+        super().__init__(domain)
+        self._host, self._domid = host, domid
+
+    def suspend(self) -> None:
+        super().suspend()
+        self._host.set_state(self._domid, "suspended")
+
+    def resume(self) -> None:
+        super().resume()
+        if self._host.state_of(self._domid) == "suspended":
+            self._host.set_state(self._domid, "running")
+
+
+class TableCopy(HostCopy):
+    """As on a real host, but that resuming is an entry in the table."""
+
+    def resume(self) -> None:
+        if (domain := self._find()) is not None and self._host.state_of(domain.domid) == "suspended":
+            self._host.set_state(domain.domid, "running")
+
+
+class TableHost:
+    """See operations.host.Host, toolstack.ports.Toolstack and Maker: this is all three."""
+
+    clock = staticmethod(time.monotonic)
+    batch_pfns = 16
+    architecture: Any = X86_HOST
+    name = "table"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journals = Journals(folder / "journals")
+        (folder / "domains").mkdir(parents=True, exist_ok=True)
+        self.store = TableStore(folder / "store")
+        self.handles: Any = SimpleNamespace(
+            store=self.store,
+            memory=SimpleNamespace(unmap_lingering=lambda *_: None),
+            xen=SimpleNamespace(domains=self._infos, unpause=self.unpause, pause=lambda _: None),
+        )
+        self.memory = MemoryDomain.pvh(NR_PFNS)
+        self.guest: TableGuest | None = None
+        self.restored: MemoryRestore | None = None
+        self.watched: list[tuple[int, str]] = []
+        self.devices: list[dict[str, str]] = []
+        self.fails: dict[str, BaseException] = {}
+
+    # ---- the table ---------------------------------------------------------------------------------
+
+    def add(self, config: dict[str, Any], state: str) -> int:
+        domid = 1 + max([int(one.name) for one in self._files()], default=0)
+        name, of = config["c_info"]["name"], config["c_info"]["uuid"]
+        (self.folder / "domains" / str(domid)).write_text(
+            json.dumps({"uuid": of, "state": state, "config": config})
+        )
+        self.store.write(f"/local/domain/{domid}/name", name)
+        return domid
+
+    def _files(self) -> list[Path]:
+        return list((self.folder / "domains").glob("*"))
+
+    def _entry(self, domid: int) -> dict[str, Any]:
+        return json.loads((self.folder / "domains" / str(domid)).read_text())
+
+    def state_of(self, domid: int) -> str:
+        return self._entry(domid)["state"]
+
+    def set_state(self, domid: int, state: str) -> None:
+        path = self.folder / "domains" / str(domid)
+        temporary = path.parent.parent / f"{domid}.new"
+        temporary.write_text(json.dumps(self._entry(domid) | {"state": state}))
+        temporary.rename(path)
+
+    def table(self) -> dict[str, str]:
+        """The state of each domain, by its name."""
+        return {
+            self.store.read(f"/local/domain/{one.name}/name") or one.name: self.state_of(int(one.name))
+            for one in self._files()
+        }
+
+    def switch_off(self) -> None:
+        """All domains are gone."""
+        for one in self._files():
+            one.unlink()
+
+    def _infos(self) -> list[Any]:
+        return [
+            SimpleNamespace(
+                domid=int(one.name),
+                uuid=uuid.UUID(self._entry(int(one.name))["uuid"]),
+                dying=False,
+                paused=self.state_of(int(one.name)) == "paused",
+            )
+            for one in self._files()
+        ]
+
+    # ---- saving ------------------------------------------------------------------------------------
+
+    def find(self, text: str) -> Any:
+        for info in self._infos():
+            name = self.store.read(f"/local/domain/{info.domid}/name")
+            if text == name:
+                return Domain(info, name)
+        raise LookupError(text)
+
+    def check_can_be_saved(self, domain: Any) -> None:
+        assert self.state_of(domain.domid) == "running"
+
+    @contextmanager
+    def locked(self, _domain: object) -> Iterator[None]:
+        yield
+
+    def toolstack_for_saving(self, *_: object) -> Any:
+        return self
+
+    def config_of(self, domain: Any) -> Any:
+        raw = self._entry(domain.domid)["config"] | {"disks": self.devices}
+        return configs.parse(json.dumps(raw).encode()).replaced(name=domain.name)
+
+    def unsupported_devices(self, _domain: object) -> list[str]:
+        return []
+
+    def device_model_of(self, _domain: object) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+    def save_guest(self, domain: Any, *_: object) -> Any:
+        self.guest = TableGuest(self.memory, self, domain.domid)
+        return self.guest
+
+    # ---- restoring ---------------------------------------------------------------------------------
+
+    def toolstack_for_restoring(self, _wanted: str) -> tuple[None, str]:
+        return None, ""
+
+    def check_free(self, config: Any) -> None:
+        self._fail("check_free")
+        check_free(self.handles, config.name, config.uuid)
+
+    def check_memory(self, _config: object) -> None:
+        self._fail("check_memory")
+
+    def check_image(self, *_: object, **__: object) -> None:
+        pass
+
+    def maker(self, _libxl: object) -> Any:
+        return self
+
+    def restore_guest(self, *_: object, **__: object) -> Any:
+        self.restored = MemoryRestore(empty_like(self.memory))
+        return self.restored
+
+    def check_host(self) -> None:
+        pass
+
+    def create(self, config: Any) -> Any:
+        self._fail("create")
+        return SimpleNamespace(domid=self.add(config.raw, "paused"), channels=CHANNELS)
+
+    def connect(self, *_: object) -> None:
+        self._fail("connect")
+
+    def unpause(self, domid: int) -> None:
+        self._fail("unpause")
+        self.set_state(domid, "running")
+
+    def destroy(self, what: Any, *_: object) -> None:
+        self._fail("destroy")
+        domid = what if isinstance(what, int) else what.domid
+        (self.folder / "domains" / str(domid)).unlink(missing_ok=True)
+
+    def watch(self, domid: int, name: str) -> None:
+        self.watched.append((domid, name))
+
+    def _fail(self, call: str) -> None:
+        if error := self.fails.get(call):
+            raise error
+
+
+class Pair:
+    """Hosts a and b; a runs web1. Each connection to a host is served there by a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.a, self.b = TableHost(folder / "a"), TableHost(folder / "b")
+        if not (folder / "begun").exists():
+            (folder / "begun").touch()
+            self.a.add(CONFIG, "running")
+        self.is_cut = False
+        self.timeout_s = 20.0
+        self.threads: list[threading.Thread] = []
+        self.served: list[Any] = []
+        """What each connection came to: what `receive` returned, or raised."""
+
+    def connector(self, host: TableHost) -> Any:
+        """How that host is reached."""
+
+        @contextmanager
+        def connect(*_: object) -> Iterator[Channel]:
+            if self.is_cut:
+                from saverestore.migrate.addresses import Unreachable
+
+                raise Unreachable("the link is cut")
+            ours, theirs = socket.socketpair()
+            thread = threading.Thread(target=self._serve, args=(host, theirs), daemon=True)
+            thread.start()
+            self.threads.append(thread)
+            with Channel(
+                SocketConnection(ours, host.folder.name, timeout_s=self.timeout_s), keepalive_s=NAP_S
+            ) as channel:
+                yield channel
+
+        return connect
+
+    def _serve(self, host: TableHost, end: socket.socket) -> None:
+        peer = "a" if host is self.b else "b"
+        try:
+            with Channel(SocketConnection(end, peer, timeout_s=self.timeout_s), keepalive_s=NAP_S) as channel:
+                self.served.append(
+                    receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy)  # type: ignore[arg-type]
+                )
+        except Exception as error:
+            self.served.append(error)
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def request(self, **changes: Any) -> MigrateRequest:
+        return MigrateRequest(
+            **({"domain": "web1", "destination": parse("b"), "settle_for_s": 0.0} | changes)
+        )
+
+    def migrate(self, **changes: Any) -> Any:
+        return migrate_domain(
+            self.request(**changes),
+            Silence(),
+            host=self.a,
+            journals=self.a.journals,
+            connect=self.connector(self.b),
+        )  # type: ignore[arg-type]
+
+    def states(self) -> tuple[list[str], list[str]]:
+        """The last state of each journal."""
+        return tuple([str(one.state) for one in host.journals.all()] for host in (self.a, self.b))  # type: ignore

@@ -1,0 +1,97 @@
+"""Reaching the other host: by what is called as ssh is, and by socket files and ports."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from table_host import Pair, TableCopy
+
+from saverestore.engine.progress import Silence
+from saverestore.errors import ErrorName, UsageError
+from saverestore.migrate import addresses
+from saverestore.migrate.addresses import Address, Unreachable, parse
+from saverestore.migrate.channel import Channel
+from saverestore.migrate.destination import receive
+from saverestore.migrate.source import migrate_domain
+
+FAKE_SSH = (sys.executable, str(Path(__file__).with_name("fake_ssh.py")))
+
+
+def migrate(pair: Pair, address: Address) -> None:
+    request = pair.request(destination=address, ssh=FAKE_SSH)
+    migrate_domain(request, Silence(), host=pair.a, journals=pair.a.journals)
+
+
+def test_a_domain_moves_by_a_command_that_is_called_as_ssh_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    pair = Pair(tmp_path)
+    migrate(pair, Address(str(tmp_path / "b"), "ssh", str(tmp_path / "b")))
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
+    assert pair.states() == (["DONE"], ["RUNNING"])
+
+
+def test_a_host_that_ssh_cannot_reach_is_named_with_what_ssh_ended_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    pair = Pair(tmp_path)
+    with pytest.raises(
+        Unreachable, match=r"nowhere cannot be reached, or has no pymigrate: .* exit code 255"
+    ) as caught:
+        migrate(pair, parse("nowhere"))
+    assert caught.value.name is ErrorName.PEER_UNREACHABLE
+    assert pair.a.table() == {"web1": "running"}
+    assert pair.states() == ([], [])
+
+
+def test_a_program_for_ssh_that_there_is_not_is_named(tmp_path):
+    pair = Pair(tmp_path)
+    with pytest.raises(Unreachable, match="exit code 127"):
+        migrate_domain(pair.request(ssh=("/no/such/ssh",)), Silence(), host=pair.a, journals=pair.a.journals)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_a_domain_moves_over_a_socket_at_which_the_receiver_listens(tmp_path, kind):
+    pair = Pair(tmp_path)
+    address = parse(f"unix:{tmp_path}/socket" if kind == "unix" else f"tcp://127.0.0.1:{free_port()}")
+
+    def serve() -> None:
+        with addresses.listening(address) as connection, Channel(connection) as channel:
+            receive(channel, pair.b, Silence(), journals=pair.b.journals, copy_of=TableCopy)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    while True:  # until it listens
+        try:
+            migrate(pair, address)
+            break
+        except Unreachable:
+            thread.join(0.05)
+    thread.join(30)
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
+    assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-oProxyCommand=x", "two words", "tls://b:1", "tcp://b", "tcp://:1", "tcp://b:0"]
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(UsageError):
+        parse(text)
+
+
+def test_addresses_are_taken_apart():
+    assert parse("root@b").kind == "ssh"
+    assert parse("unix:/run/x") == Address("unix:/run/x", "unix", "/run/x")
+    assert parse("tcp://[::1]:8700") == Address("tcp://[::1]:8700", "tcp", "::1", 8700)

@@ -1,0 +1,192 @@
+"""Messages over a connection: silence, garbage, ends, and keepalives."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import uuid
+
+import pytest
+
+from saverestore.migrate import protocol
+from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.data import MessageSink, MessageSource
+from saverestore.migrate.messages import (
+    Abort,
+    Aborted,
+    Accepted,
+    Grant,
+    Hello,
+    KeepAlive,
+    MessageType,
+    ProtocolError,
+    Ready,
+    Running,
+    StreamEnd,
+)
+from saverestore.transport.base import EndOfStream
+from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection
+
+ID = uuid.UUID(int=7)
+NAP_S = 0.02
+
+
+def channels(timeout_s: float = 20.0) -> tuple[Channel, Channel]:
+    one, other = socket.socketpair()
+    return tuple(
+        Channel(SocketConnection(end, "b", timeout_s=timeout_s), keepalive_s=NAP_S) for end in (one, other)
+    )  # type: ignore
+
+
+def greet_both(one: Channel, other: Channel) -> list[Hello]:
+    heard = []
+    thread = threading.Thread(target=lambda: heard.append(other.greet("bbbb", "2", "b")))
+    thread.start()
+    heard.append(one.greet("aaaa", "1", "a"))
+    thread.join()
+    return heard
+
+
+def test_both_sides_greet_and_know_each_other():
+    one, other = channels()
+    with one, other:
+        heard = greet_both(one, other)
+    assert sorted(hello.journals for hello in heard) == ["aaaa", "bbbb"]
+
+
+def test_a_peer_that_is_busy_is_kept_by_its_keepalives_and_one_that_is_silent_is_given_up():
+    one, other = channels(timeout_s=0.5)
+    with one, other:
+        greet_both(one, other)
+        begun = time.monotonic()
+        threading.Timer(1.2, lambda: other.say(Ready(ID))).start()
+        assert one.hear(Ready) == Ready(ID)
+        assert time.monotonic() - begun > 1.0
+    one, other = channels(timeout_s=0.2)
+    with one, other, pytest.raises(PeerTimeout):
+        one.hear(Ready)
+
+
+def test_writing_waits_for_a_peer_that_takes_nothing_as_long_as_it_sends_keepalives():
+    one, other = channels(timeout_s=0.5)
+    with one, other:
+        greet_both(one, other)
+        one.listen()
+        writer = threading.Thread(target=one.say_data, args=([bytes(4 << 20)],))
+        writer.start()
+        writer.join(1.2)
+        assert writer.is_alive()
+        source = MessageSource(other)
+        source.skip(4 << 20)
+        writer.join(20)
+        assert not writer.is_alive()
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_peer_that_ends_is_broken(listens):
+    one, other = channels()
+    with one:
+        if listens:
+            one.listen()
+        other.close()
+        with pytest.raises(BrokenPeer):
+            one.hear(Ready)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_garbage_is_refused(listens):
+    one, other = channels()
+    with one, other:
+        if listens:
+            one.listen()
+        other.connection.outgoing.write(b"Last login: Sat Nov 28")
+        with pytest.raises(ProtocolError, match="it begins with 'Last log'"):
+            one.hear(Ready)
+
+
+def test_a_peer_that_gives_up_is_heard_while_the_image_is_written():
+    one, other = channels()
+    with one, other:
+        greet_both(one, other)
+        one.listen()
+        other.say(Aborted(ID, "no room", "host_lacks_memory", 3))
+        sink = MessageSink(one)
+        with pytest.raises(SaidOtherwise, match="said ABORTED: no room"):
+            while True:
+                sink.write(bytes(100))
+                time.sleep(NAP_S)
+
+
+def test_what_is_not_expected_is_against_the_protocol_and_what_ends_it_is_not():
+    one, other = channels()
+    with one, other:
+        other.say(Accepted(ID))
+        with pytest.raises(ProtocolError, match="said ACCEPTED where READY or RUNNING belongs"):
+            one.hear(Ready, Running)
+        other.say(Abort(ID, "cancelled\x1b[2J"))
+        with pytest.raises(SaidOtherwise, match=r"said ABORT: cancelled \[2J"):
+            one.hear(Ready)
+
+
+def test_the_image_comes_out_as_it_went_in_with_other_messages_in_between():
+    one, other = channels()
+    with one, other:
+        sink, source = MessageSink(one), MessageSource(other)
+        sink.writev([b"abc", b"", b"defg"])
+        one.say(KeepAlive())
+        sink.write(b"hij")
+        one.say(StreamEnd(sink.offset))
+        one.say(Grant(ID))
+        assert source.read(4) + source.read_some(100) + source.read(2) == b"abcdefghi"
+        assert not source.at_end()
+        source.skip(1)
+        assert source.at_end()
+        assert source.offset == sink.offset == 10
+        with pytest.raises(EndOfStream):
+            source.read(1)
+        assert other.hear(Grant) == Grant(ID)
+
+
+def test_an_image_of_another_length_than_the_source_says_is_refused():
+    one, other = channels()
+    with one, other:
+        MessageSink(one).write(b"abc")
+        one.say(StreamEnd(4))
+        source = MessageSource(other)
+        source.skip(3)
+        with pytest.raises(ProtocolError, match="it sent 4 bytes; 3 have come"):
+            source.at_end()
+
+
+def test_a_source_that_gives_up_amid_the_image_is_heard_there():
+    one, other = channels()
+    with one, other:
+        MessageSink(one).write(b"abc")
+        one.say(Abort(ID, "interrupted"))
+        source = MessageSource(other)
+        with pytest.raises(SaidOtherwise, match="interrupted"):
+            source.read(4)
+
+
+def test_nothing_is_said_behind_a_message_that_was_cut():
+    one, other = channels(timeout_s=0.2)
+    with one, other:
+        with pytest.raises(PeerTimeout):
+            one.say_data([bytes(8 << 20)])
+        with pytest.raises(BrokenPeer, match="a message was cut short"):
+            one.say(Abort(ID))
+
+
+def test_long_buffers_are_cut_into_messages_that_are_allowed(monkeypatch):
+    monkeypatch.setattr(protocol, "MAX_DATA_BYTES", 1000)
+    one, other = channels()
+    with one, other:
+        one.say_data([bytes(700), bytes(2500), bytes(1)])
+        lengths = []
+        while sum(lengths) < 3201:
+            header = other.next_header()
+            assert header.type is MessageType.DATA
+            lengths.append(header.length_bytes)
+            other.read(header.length_bytes)
+        assert max(lengths) <= 1000

@@ -1,0 +1,208 @@
+"""Hypothesis kills, cuts, delays, switches off and recovers, step by step: the rule of the hand-over holds.
+
+By default a few seconds' worth of runs. `HYPOTHESIS_PROFILE=thousands` makes 5000 runs of this file.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from simulation import Decide, RuleBroken, World
+
+from saverestore.migrate import handover
+from saverestore.migrate.handover import Deed, Do, Event, Role, Send, State, Write
+from saverestore.migrate.messages import MessageType
+
+RUNS = 5000 if os.environ.get("HYPOTHESIS_PROFILE") == "thousands" else 400
+SETTINGS = settings(
+    max_examples=RUNS,
+    stateful_step_count=16,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+WHICH = st.integers(0, 3)
+POINTS = st.integers(0, 36)
+"""How many steps, of all processes in turn, a migration is let go on: it has about 30."""
+
+
+class Migrations(RuleBasedStateMachine):
+    """Each rule is one thing that may happen; `advance` lets a process take its next step."""
+
+    decide: Decide = staticmethod(handover.decide)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(type(self).decide)
+
+    def _process(self, which: int):
+        processes = self.world.processes
+        return processes[which % len(processes)] if processes else None
+
+    @initialize(steps=POINTS)
+    def begin(self, steps: int) -> None:
+        self.world.start()
+        self.world.run(steps)
+
+    @rule(steps=POINTS)
+    def start(self, steps: int) -> None:
+        """A migration, if none is under way, as far as one of its points: any is as likely as any other."""
+        if self.world.start():
+            self.world.run(steps)
+
+    @rule(which=WHICH)
+    @precondition(lambda self: self.world.processes)
+    def advance(self, which: int) -> None:
+        self._process(which).advance()
+
+    @rule(steps=st.integers(1, 12))
+    @precondition(lambda self: self.world.is_moving)
+    def run(self, steps: int) -> None:
+        self.world.run(steps)
+
+    @rule(which=WHICH)
+    @precondition(lambda self: self.world.processes)
+    def kill(self, which: int) -> None:
+        self._process(which).die()
+
+    @rule(which=WHICH)
+    @precondition(lambda self: self.world.processes)
+    def wait_in_vain(self, which: int) -> None:
+        self._process(which).lose()
+
+    @rule(which=WHICH)
+    @precondition(lambda self: self.world.processes)
+    def cancel_or_fail(self, which: int) -> None:
+        process = self._process(which)
+        if not process.steps and process.state is not None:
+            process.happen(Event.FAILED)
+
+    @rule(which=WHICH)
+    @precondition(lambda self: self.world.processes)
+    def cannot_be_started(self, which: int) -> None:
+        process = self._process(which)
+        if process.role is Role.DESTINATION and process.state is State.READY and not process.steps:
+            process.happen(Event.UNSTARTABLE)
+
+    @rule(which=st.integers(0, 9))
+    @precondition(lambda self: self.world.links)
+    def cut(self, which: int) -> None:
+        link = self.world.links[-1 - which % min(3, len(self.world.links))]
+        link.is_cut = True
+        for queue in link.to.values():
+            queue.clear()
+
+    @rule(which=WHICH)
+    @precondition(lambda self: self.world.processes)
+    def say_twice(self, which: int) -> None:
+        process = self._process(which)
+        if queue := process.link.to[process.role]:
+            queue.append(queue[0])
+
+    @rule(which=st.integers(0, 1), steps=POINTS)
+    def recover(self, which: int, steps: int) -> None:
+        if self.world.recover(self.world.hosts[which]):
+            self.world.run(steps)
+
+    @rule(which=st.integers(0, 1))
+    def switch_off(self, which: int) -> None:
+        self.world.power_off(self.world.hosts[which])
+
+    @rule(how=st.sampled_from(["lost", "kept"]), steps=POINTS)
+    @precondition(lambda self: self.world.processes)
+    def let_a_journal_fail(self, how: str, steps: int) -> None:
+        self.world.next_write = how
+        self.world.run(steps)
+
+    @rule(steps=POINTS)
+    def heal_and_begin_anew(self, steps: int) -> None:
+        self.world.heal()
+        self.world.check_healed()
+        self.start(steps)
+
+    @invariant()
+    def at_most_one_host_runs_the_domain(self) -> None:
+        if sum(host.copy == "running" for host in self.world.hosts) > 1:
+            raise RuleBroken("two hosts run the domain")
+
+    def teardown(self) -> None:
+        self.world.heal()
+        self.world.check_healed()
+
+
+def test_whatever_happens_at_most_one_host_runs_the_domain_and_exactly_one_when_everything_heals():
+    run_state_machine_as_test(Migrations, settings=SETTINGS)
+
+
+# ---- the rule, broken on purpose ---------------------------------------------------------------------
+
+
+def changed(role: Role, state: State, event: Event, *steps: handover.Step) -> Decide:
+    """The hand-over, but that these are the steps of one row."""
+
+    def decide(of: Role, at: State | None, what: Event, *, is_here: bool) -> handover.Steps:
+        if (of, at, what) == (role, state, event):
+            return steps
+        return handover.decide(of, at, what, is_here=is_here)
+
+    return decide
+
+
+SOURCE, DESTINATION = Role.SOURCE, Role.DESTINATION
+SINS = {
+    "the source resumes when the destination is silent": changed(
+        SOURCE, State.GRANTED, Event.LINK_LOST, Do(Deed.RESUME), Write(State.ABORTED)
+    ),
+    "the grant is sent before it is on the disk": changed(
+        SOURCE, State.SUSPENDED, Event.HEARD_READY, Send(MessageType.GRANT), Write(State.GRANTED)
+    ),
+    "the domain is started before COMMITTED is on the disk": changed(
+        DESTINATION,
+        State.READY,
+        Event.HEARD_GRANT,
+        Do(Deed.START),
+        Write(State.COMMITTED),
+        Write(State.RUNNING),
+        Send(MessageType.RUNNING),
+    ),
+    "the destination starts when the source is silent": changed(
+        DESTINATION,
+        State.READY,
+        Event.LINK_LOST,
+        Write(State.COMMITTED),
+        Do(Deed.START),
+        Write(State.RUNNING),
+    ),
+    "the destination gives up by itself when it is READY, and says so before it is on the disk": changed(
+        DESTINATION, State.READY, Event.FAILED, Send(MessageType.ABORTED)
+    ),
+    "the destination gives back what it has committed to": changed(
+        DESTINATION, State.COMMITTED, Event.HEARD_GRANT, Send(MessageType.ABORTED)
+    ),
+    "recovery at the source resumes a domain that was granted": changed(
+        SOURCE, State.GRANTED, Event.RECOVER, Do(Deed.RESUME), Write(State.ABORTED)
+    ),
+    "the source destroys its copy when it has granted it": changed(
+        SOURCE, State.GRANTED, Event.LINK_LOST, Do(Deed.DESTROY), Write(State.DONE)
+    ),
+}
+
+
+@pytest.mark.parametrize("sin", SINS)
+def test_a_hand_over_that_breaks_the_rule_is_found(sin):
+    class Broken(Migrations):
+        decide = staticmethod(SINS[sin])
+
+    once = settings(SETTINGS, max_examples=5000, database=None, phases=[Phase.generate])
+    with pytest.raises(RuleBroken):
+        run_state_machine_as_test(Broken, settings=once)

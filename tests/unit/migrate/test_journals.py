@@ -1,0 +1,186 @@
+"""Journals on the disk: what is there after a crash, what is ignored, and what is damage."""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+from pathlib import Path
+
+import pytest
+
+from saverestore.errors import ErrorName, TransportError
+from saverestore.migrate import journal as journal_module
+from saverestore.migrate import records
+from saverestore.migrate.handover import Role, State
+from saverestore.migrate.journal import JournalBusy, JournalExists, Journals
+from saverestore.migrate.records import Head, JournalError, Log
+
+ID = uuid.UUID("11111111-2222-4333-8444-555555555555")
+HEAD = Head(
+    Role.SOURCE, ID, "web1", uuid.UUID(int=1), 7, "b001", "host2", "bbbb", "2026-11-28T12:00:00.000+00:00"
+)
+
+
+@pytest.fixture
+def journals(tmp_path) -> Journals:
+    return Journals(tmp_path / "pymigrate")
+
+
+def whole(journals: Journals) -> Path:
+    """A journal with three states, closed: its file."""
+    with journals.create(HEAD, State.OFFERED) as journal:
+        journal.enter(State.ACCEPTED, host="host2")
+        journal.enter(State.GRANTED)
+        return journal.path
+
+
+def test_a_journal_reads_back_as_it_was_written(journals):
+    whole(journals)
+    with journals.open(Role.SOURCE, ID) as journal:
+        assert journal.log.head == HEAD
+        assert [one.state for one in journal.log.entries] == [State.OFFERED, State.ACCEPTED, State.GRANTED]
+        assert journal.log.note("host") == "host2"
+        journal.enter(State.DONE)
+    (log,) = journals.all()
+    assert log.state is State.DONE
+    assert journals.open(Role.DESTINATION, ID) is None
+
+
+def test_only_root_may_look_at_journals(journals):
+    path = whole(journals)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_person_can_read_it(journals):
+    lines = whole(journals).read_bytes().rstrip(b"\0").decode().splitlines()
+    assert [line.split('"state":')[1][:10] for line in lines[1:]] == [
+        '"OFFERED",',
+        '"ACCEPTED"',
+        '"GRANTED",',
+    ]
+
+
+def test_a_state_that_matters_to_nobody_later_is_not_written(journals):
+    with journals.create(HEAD, State.OFFERED) as journal:
+        journal.enter(State.SUSPENDED)
+        assert journal.state is State.SUSPENDED
+    (log,) = journals.all()
+    assert log.state is State.OFFERED
+
+
+def test_everything_is_synced_before_it_is_relied_on(journals, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        journal_module.os,
+        "fsync",
+        lambda fd: (synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())), fsync(fd)),
+    )
+    with journals.create(HEAD, State.OFFERED) as journal:
+        folder = str(journals.directory)
+        assert folder in synced and str(journals.directory.parent) in synced
+        synced.clear()
+        journal.enter(State.GRANTED)
+    assert len(synced) == 1 and "11111111" in synced[0]
+
+
+def test_a_torn_last_line_is_ignored_and_overwritten(journals):
+    path = whole(journals)
+    whole_data = path.read_bytes()
+    end = len(whole_data.rstrip(b"\0"))
+    last = whole_data.rstrip(b"\0").rfind(b"\n", 0, end - 1) + 1
+    for cut in range(last, end):
+        for rest in (b"\0", b"x"):  # what had not been written yet, or a sector that had
+            torn = (whole_data[:cut] + rest * (end - cut - 1)).ljust(len(whole_data), b"\0")
+            path.write_bytes(torn)
+            with journals.open(Role.SOURCE, ID) as journal:
+                assert journal.state is State.ACCEPTED
+                journal.enter(State.LOST)
+            (log,) = journals.all()
+            assert [one.state for one in log.entries] == [State.OFFERED, State.ACCEPTED, State.LOST]
+
+
+def test_any_other_change_is_damage_and_is_not_guessed_at(journals):
+    path = whole(journals)
+    data = path.read_bytes()
+    last = data.rstrip(b"\0").rfind(b"\n", 0, len(data.rstrip(b"\0")) - 1) + 1
+    for at in range(0, last, 3):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(JournalError):
+            journals.open(Role.SOURCE, ID)
+    assert all(isinstance(one, JournalError) for one in journals.all())
+
+
+def test_a_line_left_out_is_damage(journals):
+    lines = whole(journals).read_bytes().rstrip(b"\0").splitlines(keepends=True)
+    with pytest.raises(JournalError, match="line 2 where line 1 belongs"):
+        records.unpack(lines[0] + b"".join(lines[2:]), "x")
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"rubbish\n", b"\xff" * 9000])
+def test_what_is_no_journal_is_reported(data):
+    with pytest.raises(JournalError) as caught:
+        records.unpack(data, "x.journal")
+    assert str(caught.value).startswith("x.journal ")
+    assert caught.value.name is ErrorName.JOURNAL_UNREADABLE
+
+
+def test_a_journal_of_a_newer_version_is_called_that():
+    line = records._line({"journal": 2, "anything": "else"})
+    with pytest.raises(
+        JournalError, match="by a newer version of this program: format 2, and 1 is known here"
+    ):
+        records.unpack(line, "x.journal")
+
+
+def test_one_process_at_a_time_works_on_a_migration(journals):
+    with journals.create(HEAD, State.OFFERED):
+        with pytest.raises(JournalBusy) as caught:
+            journals.open(Role.SOURCE, ID)
+        assert caught.value.pid == os.getpid()
+        assert journals.holder(Role.SOURCE, ID) == os.getpid()
+        with pytest.raises(JournalExists):
+            journals.create(HEAD, State.ABORTED)
+    assert journals.holder(Role.SOURCE, ID) is None
+
+
+def test_a_disk_that_fills_up_later_has_room_for_every_line(journals):
+    with journals.create(HEAD, State.OFFERED) as journal:
+        before = journal.path.stat().st_size
+        for state in (State.ACCEPTED, State.STREAMING, State.GRANTED, State.ABORTED):
+            journal.enter(state, reason="x" * 1000, error="y" * 1000)
+        assert journal.path.stat().st_size == before
+
+
+def test_a_journal_that_cannot_be_written_is_an_error_with_the_state_that_may_be_there(journals, monkeypatch):
+    with journals.create(HEAD, State.OFFERED) as journal:
+        monkeypatch.setattr(
+            journal_module.os, "fsync", lambda _fd: (_ for _ in ()).throw(OSError(5, "I/O error"))
+        )
+        with pytest.raises(TransportError, match="the journal of a migration cannot be"):
+            journal.enter(State.GRANTED)
+        assert journal.state is State.GRANTED
+
+
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TransportError):
+        Journals(tmp_path / "file" / "pymigrate").create(HEAD, State.OFFERED)
+
+
+def test_a_folder_keeps_its_name_to_other_hosts_until_it_is_removed(journals, tmp_path):
+    assert journals.identity() == Journals(journals.directory).identity()
+    assert journals.identity() != Journals(tmp_path / "another").identity()
+
+
+def test_journals_come_in_the_order_in_which_the_migrations_began(journals):
+    import dataclasses
+
+    for number, began in enumerate(("2026-11-28T12", "2026-11-28T10", "2026-11-28T11")):
+        head = dataclasses.replace(HEAD, migration=uuid.UUID(int=number), began=began)
+        journals.create(head, State.OFFERED).close()
+    assert [one.head.migration.int for one in journals.all() if isinstance(one, Log)] == [1, 2, 0]

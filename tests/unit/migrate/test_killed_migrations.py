@@ -1,0 +1,223 @@
+"""Source and destination as processes of their own: one is killed at a chosen step, then both hosts recover."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from table_host import NAP_S, Pair, TableCopy, TableHost
+
+from saverestore.engine.progress import Silence
+from saverestore.errors import SaveRestoreError
+from saverestore.migrate.addresses import Unreachable
+from saverestore.migrate.channel import Channel
+from saverestore.migrate.destination import receive
+from saverestore.migrate.handover import OVER, Event
+from saverestore.migrate.journal import Journal, Journals
+from saverestore.migrate.recovery import RecoverRequest, found, recover
+from saverestore.migrate.source import migrate_domain
+from saverestore.transport.connection import SocketConnection
+
+TIMEOUT_S = 20.0
+
+
+def kill_at(step: str) -> None:
+    """Let this process be killed there: "before OFFERED", "after GRANTED", "after saying READY" …"""
+    when, _, what = step.partition(" ")
+
+    def around(inner: Callable, name_of: Callable[..., str]) -> Callable:
+        def outer(*given, **named):
+            is_it = name_of(*given) == what
+            if is_it and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = inner(*given, **named)
+            if is_it:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return outer
+
+    Journal.enter = around(Journal.enter, lambda _self, state: str(state))
+    Journals.create = around(Journals.create, lambda _self, _head, state: str(state))
+    Channel.say = around(Channel.say, lambda _self, message: f"saying {message.type.name}")
+
+
+def in_a_child(work: Callable[[], object], step: str | None) -> int:
+    """A process that does this: its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if step is not None:
+                kill_at(step)
+            work()
+        except SaveRestoreError as error:
+            os._exit(int(error.exit_code))
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(99)
+        os._exit(0)
+    return pid
+
+
+def channel_over(end: socket.socket, peer: str) -> Channel:
+    return Channel(SocketConnection(end, peer, timeout_s=TIMEOUT_S), keepalive_s=NAP_S)
+
+
+def migrate_in_two_processes(
+    folder, source_step: str | None, destination_step: str | None
+) -> tuple[int, int]:
+    """What the two ended with."""
+    Pair(folder)  # the domain is there
+    ours, theirs = socket.socketpair()
+    ends = [ours]
+
+    def source() -> None:
+        theirs.close()
+        pair = Pair(folder)
+
+        @contextmanager
+        def connect(*_):
+            if not ends:
+                raise Unreachable("b cannot be reached")
+            with channel_over(ends.pop(), "b") as channel:
+                yield channel
+
+        migrate_domain(pair.request(), Silence(), host=pair.a, journals=pair.a.journals, connect=connect)
+
+    def destination() -> None:
+        ours.close()
+        host = TableHost(folder / "b")
+        with channel_over(theirs, "a") as channel:
+            receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy)
+
+    pids = in_a_child(source, source_step), in_a_child(destination, destination_step)
+    ours.close()
+    theirs.close()
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return codes[0], codes[1]
+
+
+def recover_all(pair: Pair, host: TableHost, other: TableHost, force: Event | None = None) -> list[str]:
+    """`recover --all` on one host; what it says."""
+    logs, errors = found(host.journals, None)
+    assert errors == []
+    return [
+        recover(
+            log,
+            RecoverRequest(force=force),
+            host,
+            journals=host.journals,
+            copy_of=TableCopy,
+            connect=pair.connector(other),
+        ).text
+        for log in logs
+        if log.state not in OVER
+    ]
+
+
+def running(pair: Pair) -> list[str]:
+    return [host.folder.name for host in (pair.a, pair.b) if "running" in host.table().values()]
+
+
+SOURCE_STEPS = {
+    "before OFFERED": "a",
+    "after OFFERED": "a",
+    "after saying OFFER": "a",
+    "after STREAMING": "a",
+    "before SUSPENDED": "a",
+    "after saying STREAM_END": "a",
+    "before GRANTED": "a",
+    "after GRANTED": "b",
+    "after saying GRANT": "b",
+    "before DONE": "b",
+    "after DONE": "b",
+}
+DESTINATION_STEPS = {
+    "before ACCEPTED": "a",
+    "after ACCEPTED": "a",
+    "after saying ACCEPTED": "a",
+    "after RECEIVING": "a",
+    "before READY": "a",
+    "after READY": "a",
+    "before COMMITTED": "b",
+    "after COMMITTED": "b",
+    "before RUNNING": "b",
+    "after RUNNING": "b",
+    "after saying RUNNING": "b",
+}
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+@pytest.mark.parametrize(
+    ("side", "step", "runs_at"),
+    [("source", *one) for one in SOURCE_STEPS.items()]
+    + [("destination", *one) for one in DESTINATION_STEPS.items()],
+)
+def test_whichever_side_is_killed_at_any_step_the_domain_runs_on_one_host_after_recovery(
+    tmp_path, side, step, runs_at, first
+):
+    steps = (step, None) if side == "source" else (None, step)
+    codes = migrate_in_two_processes(tmp_path, *steps)
+    assert codes[steps.index(step)] == -signal.SIGKILL
+    assert codes[1 - steps.index(step)] != 99
+    pair = Pair(tmp_path)
+    assert len(running(pair)) <= 1
+    order = [(pair.a, pair.b), (pair.b, pair.a)]
+    for here, there in order if first == "a" else reversed(order):
+        recover_all(pair, here, there)
+        assert len(running(pair)) <= 1
+    pair.join()
+    recover_all(pair, pair.a, pair.b)
+    pair.join()
+    # After READY, and before GRANTED, either side may have given up first; the domain is at the source then.
+    assert running(pair) == [runs_at]
+    assert sorted([*pair.a.table(), *pair.b.table()]) == ["web1"]
+    assert [state for states in pair.states() for state in states if state not in OVER] == []
+
+
+def test_recovery_without_the_other_host_keeps_what_is_in_doubt_and_a_person_can_decide(tmp_path):
+    codes = migrate_in_two_processes(tmp_path, "after saying GRANT", "before COMMITTED")
+    assert codes == (-signal.SIGKILL, -signal.SIGKILL)
+    pair = Pair(tmp_path)
+    pair.is_cut = True
+    before = pair.a.table(), pair.b.table()
+    assert before == ({"web1": "suspended"}, {"web1--incoming": "paused"})
+    (said,) = recover_all(pair, pair.a, pair.b)
+    assert "was granted to b, which has not answered" in said
+    (said,) = recover_all(pair, pair.b, pair.a)
+    assert "waits, complete and paused" in said
+    assert (pair.a.table(), pair.b.table()) == before
+    recover_all(pair, pair.b, pair.a, Event.FORCE_DESTROY)
+    recover_all(pair, pair.a, pair.b, Event.FORCE_RUN)
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+
+
+def test_a_source_that_was_granted_and_switched_off_has_the_destination_run_the_domain(tmp_path):
+    migrate_in_two_processes(tmp_path, "after GRANTED", None)
+    pair = Pair(tmp_path)
+    pair.a.switch_off()
+    (said,) = recover_all(pair, pair.b, pair.a)
+    pair.join()
+    assert "the domain is this host's" in said
+    assert running(pair) == ["b"]
+
+
+def test_a_source_that_was_switched_off_before_the_grant_leaves_the_last_copy_to_a_person(tmp_path):
+    migrate_in_two_processes(tmp_path, "before GRANTED", None)
+    pair = Pair(tmp_path)
+    pair.a.switch_off()
+    recover_all(pair, pair.b, pair.a)
+    pair.join()
+    assert pair.b.table() == {"web1--incoming": "paused"}
+    assert pair.states() == (["LOST"], ["READY"])
+    recover_all(pair, pair.b, pair.a, Event.FORCE_RUN)
+    assert pair.b.table() == {"web1": "running"}

@@ -1,0 +1,206 @@
+"""Migrations of in-memory guests between two hosts in this process, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from table_host import CONFIG, Pair
+
+from saverestore.errors import DomainError, ErrorName, Interrupted, TransportError, UsageError, XenRefused
+from saverestore.migrate.source import InDoubt, MigrationAborted, MigrationRefused, dry_run
+
+
+@pytest.fixture
+def pair(tmp_path) -> Pair:
+    return Pair(tmp_path)
+
+
+def test_a_domain_moves_with_its_memory_and_runs_at_the_destination_only(pair):
+    migrated = pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
+    assert pair.states() == (["DONE"], ["RUNNING"])
+    restored = pair.b.restored.domain
+    pfns = pair.a.memory.data_pfns()
+    assert (restored.read(pfns) == pair.a.memory.read(pfns)).all()
+    assert pair.b.watched == [(1, "web1")]
+    assert migrated.answer.state == "running"
+
+
+def test_it_moves_there_and_back(pair):
+    pair.migrate()
+    pair.join()
+    pair.a, pair.b = pair.b, pair.a
+    pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
+
+
+def test_it_can_be_left_paused_and_get_another_name(pair):
+    pair.migrate(paused=True, name="web2")
+    pair.join()
+    assert pair.b.table() == {"web2": "paused"}
+
+
+def test_a_destination_refuses_with_all_that_it_has_found_and_nothing_is_touched(pair):
+    pair.b.fails["check_memory"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
+    pair.b.add(CONFIG, "running")
+    with pytest.raises(MigrationRefused) as caught:
+        pair.migrate()
+    pair.join()
+    assert [one.name for one in caught.value.findings] == [
+        ErrorName.DOMAIN_NAME_TAKEN,
+        ErrorName.HOST_LACKS_MEMORY,
+    ]
+    assert "b lacks memory" in str(caught.value)
+    assert caught.value.exit_code == 3
+    assert pair.a.table() == {"web1": "running"}
+    assert "suspend" not in pair.a.guest.moments.calls
+    assert pair.states() == (["ABORTED"], [])
+
+
+def test_a_dry_run_reports_what_both_hosts_find_and_leaves_no_journal(pair):
+    def findings():
+        return dry_run(pair.request(), host=pair.a, journals=pair.a.journals, connect=pair.connector(pair.b))
+
+    assert findings().errors == []
+    pair.b.fails["check_memory"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
+    assert [str(one) for one in findings().errors] == ["b lacks memory"]
+    assert pair.states() == ([], [])
+
+
+def test_a_domain_with_devices_is_refused_before_anything_is_done(pair):
+    pair.a.devices = [{"vdev": "xvda", "pdev_path": "/dev/x"}]
+    with pytest.raises(DomainError, match="disk xvda; migrating them is not supported yet"):
+        pair.migrate()
+    assert pair.states() == ([], [])
+
+
+def test_a_host_does_not_migrate_to_itself(pair):
+    pair.b.journals = pair.a.journals
+    with pytest.raises(UsageError, match="b is this host"):
+        pair.migrate()
+    assert pair.a.table() == {"web1": "running"}
+
+
+@pytest.mark.parametrize("call", ["create", "connect"])
+def test_what_fails_at_the_destination_is_reported_at_the_source_with_its_own_name(pair, call):
+    pair.b.fails[call] = XenRefused("b has no room", name=ErrorName.LIBXL_FAILED)
+    with pytest.raises(MigrationAborted) as caught:
+        pair.migrate()
+    pair.join()
+    assert "b gave the migration up: b has no room" in str(caught.value)
+    assert (caught.value.name, caught.value.exit_code) == (ErrorName.LIBXL_FAILED, 6)
+    assert "web1 (domain 1) is running" in " ".join(caught.value.__notes__)
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+@pytest.mark.parametrize("moment", ["static_records", "read_pages", "suspend", "suspended", "end_records"])
+def test_cancelled_before_the_grant_it_runs_at_the_source_and_nothing_is_left_at_the_destination(
+    pair, moment
+):
+    save_guest = pair.a.save_guest
+
+    def guest_that_is_interrupted(*given):
+        guest = save_guest(*given)
+        guest.moments.fail(moment, 0, Interrupted("interrupted by Ctrl-C"))
+        return guest
+
+    pair.a.save_guest = guest_that_is_interrupted
+    with pytest.raises(Interrupted) as caught:
+        pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert "b has nothing left of it" in caught.value.__notes__
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+    assert pair.a.store.read("/local/domain/1/pysave/moving") is None
+
+
+def test_a_domain_that_does_not_start_is_the_destinations_all_the_same(pair):
+    pair.b.fails["unpause"] = XenRefused("no")
+    migrated = pair.migrate()
+    pair.join()
+    assert (migrated.answer.state, migrated.answer.error) == ("committed", "no")
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "paused"})
+    assert pair.states() == (["DONE"], ["COMMITTED"])
+
+
+def test_a_name_taken_meanwhile_gives_the_domain_back_to_the_source(pair):
+    connect = pair.b.connect
+
+    def taken(*given):
+        other = json.loads(json.dumps(CONFIG))
+        other["c_info"]["uuid"] = "00000000-0000-4000-8000-000000000002"
+        pair.b.add(other, "running")
+        connect(*given)
+
+    pair.b.connect = taken
+    with pytest.raises(MigrationAborted, match="called 'web1' already") as caught:
+        pair.migrate()
+    pair.join()
+    assert caught.value.name is ErrorName.DOMAIN_NAME_TAKEN
+    assert pair.a.table() == {"web1": "running"}
+    assert pair.b.table() == {"web1": "running"}
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def entry_that_fails(monkeypatch, host, state: str, *, kept: bool) -> None:
+    """The journal reports a failure for this state, whether or not the disk has it."""
+    import saverestore.migrate.journal as journal
+
+    enter = journal.Journal.enter
+
+    def failing(self, entered, **notes):
+        if str(entered) != state or self.path.parent != host.journals.directory:
+            return enter(self, entered, **notes)
+        if kept:
+            enter(self, entered, **notes)
+        self.state = entered
+        raise TransportError("the disk is broken")
+
+    monkeypatch.setattr(journal.Journal, "enter", failing)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_grant_that_cannot_be_written_is_given_up_on_both_sides(pair, monkeypatch, kept):
+    entry_that_fails(monkeypatch, pair.a, "GRANTED", kept=kept)
+    with pytest.raises(MigrationAborted, match="the disk is broken"):
+        pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_no_failure_after_the_grant_resumes_the_domain_at_the_source(pair, monkeypatch):
+    """Whatever is raised there: by another thread, a debugger, Python itself."""
+
+    def fail() -> None:
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # not the destination, which is another process
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("saverestore.operations.save.interrupts.too_late", fail)
+    with pytest.raises(KeyboardInterrupt):
+        pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "suspended"}, {"web1": "running"})
+    assert pair.states() == (["GRANTED"], ["RUNNING"])
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_commit_that_cannot_be_written_starts_nothing(pair, monkeypatch, kept):
+    entry_that_fails(monkeypatch, pair.b, "COMMITTED", kept=kept)
+    with pytest.raises(InDoubt) as caught:
+        pair.migrate()
+    pair.join()
+    assert caught.value.exit_code == 7
+    assert "must not be resumed before that is known" in str(caught.value)
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "suspended"}, {"web1--incoming": "paused"})
+    assert pair.states() == (["GRANTED"], ["COMMITTED" if kept else "READY"])
