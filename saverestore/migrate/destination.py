@@ -36,10 +36,10 @@ from saverestore.migrate.messages import (
     Refused,
     for_people,
 )
+from saverestore.migrate.peers import InDoubt, greeted
 from saverestore.migrate.records import Head
 from saverestore.migrate.recovery import answer, granted
 from saverestore.migrate.side import Notes, Side
-from saverestore.migrate.source import InDoubt, greeted
 from saverestore.operations.host import Host
 from saverestore.operations.image import opened_in
 from saverestore.operations.preflight import Findings, vcpus

@@ -18,9 +18,9 @@ from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incomi
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import Journal, JournalBusy, Journals, boot_id, now
 from saverestore.migrate.messages import Abort, Aborted, Ask, Busy, Grant, Lost, Unknown, for_people
+from saverestore.migrate.peers import Connect, InDoubt, ask_again, greeted, in_doubt, open_channel
 from saverestore.migrate.records import Head, JournalError, Log
 from saverestore.migrate.side import NoCopy, Notes, Side
-from saverestore.migrate.source import Connect, InDoubt, ask_again, greeted, in_doubt, open_channel
 from saverestore.operations.host import Host
 
 

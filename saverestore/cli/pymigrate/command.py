@@ -79,8 +79,8 @@ def _parser() -> common.Parser:
         "--settle-for",
         metavar="SECONDS",
         type=limits.seconds,
-        default=30.0,
-        help="how long to ask again when HOST does not answer to the grant; default 30. Then exit code 7",
+        default=60.0,
+        help="how long to ask again when HOST does not answer to the grant; default 60. Then exit code 7",
     )
     parser.add_argument(
         "--back",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -14,12 +16,14 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from table_host import NAP_S, Pair, TableCopy, TableHost
 
+from saverestore import interrupts
 from saverestore.engine.progress import Silence
-from saverestore.errors import SaveRestoreError
+from saverestore.errors import DomainError, SaveRestoreError
 from saverestore.migrate.addresses import Unreachable
+from saverestore.migrate.cancelling import cancel
 from saverestore.migrate.channel import Channel
 from saverestore.migrate.destination import receive
-from saverestore.migrate.handover import OVER, Event
+from saverestore.migrate.handover import OVER, Event, Role
 from saverestore.migrate.journal import Journal, Journals
 from saverestore.migrate.recovery import RecoverRequest, found, recover
 from saverestore.migrate.source import migrate_domain
@@ -221,3 +225,103 @@ def test_a_source_that_was_switched_off_before_the_grant_leaves_the_last_copy_to
     assert pair.states() == (["LOST"], ["READY"])
     recover_all(pair, pair.b, pair.a, Event.FORCE_RUN)
     assert pair.b.table() == {"web1": "running"}
+
+
+# ---- signals -----------------------------------------------------------------------------------------
+
+
+def wait_for(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def signalled_migration(folder, source_waits_at: str | None) -> tuple[Pair, int, int]:
+    """Both processes under way, signals heeded: the source waits at a call of its guest, or the destination before it
+    starts the domain, until `folder/go` is there. Their pids."""
+    Pair(folder)
+    ours, theirs = socket.socketpair()
+
+    def until_go() -> None:
+        (folder / "waits").touch()
+        wait_for((folder / "go").exists)
+
+    def source() -> None:
+        theirs.close()
+        pair = Pair(folder)
+        save_guest = pair.a.save_guest
+
+        def waiting_guest(*given):
+            guest = save_guest(*given)
+            if source_waits_at is not None:
+                guest.moments.on(source_waits_at, 0, until_go)
+            return guest
+
+        pair.a.save_guest = waiting_guest
+
+        @contextmanager
+        def connect(*_):
+            with channel_over(ours, "b") as channel:
+                yield channel
+
+        with interrupts.handled():
+            migrate_domain(pair.request(), Silence(), host=pair.a, journals=pair.a.journals, connect=connect)
+
+    def destination() -> None:
+        ours.close()
+        host = TableHost(folder / "b")
+        if source_waits_at is None:
+            unpause = host.handles.xen.unpause
+            host.handles.xen.unpause = lambda domid: (until_go(), unpause(domid))
+        with channel_over(theirs, "a") as channel, interrupts.handled():
+            receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy)
+
+    pids = in_a_child(source, None), in_a_child(destination, None)
+    ours.close()
+    theirs.close()
+    wait_for(lambda: (folder / "waits").exists())
+    return Pair(folder), *pids
+
+
+def exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("moment", ["suspend", "suspended"])  # calls on the thread that signals reach
+def test_cancel_has_the_domain_running_at_the_source_and_leaves_nothing_at_the_destination(tmp_path, moment):
+    pair, source, destination = signalled_migration(tmp_path, moment)
+    logs, _ = found(pair.a.journals, "web1")
+    assert pair.a.journals.holder(Role.SOURCE, logs[0].head.migration) == source
+    cancelling = threading.Thread(
+        target=cancel, args=(logs, "web1"), kwargs={"journals": pair.a.journals, "wait_s": TIMEOUT_S}
+    )
+    cancelling.start()
+    ended = exit_code(source)
+    cancelling.join()
+    assert (ended, exit_code(destination)) == (130, 5)
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_the_grant_it_is_too_late_to_cancel_and_the_migration_finishes(tmp_path, number):
+    pair, source, destination = signalled_migration(tmp_path, None)
+    logs, _ = found(pair.a.journals, "web1")
+    with pytest.raises(DomainError, match="too late to cancel"):
+        cancel(logs, "web1", journals=pair.a.journals, wait_s=TIMEOUT_S)
+    os.kill(source, number)
+    os.kill(destination, number)
+    (tmp_path / "go").touch()
+    assert (exit_code(source), exit_code(destination)) == (0, 0)
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
+
+
+def test_the_destination_is_told_to_end_before_it_is_ready_and_the_domain_stays_at_the_source(tmp_path):
+    pair, source, destination = signalled_migration(tmp_path, "suspended")
+    wait_for(lambda: "web1--incoming" in pair.b.table())
+    os.kill(destination, signal.SIGTERM)
+    assert exit_code(destination) == 130
+    (tmp_path / "go").touch()
+    assert exit_code(source) == 130  # the destination's reason is the source's
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})

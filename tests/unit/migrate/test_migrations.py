@@ -12,7 +12,8 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import CONFIG, Pair
 
 from saverestore.errors import DomainError, ErrorName, Interrupted, TransportError, UsageError, XenRefused
-from saverestore.migrate.source import InDoubt, MigrationAborted, MigrationRefused, dry_run
+from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused
+from saverestore.migrate.source import dry_run
 
 
 @pytest.fixture

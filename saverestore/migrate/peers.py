@@ -1,0 +1,132 @@
+"""The other host as both sides and recovery see it: greeting it, asking it, and what it says as errors for people."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+from saverestore.errors import (
+    Advice,
+    DomainError,
+    ErrorName,
+    ExitCode,
+    Remedy,
+    SaveRestoreError,
+    UsageError,
+    fact_of,
+)
+from saverestore.migrate import addresses
+from saverestore.migrate.addresses import Address
+from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.journal import Journals, boot_id
+from saverestore.migrate.messages import Aborted, Busy, Grant, Hello, Lost, Refused, Running, for_people
+from saverestore.migrate.records import Head
+from saverestore.migrate.side import Side
+
+
+class MigrationRefused(DomainError):
+    """The destination found something that stands in the way. `findings`: all of it; nothing was done."""
+
+    def __init__(self, peer: str, findings: Sequence[SaveRestoreError]) -> None:
+        self.findings = tuple(findings)
+        first = findings[0]
+        super().__init__(f"{peer} refuses: {'; '.join(str(one) for one in findings)}", name=first.name)
+        self.exit_code = first.exit_code
+
+
+class MigrationAborted(SaveRestoreError):
+    """The destination gave up; the domain is running at the source."""
+
+    exit_code = ExitCode.IO
+    name = ErrorName.MIGRATION_ABORTED
+
+
+class InDoubt(SaveRestoreError):
+    """The domain was granted to the destination, which has not answered, or has lost it: it is suspended here."""
+
+    exit_code = ExitCode.IN_DOUBT
+    name = ErrorName.MIGRATION_IN_DOUBT
+
+
+Connect = Callable[[Address, Sequence[str]], AbstractContextManager[Channel]]
+
+
+@contextmanager
+def open_channel(address: Address, ssh: Sequence[str]) -> Iterator[Channel]:
+    """A channel to the receiver at this address."""
+    with addresses.connected(address, ssh=ssh) as connection, Channel(connection) as channel:
+        yield channel
+
+
+def greeted(channel: Channel, journals: Journals) -> Hello:
+    """Exchange HELLO: the peer's. UsageError when it is this host."""
+    identity, boot = journals.identity(), boot_id()
+    hello = channel.greet(identity, boot, socket.gethostname())
+    if (hello.journals, hello.boot) == (identity, boot):
+        raise UsageError(f"{channel.peer} is this host; nothing was done", name=ErrorName.SAME_HOST)
+    return hello
+
+
+def heard_of_grant(channel: Channel) -> Running | Aborted:
+    """The answer to a grant. SaidOtherwise for LOST, BUSY."""
+    answer = channel.hear(Running, Aborted)
+    assert isinstance(answer, Running | Aborted)
+    return answer
+
+
+def ask_again(channel: Channel, journals: Journals, side: Side) -> Running | Aborted:
+    """On a connection of its own: grant once more. InDoubt when it is not the host that was granted to."""
+    hello = greeted(channel, journals)
+    assert side.journal is not None
+    if hello.journals != side.journal.log.head.peer_journals:
+        raise InDoubt(f"{channel.peer} is another host now, or has lost its journals of migrations")
+    channel.say(Grant(side.migration))
+    return heard_of_grant(channel)
+
+
+def in_doubt(head: Head, failure: BaseException) -> InDoubt:
+    """The error for people."""
+    said = getattr(failure, "message", None)
+    why = f"there is no answer from {head.peer}: {fact_of(failure)}"
+    if isinstance(said, Lost):
+        why = f"{head.peer} has lost it: {for_people(said.reason)}"
+    elif isinstance(said, Busy):
+        why = f"another process there works on it, state {for_people(said.state, 20)}"
+    return InDoubt(
+        f"{head.name} was granted to {head.peer}, and it is not known whether it runs there; {why}; the domain is "
+        "still here, suspended, and must not be resumed before that is known",
+        remedies=[Advice(Remedy.RECOVER_MIGRATION, head.name), Advice(Remedy.FORCE_MIGRATION, head.name)],
+    )
+
+
+def aborted_error(peer: str, message: Aborted) -> MigrationAborted:
+    """The destination's failure, for people, with its own name and exit code."""
+    known = {str(name): name for name in ErrorName}
+    error = MigrationAborted(
+        f"{peer} gave the migration up: {for_people(message.reason) or 'it does not say why'}",
+        name=known.get(message.name, ErrorName.MIGRATION_ABORTED),
+    )
+    with contextlib.suppress(ValueError):
+        error.exit_code = ExitCode(message.exit_code)
+    return error
+
+
+def otherwise_error(peer: str, error: SaidOtherwise) -> SaveRestoreError:
+    """What a destination said instead of what was hoped for, as an error of its kind."""
+    message = error.message
+    if isinstance(message, Refused):
+        return MigrationRefused(peer, findings_of(message))
+    return aborted_error(peer, message) if isinstance(message, Aborted) else error
+
+
+def findings_of(message: Refused) -> list[SaveRestoreError]:
+    """Errors as they were found there."""
+    known = {str(name): name for name in ErrorName}
+    found = []
+    for name, code, text in zip(message.names, message.exit_codes, message.texts, strict=True):
+        one = SaveRestoreError(for_people(text), name=known.get(name, ErrorName.UNEXPECTED))
+        one.exit_code = ExitCode(code) if code in set(ExitCode) else ExitCode.IO
+        found.append(one)
+    return found
