@@ -2,7 +2,8 @@
 
 The class says whose fault it is. `str(error)` is the fact: what failed, on which thing (domain, file, offset), and
 the state now. It names no option: what to do is in `remedies`, which `cli/remedies.py` puts into words with the
-options of the command that runs. `name` is for programs, and finer than the exit code; docs/report.md has the table.
+options of the command that runs. `name` is for programs, and finer than the exit code; docs/reference/errors.md has
+the table.
 """
 
 from __future__ import annotations
@@ -15,15 +16,27 @@ from typing import Self
 
 
 class ExitCode(IntEnum):
-    """What the commands exit with; README and `--help` carry this table."""
+    """What the commands exit with. `--help` and docs/reference/errors.md print the `meaning`."""
 
-    DONE = 0
-    USAGE = 2
-    DOMAIN = 3
-    IMAGE = 4
-    IO = 5
-    XEN = 6
-    INTERRUPTED = 130
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        """A number that has a `meaning`, too."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "done"
+    USAGE = 2, "wrong usage; no changes were made"
+    DOMAIN = (
+        3,
+        "the domain: not found, in the wrong state, does not answer, or cannot be saved or restored here",
+    )
+    IMAGE = 4, "the image: not an image, damaged, incomplete, or not for this host"
+    IO = 5, "reading or writing failed: disk full, reader gone"
+    XEN = 6, "Xen, or one of its libraries, refused"
+    INTERRUPTED = 130, "interrupted by Ctrl-C or another signal"
 
 
 class ErrorName(StrEnum):

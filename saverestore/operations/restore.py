@@ -68,6 +68,8 @@ def restore_domain(
     with opened(request.image, request.name) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         prepared = _prepare(host, image.config, request, Findings(), stack)
+        report.domain_uuid = str(image.config.uuid)
+        report.xen_version = host.xen_version()
         with _restoring(host, prepared, image, request, helper or {}) as fresh:
             domid = fresh.fill(progress, report)
             fresh.activate()

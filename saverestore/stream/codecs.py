@@ -64,20 +64,25 @@ class Coding:
             codec = Codec[name.upper()]
         except KeyError:
             names = ", ".join(codec.name.lower() for codec in Codec)
-            raise UsageError(f"no codec {name!r}; there are {names}") from None
+            raise UsageError(f"there is no codec '{name}'; there are {names}") from None
         level = DEFAULT_LEVELS.get(codec, 0)
         if colon:
             levels = LEVELS.get(codec)
             if levels is None:
                 raise UsageError(f"{name} has no levels")
             if not level_text.isdecimal() or int(level_text) not in levels:
-                raise UsageError(f"level {level_text!r} of {name}: it has {levels[0]} to {levels[-1]}")
+                raise UsageError(f"{name} has levels {levels[0]} to {levels[-1]}, not '{level_text}'")
             level = int(level_text)
         try:
             library_of(codec)
         except CodecUnavailable as error:
             raise UsageError(str(error), name=ErrorName.PACKAGE_MISSING) from error
         return cls(codec, level)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether pages get as small as a general compressor makes them."""
+        return self.codec not in (Codec.NONE, Codec.XOR)
 
     def __str__(self) -> str:
         return f"{self.codec.name.lower()}:{self.level}" if self.codec in LEVELS else self.codec.name.lower()

@@ -44,10 +44,14 @@ QUOTED = re.compile(r"'([^']+)'")
 
 def options_of(prog: str) -> set[str]:
     """All options of a command of ours; of `pyimage` those of its subcommands, each as "SUBCOMMAND OPTION", too."""
-    if prog == HELPER:
-        return set(OPTION.findall(helper.HELP))
-    modules = {"pysave": pysave, "pyrestore": pyrestore, "pyimage": pyimage, "pyxc-watch": watch}
-    parser = modules[prog]._parser()
+    modules = {
+        "pysave": pysave,
+        "pyrestore": pyrestore,
+        "pyimage": pyimage,
+        "pyxc-watch": watch,
+        HELPER: helper,
+    }
+    parser = modules[prog].command_parser()
     found = set(parser._option_string_actions)
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

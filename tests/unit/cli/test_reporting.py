@@ -81,7 +81,7 @@ def test_a_save_that_fails_leaves_one_too_with_the_error_and_what_was_done(
     path = tmp_path / "r.json"
     assert pysave.main(["--report", str(path), "web1", str(tmp_path / "a.img")]) == code
     facts = json.loads(path.read_text())
-    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == ("failed", code, "as it was")
+    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == ("failed", code, "unchanged")
     assert facts["error_name"] == name
     assert facts["error"].endswith("; web1 goes on")
     assert facts["pages"]["sent"] == 100
@@ -123,7 +123,7 @@ def test_a_mistake_in_making_the_report_is_no_failure_of_the_save(tmp_path, savi
 def test_verbose_tells_more_and_quiet_nothing(tmp_path, saving, capsys):
     assert pysave.main(["-v", "web1", str(tmp_path / "a.img")]) == 0
     said = capsys.readouterr().err
-    assert "100 pages sent, 0 of them again" in said
+    assert "100 pages sent, 0 of them resent" in said
     assert pysave.main(["-q", "web1", str(tmp_path / "a.img")]) == 0
     assert capsys.readouterr().err == ""
 
@@ -131,13 +131,13 @@ def test_verbose_tells_more_and_quiet_nothing(tmp_path, saving, capsys):
 @pytest.mark.parametrize(
     ("command", "arguments", "what"),
     [
-        (pysave, ["--report", "r.txt", "web1", "a.img"], "ends in .json or .html"),
-        (pysave, ["--report", "absent/r.json", "web1", "a.img"], "there is no folder absent"),
+        (pysave, ["--report", "r.txt", "web1", "a.img"], "must end in .json or .html"),
+        (pysave, ["--report", "absent/r.json", "web1", "a.img"], "there is no directory absent"),
         (pysave, ["--report", "a.json", "web1", "a.json"], "is the image"),
-        (pysave, ["--report", "r.json", "--dry-run", "web1", "a.img"], "--dry-run does nothing"),
+        (pysave, ["--report", "r.json", "--dry-run", "web1", "a.img"], "--dry-run makes no changes"),
         (pysave, ["--report", "r.json", "--recover", "web1"], "--recover makes none"),
-        (pyrestore, ["--report", "r.txt", "a.img"], "ends in .json or .html"),
-        (pyrestore, ["--report", "r.json", "--dry-run", "a.img"], "--dry-run does nothing"),
+        (pyrestore, ["--report", "r.txt", "a.img"], "must end in .json or .html"),
+        (pyrestore, ["--report", "r.json", "--dry-run", "a.img"], "--dry-run makes no changes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

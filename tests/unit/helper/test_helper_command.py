@@ -23,8 +23,8 @@ from saverestore.helper.messages import MessageType
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        ([], "not by hand"),
-        (["--save"], "not by hand"),
+        ([], "libxl starts it"),
+        (["--save"], "libxl starts it"),
         (["--save-domain", "1", "2"], "2 numbers, not 6"),
         (["--save-domain", "999", "-1", "1", "0", "136", "0"], "descriptor 999 is not open"),
         (["--restore-domain", "x", "-1", "1", "1", "0", "2", "0", "768", "0"], "invalid literal"),

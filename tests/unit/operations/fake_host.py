@@ -110,6 +110,9 @@ class FakeHost:
         self.opened_toolstacks = 0
         self.watched: list[int] = []
 
+    def xen_version(self) -> str:
+        return "4.17.3"
+
     def find(self, _text: str) -> Any:
         return self.domain
 
