@@ -56,9 +56,12 @@ class ErrorName(StrEnum):
 
     # ---- the request
     USAGE = "usage", "the request makes no sense: an option's value, or a setting"
-    FILE_EXISTS = "file_exists", "the file to be written exists, and was not to be replaced"
-    FILE_NOT_FOUND = "file_not_found", "a file to be read, or the folder of one to be written, does not exist"
-    FILE_UNSUITABLE = "file_unsuitable", "it is a directory, or a file of a kind or name that does not fit"
+    FILE_EXISTS = "file_exists", "the file to be written exists, and the request was not to replace it"
+    FILE_NOT_FOUND = (
+        "file_not_found",
+        "a file to be read, or the directory of one to be written, does not exist",
+    )
+    FILE_UNSUITABLE = "file_unsuitable", "it is a directory, or a file of an unsuitable kind or name"
     NOT_RANDOM_ACCESS = (
         "not_random_access",
         "the image can be read from front to back only, and this command reads anywhere",
@@ -99,7 +102,7 @@ class ErrorName(StrEnum):
     )
     LOG_DIRTY_UNAVAILABLE = "log_dirty_unavailable", "Xen cannot log dirty pages of this domain"
     THROTTLE_UNAVAILABLE = "throttle_unavailable", "the domain's scheduler has no processor cap"
-    SAVE_STALLED = "save_stalled", "live rounds no longer helped, and the save was to be given up then"
+    SAVE_STALLED = "save_stalled", "more live rounds did not help, and the request was to end the save then"
     DOMAIN_EXISTS = "domain_exists", "a domain with the image's UUID exists already"
     DOMAIN_NAME_TAKEN = "domain_name_taken", "a domain of that name exists already"
     HOST_LACKS_MEMORY = "host_lacks_memory", "this host has too little free memory for the domain"
@@ -109,14 +112,14 @@ class ErrorName(StrEnum):
     CHECKPOINTS_UNSUPPORTED = "checkpoints_unsupported", "checkpointed streams (Remus, COLO) are unsupported"
 
     # ---- the image
-    NOT_AN_IMAGE = "not_an_image", "the file is no image of a Xen domain"
+    NOT_AN_IMAGE = "not_an_image", "the file is not an image of a Xen domain"
     IMAGE_TRUNCATED = "image_truncated", "the image ends too early"
     IMAGE_DAMAGED = "image_damaged", "the image breaks its format, or its parts contradict each other"
     DIGEST_MISMATCH = "digest_mismatch", "the image's content does not have the digest that it should have"
     DIGEST_MISSING = "digest_missing", "the image has no digest, and one was required"
     IMAGE_UNSUPPORTED = "image_unsupported", "the image is of a format or version that cannot be read here"
     CONFIGURATION_MISSING = "configuration_missing", "the image has no domain configuration"
-    CPU_FEATURES_MISSING = "cpu_features_missing", "the image needs a CPU that this host cannot give"
+    CPU_FEATURES_MISSING = "cpu_features_missing", "the image needs CPU features that this host lacks"
     HOST_INCOMPATIBLE = "host_incompatible", "the image needs a host of another kind"
     IMAGE_REFUSED = "image_refused", "Xen or libxl refused what the image holds"
 
@@ -125,7 +128,7 @@ class ErrorName(StrEnum):
     PEER_CLOSED = "peer_closed", "the program at the other end of a pipe or socket has gone"
     PERMISSION_DENIED = "permission_denied", "the system does not permit this user to read or write there"
     IO_FAILED = "io_failed", "reading or writing failed for another reason"
-    OUT_OF_MEMORY = "out_of_memory", "no memory left in the domain in which the command runs"
+    OUT_OF_MEMORY = "out_of_memory", "the domain in which the command runs has no memory left"
 
     # ---- Xen and its libraries
     XEN_REFUSED = "xen_refused", "Xen refused a call"
@@ -143,7 +146,7 @@ class ErrorName(StrEnum):
 
     # ---- neither
     INTERRUPTED = "interrupted", "Ctrl-C or another signal; exit code 130"
-    UNEXPECTED = "unexpected", "an error that was not foreseen: please report it"
+    UNEXPECTED = "unexpected", "an unexpected error: please report it"
 
 
 class Remedy(Enum):

@@ -25,7 +25,7 @@ class Decision(Enum):
     CONTINUE = "another round while the domain runs"
     STOP = "suspend the domain and send the rest"
     THROTTLE = "slow the domain down, then another round"
-    ABORT = "give the save up"
+    ABORT = "end the save"
 
 
 class OnStall(Enum):

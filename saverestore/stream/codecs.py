@@ -124,7 +124,7 @@ def _compressor(coding: Coding) -> _Compress:
         return lambda pages: module.compress(pages, compression_level=coding.level, store_size=True)
     if coding.codec is Codec.DEFLATE:
         return lambda pages: zlib.compress(pages, coding.level)
-    raise ValueError(f"{coding.codec.name} is no compressor")
+    raise ValueError(f"{coding.codec.name} is not a compressor")
 
 
 def decompress(codec: Codec, coded: memoryview, length_bytes: int) -> bytes:
@@ -139,7 +139,7 @@ def decompress(codec: Codec, coded: memoryview, length_bytes: int) -> bytes:
         return _lz4(library, coded, length_bytes)
     if codec is Codec.DEFLATE:
         return _deflate(coded, length_bytes)
-    raise ValueError(f"{codec.name} is no compressor")
+    raise ValueError(f"{codec.name} is not a compressor")
 
 
 def _zstd(library: ModuleType, coded: memoryview, length_bytes: int) -> bytes:
@@ -148,7 +148,7 @@ def _zstd(library: ModuleType, coded: memoryview, length_bytes: int) -> bytes:
         if content_bytes != length_bytes:
             unknown = content_bytes == library.CONTENTSIZE_UNKNOWN
             raise Undecodable(
-                f"the zstd frame does not tell its length, or tells {'none' if unknown else content_bytes} "
+                f"the zstd frame declares no length, or declares {'none' if unknown else content_bytes} "
                 f"where it should be {length_bytes}"
             )
         decompressor = _kept.__dict__.get("zstd") or library.ZstdDecompressor()

@@ -97,7 +97,7 @@ class NewFile:
                 descriptor = os.open(entry.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     if _lock(descriptor):
-                        LOG.warning("%s, which a save that was killed left behind, is removed", entry.path)
+                        LOG.warning("%s, left by a save that was killed, is removed", entry.path)
                         Path(entry.path).unlink()
                 finally:
                     os.close(descriptor)
@@ -161,7 +161,8 @@ class NewFile:
                 self._sync_folder()
         except FileExistsError as error:
             raise TransportError(
-                f"{self.path} has come into being meanwhile; it was left alone", name=ErrorName.FILE_EXISTS
+                f"{self.path} was created by somebody else during the save; it was not changed",
+                name=ErrorName.FILE_EXISTS,
             ) from error
         except OSError as error:
             raise TransportError(

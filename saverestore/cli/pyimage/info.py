@@ -100,7 +100,7 @@ def _images_of(names: Sequence[str]) -> Iterator[str]:
             continue
         images = [str(path) for path in sorted(folder.iterdir()) if path.is_file() and _is_image(path)]
         if not images:
-            raise UsageError(f"{name}: there is no image in this folder", name=ErrorName.FILE_NOT_FOUND)
+            raise UsageError(f"{name}: there is no image in this directory", name=ErrorName.FILE_NOT_FOUND)
         yield from images
 
 

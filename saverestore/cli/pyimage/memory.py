@@ -73,7 +73,7 @@ def pfns_from(text: str) -> tuple[int, int]:
     if first > last:
         raise argparse.ArgumentTypeError(f"the range {text} ends before it begins")
     if last >> PFN_BITS:
-        raise argparse.ArgumentTypeError(f"a pfn has at most {PFN_BITS} bits, which {text} has not")
+        raise argparse.ArgumentTypeError(f"{text} is more than {PFN_BITS} bits, which a pfn cannot be")
     return first, last
 
 

@@ -28,7 +28,7 @@ SUSPEND_TIMEOUT_S = 60.0
 POLL_S = 0.1
 
 REQUEST = "suspend"
-MAY_BE_LATE = "it goes on running, but may still suspend later; its console may say what kept it"
+MAY_BE_LATE = "it is running, but may still suspend later; its console may say why it is late"
 
 STOPPED = {
     0: "has powered off",
@@ -187,7 +187,7 @@ class Suspender:
                 if self._withdraw():
                     raise DomainError(
                         f"domain {self._domid} did not answer the request to suspend within "
-                        f"{self._ack_timeout_s:.0f} s; the request was taken back and it goes on running",
+                        f"{self._ack_timeout_s:.0f} s; the request was withdrawn and it is running",
                         name=ErrorName.DOMAIN_UNRESPONSIVE,
                         remedies=[Advice(Remedy.WAIT_LONGER)],
                     )

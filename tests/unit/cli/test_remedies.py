@@ -178,11 +178,11 @@ def test_the_helpers_failure_arrives_with_its_name_and_remedies_and_without_its_
         name=ErrorName.CPU_FEATURES_MISSING,
         remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU), Advice(Remedy.RECOVER, 7)],
     )
-    error.add_note("no domain was left behind")
+    error.add_note("no domain was left")
     report = json.loads(json.dumps(HelperReport(pages=5).failed(error).__dict__))
     arrived = HelperReport(**report).as_error()
     assert isinstance(arrived, ImageError)
     assert (arrived.name, arrived.remedies) == (error.name, error.remedies)
-    assert str(arrived) == "a CPU is needed; no domain was left behind"
+    assert str(arrived) == "a CPU is needed; no domain was left"
     assert "with --force all the same" in in_full(arrived, "pyrestore")
     assert "PYXC_CHECK_CPU=no" in in_full(arrived, HELPER)

@@ -67,7 +67,7 @@ def test_a_process_whose_libxl_is_gone_says_so_on_standard_error():
     os.close(gone)
     done = as_a_process(subprocess.DEVNULL, pipe)
     os.close(pipe)
-    assert done == (5, b"pyxc-save-helper: libxl takes no more messages: Broken pipe\n")
+    assert done == (5, b"pyxc-save-helper: libxl accepts no more messages: Broken pipe\n")
 
 
 @pytest.mark.parametrize(

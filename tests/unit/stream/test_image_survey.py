@@ -181,7 +181,7 @@ def test_a_broken_configuration_is_noted_and_the_walk_goes_on(config):
     sink = MemorySink()
     XlHeader.write(sink, config)
     found = survey_of(bytes(sink.data) + data[data.index(b"LibxlFmt") :])
-    assert "the domain's configuration is no JSON of libxl" in str(found.error)
+    assert "the domain's configuration is not JSON of libxl" in str(found.error)
     assert found.records["libxl END"].count == 1
 
 

@@ -19,8 +19,8 @@ def changed(offset: int, value: str) -> bytes:
 @pytest.mark.parametrize(
     ("offset", "value", "message", "place"),
     [
-        (0, "fe", "no libxc image: it begins with feff", 0),
-        (8, "46", "no libxc image", 0),
+        (0, "fe", "not a libxc image: it starts with feff", 0),
+        (8, "46", "not a libxc image", 0),
         (12, "00000000", "version 0: versions 1 .draft-b., 2 and 3 can be read", 0),
         (12, "00000004", "version 4: versions 1 .draft-b., 2 and 3 can be read", 0),
         (12, "03000000", "version 50331648", 0),
