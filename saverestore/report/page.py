@@ -42,7 +42,7 @@ def page_of(facts: Facts) -> str:
         body += [_table(_save_rows(facts)), *_drawn_save(facts)]
     else:
         body += [_table(_restore_rows(facts)), _drawn_restore(facts)]
-    options = [(str(name).replace("_", " "), _plain(value)) for name, value in facts["options"].items()]
+    options = [(_title(name), _plain(value)) for name, value in facts["options"].items()]
     body += ["<h2>Options</h2>", _table(options)]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
@@ -244,6 +244,11 @@ def _mib(size: int) -> str:
 
 def _rate(value: float | None) -> str:
     return "not known" if value is None else f"{value / MIB:,.0f} MiB/s"
+
+
+def _title(option: str) -> str:
+    """An option's name for people: "downtime (s)" of downtime_s."""
+    return (f"{option[:-2]} (s)" if option.endswith("_s") else option).replace("_", " ")
 
 
 def _plain(value: object) -> str:

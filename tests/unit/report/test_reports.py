@@ -192,6 +192,20 @@ def test_a_failure_before_anything_was_done_is_a_page_too(make):
     assert lines_of(make(outcome)) == []
 
 
+@pytest.mark.parametrize("name", [ErrorName.DOMAIN_NOT_FOUND, ErrorName.DOMAIN_AMBIGUOUS])
+def test_of_a_domain_that_does_not_exist_nothing_is_said(name):
+    facts = facts_of_save(replace(SAVED, exit_code=3, error="no 'web1'", error_name=name), SaveReport())
+    assert facts["domain_state"] == "none"
+    text = page_of(facts)
+    assert "failed; there is no domain" in text
+    assert "suspended" not in text and "MiB" not in text
+
+
+def test_a_domain_that_is_suspended_has_no_share_of_the_processor():
+    rounds = facts_of_save(SAVED, saved("log"))["rounds"]
+    assert [one["cpu_percent"] for one in rounds[-2:]] == [100, None]
+
+
 def test_a_save_that_was_given_up_shows_its_rounds_and_no_downtime():
     report = saved("log", limits=Limits(on_stall=OnStall.ABORT))
     facts = facts_of_save(replace(SAVED, exit_code=3, error="stalled"), report)
