@@ -51,11 +51,15 @@ def xen_release() -> str:
 
 def pages() -> list[tuple[str, list[str]]]:
     """Man pages and completion, made now, as setuptools' data_files has them; none without what makes them."""
-    for module in ("argparse_manpage", "shtab"):
-        if find_spec(module) is None:
+    # argparse-manpage is the module build_manpages before its version 4, as in Debian 12.
+    for package, modules in (
+        ("argparse-manpage", ("argparse_manpage", "build_manpages")),
+        ("shtab", ("shtab",)),
+    ):
+        if not any(map(find_spec, modules)):
             if "pages" in required:
-                sys.exit(f"setup: {module} is missing: install python3-{module.replace('_', '-')}")
-            print(f"setup: no {module}: installing without man pages and completion", file=sys.stderr)
+                sys.exit(f"setup: {package} is missing: install python3-{package}")
+            print(f"setup: no {package}: installing without man pages and completion", file=sys.stderr)
             return []
     sys.path.insert(0, str(Path(__file__).parent))
     from saverestore.cli.pages import write_pages

@@ -69,9 +69,13 @@ def completion(parser: Parser, shell: str) -> str:
 
 def man_page(parser: argparse.ArgumentParser, name: str, description: str) -> str:
     """A page of section 1: name, synopsis, description, options, and the parts of the epilog."""
-    from argparse_manpage.manpage import Manpage
+    try:
+        from argparse_manpage.manpage import Manpage
+    except ImportError:  # before its version 4, as in Debian 12
+        from build_manpages.manpage import Manpage
 
     text, epilog = parser.description or "", parser.epilog or ""
+    usage = " ".join(parser.format_usage().split()).removeprefix(f"usage: {name} ")
     parser.description = parser.epilog = None  # set below, as they stand: there are lines to be kept
     parser.man_short_description = description  # type: ignore[attr-defined]
     page = Manpage(parser)
@@ -79,11 +83,13 @@ def man_page(parser: argparse.ArgumentParser, name: str, description: str) -> st
     page.source = f"pysave {saverestore.__version__}"
     # An apostrophe at the start of a line would be a request of troff's.
     lines = [f"\\&{line}" if line.startswith("'") else line for line in str(page).splitlines()]
-    options_at = lines.index(".SH SYNOPSIS") + 3
+    synopsis_at = lines.index(".SH SYNOPSIS")
+    options_at = synopsis_at + 3  # set anew: older releases cut it at a colon
     options = [line for line in lines[options_at:] if line]
     return "\n".join(
         [
-            *lines[:options_at],
+            *lines[:synopsis_at],
+            section("SYNOPSIS", f"{name} {usage}"),
             section("DESCRIPTION", text),
             *([".SH ARGUMENTS"] if options[0] == ".TP" else []),
             *options,

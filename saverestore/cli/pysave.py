@@ -152,8 +152,7 @@ def _add_image(group: argparse._ArgumentGroup) -> None:
         choices=("xen", "draft-b"),
         default="xen",
         help="xen (the default): what xl reads; draft-b: checksums for each record and coded pages, for "
-        "pyrestore and "
-        "pyimage only",
+        "pyrestore and pyimage only",
     )
     group.add_argument(
         "--codec",

@@ -31,8 +31,7 @@ def add_report(group: argparse._ArgumentGroup, what: str) -> None:
         help=f"write what the {what} did, how fast and how long, also when it failed: FILE.json for programs, "
         "FILE.html "
         "to look at; may be given for both. It replaces an older FILE. A report that cannot be written is a "
-        "warning and "
-        "changes no exit code",
+        "warning and changes no exit code",
     )
     arguments.complete(file, arguments.FILE)
 

@@ -55,8 +55,7 @@ def add_to(commands: Subparsers) -> None:
         choices=DIALECTS,
         default=DIALECTS[0],
         help="xen (the default): what xl reads; draft-b: checksums for each record and coded pages, for "
-        "pyrestore and "
-        "pyimage only",
+        "pyrestore and pyimage only",
     )
     command.add_argument(
         "--codec",

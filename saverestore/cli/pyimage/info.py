@@ -45,12 +45,10 @@ def add_to(commands: Subparsers) -> None:
         "verify",
         run_verify,
         "read images to their end and report whether they are whole",
-        f"{ALSO_COMPRESSED} Of a folder, all images in it are read, in the order of their names; files there "
-        "that are "
-        "no images are passed over. Prints a line for each image; the exit code is that of the first that is "
-        "not whole.",
+        f"{ALSO_COMPRESSED} A directory stands for all images in it, in the order of their names; other files there "
+        "are skipped. Prints a line for each image. The exit code is that of the first that is not whole.",
     )
-    add_image(verify, "files or folders with images; '-' is standard input", nargs="+")
+    add_image(verify, "file or directory with images; '-' is standard input", nargs="+")
     verify.add_argument(
         "--json", action="store_true", help="print JSON, for programs: of several images a list"
     )
@@ -175,8 +173,7 @@ def as_verdict(found: Survey) -> str:
     notes = "; it has no digest" if digest is None else f"; its {digest.title} digest holds"
     return plain(
         f"{found.name}: whole: {kind} domain{name}, {counted(records, 'record')}, {found.pages.nr_data} pages "
-        "of data, "
-        f"{size_text(found.total_bytes)}{notes}"
+        f"of data, {size_text(found.total_bytes)}{notes}"
     )
 
 

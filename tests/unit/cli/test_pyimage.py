@@ -252,8 +252,7 @@ def test_wrong_arguments_exit_with_2_and_help_has_the_exit_codes():
 
 def test_help_imports_neither_numpy_nor_the_bindings_to_xen():
     code = (
-        "import sys; from saverestore.cli import pyimage\n"
-        "try: pyimage.main(['--help'])\n"
+        "import sys; from saverestore.cli import pyimage\ntry: pyimage.main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([name for name in ('numpy', 'pyxc', 'tqdm') if name in sys.modules])"
     )

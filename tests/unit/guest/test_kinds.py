@@ -108,8 +108,7 @@ def test_nothing_of_the_other_architecture_is_loaded(host, other):
         "import sys\n"
         "import saverestore.operations.save, saverestore.operations.restore, saverestore.operations.recover\n"
         "import saverestore.helper.saving, saverestore.helper.restoring\n"
-        "from saverestore.guest import kinds\n"
-        f"kinds.{host}.of_config('pvh')\n"
+        f"from saverestore.guest import kinds\nkinds.{host}.of_config('pvh')\n"
         f"kinds.{host}.needs_recovery(7, 'no-uuid')\n"
         f"print([name for name in sys.modules if name.startswith('saverestore.guest.{other}')])"
     )
