@@ -26,7 +26,7 @@ def commands_page() -> str:
         "Every command has `--help`, and a man page after an install. Files are made with mode 0600, whole "
         "or not at all; "
         "`--overwrite` replaces one. A mistake on the command line is one line, and exit code 2. "
-        "`pyrestore` prints the number of the new domain on standard output; everything else that is no output of "
+        "`pyrestore` prints the number of the new domain on standard output; all other output except that of "
         "`pyimage` goes to standard error. What the exit codes mean: "
         "[exit codes and error names](errors.md).\n"
     )
@@ -47,13 +47,17 @@ def _command(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
             for action in group._group_actions
             if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
         ]
-        if not shown or {action.dest for action in shown} <= {"help", "version"}:
+        if not shown or {
+            action.option_strings[-1:] == ["--version"] or action.dest == "help" for action in shown
+        } == {True}:
             continue
         title = str(group.title)
         yield f"{heading} {title[0].upper()}{title[1:]}: {parser.prog}\n"
         if group.description:
             yield f"{group.description}\n"
-        yield "| | |\n|---|---|"
+        yield f"| {title.partition(' ')[0] if title == 'arguments' else 'option'} | |\n|---|---|".replace(
+            "arguments", "argument"
+        )
         for action in shown:
             yield f"| {_invocation(action)} | {_cell(str(action.help).replace('%%', '%'))} |"
         yield ""
