@@ -150,7 +150,8 @@ def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
     if limits.on_stall is OnStall.STOP:
         return Verdict(Decision.STOP, why, prediction, wanted=goal is None)
     if goal is not None and prediction.least_s > goal:
-        never = f"even with nothing to send the downtime would be {_ms(prediction.least_s)}, so throttling cannot help"
+        least = _ms(prediction.least_s)
+        never = f"even with nothing to send the downtime would be {least}, so throttling cannot help"
         return Verdict(Decision.STOP, f"{why}; {never}", prediction, wanted=False)
     lower = [step for step in limits.throttle_steps if step < last.cpu_percent]
     if not lower:

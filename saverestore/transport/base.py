@@ -32,7 +32,7 @@ class EndOfStream(ImageError):
         self.missing_bytes = missing_bytes
         plural = "byte was" if missing_bytes == 1 else "bytes were"
         if offset == 0:
-            super().__init__(f"{name} is empty")
+            super().__init__(f"{name} has no data: {what} was expected", offset=0)
             return
         super().__init__(
             f"{name} ends after {offset} bytes: {missing_bytes} more {plural} expected for {what}",

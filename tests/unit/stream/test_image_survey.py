@@ -162,7 +162,7 @@ def test_pages_of_a_cut_record_count_as_far_as_they_came():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is empty"),
+        (b"", "has no data: the first header was expected"),
         (b"\x28\xb5\x2f\xfd" + bytes(8), "compressed with zstd"),
         (b"\x1f\x8b" + bytes(8), "compressed with gzip"),
         (b"LinuxGuestRecord", "an image of xend"),

@@ -42,7 +42,8 @@ def test_a_header_that_cannot_be_read_is_named(offset, value, message, place):
 
 
 @pytest.mark.parametrize(
-    ("length", "what"), [(0, "is empty"), (23, "the image header"), (39, "the domain header")]
+    ("length", "what"),
+    [(0, "has no data: the image header"), (23, "the image header"), (39, "the domain header")],
 )
 def test_a_source_that_ends_within_a_header_is_too_short(length, what):
     with source_of(golden("pv-v3")[:length]) as source, pytest.raises(EndOfStream, match=what):
