@@ -2,7 +2,8 @@
 
 `pyxc._xen` and `pyxc._libxl` need libxen-dev: only a Xen host can use them. `saverestore._kernels` needs
 libxxhash-dev: it only makes digests and deltas of pages faster. Everything else is plain Python, so `pyimage` works
-on any machine. `PYSAVE_REQUIRE=xen,libxl,kernels` turns a missing header into an error, for packagers and tests.
+on any machine. Man pages and completion are made where argparse-manpage and shtab are.
+`PYSAVE_REQUIRE=xen,libxl,kernels,pages` turns what is missing into an error, for packagers and tests.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import setup
@@ -47,6 +49,24 @@ def xen_release() -> str:
     return found.group(1) if found else "unknown"
 
 
+def pages() -> list[tuple[str, list[str]]]:
+    """Man pages and completion, made now, as setuptools' data_files has them; none without what makes them."""
+    # argparse-manpage is the module build_manpages before its version 4, as in Debian 12.
+    for package, modules in (
+        ("argparse-manpage", ("argparse_manpage", "build_manpages")),
+        ("shtab", ("shtab",)),
+    ):
+        if not any(map(find_spec, modules)):
+            if "pages" in required:
+                sys.exit(f"setup: {package} is missing: install python3-{package}")
+            print(f"setup: no {package}: installing without man pages and completion", file=sys.stderr)
+            return []
+    sys.path.insert(0, str(Path(__file__).parent))
+    from saverestore.cli.pages import write_pages
+
+    return write_pages(Path("build/pages"))
+
+
 required = {name for name in os.environ.get("PYSAVE_REQUIRE", "").split(",") if name}
 cffi_modules = []
 for name, (header, builder, package) in MODULES.items():
@@ -71,4 +91,4 @@ if MODULES["xen"][1] in cffi_modules and compiles_for_arm64():
     cffi_modules.append("saverestore/guest/arm64/build.py:ffibuilder")
 if MODULES["xen"][1] in cffi_modules:
     os.environ.setdefault("PYXC_BUILT_FOR", xen_release())
-setup(cffi_modules=cffi_modules)
+setup(cffi_modules=cffi_modules, data_files=pages())

@@ -30,7 +30,7 @@ except ImportError as error:
 from pyxc._arch import ARCHITECTURE, ARM64, X86
 
 if TYPE_CHECKING:
-    from pyxc.control import DomainInfo, HostInfo, Xen, XenVersion
+    from pyxc.control import DomainInfo, HostInfo, Xen, XenVersion, built_for
     from pyxc.errors import ClosedHandle, ForkedHandle, WrongArchitecture, XenError, XenVersionMismatch
     from pyxc.evtchn import EventChannels
     from pyxc.foreign import ForeignMemory, Mapping
@@ -54,6 +54,7 @@ __all__ = [
     "XenStore",
     "XenVersion",
     "XenVersionMismatch",
+    "built_for",
 ]
 
 _HOME = {
@@ -71,6 +72,7 @@ _HOME = {
     "XenStore": "store",
     "XenVersion": "control",
     "XenVersionMismatch": "errors",
+    "built_for": "control",
 }
 
 

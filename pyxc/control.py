@@ -124,6 +124,11 @@ def _domain_info(c: ffi.CData) -> DomainInfo:
     )
 
 
+def built_for() -> str:
+    """The Xen release that the binding was compiled for, as "4.17"; "unknown" where the build could not find out."""
+    return str(ffi.string(lib.pyxc_built_for()).decode())
+
+
 class Xen(Handle):
     """A handle on the hypervisor. Methods may be called from several threads at once.
 
@@ -157,7 +162,7 @@ class Xen(Handle):
         except XenError as error:
             if error.errno != errno.EACCES:
                 raise
-            built = ffi.string(lib.pyxc_built_for()).decode()
+            built = built_for()
             raise XenVersionMismatch(
                 "xc_domain_getinfolist",
                 errno.EACCES,

@@ -2,7 +2,8 @@
 
 The class says whose fault it is. `str(error)` is the fact: what failed, on which thing (domain, file, offset), and
 the state now. It names no option: what to do is in `remedies`, which `cli/remedies.py` puts into words with the
-options of the command that runs. `name` is for programs, and finer than the exit code; docs/report.md has the table.
+options of the command that runs. `name` is for programs, and finer than the exit code; docs/reference/errors.md has
+the table.
 """
 
 from __future__ import annotations
@@ -15,16 +16,28 @@ from typing import Self
 
 
 class ExitCode(IntEnum):
-    """What the commands exit with; README and `--help` carry this table."""
+    """What the commands exit with. `--help` and docs/reference/errors.md print the `meaning`."""
 
-    DONE = 0
-    USAGE = 2
-    DOMAIN = 3
-    IMAGE = 4
-    IO = 5
-    XEN = 6
-    IN_DOUBT = 7
-    INTERRUPTED = 130
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str = "") -> Self:
+        """A number that has a `meaning`, too; one that is looked up is named by its number alone."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "done"
+    USAGE = 2, "wrong usage; no changes were made"
+    DOMAIN = (
+        3,
+        "the domain: not found, in the wrong state, does not answer, or cannot be saved or restored here",
+    )
+    IMAGE = 4, "the image: not an image, damaged, incomplete, or not for this host"
+    IO = 5, "reading or writing failed: disk full, reader gone"
+    XEN = 6, "Xen, or one of its libraries, refused"
+    IN_DOUBT = 7, "a migration: the domain was granted to the other host, which has not answered"
+    INTERRUPTED = 130, "interrupted by Ctrl-C or another signal"
 
 
 class ErrorName(StrEnum):
@@ -44,9 +57,12 @@ class ErrorName(StrEnum):
 
     # ---- the request
     USAGE = "usage", "the request makes no sense: an option's value, or a setting"
-    FILE_EXISTS = "file_exists", "the file to be written exists, and was not to be replaced"
-    FILE_NOT_FOUND = "file_not_found", "a file to be read, or the folder of one to be written, does not exist"
-    FILE_UNSUITABLE = "file_unsuitable", "it is a directory, or a file of a kind or name that does not fit"
+    FILE_EXISTS = "file_exists", "the file to be written exists, and the request was not to replace it"
+    FILE_NOT_FOUND = (
+        "file_not_found",
+        "a file to be read, or the directory of one to be written, does not exist",
+    )
+    FILE_UNSUITABLE = "file_unsuitable", "it is a directory, or a file of an unsuitable kind or name"
     NOT_RANDOM_ACCESS = (
         "not_random_access",
         "the image can be read from front to back only, and this command reads anywhere",
@@ -87,7 +103,7 @@ class ErrorName(StrEnum):
     )
     LOG_DIRTY_UNAVAILABLE = "log_dirty_unavailable", "Xen cannot log dirty pages of this domain"
     THROTTLE_UNAVAILABLE = "throttle_unavailable", "the domain's scheduler has no processor cap"
-    SAVE_STALLED = "save_stalled", "live rounds no longer helped, and the save was to be given up then"
+    SAVE_STALLED = "save_stalled", "more live rounds did not help, and the request was to end the save then"
     DOMAIN_EXISTS = "domain_exists", "a domain with the image's UUID exists already"
     DOMAIN_NAME_TAKEN = "domain_name_taken", "a domain of that name exists already"
     DISKS_CHANGED = "disks_changed", "a disk of the image's domain was written to after the save"
@@ -99,14 +115,14 @@ class ErrorName(StrEnum):
     CHECKPOINTS_UNSUPPORTED = "checkpoints_unsupported", "checkpointed streams (Remus, COLO) are unsupported"
 
     # ---- the image
-    NOT_AN_IMAGE = "not_an_image", "the file is no image of a Xen domain"
+    NOT_AN_IMAGE = "not_an_image", "the file is not an image of a Xen domain"
     IMAGE_TRUNCATED = "image_truncated", "the image ends too early"
     IMAGE_DAMAGED = "image_damaged", "the image breaks its format, or its parts contradict each other"
     DIGEST_MISMATCH = "digest_mismatch", "the image's content does not have the digest that it should have"
     DIGEST_MISSING = "digest_missing", "the image has no digest, and one was required"
     IMAGE_UNSUPPORTED = "image_unsupported", "the image is of a format or version that cannot be read here"
     CONFIGURATION_MISSING = "configuration_missing", "the image has no domain configuration"
-    CPU_FEATURES_MISSING = "cpu_features_missing", "the image needs a CPU that this host cannot give"
+    CPU_FEATURES_MISSING = "cpu_features_missing", "the image needs CPU features that this host lacks"
     HOST_INCOMPATIBLE = "host_incompatible", "the image needs a host of another kind"
     IMAGE_REFUSED = "image_refused", "Xen or libxl refused what the image holds"
 
@@ -115,7 +131,7 @@ class ErrorName(StrEnum):
     PEER_CLOSED = "peer_closed", "the program at the other end of a pipe or socket has gone"
     PERMISSION_DENIED = "permission_denied", "the system does not permit this user to read or write there"
     IO_FAILED = "io_failed", "reading or writing failed for another reason"
-    OUT_OF_MEMORY = "out_of_memory", "no memory left in the domain in which the command runs"
+    OUT_OF_MEMORY = "out_of_memory", "the domain in which the command runs has no memory left"
 
     # ---- another host
     PEER_UNREACHABLE = "peer_unreachable", "the other host, or the program there, could not be reached"
@@ -156,7 +172,7 @@ class ErrorName(StrEnum):
 
     # ---- neither
     INTERRUPTED = "interrupted", "Ctrl-C or another signal; exit code 130"
-    UNEXPECTED = "unexpected", "an error that was not foreseen: please report it"
+    UNEXPECTED = "unexpected", "an unexpected error: please report it"
 
 
 class Remedy(Enum):

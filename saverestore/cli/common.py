@@ -8,75 +8,40 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from saverestore import __version__, interrupts
+from saverestore import interrupts
 from saverestore.cli.remedies import in_full, words
 from saverestore.errors import ExitCode, SaveRestoreError, exit_code_of
 
 if TYPE_CHECKING:
     from saverestore.operations.preflight import Findings
 
-EXIT_CODES = """\
-exit codes:
-  0    done
-  2    wrong usage; nothing was done
-  3    the domain: not there, not in a state for it, does not answer, or has what cannot be carried
-  4    the image: not one, damaged, incomplete, or not for this host
-  5    reading or writing failed: disk full, reader gone
-  6    Xen, or one of its libraries, refused
-  7    a migration: the domain was granted to the other host, which has not answered
-  130  interrupted by Ctrl-C or another signal
-"""
 
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with the program's own name before errors and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and one line, and exit."""
-        self.print_usage(sys.stderr)
-        self.exit(ExitCode.USAGE, f"{self.prog}: {message}\n")
-
-
-def parser(prog: str, description: str, epilog: str) -> Parser:
-    """A parser with what all commands have: --version, --quiet, -v, and the exit codes in --help."""
-    made = Parser(
-        prog=prog,
-        description=description,
-        epilog=f"{epilog}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    made.add_argument("-q", "--quiet", action="store_true", help="tell nothing but errors and warnings")
-    made.add_argument(
-        "-v",
-        "--verbose",
-        action="count",
-        default=0,
-        help="tell more: once our steps and figures, twice libxc's messages",
-    )
-    return made
-
-
-def add_toolstack(parser: argparse.ArgumentParser) -> None:
+def add_toolstack(group: argparse._ArgumentGroup) -> None:
     """--toolstack, of the commands that work on domains."""
-    parser.add_argument(
+    group.add_argument(
         "--toolstack",
         choices=("auto", "bare", "libxl"),
         default="auto",
-        help="who looks after devices: 'libxl', for whatever 'xl create' made; 'bare', this program alone, for "
-        "domains with nothing but a console; default 'auto': libxl where it is installed and knows the domain",
+        help="libxl: for whatever 'xl create' made, with its devices; bare: this program alone, for domains "
+        "whose only "
+        "device is the console; auto (the default): libxl where it is installed and knows the domain",
     )
 
 
-def add_dry_run(parser: argparse.ArgumentParser, what: str) -> None:
+def add_dry_run(group: argparse._ArgumentGroup, what: str) -> None:
     """--dry-run, of the commands that work on domains."""
-    parser.add_argument(
+    group.add_argument(
         "--dry-run",
         action="store_true",
-        help=f"do nothing: tell what would be done, and all that stands in its way; exits as the real {what} would",
+        help=f"make no changes: print what would be done and all problems; exits as the real {what} would",
     )
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 page", "2 pages"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def print_findings(prog: str, findings: Findings) -> int:
@@ -84,8 +49,8 @@ def print_findings(prog: str, findings: Findings) -> int:
     for text in findings.facts:
         print(text)
     for error in findings.errors:
-        print(f"in the way: {in_full(error, prog)}")
-    print("nothing was done" + ("" if findings.errors else ", and nothing stands in the way"))
+        print(f"problem: {in_full(error, prog)}")
+    print("no changes were made" + ("" if findings.errors else "; no problems found"))
     return findings.exit_code
 
 

@@ -5,26 +5,47 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from saverestore import __version__
 from saverestore.cli.remedies import in_full
 from saverestore.errors import ExitCode, SaveRestoreError
 from saverestore.toolstack.programs import HELPER as PROG
 
-HELP = """\
-usage: LIBXL_SAVE_HELPER=/path/to/{prog} xl save|restore|migrate ...
+if TYPE_CHECKING:
+    from saverestore.cli import arguments
 
-libxl runs this program instead of its own libxl-save-helper and talks to it through pipes. pysave's engine reads and
-writes memory and processors; devices stay libxl's. Nobody starts it by hand.
+DESCRIPTION = """\
+libxl runs this program instead of its own libxl-save-helper, and talks to it through pipes:
 
-  --help      print this text
-  --version   print the version
-  --check     read the settings and open Xen's interfaces: is this host set up for it?
+  LIBXL_SAVE_HELPER=/path/to/pyxc-save-helper xl save|restore|migrate ...
 
+pysave's engine then reads and writes memory and processors; libxl still handles devices. Nobody starts it by hand.
+"""
+
+EPILOG = """\
 settings, in {config} (or the file that ${config_variable} names), or as variables:
 {settings}
 The environment does not cross ssh: for 'xl migrate', set up the other host, too.
 """
+
+FOR_PEOPLE = ("--check", "--version", "--help", "-h")
+"""What a person starts it with; everything else is from libxl."""
+
+
+def command_parser() -> arguments.Parser:
+    """What reads the command line of a person."""
+    from saverestore.cli import arguments
+    from saverestore.helper.settings import CONFIG, CONFIG_VARIABLE, table
+
+    epilog = EPILOG.format(config=CONFIG, config_variable=CONFIG_VARIABLE, settings=table())
+    parser = arguments.parser(PROG, DESCRIPTION, epilog)
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read the settings and open Xen's interfaces, and report whether this host is ready",
+    )
+    arguments.finish(parser, verbosity=False)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,12 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 once libxl has the outcome, be it a failure; anything else when libxl could not be given one.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words in (["--help"], ["-h"]):
-        return _help()
-    if words == ["--version"]:
-        print(f"{PROG} {__version__}")
-        return ExitCode.DONE
-    if words == ["--check"]:
+    if words and words[0] in FOR_PEOPLE:
+        command_parser().parse_args(words)
         return _check()
 
     from saverestore.cli.common import say
@@ -49,14 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SaveRestoreError as error:
         say(f"{PROG}: {in_full(error, PROG)}")
         return error.exit_code
-
-
-def _help() -> int:
-    from saverestore.helper.settings import CONFIG, CONFIG_VARIABLE, table
-
-    text = HELP.format(prog=PROG, config=CONFIG, config_variable=CONFIG_VARIABLE, settings=table())
-    print(text, end="")
-    return ExitCode.DONE
 
 
 def _check() -> int:

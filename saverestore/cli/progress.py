@@ -1,4 +1,4 @@
-"""Progress for a person: a bar on a terminal, plain lines elsewhere, nothing when asked to be quiet."""
+"""Progress for a person: a bar on a terminal, plain lines elsewhere, nothing with --quiet. Sizes are MiB."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import io
 import sys
 import time
-from typing import TYPE_CHECKING, Never, TextIO
+from typing import TYPE_CHECKING, Any, Never, TextIO
 
-from saverestore.cli.common import say
+from saverestore.cli.common import counted, say
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import Progress, Silence
 from saverestore.kernels.page import PAGE_SIZE
@@ -21,16 +21,28 @@ MIB = 1 << 20
 
 
 def round_text(stats: RoundStats) -> str:
-    """What came of a live round: pages sent, and how many were written meanwhile where that is known."""
-    dirty = "" if stats.dirty_pages is None else f", {stats.dirty_pages} written meanwhile"
-    return f"round {stats.number}: {stats.sent_pages} pages sent{dirty}"
+    """The result of a live round: pages sent, and how many are dirty now where that is known."""
+    dirty = "" if stats.dirty_pages is None else f", {stats.dirty_pages} dirty"
+    return f"round {stats.number}: {counted(stats.sent_pages, 'page')} sent{dirty}"
+
+
+BAR_FORMAT = (
+    "{desc}: {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} MiB, {rate_noinv_fmt}, {remaining} left"
+    "{postfix}"
+)
+BAR_FORMAT_WITHOUT_END = "{desc}: {n:.0f} MiB, {rate_noinv_fmt}{postfix}"
+
+
+def bar_options(total_bytes: int | None) -> dict[str, Any]:
+    """What tqdm is given to count MiB."""
+    if not total_bytes:
+        return {"unit": " MiB", "total": None, "bar_format": BAR_FORMAT_WITHOUT_END}
+    return {"unit": " MiB", "total": total_bytes / MIB, "bar_format": BAR_FORMAT}
 
 
 def progress_for(prog: str, *, quiet: bool, total_bytes: int | None = None) -> Progress:
     """What suits standard error. `total_bytes`: how much will be read, where that is known."""
-    if quiet:
-        return Silence()
-    if sys.stderr is None:
+    if quiet or sys.stderr is None:
         return Silence()
     if sys.stderr.isatty():
         return Bar(total_bytes)
@@ -59,7 +71,7 @@ class Unread(io.TextIOBase):
 
 
 class Bar:
-    """A tqdm bar for each round (bytes of memory looked at), or for all that is read (bytes of the image)."""
+    """A tqdm bar for each round (memory scanned), or for all that is read (of the image)."""
 
     def __init__(self, total_bytes: int | None = None) -> None:
         self._total_bytes = total_bytes
@@ -89,10 +101,10 @@ class Bar:
         bar = self._bar
         assert bar is not None  # just started
         if self._counts_bytes:
-            bar.update(written_bytes - bar.n)
+            bar.update(written_bytes / MIB - bar.n)
         else:
             bar.set_postfix_str(f"{written_bytes / MIB:.0f} MiB written", refresh=False)
-            bar.update(done * PAGE_SIZE)
+            bar.update(done * PAGE_SIZE / MIB)
 
     def close(self) -> None:
         """Ends the bar, so that what follows stands on a line of its own."""
@@ -105,7 +117,7 @@ class Bar:
 
         self.close()
         tqdm.monitor_interval = 0  # no thread of its own: a signal amid its lock would let it wait forever
-        self._bar = tqdm(total=total, unit="B", desc=desc, unit_scale=True, unit_divisor=1024, file=Unread())
+        self._bar = tqdm(desc=desc, file=Unread(), **bar_options(total))
 
 
 class Lines:
@@ -128,7 +140,7 @@ class Lines:
         """One line."""
         self._name = "last round" if final else f"round {number}"
         self._total, self._done = pages, 0
-        self._print(f"{self._name}: {pages} pages to look at")
+        self._print(f"{self._name}: {counted(pages, 'page')} to scan")
 
     def round_done(self, stats: RoundStats) -> None:
         """One line."""
@@ -140,7 +152,7 @@ class Lines:
         if time.monotonic() - self._printed_at >= LINE_EVERY_S:
             moved = f"{written_bytes / MIB:.0f} MiB"
             if self._name:
-                self._print(f"{self._name}: {self._done} of {self._total}, {moved}")
+                self._print(f"{self._name}: {self._done} of {self._total} pages, {moved}")
             else:
                 of = f" of {self._total_bytes / MIB:.0f} MiB" if self._total_bytes else ""
                 self._print(f"restoring: {moved}{of}")

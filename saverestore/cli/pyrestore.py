@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 
-from saverestore.cli import common, reporting
+from saverestore.cli import arguments, common, reporting
+from saverestore.cli.common import counted
 from saverestore.errors import SaveRestoreError
+from saverestore.kernels.page import PAGE_SIZE
 
 DESCRIPTION = """\
-Restore a domain from an image that pysave or 'xl save' wrote, into a fresh domain that goes on where the saved
-one stopped. Prints the new domain's number. On any error, and on Ctrl-C, no domain is left behind.
+Restore a domain from an image that pysave or 'xl save' wrote: a new domain, which resumes where the saved one was
+suspended. Prints the new domain's number. On any error, and on Ctrl-C, no domain is left.
 """
 
 EPILOG = """\
@@ -23,52 +25,58 @@ examples:
   ssh backup cat web1.img | pyrestore -
   pyrestore --paused --name web1-copy web1.img
 
-Devices come back by libxl; the bare toolstack brings none besides the console. A process stays behind, as one of 'xl
-restore' does, and sees to the domain when it powers off, reboots or crashes, as its configuration says; see
+Devices are restored by libxl; the bare toolstack restores none besides the console. A process stays, as one of
+'xl restore' does: when the domain powers off, reboots or crashes, it does what the domain's configuration says. See
 'pyxc-watch --help'.
 """
 
 
-def _parser() -> common.Parser:
-    parser = common.parser("pyrestore", DESCRIPTION, EPILOG)
-    parser.add_argument("image", metavar="IMAGE", help="the image, or '-' for standard input")
-    parser.add_argument("-p", "--paused", action="store_true", help="leave the new domain paused")
-    parser.add_argument("--name", metavar="NAME", help="call it NAME instead of what the image says")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="restore also what this host lacks something for: with the bare toolstack, its devices, which the guest "
-        "then loses; disks and bridges that are not there; disks that were written to after the save, which the "
-        "guest may then damage; features of the CPU, without which it may crash",
-    )
-    parser.add_argument(
+def command_parser() -> arguments.Parser:
+    """What reads the command line."""
+    parser = arguments.parser("pyrestore", DESCRIPTION, EPILOG)
+    image = parser.add_argument("image", metavar="IMAGE", help="the image; '-' is standard input")
+    arguments.complete(image, arguments.FILE)
+    usual = parser.add_argument_group("common options")
+    usual.add_argument("-p", "--paused", action="store_true", help="leave the new domain paused")
+    usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
+    common.add_dry_run(usual, "restore")
+    reporting.add_report(usual, "restore")
+    checks = parser.add_argument_group("checks")
+    checks.add_argument(
         "--require-digest",
         action="store_true",
-        help="refuse an image without a digest: one that has it is compared with it in any case",
+        help="refuse an image without a digest; a digest that is there is compared in any case",
     )
-    parser.add_argument(
+    checks.add_argument(
+        "--force",
+        action="store_true",
+        help="restore even if this host lacks a disk, bridge or CPU feature, without which the guest may crash; even "
+        "if a disk was written to after the save, which the guest may then damage; with the bare toolstack: even if "
+        "the domain loses its devices. Also on a Xen that is known to break restores",
+    )
+    other = parser.add_argument_group("the domain and its devices")
+    common.add_toolstack(other)
+    other.add_argument(
         "--no-watch",
         dest="watch",
         action="store_false",
-        help="leave no process behind: when the domain powers off, reboots or crashes it stays as it is then",
+        help="start no pyxc-watch: when the domain powers off, reboots or crashes, it stays as it is then",
     )
-    common.add_toolstack(parser)
-    common.add_dry_run(parser, "restore")
-    reporting.add_report(parser, "restore")
+    arguments.finish(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.name == "":
-        parser.error("--name: a domain needs a name that is not empty")
-    reporting.check_report(parser, arguments)
-    return common.run("pyrestore", arguments, lambda: _restore(arguments))
+    parser = command_parser()
+    given = parser.parse_args(argv)
+    if given.name == "":
+        parser.error("--name: the name must not be empty")
+    reporting.check_report(parser, given)
+    return common.run("pyrestore", given, lambda: _restore(given))
 
 
-def _restore(arguments: argparse.Namespace) -> int | None:
+def _restore(given: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.progress import RestoreReport
     from saverestore.guest.kinds import this_host
@@ -77,34 +85,32 @@ def _restore(arguments: argparse.Namespace) -> int | None:
     from saverestore.report.facts import facts_of_restore
 
     request = RestoreRequest(
-        image=arguments.image,
-        paused=arguments.paused,
-        name=arguments.name,
-        force=arguments.force,
-        require_digest=arguments.require_digest,
-        toolstack=arguments.toolstack,
-        watch=arguments.watch,
+        image=given.image,
+        paused=given.paused,
+        name=given.name,
+        force=given.force,
+        require_digest=given.require_digest,
+        toolstack=given.toolstack,
+        watch=given.watch,
     )
-    if arguments.dry_run:
+    if given.dry_run:
         return common.print_findings("pyrestore", dry_run(request))
     report = RestoreReport()
     with (
         reporting.reporting(
-            "pyrestore", arguments, arguments.name, lambda outcome: facts_of_restore(outcome, report)
+            "pyrestore", given, given.name, lambda outcome: facts_of_restore(outcome, report)
         ) as run,
-        helper_for(arguments.toolstack) as helper,
-        closing(
-            progress_for("pyrestore", quiet=arguments.quiet, total_bytes=_size_of(arguments.image))
-        ) as progress,
+        helper_for(given.toolstack) as helper,
+        closing(progress_for("pyrestore", quiet=given.quiet, total_bytes=_size_of(given.image))) as progress,
     ):
         restored = restore_domain(request, progress, report, helper=helper, process_ends=True)
         run.outcome = replace(run.outcome, domain=restored.name)
     common.answer(str(restored.domid))
-    if not arguments.quiet:
-        state = "paused" if arguments.paused else "running"
+    if not given.quiet:
+        state = "paused" if given.paused else "running"
         common.say(
             f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
-            f"{report.stream_bytes >> 20} MiB, {report.pages} pages, {report.total_s:.1f} s"
+            f"{counted(report.pages, 'page')} ({report.pages * PAGE_SIZE >> 20} MiB), {run.outcome.seconds:.1f} s"
         )
         if this_host().wall_clock_stops:
             now = datetime.datetime.now(datetime.UTC)
@@ -113,9 +119,9 @@ def _restore(arguments: argparse.Namespace) -> int | None:
 
 
 def clock_note(name: str, saved_at: datetime.datetime | None, now: datetime.datetime) -> str:
-    """Return what is to be told of the wall clock of an ARM guest: its counter goes on where it stopped.
+    """Return the note on the wall clock of an ARM guest: its counter continues where it stopped.
 
-    On x86 Linux asks Xen for the time when it goes on; on ARM it does not.
+    On x86 Linux asks Xen for the time when it resumes; on ARM it does not.
     """
     from saverestore.operations.preflight import duration
 
@@ -123,7 +129,7 @@ def clock_note(name: str, saved_at: datetime.datetime | None, now: datetime.date
     if saved_at is not None and saved_at <= now:
         since = f"{since}, about {duration((now - saved_at).total_seconds())} ago"
     return (
-        f"the wall clock of {name} stood still {since}; Linux does not correct it: run NTP there, or date -s"
+        f"the wall clock of {name} was stopped {since}; Linux does not correct it: run NTP there, or date -s"
     )
 
 
@@ -146,7 +152,7 @@ def _size_of(image: str) -> int | None:
     try:
         found = open_random_access(image)
     except SaveRestoreError:
-        return None  # told when it is opened for good
+        return None  # reported when it is opened to be restored
     if found is None:
         return None
     with found:

@@ -8,33 +8,34 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import common, limits, reporting
+from saverestore.cli import arguments, common, reporting
+from saverestore.cli.common import counted
 from saverestore.errors import UsageError
-from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS
+from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS, NO_DIGEST
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
+    from saverestore.operations.requests import SaveRequest
     from saverestore.stream.codecs import Coding
 
 DESCRIPTION = """\
-Save a running domain. The image is complete and on the disk before the domain is destroyed; on any error,
-and on Ctrl-C, no image is left and the domain goes on running. 'pyrestore IMAGE' and 'xl restore IMAGE'
-bring it back.
+Save a running domain. The image is complete and on the disk before the domain is destroyed. On any error, and
+on Ctrl-C, no image is left and the domain keeps running. 'pyrestore IMAGE' or 'xl restore IMAGE' restores it.
 """
 
 EPILOG = """\
 examples:
   pysave web1 web1.img                  save and destroy, as 'xl save' does
-  pysave --live -c web1 web1.img        keep it running: a short pause only
+  pysave --live -c web1 web1.img        a snapshot: web1 is paused only briefly
   pysave --live -c --downtime-ms 300 --report web1.html web1 web1.img
-                                        a shorter one, and a page that tells how it went
-  pysave --compress zstd web1 web1.img  compressed, on all cores; pyrestore takes it as it is
+                                        a shorter pause, and a page that shows how it went
+  pysave --compress zstd web1 web1.img  compressed on all cores; pyrestore reads it as it is
   pysave web1 - | ssh host 'cat > img'  to a pipe
   pysave --format draft-b web1 web1.img with a checksum for each record, and zstd
-  pysave --recover web1                 after 'kill -9' of a save: let web1 go on
+  pysave --recover web1                 after 'kill -9' of a save: resume web1
 
-Domains that 'xl create' made are saved with all their devices: disks, network cards, a device model. The bare
-toolstack carries none besides the console; with it, a domain that has others is refused before it is touched.
+Domains that 'xl create' made are saved with all their devices: disks, network interfaces, a device model. The bare
+toolstack saves no device besides the console; it refuses a domain that has others before any change is made.
 """
 
 
@@ -42,188 +43,217 @@ LIMITS = {"--downtime-ms": "downtime_s", "--max-rounds": "max_rounds", "--max-ti
 """Options of a live save, and where their values are."""
 
 
-def _parser() -> common.Parser:
-    parser = common.parser("pysave", DESCRIPTION, EPILOG)
-    parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
-    parser.add_argument("image", metavar="IMAGE", nargs="?", help="file to write, or '-' for standard output")
-    parser.add_argument(
-        "--live", action="store_true", help="send memory while the domain runs; suspend it last"
+def command_parser() -> arguments.Parser:
+    """What reads the command line."""
+    parser = arguments.parser("pysave", DESCRIPTION, EPILOG)
+    domain = parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
+    arguments.complete(domain, arguments.DOMAIN)
+    image = parser.add_argument(
+        "image", metavar="IMAGE", nargs="?", help="file to write, made with mode 0600; '-' is standard output"
     )
-    parser.add_argument(
+    arguments.complete(image, arguments.FILE)
+    _add_common(parser.add_argument_group("common options"))
+    _add_live(parser.add_argument_group("live saves, with --live"))
+    _add_image(parser.add_argument_group("what the image is like"))
+    _add_domain(parser.add_argument_group("the domain and its devices"))
+    recovery = parser.add_argument_group("after a save that was killed")
+    recovery.add_argument(
+        "--recover",
+        action="store_true",
+        help="do not save: put DOMAIN right after a pysave that was killed, and resume it if it is "
+        "suspended. Do not use "
+        "it while xl saves or migrates the domain",
+    )
+    arguments.finish(parser)
+    return parser
+
+
+def _add_common(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--live", action="store_true", help="send memory while the domain runs, and suspend it last"
+    )
+    after = group.add_mutually_exclusive_group()
+    after.add_argument(
+        "-c", "--leave-running", action="store_true", help="resume the domain after the save, not destroy it"
+    )
+    after.add_argument(
+        "-p", "--leave-paused", action="store_true", help="leave the domain paused after the save"
+    )
+    group.add_argument(
+        "--compress",
+        metavar="zstd[:LEVEL]",
+        type=arguments.zstd_level,
+        help="write seekable zstd, level 1 (the default) to 19; 'zstd -dc IMAGE | xl restore /dev/stdin' "
+        "restores it, too",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
+    common.add_dry_run(group, "save")
+    reporting.add_report(group, "save")
+
+
+def _add_live(group: argparse._ArgumentGroup) -> None:
+    group.description = "Defaults match xl: 5 rounds, or fewer than 50 dirty pages left."
+    group.add_argument(
         "--dirty",
         choices=("auto", "log", "digest"),
         default="auto",
-        help="how pages written meanwhile are found: 'log', the hypervisor's record (PVH; PV only where Xen has "
-        "shadow paging); 'digest', comparing contents, works everywhere; default 'auto': log where it can be had",
+        help="how dirty pages are tracked: log, the hypervisor's log-dirty (PVH and HVM; PV only where Xen "
+        "has shadow "
+        "paging); digest, by comparing contents, which works everywhere; auto (the default): log where there is one",
     )
-    live = parser.add_argument_group(
-        "with --live",
-        "when rounds end; what is not said is as 'xl' has it: 5 rounds, or fewer than 50 pages left",
-    )
-    live.add_argument(
+    group.add_argument(
         "--downtime-ms",
         dest="downtime_s",
         metavar="N",
-        type=limits.milliseconds,
-        help="suspend the domain as soon as it is expected to stand still for N ms at most: by the rates at which it "
-        "writes and pages are sent, and by what suspending and going on took the last time it was saved and went on "
-        "(the first time: 100 ms and 50 ms)",
+        type=arguments.milliseconds,
+        help="suspend the domain as soon as the predicted downtime is at most N ms. The prediction uses the "
+        "rates of the "
+        "rounds so far, and the times that suspending and resuming took at the last save with -c or -p (before the "
+        "first: 100 ms and 50 ms)",
     )
-    live.add_argument(
+    group.add_argument(
         "--max-rounds",
         metavar="N",
-        type=limits.rounds,
-        help="rounds at most; default 5, or 30 with --downtime-ms or --on-stall throttle",
+        type=arguments.rounds,
+        help="the largest number of rounds; default 5, or 30 with --downtime-ms or --on-stall throttle",
     )
-    live.add_argument(
+    group.add_argument(
         "--max-time",
         metavar="SECONDS",
-        type=limits.seconds,
-        help="begin no round later than this, then suspend the domain",
+        type=arguments.seconds,
+        help="start no round after this time; then suspend the domain",
     )
-    live.add_argument(
+    group.add_argument(
         "--on-stall",
         choices=("stop", "abort", "throttle"),
         default="stop",
-        help="when a round leaves as much as it sent: 'stop', the default, suspends the domain; 'abort' gives the "
-        "save up, also when the other limits are reached and --downtime-ms is not: exit code 3, the domain goes on; "
-        "'throttle' lowers the domain's processor cap step by step to 10%% of what it was (schedulers credit2 and "
-        "credit), then suspends it. The cap is put back whatever happens, after 'kill -9' by --recover or the next "
-        "pysave",
+        help="when a round leaves as many dirty pages as it sent: stop (the default) suspends the domain; "
+        "abort ends the "
+        "save, also when the other limits are reached and --downtime-ms is not: exit code 3, the domain "
+        "keeps running; "
+        "throttle lowers the domain's processor cap in steps to 10%% of what it was (schedulers credit2 and credit), "
+        "then suspends it. The cap is restored in any case; after 'kill -9' by --recover or the next pysave",
     )
-    after = parser.add_mutually_exclusive_group()
-    after.add_argument("-c", "--leave-running", action="store_true", help="let the domain go on afterwards")
-    after.add_argument("-p", "--leave-paused", action="store_true", help="leave the domain paused afterwards")
-    parser.add_argument(
-        "--plain",
-        action="store_true",
-        help="leave out the note of host, time and domain, and the digest (optional records, which xl passes over)",
-    )
-    parser.add_argument(
+
+
+def _add_image(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--digest",
         choices=DIGEST_OPTIONS,
-        help="the digest of the whole image, which 'pyimage verify' and pyrestore compare; default xxh3",
+        help=f"the digest of the whole image, which 'pyimage verify' and pyrestore compare; default {DEFAULT_DIGEST}",
     )
-    parser.add_argument(
-        "--compress",
-        metavar="zstd[:LEVEL]",
-        type=_zstd_level,
-        help="write seekable zstd, LEVEL 1 (default) to 19; 'zstd -dc IMAGE | xl restore /dev/stdin' takes it, too",
+    group.add_argument(
+        "--plain",
+        action="store_true",
+        help="leave out our records: the note of host, time and domain, and the digest (xl skips both)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--format",
         choices=("xen", "draft-b"),
         default="xen",
-        help="'xen', the default: what xl reads. 'draft-b': checksums, coded pages, for pyrestore and pyimage alone",
+        help="xen (the default): what xl reads; draft-b: checksums for each record and coded pages, for "
+        "pyrestore and pyimage only",
     )
-    parser.add_argument(
+    group.add_argument(
         "--codec",
         metavar="CODEC[:LEVEL]",
-        help="how pages are coded with --format draft-b: 'zstd' (1 to 19, default zstd:1), the best for most; 'lz4' "
-        "(0 to 16), faster and longer; 'deflate' (1 to 9), slower, needs no library; 'xor', with --live: only "
-        "what changed in pages that are sent again, little work; 'none': checksums alone. Pages that are all zero "
-        "take no room with any, and what gets no shorter is left as it is",
+        help="how pages are coded with --format draft-b: zstd (1 to 19, default zstd:1), the best for most; lz4 "
+        "(0 to 16), faster and larger; deflate (1 to 9), slower, needs no library; xor, with --live: only "
+        "what changed "
+        "in pages that are resent, little work; none: checksums only. Zero pages take no room with any of them, and "
+        "pages that do not get smaller are stored as they are",
     )
-    parser.add_argument(
+    group.add_argument(
         "--while-suspended",
         metavar="CMD",
-        help="run CMD by sh while the domain is suspended, all of its memory being written: to snapshot its disks as "
-        "the image needs them (LVM, ZFS, qcow2). It has PYSAVE_DOMAIN, PYSAVE_DOMID, PYSAVE_UUID and PYSAVE_IMAGE in "
-        "its environment. If it fails, the save is given up and the domain resumed",
+        help="run CMD by sh while the domain is suspended, when all of its memory is written: to snapshot its disks "
+        "as the image needs them (LVM, ZFS, qcow2). CMD has PYSAVE_DOMAIN, PYSAVE_DOMID, PYSAVE_UUID and "
+        "PYSAVE_IMAGE in its environment. If it fails, the save fails, and the domain is resumed",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="with the bare toolstack, save a domain with devices all the same, with -c or -p; only libxl, "
-        "that is 'pyrestore' or 'xl restore', brings these back. Also on a Xen that is known to break saves",
-    )
-    common.add_toolstack(parser)
-    common.add_dry_run(parser, "save")
-    reporting.add_report(parser, "save")
-    parser.add_argument(
+
+
+def _add_domain(group: argparse._ArgumentGroup) -> None:
+    common.add_toolstack(group)
+    group.add_argument(
         "--suspend-timeout",
         metavar="SECONDS",
-        type=limits.seconds,
-        help="how long the guest may take to suspend, from the request on; default 60",
+        type=arguments.timeout,
+        help="how long the guest may take to suspend, counted from the request; default 60",
     )
-    parser.add_argument(
-        "--recover",
+    group.add_argument(
+        "--force",
         action="store_true",
-        help="instead of saving: put DOMAIN right after a pysave that was killed; it goes on if it was suspended. "
-        "Never while xl saves or migrates it",
+        help="with the bare toolstack and -c or -p: save a domain with devices all the same; only libxl, that is "
+        "'pyrestore' or 'xl restore', restores these. Also: save on a Xen that is known to break saves",
     )
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.recover:
-        if arguments.image is not None:
+    parser = command_parser()
+    given = parser.parse_args(argv)
+    if given.recover:
+        if given.image is not None:
             parser.error("--recover takes no IMAGE")
-        if arguments.while_suspended is not None:
-            parser.error("--while-suspended is for a save, and --recover makes none")
-        if arguments.report is not None:
-            parser.error("--report tells of a save, and --recover makes none")
-        return common.run("pysave", arguments, lambda: _recover(arguments))
-    if arguments.image is None:
-        parser.error("the following arguments are required: IMAGE")
-    if arguments.dirty != "auto" and not arguments.live:
-        parser.error("--dirty only means something with --live")
-    if not arguments.live:
-        for option, name in LIMITS.items():
-            if getattr(arguments, name) is not None:
-                parser.error(f"{option} only means something with --live")
-        if arguments.on_stall != "stop":
-            parser.error("--on-stall only means something with --live")
-    if arguments.plain and arguments.digest not in (None, "none"):
-        parser.error("--plain leaves the digest out; --digest asks for one")
-    if arguments.image == "-" and not arguments.dry_run and (sys.stdout is None or sys.stdout.isatty()):
+        if given.while_suspended is not None:
+            parser.error("--while-suspended runs during a save, and --recover makes none")
+        if given.report:
+            parser.error("--report describes a save, and --recover makes none")
+        return common.run("pysave", given, lambda: _recover(given))
+    if given.image is None:
+        parser.error("IMAGE is missing")
+    _check_live(parser, given)
+    if given.plain and given.digest not in (None, NO_DIGEST):
+        parser.error("--plain leaves the digest out, so it excludes --digest")
+    if given.image == "-" and not given.dry_run and (sys.stdout is None or sys.stdout.isatty()):
         what = "a closed standard output" if sys.stdout is None else "a terminal"
-        parser.error(f"an image does not go to {what}; redirect standard output")
-    reporting.check_report(parser, arguments)
-    coding = _coding(parser, arguments)
-    return common.run("pysave", arguments, lambda: _save(arguments, coding))
+        parser.error(f"an image cannot be written to {what}; redirect standard output")
+    reporting.check_report(parser, given)
+    coding = _coding(parser, given)
+    return common.run("pysave", given, lambda: _save(given, coding))
 
 
-def _coding(parser: common.Parser, arguments: argparse.Namespace) -> Coding | None:
+def _check_live(parser: arguments.Parser, given: argparse.Namespace) -> None:
+    if given.live:
+        return
+    options = [option for option, name in LIMITS.items() if getattr(given, name) is not None]
+    options += ["--dirty"] if given.dirty != "auto" else []
+    options += ["--on-stall"] if given.on_stall != "stop" else []
+    if options:
+        parser.error(f"{options[0]} needs --live")
+
+
+def _coding(parser: arguments.Parser, given: argparse.Namespace) -> Coding | None:
     """What --format and --codec ask for; None for Xen's own format."""
-    if arguments.format == "xen":
-        if arguments.codec is not None:
-            parser.error("--codec only means something with --format draft-b")
+    if given.format == "xen":
+        if given.codec is not None:
+            parser.error("--codec needs --format draft-b")
         return None
     from saverestore.stream.codecs import Codec, Coding
 
     try:
-        coding = Coding.parse(arguments.codec or "zstd")
+        coding = Coding.parse(given.codec or "zstd")
     except UsageError as error:
         parser.error(f"--codec: {error}")
-    if coding.codec is Codec.XOR and not arguments.live:
-        parser.error("--codec xor only means something with --live: without it no page is sent twice")
+    if coding.codec is Codec.XOR and not given.live:
+        parser.error("--codec xor needs --live: without it no page is sent twice")
+    if given.compress is not None and coding.compresses:
+        parser.error(
+            f"--format draft-b compresses pages by {coding.codec.name.lower()}, so --compress would compress them "
+            "twice; use --codec none with --compress, or leave --compress out"
+        )
     return coding
 
 
-def _zstd_level(text: str) -> int:
-    """The level in "zstd" or "zstd:LEVEL"."""
-    kind, _, level = text.partition(":")
-    if kind != "zstd" or (":" in text and not level.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not zstd or zstd:LEVEL")
-    if level and not 1 <= int(level) <= 19:
-        raise argparse.ArgumentTypeError(f"level {level} is not one of 1 to 19")
-    return int(level or 1)
-
-
-def _recover(arguments: argparse.Namespace) -> None:
+def _recover(given: argparse.Namespace) -> None:
     from saverestore.operations.recover import recover_domain
 
-    done = recover_domain(arguments.domain)
-    if not arguments.quiet:
-        common.say(f"pysave: {arguments.domain}: {'; '.join(done) or 'nothing was wrong with it'}")
+    done = recover_domain(given.domain)
+    if not given.quiet:
+        common.say(f"pysave: {given.domain}: {'; '.join(done) or 'nothing to recover'}")
 
 
-def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
+def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.policy import Limits, OnStall
     from saverestore.engine.progress import SaveReport
@@ -233,61 +263,70 @@ def _save(arguments: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.report.facts import facts_of_save
 
     final_state = FinalState.DESTROY
-    if arguments.leave_running:
+    if given.leave_running:
         final_state = FinalState.RUN
-    elif arguments.leave_paused:
+    elif given.leave_paused:
         final_state = FinalState.PAUSE
     request = SaveRequest(
-        domain=arguments.domain,
-        image=arguments.image,
+        domain=given.domain,
+        image=given.image,
         final_state=final_state,
-        live=arguments.live,
-        dirty=arguments.dirty,
+        live=given.live,
+        dirty=given.dirty,
         limits=Limits(
-            max_rounds=arguments.max_rounds,
-            max_time_s=arguments.max_time,
-            downtime_s=arguments.downtime_s,
-            on_stall=OnStall(arguments.on_stall),
+            max_rounds=given.max_rounds,
+            max_time_s=given.max_time,
+            downtime_s=given.downtime_s,
+            on_stall=OnStall(given.on_stall),
         ),
-        plain=arguments.plain,
-        digest=arguments.digest or DEFAULT_DIGEST,
-        compress=arguments.compress,
-        suspend_timeout_s=arguments.suspend_timeout,
-        overwrite=arguments.overwrite,
-        force=arguments.force,
-        toolstack=arguments.toolstack,
+        plain=given.plain,
+        digest=given.digest or DEFAULT_DIGEST,
+        compress=given.compress,
+        suspend_timeout_s=given.suspend_timeout,
+        overwrite=given.overwrite,
+        force=given.force,
+        toolstack=given.toolstack,
         coding=coding,
-        while_suspended=arguments.while_suspended,
+        while_suspended=given.while_suspended,
     )
-    if arguments.dry_run:
+    if given.dry_run:
         return common.print_findings("pysave", dry_run(request))
     report = SaveReport()
     with (
         reporting.reporting(
-            "pysave",
-            arguments,
-            arguments.domain,
-            lambda outcome: facts_of_save(outcome, report),
-        ),
-        closing(progress_for("pysave", quiet=arguments.quiet)) as progress,
+            "pysave", _in_force(given, request), given.domain, lambda outcome: facts_of_save(outcome, report)
+        ) as run,
+        closing(progress_for("pysave", quiet=given.quiet)) as progress,
     ):
         save_domain(request, progress, report, process_ends=True)
-    if not arguments.quiet:
-        common.say(f"pysave: {_summary(request.domain, request.image, report)}")
+    if not given.quiet:
+        common.say(f"pysave: {_summary(request, report, run.outcome.seconds)}")
     return None
 
 
-def _summary(domain: str, image: str, report: SaveReport) -> str:
-    where = "standard output" if image == "-" else image
+def _in_force(given: argparse.Namespace, request: SaveRequest) -> argparse.Namespace:
+    """The options with the defaults that were in force, for a report."""
+    from saverestore.guest.common.suspend import SUSPEND_TIMEOUT_S
+
+    found = argparse.Namespace(**vars(given))
+    found.digest = NO_DIGEST if given.plain else request.digest
+    found.suspend_timeout = given.suspend_timeout or SUSPEND_TIMEOUT_S
+    found.codec = None if request.coding is None else str(request.coding)
+    found.max_rounds = request.limits.rounds_at_most if given.live else None
+    return found
+
+
+def _summary(request: SaveRequest, report: SaveReport, seconds: float) -> str:
+    where = "standard output" if request.image == "-" else request.image
     text = (
-        f"{domain} saved to {where}: {report.stream_bytes >> 20} MiB{_stored(report)}, "
-        f"{report.pages_sent} pages, {report.zero_pages} of them zero, {report.total_s:.1f} s"
+        f"{request.domain} saved to {where}: {report.stream_bytes >> 20} MiB{_stored(report)}, "
+        f"{counted(report.pages_sent, 'page')}, {report.zero_pages} of them zero, {seconds:.1f} s"
     )
     if report.dirty_source != "none" and report.downtime is not None:
         how = {"log": "log-dirty", "digest": "content digests"}[report.dirty_source]
-        text += f"; {len(report.rounds)} rounds by {how}, downtime {report.downtime.total_s:.2f} s"
+        text += f"; {counted(len(report.rounds), 'round')} by {how}, downtime {report.downtime.total_s:.2f} s"
         if report.verdict is not None:
-            text += f" (expected {report.verdict.prediction.downtime_s:.2f} s)"
+            text += f" (predicted {report.verdict.prediction.downtime_s:.2f} s)"
     return f"{text}; the domain is {report.domain_state.value}"
 
 
@@ -295,7 +334,7 @@ def _stored(report: SaveReport) -> str:
     """Where zero pages or compression made it less than the image's length: what was written."""
     if report.stored_bytes is None or report.stored_bytes >> 20 >= report.stream_bytes >> 20:
         return ""
-    return f" in {report.stored_bytes >> 20} MiB"
+    return f", {report.stored_bytes >> 20} MiB stored"
 
 
 if __name__ == "__main__":

@@ -26,54 +26,56 @@ ANYWHERE = {
     Remedy.RECOVER: "'pysave --recover {object}' puts it right and resumes it",
     Remedy.RECOVER_IF_LATE: "should it suspend later, 'pysave --recover {object}' resumes it",
     Remedy.WATCH: "'pyxc-watch {object}' watches it",
-    Remedy.LIST_DOMAINS: "'xl list' shows those there are",
+    Remedy.LIST_DOMAINS: "'xl list' lists the domains",
     Remedy.UNPAUSE: "'xl unpause {object}' first",
-    Remedy.UNPAUSE_NOW: "'xl unpause {object}' lets it run",
-    Remedy.DESTROY_OLD: "'xl destroy {object}' if the image is to take its place",
+    Remedy.UNPAUSE_NOW: "'xl unpause {object}' resumes it",
+    Remedy.DESTROY_OLD: "'xl destroy {object}' if the image should replace it",
     Remedy.PLUG_ALL_VCPUS: "'xl vcpu-set {object}' first",
     Remedy.DETACH_PCI: "or detach them with 'xl pci-detach {object} BDF'",
     Remedy.GIVE_ALL_MEMORY: "'xl mem-set {object}' gives it all of its memory first",
     Remedy.FREE_MEMORY: "make room: destroy another domain, or shrink one with 'xl mem-set', domain 0 included",
     Remedy.TRY_AGAIN: "try again",
-    Remedy.RECOVER_MIGRATION: "'pymigrate recover {object}' settles it, and asks the other host where it must",
+    Remedy.RECOVER_MIGRATION: "'pymigrate recover {object}' settles it, and asks the other host where needed",
     Remedy.FORCE_MIGRATION: (
         "if the other host is known never to run it, 'pymigrate recover --force run {object}' runs it here; if the "
         "other host is known to have it, 'pymigrate recover --force destroy {object}' removes the copy here"
     ),
-    Remedy.TRUST_NETWORK: "'pymigrate --trust-network' and 'pymigrate receive --trust-network' say so",
+    Remedy.TRUST_NETWORK: "'pymigrate --trust-network' and 'pymigrate receive --trust-network' declare it trusted",
     Remedy.SAVE_WITHOUT_LIVE: "save it without live rounds",
-    Remedy.DIRTY_BY_DIGEST: "'pysave --live --dirty digest' does without",
-    Remedy.STALL_WITHOUT_THROTTLE: "'pysave --live --on-stall stop' does without",
+    Remedy.DIRTY_BY_DIGEST: "'pysave --live --dirty digest' works without it",
+    Remedy.STALL_WITHOUT_THROTTLE: "'pysave --live --on-stall stop' works without it",
     Remedy.WAIT_LONGER: "'pysave --suspend-timeout SECONDS' gives it more time",
     Remedy.SAVE_WITHOUT_DEVICES: "'pysave --force -p' saves it all the same{for_object}",
     Remedy.SAVE_PAUSED_AND_DESTROY: "'pysave --force -p' saves it, then 'xl destroy {object}'",
     Remedy.BARE_TOOLSTACK: "'pysave --toolstack bare' saves it without devices",
     Remedy.USE_XL: "'xl' itself may support it",
-    Remedy.RESTORE_ANYWAY: "'pyrestore --force' tries it all the same",
-    Remedy.NEWER_XEN: "update Xen; if this one has the fix, 'pysave --force' and 'pyrestore --force' go ahead",
+    Remedy.RESTORE_ANYWAY: "'pyrestore --force' restores it all the same",
+    Remedy.NEWER_XEN: "update Xen; if this one has the fix, 'pysave --force' and 'pyrestore --force' work",
     Remedy.RESTORE_OVER_CHANGED_DISKS: (
-        "bring the disks back as they were, or 'pyrestore --force' restores it all the same: what the guest has in "
+        "put the disks back as they were, or 'pyrestore --force' restores it all the same: what the guest has in "
         "memory of its file systems may then destroy them"
     ),
     Remedy.RESTORE_WITHOUT_DEVICES: "'pyrestore --force' restores it without them",
-    Remedy.RESTORE_BY_XL: "'xl restore' brings them back",
+    Remedy.RESTORE_BY_XL: "'xl restore' restores them",
     Remedy.RESTORE_ON_OTHER_CPU: (
         "restore it on a host like the one it was saved on, or 'pyrestore --force' restores it all the same: "
         "the guest may crash"
     ),
-    Remedy.RENAME: "'pyrestore --name NAME' gives the restored one another name",
+    Remedy.RENAME: "'pyrestore --name NAME' gives the restored domain another name",
     Remedy.OVERWRITE: "choose another name",
-    Remedy.OTHER_PLACE: "free some space or write to another place",
-    Remedy.DECOMPRESS: "give it through a pipe: '{decompressor} IMAGE | pyrestore -'",
+    Remedy.OTHER_PLACE: "free some space, or write to another place",
+    Remedy.DECOMPRESS: "decompress it through a pipe: '{decompressor} IMAGE | pyrestore -'",
     Remedy.DECOMPRESS_TO_FILE: "'zstd -d --long=31 IMAGE' decompresses the whole file",
-    Remedy.MAKE_SEEKABLE: "'pyimage convert --compress zstd -o FILE {object}' makes a file that can be read so",
+    Remedy.MAKE_SEEKABLE: (
+        "'pyimage convert --compress zstd -o FILE {object}' makes a file that can be read at any place"
+    ),
     Remedy.CONVERT_TO_XEN: (
-        "'pyimage convert --compress zstd -o FILE {object}' brings it into Xen's own form"
+        "'pyimage convert --compress zstd -o FILE {object}' converts it to Xen's own format"
     ),
     Remedy.CHOOSE_DIGEST: "'pyimage convert --digest NAME' makes one",
     Remedy.DUMP_MEMORY: "'pyimage dump -o FILE IMAGE' writes its memory",
     Remedy.LET_LIBXL_START_IT: (
-        "it is started by libxl, not by hand: 'LIBXL_SAVE_HELPER=/path/to/pyxc-save-helper xl save DOMAIN FILE', "
+        "libxl starts it, not a person: 'LIBXL_SAVE_HELPER=/path/to/pyxc-save-helper xl save DOMAIN FILE', "
         "see 'pyxc-save-helper --help'"
     ),
 }
@@ -82,8 +84,8 @@ ANYWHERE = {
 OWN = {
     PYSAVE: {
         Remedy.SAVE_WITHOUT_LIVE: "save it without --live",
-        Remedy.DIRTY_BY_DIGEST: "--dirty digest does without",
-        Remedy.STALL_WITHOUT_THROTTLE: "--on-stall stop or abort does without",
+        Remedy.DIRTY_BY_DIGEST: "--dirty digest works without it",
+        Remedy.STALL_WITHOUT_THROTTLE: "--on-stall stop or abort works without it",
         Remedy.WAIT_LONGER: "--suspend-timeout SECONDS gives it more time",
         Remedy.SAVE_WITHOUT_DEVICES: "--force with -p or -c saves it all the same{for_object}",
         Remedy.SAVE_PAUSED_AND_DESTROY: "use --force with -p, then 'xl destroy {object}'",
@@ -94,34 +96,34 @@ OWN = {
     PYRESTORE: {
         Remedy.BARE_TOOLSTACK: "--toolstack bare restores it without devices",
         Remedy.USE_XL: "'xl restore' may support it",
-        Remedy.RESTORE_ANYWAY: "--force tries it all the same",
+        Remedy.RESTORE_ANYWAY: "--force restores it all the same",
         Remedy.RESTORE_OVER_CHANGED_DISKS: (
-            "bring the disks back as they were, or use --force: what the guest has in memory of its file systems may "
-            "then destroy them"
+            "put the disks back as they were, or --force restores it all the same: what the guest has in memory of "
+            "its file systems may then destroy them"
         ),
         Remedy.RESTORE_WITHOUT_DEVICES: "--force restores it without them",
         Remedy.RESTORE_ON_OTHER_CPU: (
             "restore it on a host like the one it was saved on, or with --force all the same: the guest may crash"
         ),
-        Remedy.RENAME: "--name gives the restored one another name",
+        Remedy.RENAME: "--name gives the restored domain another name",
     },
     PYIMAGE: {
         Remedy.OVERWRITE: "--overwrite replaces it",
         Remedy.CHOOSE_DIGEST: "--digest makes a new one",
-        Remedy.DECOMPRESS: "give it through a pipe: '{decompressor} IMAGE | pyimage … -'",
+        Remedy.DECOMPRESS: "decompress it through a pipe: '{decompressor} IMAGE | pyimage … -'",
     },
     PYMIGRATE: {
-        Remedy.DIRTY_BY_DIGEST: "--dirty digest does without",
-        Remedy.STALL_WITHOUT_THROTTLE: "--on-stall stop or abort does without",
+        Remedy.DIRTY_BY_DIGEST: "--dirty digest works without it",
+        Remedy.STALL_WITHOUT_THROTTLE: "--on-stall stop or abort works without it",
         Remedy.WAIT_LONGER: "--suspend-timeout SECONDS gives it more time",
         Remedy.USE_XL: "'xl migrate' may support it",
         Remedy.RENAME: "--name gives it another name there",
-        Remedy.TRUST_NETWORK: "--trust-network says so",
+        Remedy.TRUST_NETWORK: "--trust-network declares it trusted",
     },
     HELPER: {
         Remedy.SAVE_WITHOUT_LIVE: "'xl save' saves it without live rounds",
-        Remedy.DIRTY_BY_DIGEST: "PYXC_DIRTY=digest does without",
-        Remedy.STALL_WITHOUT_THROTTLE: "PYXC_ON_STALL=stop or PYXC_ON_STALL=abort does without",
+        Remedy.DIRTY_BY_DIGEST: "PYXC_DIRTY=digest works without it",
+        Remedy.STALL_WITHOUT_THROTTLE: "PYXC_ON_STALL=stop or PYXC_ON_STALL=abort works without it",
         Remedy.USE_XL: "libxl's own helper may support it",
         Remedy.RESTORE_ON_OTHER_CPU: (
             "restore it on a host like the one it was saved on, or with PYXC_CHECK_CPU=no all the same: "

@@ -1,4 +1,4 @@
-"""--report: the file that tells what a save or restore did, also one that failed."""
+"""--report: files that describe what a save or restore did, also one that failed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli import common
+from saverestore.cli import arguments, common
 from saverestore.cli.remedies import in_full
 from saverestore.errors import UsageError, exit_code_of, name_of
 from saverestore.interrupts import shield
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
     from saverestore.report.facts import Facts, Outcome
 
 
-def add_report(parser: argparse.ArgumentParser, what: str) -> None:
+def add_report(group: argparse._ArgumentGroup, what: str) -> None:
     """--report, of the commands that work on domains."""
-    parser.add_argument(
+    file = group.add_argument(
         "--report",
         metavar="FILE",
         type=_path,
+        action="append",
+        default=[],
         help=f"write what the {what} did, how fast and how long, also when it failed: FILE.json for programs, "
-        "FILE.html to look at (docs/report.md). It replaces an older FILE. A report that cannot be written is a "
-        f"warning and changes no exit code: the {what} is what counts",
+        "FILE.html "
+        "to look at; may be given for both. It replaces an older FILE. A report that cannot be written is a "
+        "warning and changes no exit code",
     )
+    arguments.complete(file, arguments.FILE)
 
 
 def _path(text: str) -> Path:
@@ -41,14 +45,13 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def check_report(parser: common.Parser, arguments: argparse.Namespace) -> None:
-    """What a report cannot go together with."""
-    if arguments.report is None:
-        return
-    if arguments.dry_run:
-        parser.error("--report tells of what was done, and --dry-run does nothing")
-    if arguments.image is not None and arguments.report.absolute() == Path(arguments.image).absolute():
-        parser.error(f"--report: {arguments.report} is the image")
+def check_report(parser: arguments.Parser, given: argparse.Namespace) -> None:
+    """What a report excludes."""
+    if given.report and given.dry_run:
+        parser.error("--report describes what was done, and --dry-run makes no changes")
+    for path in given.report:
+        if given.image is not None and path.absolute() == Path(given.image).absolute():
+            parser.error(f"--report: {path} is the image")
 
 
 @dataclass
@@ -61,16 +64,16 @@ class Reporting:
 
 @contextmanager
 def reporting(
-    prog: str, arguments: argparse.Namespace, domain: str | None, facts: Callable[[Outcome], Facts]
+    prog: str, given: argparse.Namespace, domain: str | None, facts: Callable[[Outcome], Facts]
 ) -> Iterator[Reporting]:
-    """Inside this block the work is done. At its end, however it ends, the report is written and told, as asked for.
+    """Inside this block the work is done. At its end, however it ends, reports are written and -v's lines printed.
 
-    `facts`: makes the plain data of what is known by then.
+    `given`: the options in force. `facts`: makes the plain data of what is known by then.
     """
     from saverestore.report.facts import Outcome
 
     began, started = datetime.datetime.now(datetime.UTC), time.monotonic()
-    run = Reporting(Outcome(prog, domain, arguments.image, began, 0.0, _options(arguments)), facts)
+    run = Reporting(Outcome(prog, domain, given.image, began, 0.0, _options(given)), facts)
     try:
         yield run
     except BaseException as error:
@@ -81,16 +84,15 @@ def reporting(
             error=in_full(error, prog),
             error_name=name_of(error),
         )
-        _finish(prog, arguments, run)
+        _finish(prog, given, run)
         raise
     run.outcome = replace(run.outcome, seconds=time.monotonic() - started)
-    _finish(prog, arguments, run)
+    _finish(prog, given, run)
 
 
-def _finish(prog: str, arguments: argparse.Namespace, run: Reporting) -> None:
+def _finish(prog: str, given: argparse.Namespace, run: Reporting) -> None:
     """Nothing that goes wrong here is a failure of the work, which is done."""
-    path = arguments.report
-    if path is None and not arguments.verbose:
+    if not given.report and not given.verbose:
         return
     from saverestore.report.files import write
     from saverestore.report.text import lines_of
@@ -98,18 +100,16 @@ def _finish(prog: str, arguments: argparse.Namespace, run: Reporting) -> None:
     try:
         with shield():
             facts = run.facts(run.outcome)
-            if arguments.verbose and not arguments.quiet:
+            if given.verbose and not given.quiet:
                 for line in lines_of(facts):
                     common.say(f"{prog}: {line}")
-            if path is not None:
+            for path in given.report:
                 write(path, facts)
-    except (
-        Exception
-    ) as error:  # whatever it is: the domain is saved or restored, or why it is not will be told
+    except Exception as error:  # whatever it is: the save or restore has its own result
         common.say(f"{prog}: warning: the report was not written: {in_full(error, prog)}")
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options as they were in force, for people and programs."""
+def _options(given: argparse.Namespace) -> dict[str, Any]:
+    """The options in force, for people and programs."""
     left_out = ("domain", "image", "report", "quiet", "verbose", "recover", "dry_run")
-    return {name: value for name, value in vars(arguments).items() if name not in left_out}
+    return {name: value for name, value in vars(given).items() if name not in left_out}

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from saverestore.cli import common
+from saverestore.cli import arguments
 from saverestore.cli.remedies import in_full
 from saverestore.errors import ExitCode, SaveRestoreError, UsageError
 
@@ -21,9 +21,9 @@ PROG = "pyxc-watch"
 
 DESCRIPTION = """\
 Watch a domain: when it powers off, reboots or crashes, do what its configuration says (on_poweroff, on_reboot,
-on_crash, on_watchdog): destroy it with its devices, start it anew, write a core dump, leave it. pyrestore starts
-this for each domain it brings back, as 'xl create' and 'xl restore' leave such a process behind for theirs, and it
-writes to /var/log/xen/pyxc-watch-NAME.log. It ends when there is no domain any more to watch.
+on_crash, on_watchdog): destroy it with its devices, start it again, write a core dump, or leave it. pyrestore starts
+this for each domain it restores, as 'xl create' and 'xl restore' do for theirs. It then writes to
+/var/log/xen/pyxc-watch-NAME.log, and ends when the domain no longer exists.
 """
 
 EPILOG = """\
@@ -35,67 +35,70 @@ examples:
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> arguments.Parser:
+    """What reads the command line."""
     import argparse
 
-    parser = common.parser(PROG, DESCRIPTION, EPILOG)
-    parser.add_argument("domain", metavar="DOMAIN", help="its number or its name")
+    parser = arguments.parser(PROG, DESCRIPTION, EPILOG)
+    domain = parser.add_argument("domain", metavar="DOMAIN", help="number or name of the domain")
+    arguments.complete(domain, arguments.DOMAIN)
     parser.add_argument("--ready-fd", metavar="FD", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "--late",
         metavar="UUID",
-        help="instead: for ten minutes, resume DOMAIN, a number, should it suspend, if it still has this UUID. A "
-        "pysave that gives up waiting for a guest which has taken the request to suspend starts this",
+        help="do not watch: for ten minutes, resume DOMAIN, a number, if it suspends and still has this UUID. pysave "
+        "starts this when a guest has taken the request to suspend but does not suspend in time",
     )
+    arguments.finish(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
-    arguments = _parser().parse_args(argv)
-    level = logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO
+    given = command_parser().parse_args(argv)
+    level = logging.WARNING if given.quiet else logging.DEBUG if given.verbose else logging.INFO
     logging.basicConfig(stream=sys.stderr, format=f"%(asctime)s {PROG}: %(message)s", level=level)
     # Python would heed a signal only when libxl's call returns, which may take months.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        return _watch(arguments)
+        return _watch(given)
     except (SaveRestoreError, OSError, ImportError) as error:
         text = in_full(error, PROG)
         logging.error("%s", text)
-        _notify_starter(arguments, text)
+        _notify_starter(given, text)
         return error.exit_code if isinstance(error, SaveRestoreError) else ExitCode.XEN
 
 
-def _watch(arguments: argparse.Namespace) -> int:
-    if arguments.late is not None:
-        return _resume_if_late(arguments)
+def _watch(given: argparse.Namespace) -> int:
+    if given.late is not None:
+        return _resume_if_late(given)
     from saverestore.toolstack.watch import watch_domain
     from saverestore.toolstack.watcher import READY
 
-    watch_domain(arguments.domain, ready=lambda: _notify_starter(arguments, READY), undisturbed=_undisturbed)
+    watch_domain(given.domain, ready=lambda: _notify_starter(given, READY), undisturbed=_undisturbed)
     return ExitCode.DONE
 
 
-def _resume_if_late(arguments: argparse.Namespace) -> int:
+def _resume_if_late(given: argparse.Namespace) -> int:
     import uuid
 
     from saverestore.operations.late import resume_if_late
 
     try:
-        domid, domain_uuid = int(arguments.domain), uuid.UUID(arguments.late)
+        domid, domain_uuid = int(given.domain), uuid.UUID(given.late)
     except ValueError as error:
         raise UsageError(f"--late: {error}") from error
     logging.info("domain %d: %s", domid, resume_if_late(domid, domain_uuid))
     return ExitCode.DONE
 
 
-def _notify_starter(arguments: argparse.Namespace, text: str) -> None:
+def _notify_starter(given: argparse.Namespace, text: str) -> None:
     """Once, to whoever waits for it; who may have gone."""
-    if arguments.ready_fd is not None:
+    if given.ready_fd is not None:
         with contextlib.suppress(OSError):
-            os.write(arguments.ready_fd, text.encode())
-            os.close(arguments.ready_fd)
-        arguments.ready_fd = None
+            os.write(given.ready_fd, text.encode())
+            os.close(given.ready_fd)
+        given.ready_fd = None
 
 
 @contextlib.contextmanager

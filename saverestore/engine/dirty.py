@@ -11,6 +11,7 @@ write, and A again later, would digest as unchanged although B was sent.
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ from saverestore.engine.copies import CopiedBatch
 from saverestore.errors import Advice, Remedy, advise
 from saverestore.guest.ports import U64, Bool, LogDirty, LogDirtyUnavailable, SaveGuest
 from saverestore.kernels.xxh3 import page_digests
+
+LOG = logging.getLogger(__name__)
 
 # No page has it: marks a pfn of which nothing was sent yet.
 NEVER_SENT = 0xFF
@@ -159,5 +162,6 @@ def open_dirty_source(guest: SaveGuest, wanted: str, *, live: bool) -> tuple[Dir
             if wanted == "log":
                 advise(error, Advice(Remedy.DIRTY_BY_DIGEST))
                 raise
-            why = f" ({error})"
+            LOG.info("%s", error)
+            why = ": Xen cannot log them"
     return DigestSource(guest.nr_pfns), f"dirty pages are tracked by content digests{why}"

@@ -25,7 +25,7 @@ class Decision(Enum):
     CONTINUE = "another round while the domain runs"
     STOP = "suspend the domain and send the rest"
     THROTTLE = "slow the domain down, then another round"
-    ABORT = "give the save up"
+    ABORT = "end the save"
 
 
 class OnStall(Enum):
@@ -137,20 +137,21 @@ def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
     if goal is not None and prediction.downtime_s <= goal:
         return Verdict(Decision.STOP, f"the rest fits into {_ms(goal)}", prediction)
     if left is not None and left < limits.few_pages:
-        return Verdict(Decision.STOP, f"few pages are left: {left}", prediction)
+        return Verdict(Decision.STOP, f"few dirty pages are left: {left}", prediction)
     used_up = _used_up(rounds, limits)
     if used_up:
         missed = goal is not None and limits.on_stall is OnStall.ABORT
         return Verdict(Decision.ABORT if missed else Decision.STOP, used_up, prediction, wanted=goal is None)
     if not is_stalled(rounds):
         return Verdict(Decision.CONTINUE, "each round leaves less", prediction)
-    why = f"a round leaves as much as it sends ({_rates(rounds)})"
+    why = f"a round leaves as many dirty pages as it sends ({_rates(rounds)})"
     if limits.on_stall is OnStall.ABORT:
         return Verdict(Decision.ABORT, why, prediction, wanted=False)
     if limits.on_stall is OnStall.STOP:
         return Verdict(Decision.STOP, why, prediction, wanted=goal is None)
     if goal is not None and prediction.least_s > goal:
-        never = f"even with nothing to send it would be {_ms(prediction.least_s)}, so throttling cannot help"
+        least = _ms(prediction.least_s)
+        never = f"even with nothing to send the downtime would be {least}, so throttling cannot help"
         return Verdict(Decision.STOP, f"{why}; {never}", prediction, wanted=False)
     lower = [step for step in limits.throttle_steps if step < last.cpu_percent]
     if not lower:
@@ -161,9 +162,9 @@ def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
 def _used_up(rounds: Sequence[RoundStats], limits: Limits) -> str:
     """Which limit has been reached; nothing when none."""
     if len(rounds) >= limits.rounds_at_most:
-        return f"{len(rounds)} rounds are as many as allowed"
+        return f"the limit of {len(rounds)} rounds is reached"
     if limits.max_time_s is not None and (seconds := sum(one.seconds for one in rounds)) >= limits.max_time_s:
-        return f"the rounds have taken {seconds:.1f} s, {limits.max_time_s:g} s are allowed"
+        return f"the rounds took {seconds:.1f} s, and {limits.max_time_s:g} s are allowed"
     return ""
 
 
@@ -255,7 +256,7 @@ def _rates(rounds: Sequence[RoundStats]) -> str:
     written, sent = dirty_rate(rounds), rounds[-1].send_rate
     if written is None or sent is None:
         return f"{rounds[-1].sent_pages} pages"
-    return f"{written:.0f} pages a second are written, {sent:.0f} can be sent"
+    return f"{written:.0f} pages per second are dirtied, {sent:.0f} can be sent"
 
 
 def _ms(seconds: float) -> str:

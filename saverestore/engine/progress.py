@@ -15,7 +15,7 @@ from saverestore.stream.digest_algorithms import DigestAlgorithm
 
 
 class Progress(Protocol):
-    """Told from the thread that runs the save or restore."""
+    """Called from the thread that runs the save or restore."""
 
     def phase(self, text: str) -> None:
         """A new phase begins."""
@@ -34,7 +34,7 @@ class Progress(Protocol):
 
 
 class Silence:
-    """Tells nothing."""
+    """Prints nothing."""
 
     def phase(self, text: str) -> None:
         """Nothing."""
@@ -53,7 +53,7 @@ class Silence:
 
 
 def peak_memory_bytes() -> int | None:
-    """The most memory that this process had resident so far; None where /proc does not tell."""
+    """The most memory that this process had resident so far; None where /proc does not have it."""
     # Not getrusage(2): its figure is inherited from whoever started the process.
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -63,10 +63,10 @@ def peak_memory_bytes() -> int | None:
 
 
 class DomainState(Enum):
-    """What has become of a domain, in words."""
+    """The state of a domain at the end, in words."""
 
     NONE = "none"
-    UNTOUCHED = "as it was"
+    UNTOUCHED = "unchanged"
     RUNNING = "running"
     SUSPENDED = "suspended"
     PAUSED = "paused"
@@ -83,6 +83,8 @@ class DomainState(Enum):
 @dataclass
 class SaveReport:
     """What a save did, filled in while it works: also of one that failed. Times in seconds.
+
+    `domain_uuid`, `xen_version`: of the domain and of this host; None until the domain was found.
 
     `downtime`: None until the domain is asked to suspend. `verdict`: the last of a live save, with the prediction;
     `limits`: what it was made by.
@@ -105,13 +107,15 @@ class SaveReport:
     sync_s: float = 0.0
     peak_memory_bytes: int | None = None
     domain_state: DomainState = DomainState.UNTOUCHED
+    domain_uuid: str | None = None
+    xen_version: str | None = None
 
 
 @dataclass
 class RestoreReport:
     """What a restore did, filled in while it works. `digest`: the algorithm of the image's digest, which holds.
 
-    `saved_at`: when the save began, as the image tells it, if it does.
+    `saved_at`: when the save began, from the image, if it has that.
 
     `create_s`: until the domain was there, by libxl with all that libxl does besides the filling; `memory_s`: reading
     and filling it; `complete_s`: processors and what else makes it whole; `start_s`: letting it run.
@@ -129,3 +133,5 @@ class RestoreReport:
     start_s: float = 0.0
     peak_memory_bytes: int | None = None
     domain_state: DomainState = DomainState.NONE
+    domain_uuid: str | None = None
+    xen_version: str | None = None

@@ -135,7 +135,7 @@ class SaveSession:
             if verdict.decision is Decision.ABORT:
                 raise Stalled(
                     f"{verdict.why}: the predicted downtime is {verdict.prediction.downtime_s:.2f} s; "
-                    "the save was given up, as was asked for"
+                    "the save was ended, as requested"
                 )
             if verdict.decision is Decision.THROTTLE and throttle is not None:
                 cpu_percent = verdict.cpu_percent

@@ -65,7 +65,7 @@ class Architecture(ABC):
         if domain_type not in self.domain_types:
             its_own = next(host.name for host in HOSTS if domain_type in host.domain_types)
             raise ImageError(
-                f"the image holds an {its_own} domain, and this is an {self.name} host; nothing was done",
+                f"the image holds an {its_own} domain, and this is an {self.name} host; no changes were made",
                 name=ErrorName.HOST_INCOMPATIBLE,
             )
 

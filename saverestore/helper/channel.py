@@ -65,7 +65,7 @@ class Channel:
                 try:
                     message = message[os.write(self._messages_fd, message) :]
                 except OSError as error:
-                    raise LibxlGone(f"libxl takes no more messages: {error.strerror}") from error
+                    raise LibxlGone(f"libxl accepts no more messages: {error.strerror}") from error
 
     def ask(self, type: MessageType, *values: int | str) -> int:
         """Ask something and wait for the answer. LibxlGone when none comes.

@@ -60,7 +60,7 @@ class ChannelProgress:
 
     def round_done(self, stats: RoundStats) -> None:
         """A line."""
-        dirty = "" if stats.dirty_pages is None else f", {stats.dirty_pages} written meanwhile"
+        dirty = "" if stats.dirty_pages is None else f", {stats.dirty_pages} dirty"
         self._channel.log(Level.INFO, f"round {stats.number}: {stats.sent_pages} pages sent{dirty}")
 
     def pages(self, done: int, written_bytes: int) -> None:

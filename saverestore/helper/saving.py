@@ -92,7 +92,8 @@ class LibxlEmulator:
         answer = self._channel.ask(MessageType.SWITCH_QEMU_LOGDIRTY, self._domid, int(on))
         if answer:
             raise DomainError(
-                f"the device model of domain {self._domid} could not be told to {'begin' if on else 'stop'} logging "
+                f"the device model of domain {self._domid} did not accept the request to "
+                f"{'begin' if on else 'stop'} logging "
                 f"what it writes (libxl answered {answer}); its own log is /var/log/xen/qemu-dm-*.log",
                 name=ErrorName.DEVICE_MODEL_FAILED,
             )

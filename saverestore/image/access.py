@@ -29,7 +29,7 @@ def open_image(image: str) -> PlainFile | SeekableZstdFile:
     if access is None:
         what = "standard input" if image == STDIN else image
         raise UsageError(
-            f"{what} cannot be read here and there: that takes a file, plain or in seekable zstd",
+            f"{what} cannot be read at any place: only a file can, plain or in seekable zstd",
             name=ErrorName.NOT_RANDOM_ACCESS,
             remedies=[Advice(Remedy.MAKE_SEEKABLE, image)],
         )

@@ -129,7 +129,7 @@ class _Conversion:
         if isinstance(event, XlHeader):
             if event.config is None:
                 raise ImageError(
-                    f"{self._source.name}: xl's header has no configuration to go on with",
+                    f"{self._source.name}: xl's header has no configuration",
                     offset=0,
                     name=ErrorName.CONFIGURATION_MISSING,
                 )

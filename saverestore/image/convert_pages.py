@@ -72,7 +72,7 @@ class PageConverter:
         last = self._last
         if record.codec is Codec.XOR and last is None:
             raise ImageError(
-                f"{self._source.name}: pages coded by xor, but the note of its save tells of another form",
+                f"{self._source.name}: pages coded by xor, but the note of its save names another codec",
                 offset=record.offset,
             )
         there = has_data(record.types)

@@ -74,8 +74,9 @@ class Drawing:
     def as_svg(self) -> bytes:
         """The picture as SVG."""
         parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{self.height}" '
-            f'viewBox="0 0 {self.width} {self.height}" font-family="sans-serif" font-size="{FONT_SIZE}">',
+            # As wide as the window where that is narrower: no width and height of its own.
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
+            f'style="max-width: {self.width}px" font-family="sans-serif" font-size="{FONT_SIZE}">',
             f'<rect width="100%" height="100%" fill="{BACKGROUND}"/>',
             *map(_svg_of, self.elements),
             "</svg>\n",
@@ -116,9 +117,7 @@ def encoder_for(name: str) -> Encoder:
     if suffix == ".png":
         require_pillow()
         return Drawing.as_png
-    raise UsageError(
-        f"{name}: the name must end in .png or .svg, to tell the format", name=ErrorName.FILE_UNSUITABLE
-    )
+    raise UsageError(f"{name}: the name must end in .png or .svg", name=ErrorName.FILE_UNSUITABLE)
 
 
 def require_pillow() -> None:
@@ -128,7 +127,7 @@ def require_pillow() -> None:
     except ImportError as error:
         raise UsageError(
             "PNG needs Pillow: install python3-pil, or pip install 'pysave[picture]'; "
-            "or give FILE a name that ends in .svg",
+            "a FILE whose name ends in .svg needs nothing",
             name=ErrorName.PACKAGE_MISSING,
         ) from error
 

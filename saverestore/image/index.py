@@ -123,7 +123,7 @@ def index_image(
             index.records[event.type.name, getattr(event, "vcpu", 0)] = event
         if state_bytes > state_max_bytes:
             raise ImageError(
-                f"{access.name}: more than {state_max_bytes >> 20} MiB of records that are no pages",
+                f"{access.name}: more than {state_max_bytes >> 20} MiB of records other than pages",
                 offset=begin,
             )
         begin = source.offset
@@ -139,10 +139,10 @@ def _config_of(header: XlHeader, name: str) -> dict[str, Any] | None:
         config = json.loads(header.config)
     except (ValueError, RecursionError) as error:
         raise BadHeader(
-            f"{name}: the domain's configuration is no JSON of libxl: {error}", offset=0
+            f"{name}: the domain's configuration is not JSON of libxl: {error}", offset=0
         ) from error
     if not isinstance(config, dict):
-        raise BadHeader(f"{name}: the domain's configuration is no object of JSON", offset=0)
+        raise BadHeader(f"{name}: the domain's configuration is not a JSON object", offset=0)
     return config
 
 
@@ -150,7 +150,7 @@ def _check_plain(record: PageData, name: str) -> None:
     """UsageError for pages that cannot be found by their offset, as they are coded together."""
     if record.codec is not Codec.NONE or record.nr_marked_zero:
         raise UsageError(
-            f"{name}: its pages are coded and cannot be read here and there",
+            f"{name}: its pages are coded and cannot be read at any place",
             name=ErrorName.NOT_RANDOM_ACCESS,
             remedies=[Advice(Remedy.CONVERT_TO_XEN, name)],
         )

@@ -20,20 +20,20 @@ from saverestore.image.pages import runs_of
 from saverestore.stream.layout import MIB, PAGE_SIZE
 
 COLORS: dict[Kind, tuple[str, str]] = {
-    Kind.NOT_THERE: ("#f1f1f1", "not there"),
-    Kind.ALLOCATE_ONLY: ("#c4c4c4", "to be allocated only"),
+    Kind.NOT_THERE: ("#f1f1f1", "absent"),
+    Kind.ALLOCATE_ONLY: ("#c4c4c4", "allocated, without content"),
     Kind.BROKEN: ("#e00000", "broken"),
-    Kind.ZERO: ("#cfe6f7", "all zero"),
-    Kind.DUPLICATE: ("#56b4e9", "content of another page, too"),
+    Kind.ZERO: ("#cfe6f7", "zero"),
+    Kind.DUPLICATE: ("#56b4e9", "duplicate of another page"),
     Kind.DATA: ("#00568a", "other content"),
     Kind.L1: ("#f0d93c", "page table, level 1"),
     Kind.L2: ("#e69f00", "page table, level 2"),
     Kind.L3: ("#d55e00", "page table, level 3"),
     Kind.L4: ("#cc79a7", "page table, level 4"),
-    Kind.L1_PINNED: ("#9c8c00", "level 1, pinned"),
-    Kind.L2_PINNED: ("#8f6200", "level 2, pinned"),
-    Kind.L3_PINNED: ("#863b00", "level 3, pinned"),
-    Kind.L4_PINNED: ("#7a2f5f", "level 4, pinned"),
+    Kind.L1_PINNED: ("#9c8c00", "page table, level 1, pinned"),
+    Kind.L2_PINNED: ("#8f6200", "page table, level 2, pinned"),
+    Kind.L3_PINNED: ("#863b00", "page table, level 3, pinned"),
+    Kind.L4_PINNED: ("#7a2f5f", "page table, level 4, pinned"),
 }
 RAMP = ("#fff7d0", "#fec44f", "#d95f0e", "#6b0000")
 """Colors from what compresses to nothing to what does not compress."""
@@ -135,7 +135,7 @@ def draw(facts: Facts, title: str) -> Drawing:
     add(Text(left, y, "what the pages are"))
     add(
         Text(
-            right, y, f"how well they compress (zstd -{LEVEL}, {BLOCK_PAGES * PAGE_SIZE >> 10} KiB at a time)"
+            right, y, f"how well they compress (zstd -{LEVEL}, blocks of {BLOCK_PAGES * PAGE_SIZE >> 10} KiB)"
         )
     )
     add(Text(left - 10, y, "pfn (address)", "end"))
@@ -144,7 +144,7 @@ def draw(facts: Facts, title: str) -> Drawing:
     row_after = 0
     for first, last in bands(facts, grid):
         if first > row_after:
-            text = f"nothing from pfn {row_after * grid.pages_a_row:#x} to {first * grid.pages_a_row - 1:#x}"
+            text = f"no pages from pfn {row_after * grid.pages_a_row:#x} to {first * grid.pages_a_row - 1:#x}"
             add(Text(left, y + STRIP_PX // 2, text))
             y += STRIP_PX
         for x, part in zip((left, right), cells(facts, grid, first, last), strict=True):
@@ -175,12 +175,12 @@ def _legend(facts: Facts, x: int, y: int) -> Iterator[Rect | Text]:
             y += LINE_PX
     y += LINE_PX
     nr_data = int(counts[Kind.ZERO :].sum())
-    yield Text(x, y, f"{_mib(nr_data)} of pages become {facts.packed_bytes / MIB:.1f} MiB")
+    yield Text(x, y, f"{_mib(nr_data)} of pages compress to {facts.packed_bytes / MIB:.1f} MiB")
     y += LINE_PX
     ramp = _ramp()
     for percent in (0, 25, 50, 75, 100):
         color = "#" + bytes(ramp[percent * PACKED_MAX // 100]).hex()
-        words = {0: ": nothing is left", 100: ": does not compress"}.get(percent, "")
+        words = {0: ": compresses to nothing", 100: ": does not compress"}.get(percent, "")
         yield from _entry(x, y, color, f"{percent} % of its size{words}")
         y += LINE_PX
 
@@ -192,7 +192,9 @@ def _entry(x: int, y: int, color: str, text: str) -> Iterator[Rect | Text]:
 
 
 def _mib(nr_pages: int) -> str:
-    return f"{nr_pages * PAGE_SIZE / MIB:.1f} MiB"
+    """A size of pages; KiB where MiB would be 0.0."""
+    size = nr_pages * PAGE_SIZE
+    return f"{size >> 10} KiB" if 0 < size < MIB // 10 else f"{size / MIB:.1f} MiB"
 
 
 def _address(pfn: int) -> str:

@@ -25,7 +25,7 @@ class SparseFile:
         """UsageError when `fd` is no regular file."""
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UsageError(
-                f"{name} is no regular file: what is written has holes, which only a file has",
+                f"{name} is not a regular file, and only a file can have holes",
                 name=ErrorName.FILE_UNSUITABLE,
             )
         self._fd = fd

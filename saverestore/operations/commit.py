@@ -143,7 +143,8 @@ def _place_of(request: SaveRequest) -> Iterator[Place]:
     path = Path(request.image)
     if not path.parent.is_dir():
         raise UsageError(
-            f"{path}: there is no folder {path.parent}; nothing was done", name=ErrorName.FILE_NOT_FOUND
+            f"{path}: there is no directory {path.parent}; no changes were made",
+            name=ErrorName.FILE_NOT_FOUND,
         )
     with NewFile(path, overwrite=request.overwrite) as file:
         yield file

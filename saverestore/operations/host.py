@@ -38,6 +38,10 @@ class Host:
         self.handles = handles
         self.architecture = this_host()
 
+    def xen_version(self) -> str:
+        """The running hypervisor's version, as "4.17.3"."""
+        return str(self.handles.xen.version())
+
     # ---- saving ------------------------------------------------------------------------------------
 
     def find(self, text: str) -> Domain:

@@ -87,10 +87,10 @@ def _check_devices(
     devices = toolstack.unsupported_devices(domain)
     if not devices:
         return
-    fact = f"{domain} has devices that the {toolstack.name} toolstack cannot bring back: {', '.join(devices)}"
+    fact = f"{domain} has devices that the {toolstack.name} toolstack cannot restore: {', '.join(devices)}"
     if not request.force:
         raise DomainError(
-            f"{fact}; nothing was done",
+            f"{fact}; no changes were made",
             name=ErrorName.DEVICES_UNSUPPORTED,
             remedies=[
                 Advice(Remedy.SAVE_WITHOUT_DEVICES, "xl restore" if architecture.libxl_restores else None)
@@ -98,11 +98,11 @@ def _check_devices(
         )
     if request.final_state is FinalState.DESTROY:
         raise DomainError(
-            f"{fact}, nor take away; nothing was done",
+            f"{fact}, nor remove; no changes were made",
             name=ErrorName.DEVICES_UNSUPPORTED,
             remedies=[Advice(Remedy.SAVE_PAUSED_AND_DESTROY, domain.domid)],
         )
-    LOG.warning("%s; saved all the same, as was asked for", fact)
+    LOG.warning("%s; saved all the same, because of the request", fact)
 
 
 def _check_losses(domain: Domain, config: GuestConfig) -> None:
@@ -123,13 +123,13 @@ def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequ
         return
     if request.live:
         raise DomainError(
-            f"{domain} has PCI devices of its own ({', '.join(devices)}), which write to its memory unseen: it "
-            "cannot be saved live; nothing was done",
+            f"{domain} has passed-through PCI devices ({', '.join(devices)}), which write to its memory unseen: it "
+            "cannot be saved live; no changes were made",
             name=ErrorName.DEVICES_UNSUPPORTED,
             remedies=[Advice(Remedy.SAVE_WITHOUT_LIVE), Advice(Remedy.DETACH_PCI, domain.domid)],
         )
     LOG.warning(
-        "%s has PCI devices of its own (%s): what these were doing is not in the image",
+        "%s has passed-through PCI devices (%s): their state is not in the image",
         domain,
         ", ".join(devices),
     )
@@ -145,7 +145,7 @@ def check_room(commit: Commit, guest: SaveGuest, domain: Domain) -> None:
     if needed > free:
         raise TransportError(
             f"{domain} needs about {needed >> 20} MiB, {commit.name} has room for {free >> 20} MiB; "
-            "nothing was done",
+            "no changes were made",
             name=ErrorName.DISK_FULL,
             remedies=[Advice(Remedy.OTHER_PLACE)],
         )
@@ -197,9 +197,7 @@ def _describe(host: Host, prepared: Prepared, request: SaveRequest, findings: Fi
         how = "the hypervisor's log-dirty" if has_log and request.dirty != "digest" else "content digests"
         findings.note(f"live: dirty pages would be tracked by {how}")
     size = _size_bytes(prepared.guest)
-    findings.note(
-        f"size: {size >> 20} MiB" + (", and what is written again meanwhile" if request.live else "")
-    )
+    findings.note(f"size: {size >> 20} MiB" + (", and dirty pages that are resent" if request.live else ""))
     try:
         rate = reading_rate(prepared.guest)
     except SaveRestoreError as error:

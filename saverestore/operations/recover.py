@@ -76,7 +76,7 @@ def _turn_log_dirty_off(handles: Handles, domain: Domain, host: Architecture, do
 
 def _resume(handles: Handles, domain: Domain, host: Architecture, done: list[str]) -> None:
     if withdraw_request(handles.store, domain.domid):
-        done.append("a request to suspend was taken back")
+        done.append("a request to suspend was withdrawn")
     info = handles.xen.domain(domain.domid)
     if info.shutdown and not info.suspended:
         domains.check_can_be_saved(Domain(info, domain.name))
@@ -92,4 +92,4 @@ def _recover_device_model(handles: Handles, domid: int) -> list[str]:
         stopped = DeviceModel(handles.store, domid).recover()
     except DomainError as error:
         return [str(error)]
-    return ["its device model had stopped and goes on"] if stopped else []
+    return ["its device model had stopped and is running again"] if stopped else []

@@ -67,6 +67,8 @@ def restore_domain(
     report = RestoreReport() if report is None else report
     with opened(request.image, request.name) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
+        report.domain_uuid = str(image.config.uuid)
+        report.xen_version = host.xen_version()
         with restoring(host, image, request, helper or {}, stack) as fresh:
             domid = fresh.fill(progress, report)
             fresh.activate()
@@ -175,18 +177,18 @@ def _prepare(
 def _check_unsupported(
     architecture: Architecture, guest_config: GuestConfig, why_bare: str, *, force: bool
 ) -> None:
-    """What the bare toolstack cannot bring back."""
+    """What the bare toolstack cannot restore."""
     by_xl = [Advice(Remedy.RESTORE_BY_XL)] if architecture.libxl_restores else []
     if guest_config.devices and not force:
         raise DomainError(
-            f"{guest_config.name} has devices that the bare toolstack cannot bring back{why_bare}: "
-            f"{', '.join(guest_config.devices)}; nothing was done",
+            f"{guest_config.name} has devices that the bare toolstack cannot restore{why_bare}: "
+            f"{', '.join(guest_config.devices)}; no changes were made",
             name=ErrorName.DEVICES_UNSUPPORTED,
             remedies=[Advice(Remedy.RESTORE_WITHOUT_DEVICES), *by_xl],
         )
     if guest_config.left_out:
         LOG.warning(
-            "%s: the bare toolstack does not bring back: %s",
+            "%s: the bare toolstack does not restore: %s",
             guest_config.name,
             ", ".join(guest_config.left_out),
             extra={"remedies": by_xl},
@@ -198,14 +200,14 @@ def _check_host_fits(guest_config: GuestConfig, *, force: bool) -> None:
     missing = host_fit.missing(guest_config)
     if not missing:
         return
-    fact = f"{guest_config.name} needs what this host has not: {'; '.join(missing)}"
+    fact = f"{guest_config.name} needs what this host lacks: {'; '.join(missing)}"
     if not force:
         raise DomainError(
-            f"{fact}; nothing was done",
+            f"{fact}; no changes were made",
             name=ErrorName.HOST_LACKS_DEVICE,
             remedies=[Advice(Remedy.RESTORE_ANYWAY)],
         )
-    LOG.warning("%s; tried all the same, as was asked for", fact)
+    LOG.warning("%s; restored all the same, because of the request", fact)
 
 
 def _estimate_time(source: ImageSource, findings: Findings) -> None:

@@ -90,7 +90,7 @@ class RestoringHere:
             self._host.handles.memory.unmap_lingering()  # or some of the domain would outlive its end
             self._maker.destroy(self._domid, self._image.config.uuid)
         if error is not None:
-            error.add_note("no domain was left behind")
+            error.add_note("no domain was left")
 
 
 def _kind_of(kinds: Architecture, guest_config: GuestConfig, reader: LibxcReader) -> Kind:
@@ -99,7 +99,7 @@ def _kind_of(kinds: Architecture, guest_config: GuestConfig, reader: LibxcReader
     if kind.has_device_model:
         raise DomainError(
             f"{guest_config.name} is an HVM domain with a device model, which the bare toolstack cannot restore; "
-            "nothing was done",
+            "no changes were made",
             name=ErrorName.TOOLSTACK_UNSUITABLE,
         )
     return kind

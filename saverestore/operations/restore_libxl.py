@@ -23,7 +23,7 @@ from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.transport.base import RegularFile
 from saverestore.transport.relay import Relay
 
-NOT_THERE = "no domain was left behind"
+NOT_THERE = "no domain was left"
 
 
 class RestoringByLibxl:

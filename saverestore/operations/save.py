@@ -67,6 +67,8 @@ def save_domain(
     with ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         prepared = prepare(host, request, Findings(), stack)
+        report.domain_uuid = str(prepared.domain.info.uuid)
+        report.xen_version = host.xen_version()
         try:
             with opened_commit(request, prepared) as commit:
                 check_room(commit, prepared.guest, prepared.domain)

@@ -1,4 +1,5 @@
-"""Reports as plain data: what goes into the JSON file, and what the page is drawn of. docs/report.md has the keys."""
+"""Reports as plain data: what goes into the JSON file, and what the page is drawn of. "
+"docs/reference/report.md has the keys."""
 
 from __future__ import annotations
 
@@ -6,16 +7,19 @@ import datetime
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import saverestore
 from saverestore.engine.policy import Limits, RoundStats, dirty_rate, predict
-from saverestore.engine.progress import RestoreReport, SaveReport
+from saverestore.engine.progress import DomainState, RestoreReport, SaveReport
 from saverestore.errors import ErrorName, ExitCode
 from saverestore.stream.layout import PAGE_SIZE
 
 REPORT_VERSION = 1
 """Counts up when a key goes or changes its meaning; new keys may come without."""
+
+STDIN_OR_STDOUT = "-"
 
 Facts = dict[str, Any]
 
@@ -24,7 +28,7 @@ Facts = dict[str, Any]
 class Outcome:
     """One run of a command, seen from outside.
 
-    `domain`: as it was called, or None where that was not known when it failed. `error`: what was told of its
+    `domain`: as it was named, or None where that was not known when it failed. `error`: what was printed of its
     failure, and `error_name` the cause by its stable name; None when it did what it should.
     """
 
@@ -50,7 +54,7 @@ def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
     """Of a save, be it done or failed."""
     live = report.dirty_source != "none"
     rounds = report.rounds
-    return _head(outcome, report.domain_state.value) | {
+    return _head(outcome, report) | {
         "bytes": {"stream": report.stream_bytes, "stored": report.stored_bytes},
         "pages": {
             "sent": report.pages_sent,
@@ -69,7 +73,7 @@ def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
 
 def facts_of_restore(outcome: Outcome, report: RestoreReport) -> Facts:
     """Of a restore, be it done or failed."""
-    return _head(outcome, report.domain_state.value) | {
+    return _head(outcome, report) | {
         "bytes": {"stream": report.stream_bytes},
         "pages": {"restored": report.pages},
         "records": report.records,
@@ -89,21 +93,30 @@ def facts_of_restore(outcome: Outcome, report: RestoreReport) -> Facts:
     }
 
 
-def _head(outcome: Outcome, domain_state: str) -> Facts:
+ABSENT = (ErrorName.DOMAIN_NOT_FOUND, ErrorName.DOMAIN_AMBIGUOUS)
+"""Failures after which there is no domain to speak of."""
+
+
+def _head(outcome: Outcome, report: SaveReport | RestoreReport) -> Facts:
+    state = DomainState.NONE if outcome.error_name in ABSENT else report.domain_state
+    image = outcome.image
     return {
         "report_version": REPORT_VERSION,
         "tool": outcome.tool,
         "version": saverestore.__version__,
         "host": socket.gethostname(),
         "began": outcome.began.isoformat(timespec="seconds"),
+        "xen_version": report.xen_version,
         "domain": outcome.domain,
-        "image": outcome.image,
+        "domain_uuid": report.domain_uuid,
+        "image": image,
+        "image_path": None if image == STDIN_OR_STDOUT else str(Path(image).absolute()),
         "options": outcome.options,
         "result": outcome.result,
         "exit_code": int(outcome.exit_code),
         "error": outcome.error,
         "error_name": outcome.error_name,
-        "domain_state": domain_state,
+        "domain_state": state.value,
         "page_bytes": PAGE_SIZE,
     }
 
@@ -121,7 +134,7 @@ def _round(so_far: Sequence[RoundStats], limits: Limits, *, live: bool) -> Facts
         "seconds": one.seconds,
         "sent_pages_per_s": one.send_rate,
         "dirty_pages_per_s": dirty_rate(so_far) if while_running else None,
-        "cpu_percent": one.cpu_percent,
+        "cpu_percent": None if one.final else one.cpu_percent,
         "expected_downtime_s": predict(so_far, limits).downtime_s if while_running else None,
     }
 

@@ -16,11 +16,11 @@ def checked(text: str) -> Path:
     path = Path(text)
     if path.suffix not in ENDINGS:
         raise UsageError(
-            f"{text}: a report's name ends in .json or .html, which says what is written",
+            f"{text}: the name of a report must end in .json or .html",
             name=ErrorName.FILE_UNSUITABLE,
         )
     if not path.parent.is_dir():
-        raise UsageError(f"{text}: there is no folder {path.parent}", name=ErrorName.FILE_NOT_FOUND)
+        raise UsageError(f"{text}: there is no directory {path.parent}", name=ErrorName.FILE_NOT_FOUND)
     if path.is_dir():
         raise UsageError(f"{text} is a directory; give a file name in it", name=ErrorName.FILE_UNSUITABLE)
     return path

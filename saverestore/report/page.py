@@ -1,4 +1,4 @@
-"""Reports as one HTML page that needs nothing else: no script, no other file, readable on light and dark ground."""
+"""Reports as one HTML page: no script, no other file, readable in light and dark, on wide and narrow screens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from saverestore.report.facts import Facts
 from saverestore.report.svg import Series
 
 MIB = 1 << 20
+NO_DOMAIN = "none"
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1d2330; --quiet: #5b6475; --grid: #dfe3ea; --on: #fff;
@@ -28,6 +29,7 @@ svg text.on { fill: var(--on); } .grid { stroke: var(--grid); } .mark { stroke: 
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
 .s1 { fill: var(--s1); background: var(--s1); } .s2 { fill: var(--s2); background: var(--s2); }
 .s3 { fill: var(--s3); background: var(--s3); } .s4 { fill: var(--s4); background: var(--s4); }
+.wide { overflow-x: auto; } td { overflow-wrap: anywhere; }
 .line { fill: none; stroke-width: 2; } .line.s1 { stroke: var(--s1); } .line.s2 { stroke: var(--s2); }
 """
 
@@ -40,7 +42,8 @@ def page_of(facts: Facts) -> str:
         body += [_table(_save_rows(facts)), *_drawn_save(facts)]
     else:
         body += [_table(_restore_rows(facts)), _drawn_restore(facts)]
-    body += ["<h2>Options</h2>", _table([(str(k), _plain(v)) for k, v in facts["options"].items()])]
+    options = [(_title(name), _plain(value)) for name, value in facts["options"].items()]
+    body += ["<h2>Options</h2>", _table(options)]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -53,7 +56,9 @@ def page_of(facts: Facts) -> str:
 def _headline(facts: Facts) -> str:
     when = f"{facts['host']}, {facts['began']}, {facts['tool']} {facts['version']}"
     good = facts["result"] == "done"
-    outcome = f"{facts['result']}; the domain: {facts['domain_state']}"
+    state = facts["domain_state"]
+    there_is = "there is no domain" if state == NO_DOMAIN else f"the domain is {state}"
+    outcome = f"{facts['result']}; {there_is}"
     lines = [f'<p class="quiet">{escape(when)}</p>']
     lines.append(f'<p class="{"good" if good else "bad"}"><strong>{escape(outcome)}</strong></p>')
     if facts["error"] is not None:
@@ -63,30 +68,38 @@ def _headline(facts: Facts) -> str:
 
 def _save_rows(facts: Facts) -> list[tuple[str, str]]:
     pages, sizes = facts["pages"], facts["bytes"]
-    stored = "" if sizes["stored"] is None else f", {_mib(sizes['stored'])} of it written"
+    if not sizes["stream"]:
+        return [*_named(facts), ("time", f"{facts['seconds']['total']:.2f} s")]
+    stored = "" if sizes["stored"] is None else f", {_mib(sizes['stored'])} stored"
     rows = [
-        ("image", f"{facts['image']}: {_mib(sizes['stream'])}{stored}"),
-        ("pages", f"{pages['sent']:,} sent; {pages['resent']:,} of them again, {pages['zero']:,} all zero"),
+        *_named(facts),
+        ("size", f"{_mib(sizes['stream'])}{stored}"),
+        ("pages", f"{pages['sent']:,} sent; {pages['resent']:,} of them resent, {pages['zero']:,} zero"),
         (
             "time",
-            f"{facts['seconds']['total']:.2f} s; to bring it to the disk {facts['seconds']['sync']:.2f} s",
+            f"{facts['seconds']['total']:.2f} s, of it {facts['seconds']['sync']:.2f} s to sync the disk",
         ),
         ("rate", _rate(facts["rates"]["stream_bytes_per_s"])),
     ]
-    how = {"none": "the domain was suspended all the time", "log": "log-dirty", "digest": "content digests"}
-    rows.append(("written pages found by", how[facts["dirty_source"]]))
+    how = {"log": "log-dirty", "digest": "content digests"}.get(facts["dirty_source"])
+    rows.append(
+        ("live", "no: the domain was suspended all the time" if how is None else f"yes: dirty pages by {how}")
+    )
     if (decision := facts["decision"]) is not None:
         rows.append(("rounds ended", f"{decision['why']}: {decision['decision']}"))
     if (downtime := facts["downtime"]) is not None:
-        expected = "" if decision is None else f", expected {decision['expected_downtime_s']:.3f} s"
+        expected = "" if decision is None else f", predicted {decision['expected_downtime_s']:.3f} s"
         rows.append(("downtime", f"{downtime['total_s']:.3f} s{expected}"))
     return [*rows, _memory_row(facts)]
 
 
 def _restore_rows(facts: Facts) -> list[tuple[str, str]]:
     digest = facts["digest"] or "none compared"
+    if not facts["bytes"]["stream"]:
+        return [*_named(facts), ("time", f"{facts['seconds']['total']:.2f} s")]
     return [
-        ("image", f"{facts['image']}: {_mib(facts['bytes']['stream'])}"),
+        *_named(facts),
+        ("size", _mib(facts["bytes"]["stream"])),
         ("pages", f"{facts['pages']['restored']:,} in {facts['records']:,} records"),
         ("digest", digest),
         ("time", f"{facts['seconds']['total']:.2f} s"),
@@ -95,47 +108,59 @@ def _restore_rows(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
+def _named(facts: Facts) -> list[tuple[str, str]]:
+    """Which image, domain and Xen: what is known of them."""
+    rows = [
+        ("image", facts["image_path"] or "a pipe"),
+        ("domain", facts["domain"]),
+        ("UUID", facts["domain_uuid"]),
+    ]
+    rows.append(("Xen", facts["xen_version"]))
+    return [(name, value) for name, value in rows if value is not None]
+
+
 def _memory_row(facts: Facts) -> tuple[str, str]:
     peak = facts["peak_memory_bytes"]
-    return ("memory in use", "not known" if peak is None else f"{_mib(peak)} at most")
+    return ("peak memory use", "not known" if peak is None else _mib(peak))
 
 
 def _drawn_save(facts: Facts) -> list[str]:
     rounds = facts["rounds"]
     if not rounds:
         return []
+    if len(rounds) == 1:  # not live, or given up after the first
+        return [_drawn_downtime(facts)]
     names = ["last" if one["final"] else str(one["number"]) for one in rounds]
     drawn = ["<h2>Rounds</h2>"]
 
     def series(name: str, style: str, key: str) -> Series:
         return Series(name, style, [one[key] for one in rounds])
 
-    sent, dirty = series("pages sent", "s1", "sent_pages"), series("written meanwhile", "s2", "dirty_pages")
+    sent, dirty = series("pages sent", "s1", "sent_pages"), series("pages dirty", "s2", "dirty_pages")
     known = any(value is not None for value in dirty.values)
     drawn.append(svg.bars("pages, by round (logarithmic)", names, [sent, dirty] if known else [sent]))
-    if len(rounds) > 1:
-        rates = [
-            series("pages sent a second", "s1", "sent_pages_per_s"),
-            series("pages written a second", "s2", "dirty_pages_per_s"),
-        ]
-        drawn.append(svg.lines("rates, by round (logarithmic)", names, rates, logarithmic=True))
-        drawn.append(_drawn_expectation(facts, names))
+    rates = [
+        series("pages sent per second", "s1", "sent_pages_per_s"),
+        series("pages dirtied per second", "s2", "dirty_pages_per_s"),
+    ]
+    drawn.append(svg.lines("rates, by round (logarithmic)", names, rates, logarithmic=True))
+    drawn.append(_drawn_prediction(facts, names))
     drawn.append(_drawn_downtime(facts))
     drawn.append(_table_of_rounds(facts, names))
     return drawn
 
 
-def _drawn_expectation(facts: Facts, names: list[str]) -> str:
-    """The downtime that was expected after each round, and the one that came of it."""
+def _drawn_prediction(facts: Facts, names: list[str]) -> str:
+    """The downtime that was predicted after each round, and the real one."""
     rounds, decision, downtime = facts["rounds"], facts["decision"], facts["downtime"]
     real = None if downtime is None else downtime["total_s"]
     series = [
-        Series("expected after this round", "s1", [one["expected_downtime_s"] for one in rounds]),
+        Series("predicted after this round", "s1", [one["expected_downtime_s"] for one in rounds]),
         Series("real", "s2", [real if one["final"] else None for one in rounds]),
     ]
     limit = None if decision is None else decision["downtime_limit_s"]
     mark = None if limit is None else (f"aim: {limit:g} s", limit)
-    return svg.lines("downtime in seconds, expected and real", names, series, mark=mark)
+    return svg.lines("downtime in seconds, predicted and real", names, series, mark=mark)
 
 
 def _drawn_downtime(facts: Facts) -> str:
@@ -149,7 +174,7 @@ def _drawn_downtime(facts: Facts) -> str:
             ("last round", "s2", decision["expected_last_round_s"]),
             ("state", "s3", decision["expected_state_s"]),
         ]
-        rows.append(("expected", expected))
+        rows.append(("predicted", expected))
     real = [
         ("suspend", "s1", downtime["suspend_s"]),
         ("last round", "s2", downtime["last_round_s"]),
@@ -162,6 +187,8 @@ def _drawn_downtime(facts: Facts) -> str:
 
 def _drawn_restore(facts: Facts) -> str:
     seconds = facts["seconds"]
+    if not facts["bytes"]["stream"]:
+        return ""
     parts = [
         ("create the domain", "s1", seconds["create"]),
         ("memory", "s2", seconds["memory"]),
@@ -175,12 +202,12 @@ def _table_of_rounds(facts: Facts, names: list[str]) -> str:
     head = (
         "round",
         "pages sent",
-        "written meanwhile",
+        "pages dirty",
         "seconds",
         "sent/s",
-        "written/s",
+        "dirtied/s",
         "processor",
-        "expected",
+        "predicted",
     )
     rows = []
     for name, one in zip(names, facts["rounds"], strict=True):
@@ -191,12 +218,12 @@ def _table_of_rounds(facts: Facts, names: list[str]) -> str:
             f"{one['seconds']:.3f}",
             _count(one["sent_pages_per_s"]),
             _count(one["dirty_pages_per_s"]),
-            f"{one['cpu_percent']}%",
+            "" if one["cpu_percent"] is None else f"{one['cpu_percent']}%",
             "" if one["expected_downtime_s"] is None else f"{one['expected_downtime_s']:.3f} s",
         )
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     heads = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f'<table class="rounds"><tr>{heads}</tr>{"".join(rows)}</table>'
+    return f'<div class="wide"><table class="rounds"><tr>{heads}</tr>{"".join(rows)}</table></div>'
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -217,6 +244,11 @@ def _mib(size: int) -> str:
 
 def _rate(value: float | None) -> str:
     return "not known" if value is None else f"{value / MIB:,.0f} MiB/s"
+
+
+def _title(option: str) -> str:
+    """An option's name for people: "downtime (s)" of downtime_s."""
+    return (f"{option[:-2]} (s)" if option.endswith("_s") else option).replace("_", " ")
 
 
 def _plain(value: object) -> str:

@@ -8,7 +8,10 @@ MIB = 1 << 20
 
 
 def lines_of(facts: Facts) -> list[str]:
-    """What there is to say besides the one line that everybody gets: a few lines, none longer than a screen."""
+    """What -v prints besides the result: a few lines, none longer than a screen. Nothing of work that was "
+    "not begun."""
+    if not facts["bytes"]["stream"]:
+        return []
     rate = facts["rates"]["stream_bytes_per_s"]
     at = "" if rate is None else f" at {rate / MIB:.0f} MiB/s"
     sent = f"{facts['bytes']['stream'] / MIB:.0f} MiB{at}"
@@ -16,7 +19,7 @@ def lines_of(facts: Facts) -> list[str]:
     lines = []
     if "sent" in pages:
         lines.append(
-            f"{sent}; {pages['sent']} pages sent, {pages['resent']} of them again, {pages['zero']} all zero"
+            f"{sent}; {pages['sent']} pages sent, {pages['resent']} of them resent, {pages['zero']} zero"
         )
     else:
         lines.append(f"{sent}; {pages['restored']} pages in {facts['records']} records")
@@ -27,7 +30,7 @@ def lines_of(facts: Facts) -> list[str]:
     elif "create" in facts["seconds"]:
         lines.append("; ".join(f"{name} {facts['seconds'][name]:.2f} s" for name in PHASES_OF_RESTORE))
     if (peak := facts["peak_memory_bytes"]) is not None:
-        lines.append(f"at most {peak / MIB:.0f} MiB of memory in use")
+        lines.append(f"peak memory use {peak / MIB:.0f} MiB")
     return lines
 
 
@@ -35,9 +38,9 @@ PHASES_OF_RESTORE = ("create", "memory", "complete", "start")
 
 
 def downtime_text(facts: Facts) -> str:
-    """How long the domain stood still, by parts, and how long that was expected to be."""
+    """The downtime by parts, and the predicted one."""
     downtime, decision = facts["downtime"], facts["decision"]
-    expected = "" if decision is None else f", expected {decision['expected_downtime_s'] * 1000:.0f} ms"
+    expected = "" if decision is None else f", predicted {decision['expected_downtime_s'] * 1000:.0f} ms"
     parts = ", ".join(
         f"{name.replace('_', ' ')} {downtime[f'{name}_s'] * 1000:.0f} ms"
         for name in ("suspend", "last_round", "state", "resume")

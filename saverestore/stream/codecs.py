@@ -64,20 +64,25 @@ class Coding:
             codec = Codec[name.upper()]
         except KeyError:
             names = ", ".join(codec.name.lower() for codec in Codec)
-            raise UsageError(f"no codec {name!r}; there are {names}") from None
+            raise UsageError(f"there is no codec '{name}'; there are {names}") from None
         level = DEFAULT_LEVELS.get(codec, 0)
         if colon:
             levels = LEVELS.get(codec)
             if levels is None:
                 raise UsageError(f"{name} has no levels")
             if not level_text.isdecimal() or int(level_text) not in levels:
-                raise UsageError(f"level {level_text!r} of {name}: it has {levels[0]} to {levels[-1]}")
+                raise UsageError(f"{name} has levels {levels[0]} to {levels[-1]}, not '{level_text}'")
             level = int(level_text)
         try:
             library_of(codec)
         except CodecUnavailable as error:
             raise UsageError(str(error), name=ErrorName.PACKAGE_MISSING) from error
         return cls(codec, level)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether pages get as small as a general compressor makes them."""
+        return self.codec not in (Codec.NONE, Codec.XOR)
 
     def __str__(self) -> str:
         return f"{self.codec.name.lower()}:{self.level}" if self.codec in LEVELS else self.codec.name.lower()
@@ -119,7 +124,7 @@ def _compressor(coding: Coding) -> _Compress:
         return lambda pages: module.compress(pages, compression_level=coding.level, store_size=True)
     if coding.codec is Codec.DEFLATE:
         return lambda pages: zlib.compress(pages, coding.level)
-    raise ValueError(f"{coding.codec.name} is no compressor")
+    raise ValueError(f"{coding.codec.name} is not a compressor")
 
 
 def decompress(codec: Codec, coded: memoryview, length_bytes: int) -> bytes:
@@ -134,7 +139,7 @@ def decompress(codec: Codec, coded: memoryview, length_bytes: int) -> bytes:
         return _lz4(library, coded, length_bytes)
     if codec is Codec.DEFLATE:
         return _deflate(coded, length_bytes)
-    raise ValueError(f"{codec.name} is no compressor")
+    raise ValueError(f"{codec.name} is not a compressor")
 
 
 def _zstd(library: ModuleType, coded: memoryview, length_bytes: int) -> bytes:
@@ -143,7 +148,7 @@ def _zstd(library: ModuleType, coded: memoryview, length_bytes: int) -> bytes:
         if content_bytes != length_bytes:
             unknown = content_bytes == library.CONTENTSIZE_UNKNOWN
             raise Undecodable(
-                f"the zstd frame does not tell its length, or tells {'none' if unknown else content_bytes} "
+                f"the zstd frame declares no length, or declares {'none' if unknown else content_bytes} "
                 f"where it should be {length_bytes}"
             )
         decompressor = _kept.__dict__.get("zstd") or library.ZstdDecompressor()

@@ -92,5 +92,5 @@ def algorithm_for_writing(option: str) -> DigestAlgorithm | None:
     try:
         new_hasher(algorithm)
     except MissingPackage as error:
-        raise UsageError(f"{error}; nothing was done", name=ErrorName.PACKAGE_MISSING) from error
+        raise UsageError(f"{error}; no changes were made", name=ErrorName.PACKAGE_MISSING) from error
     return algorithm

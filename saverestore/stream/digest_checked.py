@@ -126,7 +126,7 @@ class DigestCheck:
         self._announced, self._algorithm = True, algorithm
         if self._algorithm is not DigestAlgorithm.XXH3:
             if self._kept is None:
-                raise _bad("the image tells too late of which algorithm its digest is", offset)
+                raise _bad("the image names the algorithm of its digest too late", offset)
             self._hasher = self._new_hasher(offset)
             self._hasher.update(self._kept)
         recorded = fields.get("before")
@@ -168,19 +168,19 @@ class DigestCheck:
             raise _bad(
                 f"{name} is damaged: its {algorithm.title} digest is {record.digest.hex()}, "
                 f"that of what was read {self._made.hex()}",
-                offset,
+                None,  # the damage may be anywhere before
                 name=ErrorName.DIGEST_MISMATCH,
             )
         self.checked = algorithm
 
     def _read_again(self, offset: int) -> bytes:
-        """The digest by an algorithm that nothing told of beforehand: a second pass over a regular file."""
+        """The digest by an algorithm that was not named before: a second pass over a regular file."""
         hasher = self._new_hasher(offset)
         file = self._inner.regular_file
         if file is None:
             raise _bad(
-                f"the image's {self._algorithm.title} digest cannot be checked on the way, as the image does not "
-                "tell of it at its beginning: give it as an uncompressed file",
+                f"the image's {self._algorithm.title} digest cannot be checked in a stream, as the image does not "
+                "name it at its start: use an uncompressed file",
                 offset,
                 name=ErrorName.NOT_RANDOM_ACCESS,
             )
@@ -189,5 +189,5 @@ class DigestCheck:
         return hasher.digest()
 
 
-def _bad(problem: str, offset: int, name: ErrorName | None = None) -> BadRecord:
+def _bad(problem: str, offset: int | None, name: ErrorName | None = None) -> BadRecord:
     return BadRecord(problem, offset=offset, type=RecordType.IMAGE_DIGEST, name=name)

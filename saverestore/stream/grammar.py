@@ -59,7 +59,7 @@ class State(Enum):
     TAIL = "after the pages"
     COMPARE_TAIL = "after the pages to compare"
     CHECKPOINTED = "after a checkpoint"
-    FOLLOWING_ANNOUNCED = "after what is told of the bytes that follow"
+    FOLLOWING_ANNOUNCED = "after the record about the bytes that follow"
     DIGESTED = "after the image's digest"
     ENDED = "after the end"
 
@@ -91,7 +91,7 @@ KINDS = {DomainType.X86_PV: "x86 PV", DomainType.X86_HVM: "x86 HVM", DomainType.
 
 NEVER = {
     R.TOOLSTACK: "is deprecated and means nothing to any Xen since 4.6",
-    R.CHECKPOINT_DIRTY_PFN_LIST: "belongs to the back channel of COLO, not into an image",
+    R.CHECKPOINT_DIRTY_PFN_LIST: "is of the back channel of COLO, and not valid in an image",
 }
 
 

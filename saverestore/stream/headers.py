@@ -45,7 +45,7 @@ class ImageHeader:
         marker, magic, version, options, reserved, more_reserved = IMAGE_HEADER.unpack(data)
         if marker != IMAGE_MARKER or magic != IMAGE_ID:
             raise BadHeader(
-                f"{source.name}: no libxc image: it begins with {data[:12].hex()}, "
+                f"{source.name}: not a libxc image: it starts with {data[:12].hex()}, "
                 "not with eight bytes ff and XENF",
                 offset=offset,
                 name=ErrorName.NOT_AN_IMAGE,

@@ -165,7 +165,7 @@ class LibxlReader:
         ident, version, options = HEADER.unpack(head)
         if ident != IDENT:
             raise BadHeader(
-                f"{source.name}: no libxl stream: it begins with {head[:8].hex()}",
+                f"{source.name}: not a libxl stream: it starts with {head[:8].hex()}",
                 offset=offset,
                 name=ErrorName.NOT_AN_IMAGE,
             )

@@ -257,5 +257,5 @@ def _read_map(body: RecordBody, nr_data: int) -> BoolArray:
         raise body.header.bad(f"{body.left} bytes where a map of {nr_data} pages takes {length}")
     bits = np.unpackbits(np.frombuffer(body.read(length, WHAT), dtype=np.uint8), bitorder="little").view(bool)
     if bits[nr_data:].any():
-        raise body.header.bad(f"its map of zero pages goes on behind the {nr_data} that have data")
+        raise body.header.bad(f"its map of zero pages is longer than the {nr_data} that have data")
     return bits[:nr_data]

@@ -210,7 +210,7 @@ class CheckpointDirtyPfnList(CheckedRecord):
     def unpack(cls, body: Body, offset: int, order: ByteOrder = ByteOrder.LITTLE) -> Self:
         """Read the body; `pfns` shares its memory where that is in the machine's order."""
         if len(body) % ENTRY_BYTES:
-            refuse(cls.type, offset, f"body of {len(body)} bytes is no whole number of pfns")
+            refuse(cls.type, offset, f"body of {len(body)} bytes is not a whole number of pfns")
         pfns = np.frombuffer(body, dtype=order.entry_dtype)
         return cls(pfns.astype(np.uint64, copy=False))
 
@@ -286,7 +286,7 @@ class JsonRecord(CheckedRecord):
                 f"{cls.type.name}: no JSON in UTF-8: {error}", offset=offset, type=cls.type
             ) from error
         if not isinstance(fields, dict):
-            refuse(cls.type, offset, f"a JSON {type(fields).__name__} where an object belongs")
+            refuse(cls.type, offset, f"a JSON {type(fields).__name__} instead of an object")
         return cls(fields)
 
 

@@ -85,7 +85,7 @@ class X86PvP2mFrames(CheckedRecord):
         """Read the body; `frames` shares its memory where that is in the machine's order."""
         check_at_least(cls.type, body, P2M_FRAMES_HEADER.size, offset)
         if (len(body) - P2M_FRAMES_HEADER.size) % ENTRY_BYTES:
-            refuse(cls.type, offset, f"body of {len(body)} bytes is no whole number of frames")
+            refuse(cls.type, offset, f"body of {len(body)} bytes is not a whole number of frames")
         first_pfn, last_pfn = P2M_FRAMES_HEADER.unpack(body, order)
         frames = np.frombuffer(body, dtype=order.entry_dtype, offset=P2M_FRAMES_HEADER.size)
         record = cls(first_pfn, last_pfn, frames.astype(np.uint64, copy=False))

@@ -170,7 +170,7 @@ class _Walk:
         except (ValueError, RecursionError) as error:
             # Noted, and gone on: the rest of the image can be looked into all the same.
             self._found.error = BadHeader(
-                f"{self._source.name}: the domain's configuration is no JSON of libxl: {error}",
+                f"{self._source.name}: the domain's configuration is not JSON of libxl: {error}",
                 offset=self._source.offset,
             )
             return

@@ -31,8 +31,8 @@ LIBXC_PREFIX = b"\xff" * PREFIX_BYTES
 LIBXL_PREFIX = IDENT.to_bytes(PREFIX_BYTES, "big")
 
 OTHER_FORMATS = {
-    b"LinuxGue": "an image of xend (Xen 4.4 or before), which cannot be read here",
-    b"\x7fELF": "an ELF file; images of Xen are none",
+    b"LinuxGue": "an image of xend (Xen 4.4 or before), which is unsupported",
+    b"\x7fELF": "an ELF file, not an image of a Xen domain",
 }
 
 COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz"}
@@ -63,20 +63,25 @@ def walk(source: ByteSource, *, check_digest: bool = True) -> Iterator[Event]:
         _refuse_prefix(source.name, prefix)
 
 
+def looks_like_an_image(first: bytes) -> bool:
+    """Whether a file that starts with these bytes, `PREFIX_BYTES` or more, is to be read as an image."""
+    return first[:PREFIX_BYTES] in (MAGIC[:PREFIX_BYTES], LIBXL_PREFIX, LIBXC_PREFIX)
+
+
 def _refuse_prefix(name: str, prefix: bytes) -> NoReturn:
     for magic, program in COMPRESSED.items():
         if prefix.startswith(magic):
             raise BadHeader(
-                f"{name}: no image as it is, but compressed with {program}",
+                f"{name} is compressed with {program}, which cannot be read here",
                 offset=0,
                 name=ErrorName.NOT_AN_IMAGE,
                 remedies=[Advice(Remedy.DECOMPRESS, program)],
             )
     for magic, what in OTHER_FORMATS.items():
         if prefix.startswith(magic):
-            raise BadHeader(f"{name}: no image as it is, but {what}", offset=0, name=ErrorName.NOT_AN_IMAGE)
+            raise BadHeader(f"{name} is {what}", offset=0, name=ErrorName.NOT_AN_IMAGE)
     raise BadHeader(
-        f"{name}: no image of a Xen domain: it begins with {prefix.hex()}",
+        f"{name} is not an image of a Xen domain: it starts with the bytes {prefix.hex()}",
         offset=0,
         name=ErrorName.NOT_AN_IMAGE,
     )

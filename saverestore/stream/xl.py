@@ -56,7 +56,7 @@ class XlHeader:
         magic, mark, mandatory, _optional, data_bytes = HEADER.unpack(head)
         if magic != MAGIC:
             raise BadHeader(
-                f"{source.name}: no image of xl: it begins with {head[:12].hex()}",
+                f"{source.name}: not an image of xl: it starts with {head[:12].hex()}",
                 offset=offset,
                 name=ErrorName.NOT_AN_IMAGE,
             )

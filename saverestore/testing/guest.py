@@ -363,9 +363,7 @@ class MemoryRestore:
                 name = next(name for name in FIRST_VCPU_STATE if VCPU_EXTRA[name] is type(record))
                 state.extra.setdefault(record.vcpu, {})[name] = record.context
             case _:
-                raise ImageError(
-                    f"a {type(record).__name__} record does not belong into an image of this kind"
-                )
+                raise ImageError(f"a {type(record).__name__} record is not valid in an image of this kind")
 
     def _take_params(self, record: HvmParams) -> None:
         for index, value in record.params:

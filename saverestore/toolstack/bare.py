@@ -56,7 +56,7 @@ class Bare:
         if this_host().of_domain(self._handles, domain.info).has_device_model:
             raise DomainError(
                 f"{domain} is an HVM domain with a device model, which the bare toolstack cannot save{self._hint}; "
-                "nothing was done",
+                "no changes were made",
                 name=ErrorName.TOOLSTACK_UNSUITABLE,
             )
 
@@ -101,7 +101,7 @@ def check_host(handles: Handles) -> None:
         where = handles.store.read(f"/tool/{daemon}/domid")
         if where not in (None, "", "0"):
             raise DomainError(
-                f"{daemon} of this host runs in domain {where}, which is not supported yet; nothing was done",
+                f"{daemon} of this host runs in domain {where}, which is unsupported; no changes were made",
                 name=ErrorName.HOST_UNSUPPORTED,
                 remedies=[Advice(Remedy.USE_XL)],
             )

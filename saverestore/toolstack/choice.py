@@ -26,7 +26,7 @@ def for_saving(handles: Handles, domain: Domain, wanted: str) -> Toolstack:
     if wanted == LIBXL and not known:
         raise DomainError(
             f"{domain} is not known to libxl (there is no {userdata_path(domain.domid, domain.info.uuid)}); "
-            "nothing was done",
+            "no changes were made",
             name=ErrorName.TOOLSTACK_UNSUITABLE,
             remedies=[Advice(Remedy.BARE_TOOLSTACK)],
         )
@@ -53,7 +53,7 @@ def _libxl(handles: Handles, wanted: str) -> tuple[LibxlToolstack | None, str]:
     except (ImportError, XenError, XenRefused) as error:
         if wanted == LIBXL:
             raise XenRefused(
-                f"the libxl toolstack cannot be used: {error}; nothing was done",
+                f"the libxl toolstack cannot be used: {error}; no changes were made",
                 name=ErrorName.TOOLSTACK_UNAVAILABLE,
             ) from error
         LOG.info("the bare toolstack is used, as libxl cannot be: %s", error)

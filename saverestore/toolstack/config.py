@@ -34,7 +34,7 @@ TSC_MODES = {"default": 0, "always_emulate": 1, "native": 2}
 # Lists of the configuration that hold devices, with their names for people.
 DEVICE_LISTS = {
     "disks": "disk",
-    "nics": "network card",
+    "nics": "NIC",
     "pcidevs": "passed-through PCI device",
     "rdms": "reserved device memory",
     "dtdevs": "device-tree device",
@@ -64,7 +64,7 @@ class GuestConfig(Machine):
 
     @property
     def devices(self) -> list[str]:
-        """The devices it has, for people: "disk xvda", "network card 0" …"""
+        """The devices it has, for people: "disk xvda", "NIC 0" …"""
         return [
             f"{name} {device.get('vdev') or device.get('devid', number)}"
             for key, name in DEVICE_LISTS.items()
@@ -73,7 +73,7 @@ class GuestConfig(Machine):
 
     @property
     def left_out(self) -> list[str]:
-        """Settings that this toolstack does not bring back, where they are not the default: for people."""
+        """Settings that this toolstack does not restore, where they are not the default: for people."""
         create, build = self.raw["c_info"], self.raw["b_info"]
         sched = build.get("sched_params") or {}
         found = {
@@ -169,7 +169,7 @@ def _check_devices(raw: dict[str, Any]) -> None:
     for key in DEVICE_LISTS:
         devices = raw.get(key) or []
         if not isinstance(devices, list) or not all(isinstance(device, dict) for device in devices):
-            raise ValueError(f"{key} is no list of devices")
+            raise ValueError(f"{key} is not a list of devices")
 
 
 def _kind(create: dict[str, Any], build: dict[str, Any]) -> str:

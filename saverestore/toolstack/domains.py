@@ -96,7 +96,7 @@ def check_can_be_saved(domain: Domain) -> None:
     if info.shutdown:
         what = how_it_stopped(info.shutdown_reason)
         raise DomainError(
-            f"{domain} {what}: there is nothing to save; nothing was done", name=ErrorName.DOMAIN_STOPPED
+            f"{domain} {what}: there is nothing to save; no changes were made", name=ErrorName.DOMAIN_STOPPED
         )
     if info.paused:
         if this_host().needs_recovery(domain.domid, info.uuid):
@@ -152,7 +152,8 @@ def config_of(handles: Handles, domain: Domain) -> GuestConfig:
         )
     except ImageError as error:
         raise DomainError(
-            f"{domain}: its configuration, which libxl keeps in {userdata}, is damaged: {error}; nothing was done "
+            f"{domain}: its configuration, which libxl keeps in {userdata}, is damaged: {error}; no changes "
+            "were made "
             "(move that file away to save the domain with a configuration made from what Xen knows)",
             name=ErrorName.CONFIGURATION_DAMAGED,
         ) from error
@@ -178,14 +179,14 @@ def check_free(handles: Handles, name: str, domain_uuid: uuid.UUID) -> None:
             continue
         if domain.name == name:
             raise DomainError(
-                f"there is a domain called {name!r} already (domain {domain.domid}); nothing was done",
+                f"there is a domain called {name!r} already (domain {domain.domid}); no changes were made",
                 name=ErrorName.DOMAIN_NAME_TAKEN,
                 remedies=[Advice(Remedy.RENAME)],
             )
         if domain.info.uuid == domain_uuid and domain.domid != 0:  # dom0's is all zeroes
             raise DomainError(
                 f"the image's domain still exists: {domain} has the same UUID, {domain_uuid}; "
-                "nothing was done",
+                "no changes were made",
                 name=ErrorName.DOMAIN_EXISTS,
                 remedies=[Advice(Remedy.DESTROY_OLD, domain.domid)],
             )

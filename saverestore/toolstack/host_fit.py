@@ -56,7 +56,7 @@ def _missing_bridge(number: int, nic: dict[str, Any]) -> str:
         return ""
     if (NET_CLASS / bridge).exists():
         return ""
-    return f"network card {nic.get('devid', number)}: there is no bridge {bridge}"
+    return f"NIC {nic.get('devid', number)}: there is no bridge {bridge}"
 
 
 def _missing_file(section: dict[str, Any], name: str) -> str:

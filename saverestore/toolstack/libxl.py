@@ -47,13 +47,13 @@ class LibxlToolstack:
         except XenError as error:
             userdata = userdata_path(domain.domid, domain.info.uuid)
             raise DomainError(
-                f"{domain}: libxl cannot tell its configuration, which it keeps in {userdata}: {error}; "
-                "nothing was done",
+                f"{domain}: libxl cannot read its configuration, which it keeps in {userdata}: {error}; "
+                "no changes were made",
                 name=ErrorName.CONFIGURATION_DAMAGED,
             ) from error
         except ImageError as error:
             raise DomainError(
-                f"{domain}: {error}; nothing was done", name=ErrorName.CONFIGURATION_DAMAGED
+                f"{domain}: {error}; no changes were made", name=ErrorName.CONFIGURATION_DAMAGED
             ) from error
 
     def unsupported_devices(self, domain: Domain) -> list[str]:
@@ -102,7 +102,7 @@ class LibxlToolstack:
                     raise helpers from error
                 if error.call == CONFIG_CALL:
                     raise ImageError(
-                        f"libxl does not understand the image's configuration: {error}; nothing was done "
+                        f"libxl does not understand the image's configuration: {error}; no changes were made "
                         "(it may be of a newer Xen)",
                         name=ErrorName.IMAGE_REFUSED,
                     ) from error

@@ -57,7 +57,7 @@ class ProcessorCap:
             name = found.name.lower() if isinstance(found, Scheduler) else f"number {found}"
             raise DomainError(
                 f"{domain} cannot be slowed down: the scheduler of its CPU pool {domain.info.cpupool} is {name}, "
-                "and only credit2 and credit have a cap; nothing was done",
+                "and only credit2 and credit have a cap; no changes were made",
                 name=ErrorName.THROTTLE_UNAVAILABLE,
                 remedies=[Advice(Remedy.STALL_WITHOUT_THROTTLE)],
             )

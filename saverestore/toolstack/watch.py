@@ -136,7 +136,7 @@ def watch(
                 libxl.unpause(domid)
             except XenError as error:
                 raise XenRefused(
-                    f"what was domain {domid} could not be started anew: {error}; it is off, 'xl create' starts it",
+                    f"what was domain {domid} could not be started again: {error}; it is off, 'xl create' starts it",
                     name=ErrorName.LIBXL_FAILED,
                 ) from error
         LOG.info("restarted as domain %d", domid)

@@ -31,6 +31,9 @@ class EndOfStream(ImageError):
     def __init__(self, name: str, *, offset: int, missing_bytes: int, what: str) -> None:
         self.missing_bytes = missing_bytes
         plural = "byte was" if missing_bytes == 1 else "bytes were"
+        if offset == 0:
+            super().__init__(f"{name} has no data: {what} was expected", offset=0)
+            return
         super().__init__(
             f"{name} ends after {offset} bytes: {missing_bytes} more {plural} expected for {what}",
             offset=offset,

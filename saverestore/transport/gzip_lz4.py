@@ -169,7 +169,7 @@ class _Stream:
             data, self._head = self._head, b""
             self._member_at = self._taken - len(data)
             if not data.startswith(self._magic):
-                raise self._damaged(f"{data[:4].hex()} where a {self._kind} header should begin")
+                raise self._damaged(f"{data[:4].hex()} where a {self._kind} header should start")
             self._member = self._make()
         try:
             content = self._member.decompress(data, most)

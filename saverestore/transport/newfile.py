@@ -138,7 +138,7 @@ class NewFile:
                 descriptor = os.open(entry.path, flags)
                 try:
                     if _lock(descriptor):
-                        LOG.warning("%s, which a save that was killed left behind, is removed", entry.path)
+                        LOG.warning("%s, left by a save that was killed, is removed", entry.path)
                         Path(entry.path).unlink()
                 finally:
                     os.close(descriptor)
@@ -215,7 +215,8 @@ class NewFile:
                 self._sync_folder()
         except FileExistsError as error:
             raise TransportError(
-                f"{self.path} has come into being meanwhile; it was left alone", name=ErrorName.FILE_EXISTS
+                f"{self.path} was created by somebody else during the save; it was not changed",
+                name=ErrorName.FILE_EXISTS,
             ) from error
         except OSError as error:
             raise TransportError(

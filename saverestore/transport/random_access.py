@@ -229,11 +229,11 @@ def read_seek_table(pread: Callable[[int, int, str], bytes], file_size: int, nam
     frame = pread(begin, length, "the seek table")
     magic, body_bytes = SKIPPABLE_HEADER.unpack_from(frame)
     if magic != TABLE_MAGIC or body_bytes != length - SKIPPABLE_HEADER.size:
-        raise ImageError(f"{name}: the seek table does not begin where its end says", offset=begin)
+        raise ImageError(f"{name}: the seek table does not start where its end says", offset=begin)
     table = SeekTable.unpack(frame[SKIPPABLE_HEADER.size :], name=name, offset=begin)
     if table.compressed_bytes != begin:
         raise ImageError(
-            f"{name}: the seek table lies: its frames take {table.compressed_bytes} bytes, "
+            f"{name}: the seek table is wrong: its frames take {table.compressed_bytes} bytes, "
             f"before it there are {begin}",
             offset=begin,
         )

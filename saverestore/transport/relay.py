@@ -111,7 +111,7 @@ class Relay:
     def finish(self) -> None:
         """Whoever read has read all of the image: raise what is wrong with it, or with the rest of the source."""
         if not waited_for(self._followed.wait, END_TIMEOUT_S):
-            raise TransportError(f"{self._source.name}: its end has not been seen")
+            raise TransportError(f"{self._source.name}: its end was not read")
         # The sender of a pipe may keep it open; then nothing can be said of it.
         waited_for(self._has_ended, END_TIMEOUT_S)
         if self._error is not None:

@@ -16,7 +16,7 @@ class StandardOutput:
     def __init__(self) -> None:
         self.sink = sink_of(1, "standard output", close_fd=False)
 
-    left_behind = "what went to standard output is no whole image"
+    left_behind = "what was written to standard output is not a complete image"
 
     def free_bytes(self) -> int | None:
         """Room on the file system of a regular file; None where that means nothing."""

@@ -64,7 +64,7 @@ def read_header(take: Take, magic: bytes, *, name: str, offset: int) -> FrameHea
     """
     if magic != MAGIC:
         raise ImageError(
-            f"{name}: {magic.hex()} where a zstd frame should begin: damaged, or something follows the image",
+            f"{name}: {magic.hex()} where a zstd frame should start: damaged, or something follows the image",
             offset=offset,
         )
     descriptor = take(1)
@@ -117,5 +117,5 @@ def block_of(block_header: bytes, *, name: str, offset: int) -> tuple[bool, int]
     bits = int.from_bytes(block_header, "little")
     kind, size = bits >> 1 & 3, bits >> 3
     if kind == RESERVED_BLOCK or (size > BLOCK_MAX and kind != RLE_BLOCK):
-        raise ImageError(f"{name}: a zstd frame is damaged: no block begins with {bits:#08x}", offset=offset)
+        raise ImageError(f"{name}: a zstd frame is damaged: no block starts with {bits:#08x}", offset=offset)
     return bool(bits & 1), 1 if kind == RLE_BLOCK else size

@@ -55,7 +55,7 @@ DEFAULT_LEVEL = 1
 
 FOR_LEVEL_1 = {"min_match": 6, "hash_log": 15, "window_log": 22}
 """Instead of the library's 7, 14 and 19: on images of memory 2 to 3% smaller, at some 5% more time. See
-docs/compression.md."""
+docs/explanation/compression.md."""
 
 
 class ZstdSink:

@@ -153,7 +153,7 @@ class ZstdJobs:
             length += zstd_frames.BLOCK_HEADER_BYTES + body
             if length > most:
                 raise ImageError(
-                    f"{self._raw.name}: a zstd frame goes on after {length} bytes, "
+                    f"{self._raw.name}: a zstd frame continues after {length} bytes, "
                     f"but declares {header.content_size} of content",
                     offset=offset,
                 )
@@ -258,7 +258,7 @@ class ZstdJobs:
         def check(_: Content) -> None:
             if not self._seen.agree_with(table):
                 raise ImageError(
-                    f"{self._raw.name}: the seek table lies: it does not tell the frames that came before it",
+                    f"{self._raw.name}: the seek table is wrong: it does not list the frames before it",
                     offset=offset,
                 )
 

@@ -364,7 +364,7 @@ def test_a_window_closed_without_commit_gives_its_buffers_back(maker, suspended)
 def test_a_record_of_another_kind_of_guest_is_refused(maker, suspended):
     is_pv = suspended.domain_type is DomainType.X86_PV
     record = HvmContext(b"context") if is_pv else SharedInfo(bytes(PAGE_SIZE))
-    with maker.empty() as fresh, pytest.raises(SaveRestoreError, match="does not belong"):
+    with maker.empty() as fresh, pytest.raises(SaveRestoreError, match="is not valid in"):
         fresh.guest.take(record)
 
 

@@ -66,6 +66,19 @@ def test_it_installs_without_compiled_modules(installed: Path):
     assert (installed / "pyxc" / "py.typed").is_file()
 
 
+def test_man_pages_and_completion_are_installed_where_they_belong(installed: Path):
+    pytest.importorskip("shtab", reason="shtab is not installed")
+    pytest.importorskip("argparse_manpage", reason="argparse-manpage is not installed")
+    for name in ("man/man1/pysave.1", "bash-completion/completions/pyimage", "zsh/site-functions/_pyrestore"):
+        assert (installed / "share" / name).stat().st_size > 1000
+
+
+def test_the_version_says_that_xen_is_missing(installed: Path):
+    done = python(installed, MODULE, "saverestore.cli.pysave", "--version")
+    assert done.stdout.startswith("pysave ")
+    assert "images only: built without Xen; no compiled kernels" in done.stdout
+
+
 def test_importing_the_binding_says_what_to_install(installed: Path):
     done = python(installed, "import pyxc")
     assert done.returncode == 1

@@ -59,7 +59,7 @@ def test_the_user_is_told_that_the_wall_clock_stood_still(guest: Guest, images: 
     must("pysave", guest.name, str(images / "a.img"))
     restored = run("pyrestore", str(images / "a.img"))
     assert restored.returncode == 0, restored.stderr
-    assert f"the wall clock of {guest.name} stood still since it was saved, about " in restored.stderr
+    assert f"the wall clock of {guest.name} was stopped since it was saved, about " in restored.stderr
 
 
 @one_vcpu

@@ -77,7 +77,7 @@ def test_a_disk_that_is_gone_is_told_before_a_domain_is_made(with_disk: Path):
         with nothing_left_over():
             said = run("pyrestore", str(with_disk))
         assert said.returncode == 3, said.stderr
-        assert "/lab/pvh-disk.disk is not there; nothing was done" in said.stderr
+        assert "/lab/pvh-disk.disk is not there; no changes were made" in said.stderr
         assert "creating" not in said.stderr
     finally:
         away.rename(disk)
@@ -91,7 +91,7 @@ def test_a_hotplug_script_that_fails_is_told_and_leaves_nothing(with_disk: Path)
             said = run("pyrestore", str(with_disk))
         assert said.returncode == 6, said.stderr
         assert "exited with error status 7" in said.stderr
-        assert "no domain was left behind" in said.stderr
+        assert "no domain was left" in said.stderr
     finally:
         BLOCK_SCRIPT.write_bytes(script)
 
@@ -136,7 +136,7 @@ def test_a_helper_that_is_killed_leaves_nothing(with_disk: Path, what: str, numb
         _, said = restore.communicate(timeout=120)
         os.close(write_end)
         assert restore.returncode == 6, said
-        assert "no domain was left behind" in said
+        assert "no domain was left" in said
         for pid in helper.values():
             assert not Path(f"/proc/{pid}").exists()
 
@@ -166,7 +166,7 @@ def test_a_configuration_of_a_newer_libxl_is_told(with_disk: Path, images: Path)
         said = run("pyrestore", str(images / "newer.img"))
     assert said.returncode == 4, said.stderr
     assert "libxl does not understand the image's configuration" in said.stderr
-    assert "nothing was done" in said.stderr
+    assert "no changes were made" in said.stderr
 
 
 def test_a_cpu_that_this_host_cannot_give_is_named_also_through_a_pipe(with_disk: Path, images: Path):
@@ -216,7 +216,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(guest: Guest, images
     told = must("pysave", "--dry-run", "--live", guest.name, str(images / "a.img"))
     assert "HVM, 1 vCPU" in told
     assert "log-dirty" in told
-    assert "nothing stands in the way" in told
+    assert "no problems found" in told
     assert list(images.iterdir()) == []
     guest.goes_on(before)
 
@@ -276,7 +276,7 @@ def test_a_killed_save_leaves_a_guest_and_device_model_that_recover_puts_right(g
     assert "s" in state_of(guest.name)
     said = run("pysave", "--recover", guest.name)
     assert said.returncode == 0, said.stderr
-    assert "device model had stopped and goes on" in said.stderr
+    assert "device model had stopped and is running again" in said.stderr
     guest.goes_on(before)
     assert qemu_runs(guest)
 

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add(
         "matrix",
-        "save on each Xen, restore on it and on newer ones: the table of versions in the README",
+        "save on each Xen, restore on it and on newer ones: the table of versions in docs/reference/tested.md",
         "Guests are saved by stock xl and by pysave, and restored by pyrestore and by stock xl. Boots one Xen after\n"
         "the other; half an hour. Exits with 1 when a cell failed.",
     )

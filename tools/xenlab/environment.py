@@ -29,6 +29,9 @@ HOST_PACKAGES = {
     "/usr/include/xxhash.h": "libxxhash-dev",
     "/usr/bin/gcc": "gcc",
     "/usr/bin/git": "git",
+    "/usr/bin/man": "man-db",
+    "/usr/bin/groff": "groff-base",
+    "/usr/bin/zsh": "zsh",
 }
 
 
@@ -43,6 +46,7 @@ def ensure() -> Path:
     wanted = [
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["test"],
+        *project["project"]["optional-dependencies"]["docs"],
         "setuptools>=61",
         "wheel",
     ]
@@ -56,7 +60,7 @@ def ensure() -> Path:
     python = cache.ensure("venv", key, build) / "bin/python"
     with step("this checkout, compiled"):
         install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", "."]
-        _must([str(python), *install], log, PYSAVE_REQUIRE="xen,libxl,kernels")
+        _must([str(python), *install], log, PYSAVE_REQUIRE="xen,libxl,kernels,pages")
     return python
 
 

@@ -61,7 +61,7 @@ def fill() -> tuple[str, bool]:
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return _table(images, cells), any(result != "seen" for result in cells.values())
+    return _table(images, cells), any(result != "tested" for result in cells.values())
 
 
 def _not_newer(a: str, b: str) -> bool:
@@ -109,7 +109,7 @@ def _boot_guest(machine: Machine, wanted: Saved) -> dict[str, Any]:
 
 
 def _restore(xen: str, images: list[Saved]) -> Iterator[tuple[Saved, str, str]]:
-    """What became of each image with each tool: "seen", or what went wrong."""
+    """What became of each image with each tool: "tested", or what went wrong."""
     with Machine(xen).up_meanwhile() as machine:
         for saved in images:
             machine.run("cat > /dev/shm/a.img", stdin=saved.image.read_bytes(), timeout=300)
@@ -117,7 +117,7 @@ def _restore(xen: str, images: list[Saved]) -> Iterator[tuple[Saved, str, str]]:
                 for _ in range(ATTEMPTS):
                     result = _restored(machine, saved, command)
                     faults = machine.run("xl dmesg -c | grep -c 'Triple fault'", check=False).stdout.strip()
-                    if result == "seen" or faults in (b"", b"0"):
+                    if result == "tested" or faults in (b"", b"0"):
                         break
                 say(f"{saved.guest} on Xen {xen} by {tool}: {result}")
                 yield saved, tool, result
@@ -139,7 +139,7 @@ def _restored(machine: Machine, saved: Saved, command: str) -> str:
     state = json.loads(said.stdout)
     if state["hash"] != saved.hash or state["corrupt"] or state["corrupt_lines"]:
         return "goes on with other memory"
-    return "seen"
+    return "tested"
 
 
 def _table(images: list[Saved], cells: dict[tuple[Saved, str, str], str]) -> str:

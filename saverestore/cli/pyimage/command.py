@@ -6,15 +6,15 @@ exit code. What they need of the rest of the package they import when they run: 
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
 from collections.abc import Sequence
 
-from saverestore import __version__, interrupts
+from saverestore import interrupts
+from saverestore.cli import arguments
 from saverestore.cli.pyimage import convert, core, diff, info, map, memory
-from saverestore.cli.pyimage.common import EXIT_CODES
+from saverestore.cli.pyimage.common import CODES, DIFFERENT, DIFFERENT_MEANING
 from saverestore.cli.remedies import in_full
 from saverestore.errors import ExitCode, SaveRestoreError
 
@@ -23,7 +23,7 @@ SUBCOMMANDS = (info, diff, memory, core, map, convert)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    given = command_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A domain's name may have letters that this terminal has not.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     try:
         with interrupts.handled():
-            code: int = arguments.run(arguments)
+            code: int = given.run(given)
             sys.stdout.flush()
         return code
     except SaveRestoreError as error:
@@ -49,15 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.IO
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pyimage",
-        description="Look into images of Xen domains, as `xl save` and `pysave` write them.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+DESCRIPTION = "Look into images of Xen domains, as 'xl save' and 'pysave' write them. Xen is not needed."
+
+EPILOG = """\
+examples:
+  pyimage info web1.img                            what it holds
+  pyimage verify /srv/images                       which images in a folder are whole
+  pyimage diff old.img new.img                     what differs
+  pyimage convert web1.img -o web1.zst --compress zstd
+  pyimage core web1.img -o web1.core               for gdb, drgn and crash
+
+Each COMMAND has its own --help.
+"""
+
+
+def command_parser() -> arguments.Parser:
+    """What reads the command line."""
+    codes = arguments.exit_codes(CODES, [(DIFFERENT, DIFFERENT_MEANING)])
+    parser = arguments.parser("pyimage", DESCRIPTION, EPILOG, codes)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for subcommand in SUBCOMMANDS:
         subcommand.add_to(commands)
+    for command in commands.choices.values():
+        arguments.finish(command, verbosity=False)
+    arguments.finish(parser, verbosity=False)
     return parser

@@ -5,33 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saverestore.errors import UsageError
+from saverestore.cli import arguments
+from saverestore.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from saverestore.image.index import ImageIndex
     from saverestore.transport.newfile import NewFile
     from saverestore.transport.random_access import RandomAccess
 
-EXIT_CODES = """\
-exit codes:
-  0    done; the image is whole
-  1    diff: the images differ
-  2    wrong usage, or no such file
-  4    the image is damaged, incomplete, or not an image
-  5    reading or writing failed
-  130  interrupted by Ctrl-C or another signal
-
-IMAGE may be compressed with zstd, gzip or lz4, and '-', for standard input, with info, verify and convert. The
-others read here and there, and need a file, plain or in seekable zstd as we write it.
-"""
-
 DIFFERENT = 1
 """What diff exits with when the images differ, as diff(1) does. No failure, so no `ExitCode`."""
+
+CODES = (ExitCode.DONE, ExitCode.USAGE, ExitCode.IMAGE, ExitCode.IO, ExitCode.INTERRUPTED)
+DIFFERENT_MEANING = "diff: the images differ"
+
+ALSO_COMPRESSED = "IMAGE may be compressed with zstd, gzip or lz4; '-' is standard input."
+RANDOM_ACCESS = "IMAGE is a file, plain or in seekable zstd as pysave writes it."
+
+MIB = 1 << 20
 
 LABEL_WIDTH = 16
 HELP_WIDTH = 100
@@ -41,23 +37,39 @@ Subparsers = Any  # argparse's own class for them is private
 
 
 def add_command(
-    commands: Subparsers, name: str, run: Run, text: str, more: str = ""
+    commands: Subparsers,
+    name: str,
+    run: Run,
+    text: str,
+    more: str = "",
+    codes: Sequence[tuple[int, str]] = (),
 ) -> argparse.ArgumentParser:
-    """Declare a subcommand; `text`: one line for the list of commands, `more`: what --help says besides."""
+    """Declare a subcommand; `text`: one line for the list of commands, `more`: what --help says besides.
+
+    `codes`: exit codes that only this one has. The caller adds arguments, and then calls `arguments.finish`.
+    """
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
         description=textwrap.fill(f"{text[0].upper()}{text[1:]}. {more}", HELP_WIDTH),
-        epilog=EXIT_CODES,
+        epilog=arguments.exit_codes(CODES, codes),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
     command.set_defaults(run=run)
     return command
 
 
+def add_image(command: argparse.ArgumentParser, text: str = "file with the image", **more: Any) -> None:
+    """Declare IMAGE."""
+    image = command.add_argument("image", metavar="IMAGE", help=text, **more)
+    arguments.complete(image, arguments.FILE)
+
+
 def add_output(command: argparse.ArgumentParser, text: str) -> None:
     """Declare -o and --overwrite."""
-    command.add_argument("-o", "--output", metavar="FILE", required=True, help=text)
+    output = command.add_argument("-o", "--output", metavar="FILE", required=True, help=text)
+    arguments.complete(output, arguments.FILE)
     command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
 
 
@@ -81,6 +93,18 @@ def size_text(length_bytes: int) -> str:
     return f"{size:.1f} TiB"
 
 
+def file_size_text(path: Path) -> str:
+    """The length of a file, and what it takes on the disk where that is less."""
+    status = path.stat()
+    on_disk = status.st_blocks * 512
+    text = size_text(status.st_size)
+    return (
+        f"{text}, {size_text(on_disk)} on disk"
+        if size_text(on_disk) != text and on_disk < status.st_size
+        else text
+    )
+
+
 class Bar:
     """A progress bar on standard error, if that is a terminal and tqdm is there."""
 
@@ -93,21 +117,15 @@ class Bar:
             from tqdm import tqdm
         except ImportError:  # an adornment: the command works without it
             return
+        from saverestore.cli.progress import bar_options
+
         tqdm.monitor_interval = 0  # as in cli/progress.py
-        self._bar = tqdm(
-            total=total_bytes,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            leave=False,
-            delay=0.5,
-            desc=text,
-        )
+        self._bar = tqdm(leave=False, delay=0.5, desc=text, **bar_options(total_bytes))
 
     def update_to(self, done_bytes: int) -> None:
         """Show that so many bytes are done."""
         if self._bar is not None:
-            self._bar.update(done_bytes - self._done)
+            self._bar.update((done_bytes - self._done) / MIB)
             self._done = done_bytes
 
     def __enter__(self) -> Bar:
@@ -128,7 +146,7 @@ def new_file(arguments: argparse.Namespace) -> Iterator[NewFile]:
 
     output = Path(arguments.output)
     if output.exists() and Path(arguments.image).exists() and output.samefile(arguments.image):
-        raise UsageError(f"{output} is the image itself; give another name")
+        raise UsageError(f"{output} is the image; give another name")
     with NewFile(output, overwrite=arguments.overwrite) as file:
         yield file
         file.sync()
@@ -142,7 +160,7 @@ def opened(image: str) -> Iterator[tuple[RandomAccess, ImageIndex]]:
     from saverestore.image.index import index_image
 
     with open_image(image) as access:
-        with Bar(access.size, "looking for pages") as bar:
+        with Bar(access.size, "indexing pages") as bar:
             index = index_image(access, bar.update_to)
         yield access, index
 

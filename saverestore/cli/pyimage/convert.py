@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saverestore.cli.arguments import zstd_level_or_none
+from saverestore.cli.common import counted
 from saverestore.cli.pyimage.common import (
+    ALSO_COMPRESSED,
     Bar,
     Subparsers,
     add_command,
+    add_image,
     add_output,
+    file_size_text,
     new_file,
     say,
     size_text,
@@ -31,9 +35,7 @@ if TYPE_CHECKING:
 
 DIALECTS = ("xen", "draft-b")
 CODEC = "zstd"
-LEVELS = range(1, 20)
-ZSTD = re.compile(r"zstd(?::([0-9]{1,2}))?", re.ASCII)
-STDOUT = "-"
+STDIN = STDOUT = "-"
 
 
 def add_to(commands: Subparsers) -> None:
@@ -43,18 +45,17 @@ def add_to(commands: Subparsers) -> None:
         "convert",
         run,
         "write an image in another form",
-        "Whatever comes in, zstd, gzip and lz4 included, becomes the dialect and compression that are asked for; "
-        "images of Xen 4.6 to 4.13 (version 2) become version 3. The domain's state stays what it is. IMAGE and "
-        "FILE may be '-'.",
+        f"{ALSO_COMPRESSED} Images of Xen 4.6 to 4.13 (version 2) become version 3. The domain's state does "
+        "not change.",
     )
-    command.add_argument("image", metavar="IMAGE", help="file with the image, or '-' for standard input")
-    add_output(command, "the image to be made, mode 0600; '-' is standard output")
+    add_image(command, "file with the image; '-' is standard input")
+    add_output(command, "the new image, made with mode 0600; '-' is standard output")
     command.add_argument(
         "--to",
         choices=DIALECTS,
         default=DIALECTS[0],
-        help="xen: what stock Xen reads (the default). draft-b: with a checksum for each record and coded pages, for "
-        "pyrestore and pyimage alone",
+        help="xen (the default): what xl reads; draft-b: checksums for each record and coded pages, for "
+        "pyrestore and pyimage only",
     )
     command.add_argument(
         "--codec",
@@ -63,40 +64,29 @@ def add_to(commands: Subparsers) -> None:
     )
     command.add_argument(
         "--compress",
-        metavar="HOW",
-        type=compression_from,
+        metavar="zstd[:LEVEL]",
+        type=zstd_level_or_none,
         default=None,
-        help="zstd or zstd:LEVEL (1 to 19): seekable zstd, which every subcommand reads as it is; "
-        "none (the default)",
+        help="write seekable zstd, level 1 (the default) to 19, which every subcommand reads as it is; none (the "
+        "default) writes it uncompressed",
     )
     command.add_argument(
         "--digest",
         choices=(KEEP_DIGEST, *DIGEST_OPTIONS),
         default=KEEP_DIGEST,
-        help="the digest of the whole image: one of the kind that IMAGE has (keep, the default), or this one",
+        help="the digest of the whole image: keep (the default), of the kind that IMAGE has, or another",
     )
     command.add_argument(
         "--plain",
         action="store_true",
-        help="leave out our own records: the note of host, time and domain, and the digest",
+        help="leave out our records: the note of host, time and domain, and the digest",
     )
-
-
-def compression_from(text: str) -> int | None:
-    """Read HOW: zstd's level, or None for no compression."""
-    if text == "none":
-        return None
-    found = ZSTD.fullmatch(text)
-    level = int(found[1] or 1) if found else 0
-    if level not in LEVELS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of: none, zstd, zstd:1 to zstd:{LEVELS[-1]}")
-    return level
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert the image."""
     if arguments.plain and arguments.digest not in (KEEP_DIGEST, NO_DIGEST):
-        raise UsageError("--plain leaves the digest out; --digest asks for one")
+        raise UsageError("--plain leaves the digest out, so it excludes --digest")
     coding = _coding(arguments)
     from saverestore.image.convert import convert
     from saverestore.transport.opening import open_image
@@ -119,7 +109,11 @@ def run(arguments: argparse.Namespace) -> int:
         length = file.sink.offset
     for name, advice in done.left_out.items():
         say("; ".join([f"left out: {name}", *([] if advice is None else [words(advice, "pyimage")])]))
-    say(f"{file.sink.name}: {done.nr_pages} pages, {size_text(length)} (was {size_text(source.offset)})")
+    read, made = Path(arguments.image), Path(arguments.output)
+    before = file_size_text(read) if read.is_file() else size_text(source.offset)
+    after = file_size_text(made) if made.is_file() else size_text(length)
+    shown = "standard input" if arguments.image == STDIN else arguments.image
+    say(f"{file.sink.name}: {counted(done.nr_pages, 'page')}, {after} ({shown}: {before})")
     return ExitCode.DONE
 
 
@@ -127,15 +121,18 @@ def _coding(arguments: argparse.Namespace) -> Coding | None:
     """How pages are to be coded; None for Xen's own dialect. UsageError for what cannot be."""
     if arguments.to == DIALECTS[0]:
         if arguments.codec is not None:
-            raise UsageError(
-                "--codec codes pages of --to draft-b; to compress an image of Xen's own, use --compress"
-            )
+            raise UsageError("--codec needs --to draft-b; --compress compresses an image in Xen's own format")
         return None
     from saverestore.stream.codecs import Codec, Coding
 
     coding = Coding.parse(arguments.codec or CODEC)
     if coding.codec is Codec.XOR:
-        raise UsageError("xor codes what changes during a live save; for a conversion choose another codec")
+        raise UsageError("--codec xor is for live saves only; choose another codec")
+    if arguments.compress is not None and coding.compresses:
+        raise UsageError(
+            f"--to draft-b compresses pages by {coding.codec.name.lower()}, so --compress would compress them twice; "
+            "use --codec none with --compress, or leave --compress out"
+        )
     return coding
 
 
@@ -154,7 +151,7 @@ def _output(arguments: argparse.Namespace) -> Iterator[NewFile | StandardOutput]
             yield file
         return
     if os.isatty(1):
-        raise UsageError("an image is no text for a terminal; give standard output to a file or pipe")
+        raise UsageError("an image cannot be written to a terminal; redirect standard output")
     out = StandardOutput()
     yield out
     out.sync()

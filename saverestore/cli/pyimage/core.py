@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from saverestore.cli.common import counted
 from saverestore.cli.pyimage.common import (
+    RANDOM_ACCESS,
     Bar,
     Subparsers,
     add_command,
+    add_image,
     add_output,
     new_file,
     opened,
@@ -25,11 +28,12 @@ def add_to(commands: Subparsers) -> None:
         "core",
         run,
         "make an ELF core file, for gdb, drgn and crash",
-        "Each vCPU is a thread. Addresses are the guest's physical ones (pfn << 12), virtual and physical alike. "
+        f"{RANDOM_ACCESS} Each vCPU is a thread. Addresses are the guest's physical ones (pfn << 12), virtual "
+        "and physical alike. "
         "With a Linux guest that keeps a vmcoreinfo note in its memory, the core has it, and drgn and crash find the "
         "kernel by it.",
     )
-    command.add_argument("image", metavar="IMAGE", help="file with the image")
+    add_image(command)
     add_output(command, "the core file to be made, mode 0600")
 
 
@@ -44,11 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
             report = write_core(access, index, file.sink.fileno(), arguments.output, bar.update_to)
     vmcoreinfo = report.vmcoreinfo
     for text in report.without_registers:
-        say(f"without these registers: {text}")
+        say(f"these registers are missing: {text}")
     release = "no vmcoreinfo found" if vmcoreinfo is None else f"vmcoreinfo of Linux {_release(vmcoreinfo)}"
     say(
-        f"{arguments.output}: {report.nr_vcpus} vCPUs, {report.nr_pages} pages ({size_text(nr_bytes)}) "
-        f"in {report.nr_segments} segments, {release}"
+        f"{arguments.output}: {counted(report.nr_vcpus, 'vCPU')}, {counted(report.nr_pages, 'page')} "
+        f"({size_text(nr_bytes)}) in {counted(report.nr_segments, 'segment')}, {release}"
     )
     return ExitCode.DONE
 

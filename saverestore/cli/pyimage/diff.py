@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from saverestore.cli.arguments import FILE, complete
+from saverestore.cli.common import counted
 from saverestore.cli.pyimage.common import (
     DIFFERENT,
     Bar,
@@ -34,13 +36,17 @@ def add_to(commands: Subparsers) -> None:
         commands,
         "diff",
         run,
-        "tell what differs between two images",
+        "print what differs between two images",
         "Memory, registers, other records and configuration. Exits with 0 if both hold the same domain in the same "
-        "state, with 1 if not. What is only said about an image (format, host, time, digest) is shown and does not "
-        "count; nor do pages without content, as to be allocated only.",
+        "state, with 1 if not. Facts about the image itself (format, host, time, digest) are shown and do not count; "
+        "nor do pages without content. A and B are files, plain or in seekable zstd as pysave writes it.",
+        [(DIFFERENT, "the images differ")],
     )
-    command.add_argument("image_a", metavar="A", help="file with an image")
-    command.add_argument("image_b", metavar="B", help="file with another one")
+    for name, metavar, text in (
+        ("image_a", "A", "file with an image"),
+        ("image_b", "B", "file with another one"),
+    ):
+        complete(command.add_argument(name, metavar=metavar, help=text), FILE)
     command.add_argument(
         "--json", action="store_true", help="print JSON, for programs, with all ranges of pfns"
     )
@@ -90,7 +96,7 @@ def _page_set(label: str, one: PageSet) -> Iterator[str]:
     for begin in range(0, len(texts), RUNS_A_LINE):
         yield line("", "  ".join(texts[begin : begin + RUNS_A_LINE]))
     if len(one.runs) > RUNS_SHOWN:
-        yield line("", f"and {len(one.runs) - RUNS_SHOWN} ranges more; --json has all")
+        yield line("", f"and {counted(len(one.runs) - RUNS_SHOWN, 'more range')}; --json has all")
 
 
 def _changes(title: str, changes: list[Change]) -> Iterator[str]:

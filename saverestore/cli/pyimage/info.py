@@ -1,15 +1,29 @@
-"""`pyimage info` and `pyimage verify`: one pass over an image, told in full or in one line."""
+"""`pyimage info` and `pyimage verify`: one pass over an image, printed in full or in one line."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli.pyimage.common import Bar, Subparsers, add_command, line, plain, size_text
-from saverestore.errors import ExitCode, ImageError
+from saverestore.cli.common import counted
+from saverestore.cli.pyimage.common import (
+    ALSO_COMPRESSED,
+    Bar,
+    Subparsers,
+    add_command,
+    add_image,
+    file_size_text,
+    line,
+    plain,
+    say,
+    size_text,
+)
+from saverestore.cli.remedies import in_full
+from saverestore.errors import ErrorName, ExitCode, ImageError, Interrupted, SaveRestoreError, UsageError
 
 if TYPE_CHECKING:
     from saverestore.stream.survey import Survey
@@ -21,29 +35,96 @@ DIGEST_NAMES = {1: "XXH3-128", 2: "SHA-256", 3: "BLAKE3"}
 
 def add_to(commands: Subparsers) -> None:
     """Declare `info` and `verify`."""
-    for name, run, text in (
-        ("info", run_info, "show what an image holds: domain, records, pages"),
-        ("verify", run_verify, "read an image to its end and tell whether it is whole"),
-    ):
-        command = add_command(commands, name, run, text)
-        command.add_argument("image", metavar="IMAGE", help="file with the image, or '-' for standard input")
-        command.add_argument("--json", action="store_true", help="print JSON, for programs")
+    info = add_command(
+        commands, "info", run_info, "show what an image holds: domain, records, pages", ALSO_COMPRESSED
+    )
+    add_image(info, "file with the image; '-' is standard input")
+    info.add_argument("--json", action="store_true", help="print JSON, for programs")
+    verify = add_command(
+        commands,
+        "verify",
+        run_verify,
+        "read images to their end and report whether they are whole",
+        f"{ALSO_COMPRESSED} A directory stands for all images in it, in the order of their names; other files there "
+        "are skipped. Prints a line for each image. The exit code is that of the first that is not whole.",
+    )
+    add_image(verify, "file or directory with images; '-' is standard input", nargs="+")
+    verify.add_argument(
+        "--json", action="store_true", help="print JSON, for programs: of several images a list"
+    )
 
 
 def run_info(arguments: argparse.Namespace) -> int:
-    """Print everything that the image tells, whole or not."""
+    """Print everything that the image holds, whole or not."""
     from saverestore.kernels.xxh3 import page_digests
 
     found = _survey(arguments.image, page_digests)
-    print(as_json(found) if arguments.json else as_text(found))
+    print(as_json(found) if arguments.json else as_text(found, _file_of(arguments.image)))
     return _exit_code(found)
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """Print one line: that the image is whole, or the first thing that is wrong with it."""
-    found = _survey(arguments.image)
-    print(as_json(found) if arguments.json else as_verdict(found))
-    return _exit_code(found)
+    """Print one line for each image: that it is whole, or the first thing that is wrong with it."""
+    several = len(arguments.image) > 1 or Path(arguments.image[0]).is_dir()
+    failed: list[ExitCode] = []
+    described = []
+    for image in _images_of(arguments.image):
+        try:
+            found = _survey(image)
+        except SaveRestoreError as error:  # of one among several: the others are read all the same
+            if not several or isinstance(error, Interrupted):
+                raise
+            say(in_full(error, "pyimage"))
+            failed.append(error.exit_code)
+            described.append({"image": image, "whole": False, "error": {"text": str(error), "offset": None}})
+            continue
+        if found.error is not None:
+            failed.append(found.error.exit_code)
+        if arguments.json:
+            described.append(as_dict(found))
+        else:
+            print(as_verdict(found), flush=True)
+    if arguments.json:
+        print(json.dumps(described if several else described[0], indent=2, ensure_ascii=True))
+    return failed[0] if failed else ExitCode.DONE
+
+
+def _images_of(names: Sequence[str]) -> Iterator[str]:
+    """The files, and the images in the folders. UsageError for a folder without any."""
+    for name in names:
+        folder = Path(name)
+        if not folder.is_dir():
+            yield name
+            continue
+        images = [str(path) for path in sorted(folder.iterdir()) if path.is_file() and _is_image(path)]
+        if not images:
+            raise UsageError(f"{name}: there is no image in this directory", name=ErrorName.FILE_NOT_FOUND)
+        yield from images
+
+
+def _is_image(path: Path) -> bool:
+    """Whether it begins as an image does, be it compressed."""
+    from saverestore.stream.walk import PREFIX_BYTES, looks_like_an_image
+    from saverestore.transport.opening import open_image
+
+    try:
+        with open_image(str(path)) as source:
+            return looks_like_an_image(source.read_some(PREFIX_BYTES))
+    except SaveRestoreError as error:
+        return not isinstance(error, UsageError)  # compressed, and damaged: reported when it is read
+
+
+def _file_of(image: str) -> str | None:
+    """The size of the file and its compression, where it is a file."""
+    path = Path(image)
+    if not path.is_file():
+        return None
+    from saverestore.transport.compression import FIRST_BYTES, Compression, compression_of
+
+    with path.open("rb") as file:
+        compression = compression_of(file.read(FIRST_BYTES))
+    how = "not compressed" if compression is Compression.NONE else f"compressed with {compression.value}"
+    return f"{file_size_text(path)}, {how}"
 
 
 def _exit_code(found: Survey) -> int:
@@ -57,7 +138,7 @@ def _survey(image: str, page_digests: PageDigests | None = None) -> Survey:
 
     with open_image(image) as source, Bar(source.total_bytes) as bar:
         found = survey(source, bar.update_to, page_digests)
-        # Behind a damaged image nothing is worth reading.
+        # After a damaged image nothing is worth reading.
         if found.is_whole and not source.may_continue:
             try:
                 note_trailing_bytes(found, source.skip_to_end())
@@ -66,9 +147,14 @@ def _survey(image: str, page_digests: PageDigests | None = None) -> Survey:
     return found
 
 
-def as_text(found: Survey) -> str:
-    """Return the survey as aligned lines, in sections."""
-    sections = [list(_heading(found)), list(_domain(found)), list(_records(found)), list(_pages(found.pages))]
+def as_text(found: Survey, file: str | None = None) -> str:
+    """Return the survey as aligned lines, in sections. `file`: of the file that the image is in."""
+    sections = [
+        list(_heading(found, file)),
+        list(_domain(found)),
+        list(_records(found)),
+        list(_pages(found.pages)),
+    ]
     verdict = "whole" if found.error is None else f"DAMAGED: {found.error}"
     sections.append([line("verdict", verdict)])
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
@@ -86,8 +172,8 @@ def as_verdict(found: Survey) -> str:
     digest = found.checked_digest
     notes = "; it has no digest" if digest is None else f"; its {digest.title} digest holds"
     return plain(
-        f"{found.name}: whole: {kind} domain{name}, {records} records, {found.pages.nr_data} pages of data, "
-        f"{size_text(found.total_bytes)}{notes}"
+        f"{found.name}: whole: {kind} domain{name}, {counted(records, 'record')}, {found.pages.nr_data} pages "
+        f"of data, {size_text(found.total_bytes)}{notes}"
     )
 
 
@@ -143,13 +229,15 @@ def _digest_dict(found: Survey) -> dict[str, Any] | None:
     }
 
 
-def _heading(found: Survey) -> Iterator[str]:
+def _heading(found: Survey, file: str | None) -> Iterator[str]:
     from saverestore.stream.layout import DRAFT_B_VERSION
 
     yield line("image", found.name)
-    yield line("size", f"{size_text(found.total_bytes)} read ({found.total_bytes} bytes)")
+    if file is not None:
+        yield line("file", file)
+    yield line("size", f"{size_text(found.total_bytes)} ({counted(found.total_bytes, 'byte')})")
     if found.trailing_bytes:
-        yield line("behind it", f"{found.trailing_bytes} bytes that do not belong to the image")
+        yield line("after it", f"{counted(found.trailing_bytes, 'byte')} that do not belong to the image")
     if found.layers:
         version = f", version {found.image.version}" if found.image else ""
         if found.image and found.image.version == DRAFT_B_VERSION:
@@ -161,9 +249,7 @@ def _heading(found: Survey) -> Iterator[str]:
             written_by = "converted from an image of Xen 4.5 or before"
         yield line("written by", written_by)
     for key, value in (found.provenance or {}).items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {inner}" for name, inner in value.items())
-        yield line(f"  {plain(key)} ", value)
+        yield line(f"  {plain(key)} ", _words(value))
     for disk in found.disks:
         yield line(f"  disk {plain(str(disk.get('vdev')))} ", _disk(disk))
     if found.digest:
@@ -180,6 +266,18 @@ def _disk(disk: dict[str, Any]) -> str:
     if isinstance(written := disk.get("written"), str):
         text += f", last written {written}"
     return text
+
+
+def _words(value: Any) -> str:
+    """A value of PROVENANCE for people: "live yes, compress –", and in it "before: bytes 919, xxh3 018d…"."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name}: {_words(inner)}" if isinstance(inner, dict) else f"{name} {_words(inner)}"
+            for name, inner in value.items()
+        )
+    if value is None:
+        return "–"
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 def _domain(found: Survey) -> Iterator[str]:
@@ -208,7 +306,7 @@ def _records(found: Survey) -> Iterator[str]:
     for name, entry in found.records.items():
         yield f"{name:<{width}}  {entry.count:>9}  {entry.length_bytes:>15}"
     if found.checkpoints:
-        yield f"{found.checkpoints} checkpoints: the domain's state was sent more than once"
+        yield f"{counted(found.checkpoints, 'checkpoint')}: the domain's state was sent more than once"
 
 
 def _pages(pages: PageStatistics) -> Iterator[str]:
@@ -224,7 +322,7 @@ def _pages(pages: PageStatistics) -> Iterator[str]:
     yield line(
         "different", f"{least}{pages.nr_distinct} pfns, {pages.lowest_pfn:#x} to {pages.highest_pfn:#x}"
     )
-    yield line("sent again", pages.nr_sent_again)
+    yield line("resent", pages.nr_sent_again)
     yield line("all zero", pages.nr_zero)
     if pages.nr_duplicate is not None:
         least = "" if pages.duplicate_is_exact else "at least "

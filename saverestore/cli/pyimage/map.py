@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.cli.pyimage.common import (
+    RANDOM_ACCESS,
     Bar,
     Subparsers,
     add_command,
+    add_image,
     add_output,
     new_file,
     opened,
@@ -31,10 +33,11 @@ def add_to(commands: Subparsers) -> None:
         "map",
         run,
         "draw a picture of the domain's memory",
-        "It shows what each page is (page table of which level, zero, duplicate, not there …) and how well it "
+        f"{RANDOM_ACCESS} The picture shows what each page is (page table of which level, zero, duplicate, "
+        "absent) and how well it "
         "compresses, as PNG (which needs Pillow: python3-pil) or SVG.",
     )
-    command.add_argument("image", metavar="IMAGE", help="file with the image")
+    add_image(command)
     add_output(command, "the picture to be made; its name ends in .png or .svg")
 
 
@@ -50,12 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         nr_bytes = count_with_data(index.pages) * PAGE_SIZE
         with new_file(arguments) as file:
-            with Bar(nr_bytes, "looking at pages") as bar:
+            with Bar(nr_bytes, "reading pages") as bar:
                 facts = gather(access, index, bar.update_to)
             file.sink.write(encoder(draw(facts, _title(arguments.image, index))))
-    say(
-        f"{arguments.output}: {size_text(nr_bytes)} of pages, {size_text(facts.packed_bytes)} when compressed"
-    )
+    say(f"{arguments.output}: {size_text(nr_bytes)} of pages, {size_text(facts.packed_bytes)} compressed")
     return ExitCode.DONE
 
 

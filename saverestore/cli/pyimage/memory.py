@@ -7,10 +7,13 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+from saverestore.cli.common import counted
 from saverestore.cli.pyimage.common import (
+    RANDOM_ACCESS,
     Bar,
     Subparsers,
     add_command,
+    add_image,
     add_output,
     new_file,
     opened,
@@ -35,10 +38,10 @@ def add_to(commands: Subparsers) -> None:
         "cat",
         run_cat,
         "write the contents of some pages to standard output",
-        "Only these pages are read, and the lists that say where they are. Of a page that was sent several times it "
-        "is the last. Page tables of PV guests hold pfns, as in the image.",
+        f"{RANDOM_ACCESS} Only these pages are read, and the index of the image. If a live save sent a page several "
+        "times, the last version is written. Page tables of PV guests hold pfns, as in the image.",
     )
-    cat.add_argument("image", metavar="IMAGE", help="file with the image")
+    add_image(cat)
     cat.add_argument(
         "--pfn",
         metavar="N[-M]",
@@ -52,9 +55,9 @@ def add_to(commands: Subparsers) -> None:
         "dump",
         run_dump,
         "write all memory into a file, the page of pfn n at offset n * 4096",
-        "The file is sparse: where no page is, and where pages are zero, it has holes.",
+        f"{RANDOM_ACCESS} FILE is sparse: where no page is, and where pages are zero, it has holes.",
     )
-    dump.add_argument("image", metavar="IMAGE", help="file with the image")
+    add_image(dump)
     add_output(dump, "the file to be made, mode 0600")
 
 
@@ -62,13 +65,15 @@ def pfns_from(text: str) -> tuple[int, int]:
     """Read "N" or "N-M" as the first and last pfn."""
     found = PFNS.fullmatch(text)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a pfn nor a range of pfns, as 17 or 0x10-0x1f")
+        raise argparse.ArgumentTypeError(
+            f"must be a pfn or a range of pfns, as 17 or 0x10-0x1f, not '{text}'"
+        )
     first = _number(found[1])
     last = first if found[2] is None else _number(found[2])
     if first > last:
-        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+        raise argparse.ArgumentTypeError(f"the range {text} ends before it begins")
     if last >> PFN_BITS:
-        raise argparse.ArgumentTypeError(f"{text!r}: a pfn has at most {PFN_BITS} bits")
+        raise argparse.ArgumentTypeError(f"{text} is more than {PFN_BITS} bits, which a pfn cannot be")
     return first, last
 
 
@@ -77,10 +82,10 @@ def _number(text: str) -> int:
 
 
 def run_cat(arguments: argparse.Namespace) -> int:
-    """Write the pages: raw, or as hexadecimal text. Pages that are not in the image are zero, and told."""
+    """Write the pages: raw, or as hexadecimal text. Pages that are not in the image are zero, with a message."""
     if not arguments.hex and sys.stdout.isatty():
         raise UsageError(
-            "pages are no text for a terminal; --hex shows them, or give standard output to a file"
+            "raw pages cannot be written to a terminal; --hex prints them, or redirect standard output"
         )
     with opened(arguments.image) as (access, index):
         _cat(access, index, arguments.pfn, as_hex=arguments.hex)
@@ -102,7 +107,7 @@ def _cat(access: RandomAccess, index: ImageIndex, pfns: tuple[int, int], *, as_h
             sys.stdout.buffer.write(batch.pages.data)
     if nr_absent and not as_hex:
         sys.stdout.flush()
-        say(f"{nr_absent} of these pages are not in the image, and were written as zeroes")
+        say(f"{counted(nr_absent, 'page')} not in the image, written as zeroes")
 
 
 def run_dump(arguments: argparse.Namespace) -> int:
@@ -114,5 +119,5 @@ def run_dump(arguments: argparse.Namespace) -> int:
         nr_pages = count_with_data(index.pages)
         with new_file(arguments) as file, Bar(nr_pages * PAGE_SIZE, "dumping") as bar:
             nr_pages, size = dump(access, index, file.sink.fileno(), arguments.output, bar.update_to)
-    say(f"{arguments.output}: {nr_pages} pages, {size_text(size)} with the holes")
+    say(f"{arguments.output}: {counted(nr_pages, 'page')}, {size_text(size)} with holes")
     return ExitCode.DONE

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import common, limits, reporting
+from saverestore.cli import arguments, common, reporting
+from saverestore.cli.common import counted
 from saverestore.cli.pymigrate import receive, settle
 from saverestore.errors import ExitCode
 
@@ -20,130 +21,154 @@ PROG = "pymigrate"
 
 DESCRIPTION = """\
 Move a running domain to another host, live. At every moment at most one of the two hosts runs it. Until the other
-host has all of it and has verified it, any failure, and Ctrl-C, leaves the domain running here and nothing there.
+host has all of the domain and has verified it, any failure, and Ctrl-C, leaves the domain running here and nothing
+there.
 """
 
 EPILOG = """\
-other commands, each with --help of its own:
+other commands, each with its own --help:
   pymigrate receive           the other side; ssh starts it there
-  pymigrate status            migrations that this host has taken part in
+  pymigrate status            show the migrations that this host has taken part in
   pymigrate recover DOMAIN    after a crash of either side: settle what is open
-  pymigrate cancel DOMAIN     give a migration up that runs in another terminal
+  pymigrate cancel DOMAIN     end a migration that runs in another terminal
 
 examples:
   pymigrate web1 host2
   pymigrate --downtime-ms 300 --report web1.html web1 root@host2
-  pymigrate --dry-run web1 host2        all that stands in the way, on both hosts
+  pymigrate --dry-run web1 host2        print all problems, on both hosts
 
-HOST is a host for ssh, unix:PATH, or tcp://HOST:PORT on a network that both sides call trusted. Migrating domains
-with disks, network interfaces or a device model is not supported yet: use 'xl migrate'.
+HOST is a host for ssh, unix:PATH, or tcp://HOST:PORT on a network that both sides declare trusted. Domains with
+disks, network interfaces or a device model are unsupported: use 'xl migrate'.
 """
 
+OTHERS = {
+    "receive": (receive.receive_parser, receive.main),
+    "recover": (settle.recover_parser, settle.recover),
+    "status": (settle.status_parser, settle.status),
+    "cancel": (settle.cancel_parser, settle.cancel),
+}
+"""By the first word of a command line: the parser and the main function of what it is then."""
 
-def add_ssh(parser: argparse.ArgumentParser) -> None:
-    """--ssh, of the commands that reach the other host."""
-    parser.add_argument(
-        "--ssh",
-        metavar="COMMAND",
-        default=os.environ.get("PYMIGRATE_SSH", "ssh"),
-        help="what reaches the other host, called with HOST and a command line; default: $PYMIGRATE_SSH, or 'ssh'",
+
+def command_parser() -> arguments.Parser:
+    """What reads the command line, unless its first word is one of OTHERS."""
+    parser = arguments.parser(PROG, DESCRIPTION, EPILOG)
+    parser.others = {word: make for word, (make, _) in OTHERS.items()}
+    domain = parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
+    arguments.complete(domain, arguments.MIGRATE)
+    parser.add_argument("host", metavar="HOST", help="the host that the domain moves to")
+    _add_common(parser.add_argument_group("common options"))
+    _add_live(parser.add_argument_group("live rounds"))
+    _add_hosts(parser.add_argument_group("the two hosts"))
+    _add_domain(parser.add_argument_group("the domain"))
+    arguments.finish(parser)
+    return parser
+
+
+def _add_common(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-p", "--paused", action="store_true", help="leave the domain paused there")
+    group.add_argument(
+        "--name", metavar="NAME", help="name of the domain there, instead of the one it has here"
     )
-    parser.add_argument(
-        "--trust-network",
-        action="store_true",
-        help="for tcp:// only: memory passes in clear, nobody is asked who they are; the receiver must say so, too",
-    )
+    common.add_dry_run(group, "migration")
+    reporting.add_report(group, "migration")
 
 
-def _parser() -> common.Parser:
-    parser = common.parser(PROG, DESCRIPTION, EPILOG)
-    parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
-    parser.add_argument("host", metavar="HOST", help="the host that it is to run on")
-    parser.add_argument("-p", "--paused", action="store_true", help="leave the domain paused there")
-    parser.add_argument("--name", metavar="NAME", help="call it NAME there")
-    parser.add_argument(
+def _add_live(group: argparse._ArgumentGroup) -> None:
+    group.description = "Defaults match xl: 5 rounds, or fewer than 50 dirty pages left."
+    group.add_argument(
         "--dirty",
         choices=("auto", "log", "digest"),
         default="auto",
-        help="how dirty pages are tracked: 'log', the hypervisor's record (PVH; PV only where Xen has shadow "
-        "paging); 'digest', comparing contents, works everywhere; default 'auto': log where it can be had",
+        help="how dirty pages are tracked: log, the hypervisor's log-dirty (PVH; PV only where Xen has shadow "
+        "paging); digest, by comparing contents, which works everywhere; auto (the default): log where there is one",
     )
-    _add_limits(parser)
-    parser.add_argument(
-        "--suspend-timeout",
+    group.add_argument(
+        "--downtime-ms",
+        dest="downtime_s",
+        metavar="N",
+        type=arguments.milliseconds,
+        help="suspend the domain as soon as the predicted downtime here is at most N ms",
+    )
+    group.add_argument(
+        "--max-rounds",
+        metavar="N",
+        type=arguments.rounds,
+        help="the largest number of rounds; default 5, or 30 with --downtime-ms or --on-stall throttle",
+    )
+    group.add_argument(
+        "--max-time",
         metavar="SECONDS",
-        type=limits.seconds,
-        help="how long the guest may take to answer and to suspend; default 60 for each",
+        type=arguments.seconds,
+        help="start no round after this time; then suspend the domain",
     )
-    parser.add_argument(
-        "--settle-for",
-        metavar="SECONDS",
-        type=limits.seconds,
-        default=60.0,
-        help="how long to ask again when HOST does not answer to the grant; default 60. Then exit code 7",
+    group.add_argument(
+        "--on-stall",
+        choices=("stop", "abort", "throttle"),
+        default="stop",
+        help="when a round leaves as many dirty pages as it sent: stop (the default) suspends the domain; abort ends "
+        "the migration: exit code 3, the domain keeps running here; throttle lowers the domain's processor cap in "
+        "steps first",
     )
-    parser.add_argument(
+
+
+def _add_hosts(group: argparse._ArgumentGroup) -> None:
+    add_ssh(group)
+    group.add_argument(
+        "--trust-network",
+        action="store_true",
+        help="for tcp:// only: memory is sent in clear text, and neither side proves who it is; the receiver must "
+        "have this option, too",
+    )
+    group.add_argument(
         "--back",
         metavar="ADDRESS",
         help="how HOST reaches this host after a crash, for 'pymigrate recover' there; default: this host's name",
     )
-    add_ssh(parser)
-    common.add_toolstack(parser)
-    common.add_dry_run(parser, "migration")
-    reporting.add_report(parser, "migration")
-    return parser
+    group.add_argument(
+        "--settle-for",
+        metavar="SECONDS",
+        type=arguments.timeout,
+        default=60.0,
+        help="how long to ask again when HOST does not answer to the grant; default 60. Then exit code 7",
+    )
 
 
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    live = parser.add_argument_group(
-        "when rounds end", "defaults match xl: 5 rounds, or fewer than 50 dirty pages"
+def add_ssh(group: argparse._ArgumentGroup) -> None:
+    """--ssh, of the commands that reach the other host."""
+    group.add_argument(
+        "--ssh",
+        metavar="COMMAND",
+        default=os.environ.get("PYMIGRATE_SSH", "ssh"),
+        help="what reaches the other host, called with HOST and a command line; default: $PYMIGRATE_SSH, or ssh",
     )
-    live.add_argument(
-        "--downtime-ms",
-        dest="downtime_s",
-        metavar="N",
-        type=limits.milliseconds,
-        help="suspend the domain as soon as its predicted downtime here is at most N ms",
-    )
-    live.add_argument(
-        "--max-rounds",
-        metavar="N",
-        type=limits.rounds,
-        help="rounds at most; default 5, or 30 with --downtime-ms or --on-stall throttle",
-    )
-    live.add_argument(
-        "--max-time", metavar="SECONDS", type=limits.seconds, help="begin no round later than this"
-    )
-    live.add_argument(
-        "--on-stall",
-        choices=("stop", "abort", "throttle"),
-        default="stop",
-        help="when a round leaves as many dirty pages as it sent: 'stop', the default, suspends the domain; 'abort' "
-        "gives the migration up: exit code 3; 'throttle' lowers the domain's processor cap step by step first",
+
+
+def _add_domain(group: argparse._ArgumentGroup) -> None:
+    common.add_toolstack(group)
+    group.add_argument(
+        "--suspend-timeout",
+        metavar="SECONDS",
+        type=arguments.timeout,
+        help="how long the guest may take to suspend, counted from the request; default 60",
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    others = {
-        "receive": receive.main,
-        "recover": settle.recover,
-        "status": settle.status,
-        "cancel": settle.cancel,
-    }
-    if words and words[0] in others:
-        return others[words[0]](words[1:])
-    parser = _parser()
-    arguments = parser.parse_args(words)
-    if arguments.name == "":
-        parser.error("--name: a domain needs a name that is not empty")
-    arguments.image = arguments.host
-    reporting.check_report(parser, arguments)
-    return common.run(PROG, arguments, lambda: _migrate(arguments))
+    if words and words[0] in OTHERS:
+        return OTHERS[words[0]][1](words[1:])
+    parser = command_parser()
+    given = parser.parse_args(words)
+    if given.name == "":
+        parser.error("--name must not be empty")
+    given.image = given.host
+    reporting.check_report(parser, given)
+    return common.run(PROG, given, lambda: _migrate(given))
 
 
-def _migrate(arguments: argparse.Namespace) -> int | None:
+def _migrate(given: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.policy import Limits, OnStall
     from saverestore.engine.progress import SaveReport
@@ -151,51 +176,49 @@ def _migrate(arguments: argparse.Namespace) -> int | None:
     from saverestore.migrate.source import MigrateRequest, dry_run, migrate_domain
     from saverestore.report.facts import facts_of_save
 
-    destination = addresses.parse(arguments.host)
-    addresses.check_trusted(destination, trusted=arguments.trust_network)
+    destination = addresses.parse(given.host)
+    addresses.check_trusted(destination, trusted=given.trust_network)
     request = MigrateRequest(
-        domain=arguments.domain,
+        domain=given.domain,
         destination=destination,
-        name=arguments.name,
-        paused=arguments.paused,
-        dirty=arguments.dirty,
+        name=given.name,
+        paused=given.paused,
+        dirty=given.dirty,
         limits=Limits(
-            max_rounds=arguments.max_rounds,
-            max_time_s=arguments.max_time,
-            downtime_s=arguments.downtime_s,
-            on_stall=OnStall(arguments.on_stall),
+            max_rounds=given.max_rounds,
+            max_time_s=given.max_time,
+            downtime_s=given.downtime_s,
+            on_stall=OnStall(given.on_stall),
         ),
-        suspend_timeout_s=arguments.suspend_timeout,
-        toolstack=arguments.toolstack,
-        settle_for_s=arguments.settle_for,
-        back=arguments.back,
-        ssh=addresses.words_of(arguments.ssh),
+        suspend_timeout_s=given.suspend_timeout,
+        toolstack=given.toolstack,
+        settle_for_s=given.settle_for,
+        back=given.back,
+        ssh=addresses.words_of(given.ssh),
     )
-    if arguments.dry_run:
+    if given.dry_run:
         return common.print_findings(PROG, dry_run(request))
     report = SaveReport()
     with (
-        reporting.reporting(
-            PROG, arguments, arguments.domain, lambda outcome: facts_of_save(outcome, report)
-        ),
-        closing(progress_for(PROG, quiet=arguments.quiet)) as progress,
+        reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)),
+        closing(progress_for(PROG, quiet=given.quiet)) as progress,
     ):
         migrated = migrate_domain(request, progress, report, process_ends=True)
     answer = migrated.answer
     if answer.error:
         common.say(
-            f"{PROG}: {arguments.domain} is at {arguments.host}, but could not be started there: {answer.error}"
+            f"{PROG}: {given.domain} is at {given.host}, but could not be started there: {answer.error}"
         )
         return ExitCode.XEN
-    if not arguments.quiet:
-        common.say(f"{PROG}: {_summary(arguments, report, answer.state, migrated.handover_s)}")
+    if not given.quiet:
+        common.say(f"{PROG}: {_summary(given, report, answer.state, migrated.handover_s)}")
     return None
 
 
-def _summary(arguments: argparse.Namespace, report: SaveReport, state: str, handover_s: float) -> str:
+def _summary(given: argparse.Namespace, report: SaveReport, state: str, handover_s: float) -> str:
     text = (
-        f"{arguments.domain} is {state} at {arguments.host}: {report.stream_bytes >> 20} MiB, "
-        f"{report.pages_sent} pages, {report.total_s:.1f} s; {len(report.rounds)} rounds"
+        f"{given.domain} is {state} at {given.host}: {report.stream_bytes >> 20} MiB, "
+        f"{counted(report.pages_sent, 'page')}, {report.total_s:.1f} s; {counted(len(report.rounds), 'round')}"
     )
     if report.downtime is None:
         return text

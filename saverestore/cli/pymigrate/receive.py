@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from saverestore.cli import common
+from saverestore.cli import arguments, common
 
 if TYPE_CHECKING:
     from saverestore.transport.connection import Connection
 
 DESCRIPTION = """\
-Take a domain that 'pymigrate' sends, or answer to its recovery: one connection, on standard input and output. ssh
-starts this; nobody else needs to, but to listen.
+Receive a domain that 'pymigrate' sends, or answer to its recovery: one connection, on standard input and output. ssh
+starts this; start it yourself only to listen.
 """
 
 EPILOG = """\
@@ -24,40 +24,43 @@ examples:
 """
 
 
-def parser() -> common.Parser:
-    """Its options."""
-    made = common.parser("pymigrate receive", DESCRIPTION, EPILOG)
-    made.add_argument(
+def receive_parser() -> arguments.Parser:
+    """What reads the command line."""
+    parser = arguments.parser("pymigrate receive", DESCRIPTION, EPILOG)
+    group = parser.add_argument_group("options")
+    group.add_argument(
         "--listen",
         metavar="ADDRESS",
-        help="take one connection at unix:PATH or tcp://HOST:PORT instead",
+        help="accept one connection at unix:PATH or tcp://HOST:PORT instead",
     )
-    made.add_argument(
+    group.add_argument(
         "--trust-network",
         action="store_true",
-        help="for tcp:// only: memory comes in clear, and nobody is asked who they are; the source must say so, too",
+        help="for tcp:// only: memory arrives in clear text, and neither side proves who it is; the source must have "
+        "this option, too",
     )
-    return made
+    arguments.finish(parser)
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Run it."""
-    arguments = parser().parse_args(argv)
-    return common.run("pymigrate", arguments, lambda: _receive(arguments))
+    given = receive_parser().parse_args(argv)
+    return common.run("pymigrate", given, lambda: _receive(given))
 
 
-def _receive(arguments: argparse.Namespace) -> None:
+def _receive(given: argparse.Namespace) -> None:
     from saverestore.cli.progress import progress_for
     from saverestore.cli.pyrestore import helper_for
     from saverestore.migrate.channel import Channel
     from saverestore.migrate.destination import receive
     from saverestore.operations.host import opened_host
 
-    quiet = arguments.quiet or (arguments.listen is None and not arguments.verbose)
+    quiet = given.quiet or (given.listen is None and not given.verbose)
     with (
         helper_for("auto") as helper,  # before there are threads, or a connection that it would keep open
         opened_host(process_ends=True) as host,
-        _connection(arguments) as connection,
+        _connection(given) as connection,
         Channel(connection) as channel,
         closing(progress_for("pymigrate", quiet=quiet)) as progress,
     ):
@@ -67,14 +70,14 @@ def _receive(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _connection(arguments: argparse.Namespace) -> Iterator[Connection]:
+def _connection(given: argparse.Namespace) -> Iterator[Connection]:
     from saverestore.migrate import addresses
 
-    if arguments.listen is None:
+    if given.listen is None:
         with addresses.of_standard_streams("the source") as connection:
             yield connection
         return
-    address = addresses.parse(arguments.listen)
-    addresses.check_trusted(address, trusted=arguments.trust_network)
+    address = addresses.parse(given.listen)
+    addresses.check_trusted(address, trusted=given.trust_network)
     with addresses.listening(address) as connection:
         yield connection

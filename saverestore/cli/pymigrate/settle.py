@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli import common
+from saverestore.cli import arguments, common
 from saverestore.cli.remedies import in_full
 from saverestore.errors import exit_code_of
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 PROG = "pymigrate"
 
 RECOVER = """\
-Settle migrations that were cut short, on either host. What this host can decide by itself is decided; where it
-depends on the other host, that is asked. Nothing is started that the other host may run. With no answer the domain
-stays as it is: exit code 7.
+Settle migrations that were cut short, on either host. What this host can decide alone is decided; otherwise the other
+host is asked. No domain is started that the other host may run. Without an answer the domain stays as it is: exit
+code 7.
 """
 
 STATUS = """\
@@ -29,50 +29,61 @@ Show the migrations that this host has taken part in, the latest last, and how f
 """
 
 CANCEL = """\
-Give a migration up that another process works on: the domain runs here as before, and nothing is left at the other
-host. Once the domain has been granted to the other host it is too late: exit code 3.
+End a migration that another process works on: the domain keeps running here, and nothing is left at the other host.
+Once the domain has been granted to the other host it is too late: exit code 3.
 """
 
 CANCEL_S = 120.0
 
 
-def recover_parser() -> common.Parser:
-    """Options of `recover`."""
-    made = common.parser(
-        "pymigrate recover", RECOVER, "examples:\n  pymigrate recover web1\n  pymigrate recover --all\n"
+def _parser(command: str, description: str, examples: str) -> arguments.Parser:
+    return arguments.parser(f"{PROG} {command}", description, examples)
+
+
+def _add_domain(parser: arguments.Parser, *, optional: bool) -> None:
+    parser.add_argument(
+        "domain",
+        metavar="DOMAIN",
+        nargs="?" if optional else None,
+        help="name or UUID of the domain, or of the migration",
     )
-    made.add_argument(
-        "domain", metavar="DOMAIN", nargs="?", help="name or UUID of the domain, or of the migration"
-    )
-    made.add_argument("--all", action="store_true", help="of every domain, as at the start of the host")
-    made.add_argument("--peer", metavar="HOST", help="how the other host is reached, if not as it was then")
-    made.add_argument(
+
+
+def recover_parser() -> arguments.Parser:
+    """What reads the command line of `recover`."""
+    parser = _parser("recover", RECOVER, "examples:\n  pymigrate recover web1\n  pymigrate recover --all\n")
+    _add_domain(parser, optional=True)
+    group = parser.add_argument_group("options")
+    group.add_argument("--all", action="store_true", help="of every domain, as at the start of the host")
+    group.add_argument("--peer", metavar="HOST", help="how the other host is reached, if not as it was then")
+    group.add_argument(
         "--force",
         choices=("run", "destroy"),
-        help="decide by yourself, without the other host. 'run': you promise that the other host does not run the "
-        "domain and never will, so it runs here; 'destroy': the other host has it, so this host's copy goes",
+        help="decide yourself, without the other host. run: you know that the other host does not run the domain "
+        "and never will, so it runs here; destroy: the other host has it, so the copy here is destroyed",
     )
-    made.add_argument(
+    group.add_argument(
         "--ssh",
         metavar="COMMAND",
         default=os.environ.get("PYMIGRATE_SSH", "ssh"),
-        help="what reaches the other host; default: $PYMIGRATE_SSH, or 'ssh'",
+        help="what reaches the other host; default: $PYMIGRATE_SSH, or ssh",
     )
-    return made
+    arguments.finish(parser)
+    return parser
 
 
 def recover(argv: Sequence[str]) -> int:
     """Run `pymigrate recover`."""
     parser = recover_parser()
-    arguments = parser.parse_args(argv)
-    if (arguments.domain is None) != arguments.all:
-        parser.error("give DOMAIN, or --all")
-    if arguments.force and arguments.all:
-        parser.error("--force decides about one domain: give DOMAIN")
-    return common.run(PROG, arguments, lambda: _recover(arguments))
+    given = parser.parse_args(argv)
+    if (given.domain is None) != given.all:
+        parser.error("one of DOMAIN and --all is needed")
+    if given.force and given.all:
+        parser.error("--force needs DOMAIN, and excludes --all")
+    return common.run(PROG, given, lambda: _recover(given))
 
 
-def _recover(arguments: argparse.Namespace) -> int:
+def _recover(given: argparse.Namespace) -> int:
     from saverestore.migrate import addresses
     from saverestore.migrate.handover import OVER, Event, State
     from saverestore.migrate.journal import Journals
@@ -80,10 +91,10 @@ def _recover(arguments: argparse.Namespace) -> int:
     from saverestore.migrate.recovery import recover as recover_one
     from saverestore.operations.host import opened_host
 
-    force = {None: None, "run": Event.FORCE_RUN, "destroy": Event.FORCE_DESTROY}[arguments.force]
-    request = RecoverRequest(arguments.peer, force, addresses.words_of(arguments.ssh))
+    force = {None: None, "run": Event.FORCE_RUN, "destroy": Event.FORCE_DESTROY}[given.force]
+    request = RecoverRequest(given.peer, force, addresses.words_of(given.ssh))
     journals = Journals()
-    logs, unreadable = found(journals, arguments.domain)
+    logs, unreadable = found(journals, given.domain)
     errors: list[BaseException] = list(unreadable)
     waiting = [log for log in logs if log.state not in OVER]
     if waiting:
@@ -92,42 +103,40 @@ def _recover(arguments: argparse.Namespace) -> int:
                 settled = recover_one(log, request, host, journals=journals)
                 if settled.error is not None:
                     errors.append(settled.error)
-                elif not arguments.quiet:
+                elif not given.quiet:
                     common.say(f"{PROG}: {settled.text}")
-    elif not errors and not arguments.quiet:
+    elif not errors and not given.quiet:
         lost = [log for log in logs if log.state is State.LOST]
-        common.say(f"{PROG}: nothing is to be settled" + (f"; {len(lost)} were lost" if lost else ""))
+        common.say(f"{PROG}: nothing to settle" + (f"; {len(lost)} were lost" if lost else ""))
     for error in errors:
         common.say(f"{PROG}: {in_full(error, PROG)}")
     return int(exit_code_of(errors[0])) if errors else 0
 
 
-def status_parser() -> common.Parser:
-    """Options of `status`."""
-    made = common.parser(
-        "pymigrate status", STATUS, "examples:\n  pymigrate status\n  pymigrate status --json web1\n"
-    )
-    made.add_argument(
-        "domain", metavar="DOMAIN", nargs="?", help="name or UUID of the domain, or of the migration"
-    )
-    made.add_argument("--json", action="store_true", help="as JSON, for programs")
-    return made
+def status_parser() -> arguments.Parser:
+    """What reads the command line of `status`."""
+    parser = _parser("status", STATUS, "examples:\n  pymigrate status\n  pymigrate status --json web1\n")
+    _add_domain(parser, optional=True)
+    group = parser.add_argument_group("options")
+    group.add_argument("--json", action="store_true", help="print JSON, for programs")
+    arguments.finish(parser)
+    return parser
 
 
 def status(argv: Sequence[str]) -> int:
     """Run `pymigrate status`."""
-    arguments = status_parser().parse_args(argv)
-    return common.run(PROG, arguments, lambda: _status(arguments))
+    given = status_parser().parse_args(argv)
+    return common.run(PROG, given, lambda: _status(given))
 
 
-def _status(arguments: argparse.Namespace) -> int:
+def _status(given: argparse.Namespace) -> int:
     from saverestore.migrate.journal import Journals
     from saverestore.migrate.recovery import found
 
     journals = Journals()
-    logs, errors = found(journals, arguments.domain)
+    logs, errors = found(journals, given.domain)
     facts = [_facts(log, journals) for log in logs]
-    if arguments.json:
+    if given.json:
         common.answer(json.dumps(facts, indent=2))
     else:
         for one in facts:
@@ -160,28 +169,29 @@ def _facts(log: Log, journals: Journals) -> dict[str, Any]:
     }
 
 
-def cancel_parser() -> common.Parser:
-    """Options of `cancel`."""
-    made = common.parser("pymigrate cancel", CANCEL, "examples:\n  pymigrate cancel web1\n")
-    made.add_argument("domain", metavar="DOMAIN", help="name or UUID of the domain, or of the migration")
-    return made
+def cancel_parser() -> arguments.Parser:
+    """What reads the command line of `cancel`."""
+    parser = _parser("cancel", CANCEL, "examples:\n  pymigrate cancel web1\n")
+    _add_domain(parser, optional=False)
+    arguments.finish(parser)
+    return parser
 
 
 def cancel(argv: Sequence[str]) -> int:
     """Run `pymigrate cancel`."""
-    arguments = cancel_parser().parse_args(argv)
-    return common.run(PROG, arguments, lambda: _cancel(arguments))
+    given = cancel_parser().parse_args(argv)
+    return common.run(PROG, given, lambda: _cancel(given))
 
 
-def _cancel(arguments: argparse.Namespace) -> None:
+def _cancel(given: argparse.Namespace) -> None:
     from saverestore.migrate.cancelling import cancel as cancel_one
     from saverestore.migrate.journal import Journals
     from saverestore.migrate.recovery import found
 
     journals = Journals()
-    logs, errors = found(journals, arguments.domain)
+    logs, errors = found(journals, given.domain)
     if errors and not logs:
         raise errors[0]
-    cancel_one(logs, arguments.domain, journals=journals, wait_s=CANCEL_S)
-    if not arguments.quiet:
-        common.say(f"{PROG}: the migration of {arguments.domain} was cancelled; it is running here")
+    cancel_one(logs, given.domain, journals=journals, wait_s=CANCEL_S)
+    if not given.quiet:
+        common.say(f"{PROG}: the migration of {given.domain} was cancelled; it is running here")

@@ -32,7 +32,8 @@ def gic_version(configured: str | None, interrupts: Path = INTERRUPTS) -> int:
     found = {version for name, version in CHIPS.items() if name in words}
     if len(found) != 1:
         raise DomainError(
-            f"{interrupts} does not tell the version of this host's GIC, which domains get, too; nothing was done "
+            f"{interrupts} does not report the version of this host's GIC, which domains get, too; no changes "
+            "were made "
             "('gic_version=\"v3\"' in the domain's configuration does)",
             name=ErrorName.HOST_UNSUPPORTED,
         )

@@ -113,7 +113,7 @@ def read(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> Jou
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DomainError(
             f"{path}, which says how the processors of domain {domid} were, cannot be read: {error}; "
-            "nothing was done",
+            "no changes were made",
             name=ErrorName.DOMAIN_NEEDS_RECOVERY,
         ) from error
 

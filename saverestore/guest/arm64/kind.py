@@ -71,7 +71,7 @@ class Arm64Kind(Kind):
             "an emulated UART": (build.get("arch_arm") or {}).get("vuart") not in (None, "unknown"),
             "ACPI tables": build.get("acpi") in (True, "True"),
             f"a trusted execution environment ({build.get('tee')})": build.get("tee") not in (None, "none"),
-            "a device tree of its own": bool(build.get("device_tree")),
+            "its own device tree": bool(build.get("device_tree")),
         }
         passed = [name for key, name in PASSED_THROUGH.items() if raw.get(key)]
         return [*passed, *(name for name, is_there in found.items() if is_there)]

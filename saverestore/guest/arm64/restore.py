@@ -135,7 +135,7 @@ class Arm64Restore:
                 )
             self._vcpus[record.vcpu] = record
         else:
-            raise ImageError(f"a {type(record).__name__} record does not belong into an arm64 image")
+            raise ImageError(f"a {type(record).__name__} record is not valid in an arm64 image")
 
     def static_data_done(self) -> None:
         """The platform has been looked at: the domain must have as many vCPUs."""
@@ -196,7 +196,7 @@ class Arm64Restore:
                 f"the image has vCPUs {sorted(self._vcpus)}, its domain {self._nr_vcpus} of them"
             )
         if len(self._shared_info.vcpu_info) != self._nr_vcpus:
-            raise ImageError(f"the image tells of the vcpu_info of {len(self._shared_info.vcpu_info)} vCPUs")
+            raise ImageError(f"the image has the vcpu_info of {len(self._shared_info.vcpu_info)} vCPUs")
         unpacked = [vcpu.unpack_record(self._vcpus[number], self._gic) for number in range(self._nr_vcpus)]
         contexts, hidden = [context for context, _ in unpacked], [values for _, values in unpacked]
         return [contexts[0].with_x0(RESTORED), *contexts[1:]], hidden

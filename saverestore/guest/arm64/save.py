@@ -50,7 +50,7 @@ class Arm64Save:
         self._layout = Layout.of_domain(nr_gpfns(handles.xen, info.domid), info.max_pages)
         if not self._layout.banks:
             raise DomainError(
-                f"domain {info.domid} has no memory where an arm64 domain has it; nothing was done",
+                f"domain {info.domid} has no memory where an arm64 domain has it; no changes were made",
                 name=ErrorName.DOMAIN_UNREADABLE,
             )
         code_of(Piece.SAVE, gic)  # that this can be done at all is told before anything is

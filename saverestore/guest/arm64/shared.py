@@ -35,7 +35,7 @@ def find_shared_info(handles: Handles, domid: int, memory: KeptMemory) -> int:
     found = f"{len(proved)} pages" if proved else "no page"
     raise DomainError(
         f"domain {domid}: {found} of its memory prove{'s' if not proved else ''} to be what it shares with Xen "
-        "(shared_info); it cannot be saved, and goes on running",
+        "(shared_info); it cannot be saved, and is running",
         name=ErrorName.DOMAIN_UNREADABLE,
     )
 

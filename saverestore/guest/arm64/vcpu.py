@@ -182,10 +182,10 @@ def check_can_be_carried(vcpu: int, hidden: Mapping[Register, int]) -> None:
     """DomainError for a vCPU with state that nothing here reads: SVE, and the keys of pointer authentication."""
     by_name = {register.name: value for register, value in hidden.items()}
     if by_name["id_aa64pfr0_el1"] >> 32 & 0xF:
-        raise DomainError(f"vCPU {vcpu} has SVE, whose registers cannot be saved; the domain goes on")
+        raise DomainError(f"vCPU {vcpu} has SVE, whose registers cannot be saved; the domain is running")
     if by_name["id_aa64isar1_el1"] >> 4 & 0xFF or by_name["id_aa64isar1_el1"] >> 24 & 0xFF:
         raise DomainError(
-            f"vCPU {vcpu} has pointer authentication, whose keys cannot be saved; the domain goes on"
+            f"vCPU {vcpu} has pointer authentication, whose keys cannot be saved; the domain is running"
         )
 
 
@@ -193,7 +193,7 @@ def check_is_64_bit(vcpu: int, context: Context) -> None:
     """DomainError for a vCPU that runs 32-bit code in its kernel's place."""
     if context.cpsr & AARCH32:
         raise DomainError(
-            f"vCPU {vcpu} is in AArch32 state: 32-bit guests cannot be saved; the domain goes on"
+            f"vCPU {vcpu} is in AArch32 state: 32-bit guests cannot be saved; the domain is running"
         )
 
 

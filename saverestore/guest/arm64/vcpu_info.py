@@ -108,7 +108,7 @@ class VcpuInfoSearch:
             if owner.setdefault(address, number) != number:
                 raise DomainError(
                     f"domain {journal.domid}: vCPUs {owner[address]} and {number} seem to have their vcpu_info at "
-                    f"one place, {address:#x}, which cannot be; it goes on",
+                    f"one place, {address:#x}, which is impossible; the domain is running",
                     name=ErrorName.DOMAIN_UNREADABLE,
                     remedies=[Advice(Remedy.TRY_AGAIN)],
                 )
@@ -156,7 +156,7 @@ class VcpuInfoSearch:
             if result and not (at == Control.PRIORITIZED and result == -errno.ENOSYS):
                 raise DomainError(
                     f"domain {journal.domid}: Xen did not {step} an event channel of vCPU {number} "
-                    f"(error {-result}); it cannot be saved, and goes on",
+                    f"(error {-result}); it cannot be saved, and is running",
                     name=ErrorName.DOMAIN_UNREADABLE,
                 )
 
@@ -164,7 +164,7 @@ class VcpuInfoSearch:
 def _not_one(domid: int, number: int, count: int) -> DomainError:
     return DomainError(
         f"domain {domid}: {count} places in its memory change as the vcpu_info of vCPU {number} does when it gets "
-        "an event, and only one can be it; it goes on",
+        "an event, and only one can be it; the domain is running",
         name=ErrorName.DOMAIN_UNREADABLE,
         remedies=[Advice(Remedy.TRY_AGAIN)],
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pyxc import ForeignMemory, Xen, XenStore
 from pyxc import XenError as XenError  # for `operations` too, which catches it and knows nothing else of pyxc
+from pyxc import built_for as built_for  # for --version
 from pyxc.process import keep_freed_memory
 
 

@@ -192,7 +192,7 @@ class Suspender:
                 if self._withdraw():
                     raise DomainError(
                         f"domain {self._domid} did not answer the request to suspend within {self._timeout_s:g} s; "
-                        "the request was taken back",
+                        "the request was withdrawn",
                         name=ErrorName.DOMAIN_UNRESPONSIVE,
                         remedies=[Advice(Remedy.WAIT_LONGER)],
                     )
@@ -234,7 +234,8 @@ class Suspender:
         while not self._stopped():
             if time.monotonic() > self._deadline:
                 raise DomainError(
-                    f"domain {self._domid} {in_vain} within {self._timeout_s:g} s; its console may say what kept it",
+                    f"domain {self._domid} {in_vain} within {self._timeout_s:g} s; "
+                    "its console may say why it is late",
                     name=ErrorName.DOMAIN_UNRESPONSIVE,
                     remedies=[Advice(Remedy.WAIT_LONGER)],
                 )

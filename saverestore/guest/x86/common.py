@@ -45,7 +45,7 @@ def check_cpu_policy(xen: Xen, hvm: bool, leaves: bytes, msrs: bytes, *, check_c
     lacking = cpu_features.lacking(leaves, host_leaves) + cpu_features.lacking_msr_bits(msrs, host_msrs)
     if not lacking:
         return
-    fact = f"the image needs a CPU that this host cannot give: it lacks {', '.join(lacking)}"
+    fact = f"the image needs CPU features that this host lacks: it lacks {', '.join(lacking)}"
     if check_cpu:
         raise ImageError(
             fact, name=ErrorName.CPU_FEATURES_MISSING, remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU)]
@@ -92,7 +92,7 @@ class CommonRestore:
             cpu.set_cpu_policy(self._xen, self._domid, self._leaves, self._msrs)
         except XenError as error:
             raise ImageError(
-                f"the image needs a CPU that this host cannot give: {error.detail or error}; "
+                f"the image needs CPU features that this host lacks: {error.detail or error}; "
                 "restore it on a host with the features of the one it was saved on",
                 name=ErrorName.CPU_FEATURES_MISSING,
             ) from error

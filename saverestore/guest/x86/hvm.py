@@ -76,7 +76,7 @@ class _LogDirtyWithEmulator:
             try:
                 emulator.log_dirty(on=False)
             except DomainError as error:
-                LOG.warning("%s; it goes on marking pages", error)
+                LOG.warning("%s; it still marks pages", error)
 
 
 def log_dirty_with(emulator: Emulator, open_log: Callable[[], LogDirty]) -> LogDirty:
@@ -230,7 +230,7 @@ class HvmRestore(CommonRestore):
         elif isinstance(record, HvmContext):
             self._context = record.context
         else:
-            raise ImageError(f"a {type(record).__name__} record does not belong into an HVM image")
+            raise ImageError(f"a {type(record).__name__} record is not valid in an HVM image")
 
     def _set_params(self, record: HvmParams) -> None:
         cleared = (

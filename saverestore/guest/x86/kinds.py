@@ -73,7 +73,7 @@ class _X86(Kind):
         if not info.suspended:
             return []
         Resumption(handles.xen, handles.store, info.domid).resume()
-        return ["it was suspended and goes on"]
+        return ["it was suspended and is running again"]
 
 
 class PvKind(_X86):

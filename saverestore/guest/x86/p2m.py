@@ -48,7 +48,7 @@ class P2m:
         max_pfn = int(self._arch["max_pfn"]) - 1
         if max_pfn < 0:
             raise DomainError(
-                f"domain {domid} has not told where its p2m table is; is it still booting?",
+                f"domain {domid} has not published its p2m table; is it still booting?",
                 name=ErrorName.DOMAIN_NOT_READY,
             )
         try:

@@ -261,7 +261,7 @@ class PvRestore(CommonRestore):
                 raise ImageError(f"state of vcpu {record.vcpu}, but the domain has {self._nr_vcpus} vCPUs")
             self._vcpus[type(record)][record.vcpu] = record.context
         else:
-            raise ImageError(f"a {type(record).__name__} record does not belong into a PV image")
+            raise ImageError(f"a {type(record).__name__} record is not valid in a PV image")
 
     def _take_p2m_frames(self, record: X86PvP2mFrames) -> None:
         nr_pfns = record.last_pfn + 1
@@ -371,9 +371,7 @@ class PvRestore(CommonRestore):
         """Put the new p2m where the guest keeps its own."""
         missing = self._frame_pfns >= len(self._p2m)
         if missing.any():
-            raise ImageError(
-                f"frame {int(np.flatnonzero(missing)[0])} of the guest's p2m table was never told"
-            )
+            raise ImageError(f"frame {int(np.flatnonzero(missing)[0])} of the guest's p2m table is unknown")
         is_plain = self._types[self._frame_pfns] == PageType.NOTAB
         if not is_plain.all():
             index = int(np.flatnonzero(~is_plain)[0])

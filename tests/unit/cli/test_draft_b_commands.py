@@ -55,14 +55,14 @@ def test_the_options_say_how_pages_are_coded(asked, options, coding):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--codec", "zstd"], "--codec only means something with --format draft-b"),
-        (["--format", "draft-b", "--codec", "xor"], "only means something with --live"),
+        (["--codec", "zstd"], "--codec needs --format draft-b"),
+        (["--format", "draft-b", "--codec", "xor"], "--codec xor needs --live"),
         (
             ["--format", "draft-b", "--codec", "zip"],
             "no codec 'zip'; there are none, xor, deflate, zstd, lz4",
         ),
-        (["--format", "draft-b", "--codec", "zstd:99"], "level '99' of zstd: it has 1 to 19"),
-        (["--format", "draft-a"], "invalid choice"),
+        (["--format", "draft-b", "--codec", "zstd:99"], "zstd has levels 1 to 19, not '99'"),
+        (["--format", "draft-a"], "is not one of: xen, draft-b"),
     ],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(asked, options, message, capsys):

@@ -40,7 +40,7 @@ def test_the_bar_ends_before_anything_else_is_said(monkeypatch):
     said = terminal.getvalue()
     assert said.endswith("\npysave: an error\n")
     assert "round 0:  50%" in said
-    assert "2.00M/4.00M" in said
+    assert "2 of 4 MiB" in said
     assert "2 MiB written" in said
 
 
@@ -49,7 +49,7 @@ def test_a_round_ends_with_what_came_of_it(monkeypatch):
     bar = progress.progress_for("pysave", quiet=False)
     bar.round(1, 1024, final=False)
     bar.round_done(RoundStats(1, 512, 7, 1.5))
-    assert terminal.getvalue().endswith("\nround 1: 512 pages sent, 7 written meanwhile\n")
+    assert terminal.getvalue().endswith("\nround 1: 512 pages sent, 7 dirty\n")
 
 
 def test_restoring_counts_the_bytes_of_the_image(monkeypatch):
@@ -59,7 +59,7 @@ def test_restoring_counts_the_bytes_of_the_image(monkeypatch):
     bar.pages(512, 2 << 20)
     bar.pages(512, 4 << 20)
     bar.close()
-    assert "4.00M/8.00M" in terminal.getvalue()
+    assert "4 of 8 MiB" in terminal.getvalue()
 
 
 def test_lines_name_the_command_and_the_round():
@@ -71,6 +71,6 @@ def test_lines_name_the_command_and_the_round():
     lines.close()
     assert out.getvalue().splitlines() == [
         "pysave: suspending the domain",
-        "pysave: last round: 100 pages to look at",
+        "pysave: last round: 100 pages to scan",
         "pysave: round 2: 40 pages sent",
     ]

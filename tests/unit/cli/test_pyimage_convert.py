@@ -183,7 +183,7 @@ def test_pages_coded_by_xor_where_the_note_tells_otherwise_are_refused(tmp_path,
     domain.close()
     (tmp_path / "a.img").write_bytes(image)
     assert convert(tmp_path / "a.img", "-o", tmp_path / "b.img") == 4
-    assert "pages coded by xor, but the note of its save tells of another form" in capsys.readouterr().err
+    assert "pages coded by xor, but the note of its save names another codec" in capsys.readouterr().err
     assert not (tmp_path / "b.img").exists()
 
 

@@ -97,7 +97,7 @@ def test_ranges_across_the_steps_of_the_index_are_one(tmp_path, capsys):
 def test_many_ranges_are_cut_for_people_and_not_for_programs(tmp_path, capsys):
     a = hvm_image(tmp_path / "a.img", [Sent([(2 * p, 0, page(1)) for p in range(40)])])
     b = hvm_image(tmp_path / "b.img", [Sent([(1000, 0, page(1))])])
-    assert "and 28 ranges more; --json has all" in diff(capsys, a, b)[1].out
+    assert "and 28 more ranges; --json has all" in diff(capsys, a, b)[1].out
     assert len(as_json(capsys, a, b)["pages"]["only_a"]["pfns"]) == 40
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
@@ -11,9 +10,9 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from saverestore.cli import common, helper, pyrestore, pysave, watch
-from saverestore.cli.pyimage import command as pyimage
-from saverestore.cli.pymigrate import command, receive, settle
+from saverestore.cli import common
+from saverestore.cli.parsers import COMMANDS as COMMAND_PARSERS
+from saverestore.cli.parsers import subcommands_of
 from saverestore.cli.remedies import (
     ANYWHERE,
     COMMANDS,
@@ -54,26 +53,12 @@ QUOTED = re.compile(r"'([^']+)'")
 
 
 def options_of(prog: str) -> set[str]:
-    """All options of a command of ours; of `pyimage` those of its subcommands, each as "SUBCOMMAND OPTION", too."""
-    if prog == HELPER:
-        return set(OPTION.findall(helper.HELP))
-    modules = {"pysave": pysave, "pyrestore": pyrestore, "pyimage": pyimage, "pyxc-watch": watch}
-    if prog == PYMIGRATE:
-        makers = (
-            command._parser,
-            receive.parser,
-            settle.recover_parser,
-            settle.status_parser,
-            settle.cancel_parser,
-        )
-        return {option for make in makers for option in make()._option_string_actions}
-    parser = modules[prog]._parser()
+    """All options of a command of ours; those of its subcommands, each as "SUBCOMMAND OPTION", too."""
+    parser = COMMAND_PARSERS[prog][0]()
     found = set(parser._option_string_actions)
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, sub in action.choices.items():
-                found |= set(sub._option_string_actions)
-                found |= {f"{name} {option}" for option in sub._option_string_actions}
+    for name, sub in subcommands_of(parser).items():
+        found |= set(sub._option_string_actions)
+        found |= {f"{name} {option}" for option in sub._option_string_actions}
     return found
 
 
@@ -85,7 +70,8 @@ def named_in(sentence: str, prog: str) -> list[tuple[str, str]]:
         if program not in COMMANDS:
             assert not program.startswith("-"), f"{sentence}: whose option is it?"
             continue
-        subcommand = f"{rest[0]} " if program == PYIMAGE and rest[0].isalpha() else ""
+        is_subcommand = program in (PYIMAGE, PYMIGRATE) and rest[0].isalpha()
+        subcommand = f"{rest[0]} " if is_subcommand else ""
         found += [(program, f"{subcommand}{option}") for option in OPTION.findall(line)]
     return found
 
@@ -194,11 +180,11 @@ def test_the_helpers_failure_arrives_with_its_name_and_remedies_and_without_its_
         name=ErrorName.CPU_FEATURES_MISSING,
         remedies=[Advice(Remedy.RESTORE_ON_OTHER_CPU), Advice(Remedy.RECOVER, 7)],
     )
-    error.add_note("no domain was left behind")
+    error.add_note("no domain was left")
     report = json.loads(json.dumps(HelperReport(pages=5).failed(error).__dict__))
     arrived = HelperReport(**report).as_error()
     assert isinstance(arrived, ImageError)
     assert (arrived.name, arrived.remedies) == (error.name, error.remedies)
-    assert str(arrived) == "a CPU is needed; no domain was left behind"
+    assert str(arrived) == "a CPU is needed; no domain was left"
     assert "with --force all the same" in in_full(arrived, "pyrestore")
     assert "PYXC_CHECK_CPU=no" in in_full(arrived, HELPER)

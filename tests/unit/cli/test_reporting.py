@@ -43,24 +43,27 @@ def raising(error: BaseException):
 
 
 def test_a_save_leaves_its_report_and_a_page(tmp_path, saving, capsys):
-    for name in ("r.json", "r.html"):
-        command = [
-            "--live",
-            "--downtime-ms",
-            "300",
-            "--report",
-            str(tmp_path / name),
-            "web1",
-            str(tmp_path / "a.img"),
-        ]
-        assert pysave.main(command) == 0
+    both = ["--report", str(tmp_path / "r.json"), "--report", str(tmp_path / "r.html")]
+    assert pysave.main(["--live", "--downtime-ms", "300", *both, "web1", str(tmp_path / "a.img")]) == 0
     facts = json.loads((tmp_path / "r.json").read_text())
     assert (facts["result"], facts["domain_state"], facts["error"]) == ("done", "destroyed", None)
     assert facts["error_name"] is None
     assert facts["options"]["downtime_s"] == 0.3
     assert facts["rounds"][0]["sent_pages"] == 100
+    assert facts["image_path"] == str(tmp_path / "a.img")
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
-    assert len(capsys.readouterr().err.splitlines()) == 2  # the summary, twice
+    (summary,) = capsys.readouterr().err.splitlines()
+    assert f", {facts['seconds']['total']:.1f} s" in summary
+
+
+def test_options_that_were_left_out_are_reported_with_their_defaults(tmp_path, saving):
+    path = tmp_path / "r.json"
+    assert pysave.main(["--live", "--report", str(path), "web1", str(tmp_path / "a.img")]) == 0
+    options = json.loads(path.read_text())["options"]
+    assert (options["digest"], options["suspend_timeout"], options["max_rounds"]) == ("xxh3", 60, 5)
+    assert pysave.main(["--plain", "--report", str(path), "web1", str(tmp_path / "b.img")]) == 0
+    options = json.loads(path.read_text())["options"]
+    assert (options["digest"], options["max_rounds"]) == ("none", None)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +79,14 @@ def test_a_save_leaves_its_report_and_a_page(tmp_path, saving, capsys):
 def test_a_save_that_fails_leaves_one_too_with_the_error_and_what_was_done(
     tmp_path, saving, error, code, name
 ):
-    error.add_note("web1 goes on")
+    error.add_note("web1 is running")
     saving.end = raising(error)
     path = tmp_path / "r.json"
     assert pysave.main(["--report", str(path), "web1", str(tmp_path / "a.img")]) == code
     facts = json.loads(path.read_text())
-    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == ("failed", code, "as it was")
+    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == ("failed", code, "unchanged")
     assert facts["error_name"] == name
-    assert facts["error"].endswith("; web1 goes on")
+    assert facts["error"].endswith("; web1 is running")
     assert facts["pages"]["sent"] == 100
 
 
@@ -123,7 +126,7 @@ def test_a_mistake_in_making_the_report_is_no_failure_of_the_save(tmp_path, savi
 def test_verbose_tells_more_and_quiet_nothing(tmp_path, saving, capsys):
     assert pysave.main(["-v", "web1", str(tmp_path / "a.img")]) == 0
     said = capsys.readouterr().err
-    assert "100 pages sent, 0 of them again" in said
+    assert "100 pages sent, 0 of them resent" in said
     assert pysave.main(["-q", "web1", str(tmp_path / "a.img")]) == 0
     assert capsys.readouterr().err == ""
 
@@ -131,13 +134,13 @@ def test_verbose_tells_more_and_quiet_nothing(tmp_path, saving, capsys):
 @pytest.mark.parametrize(
     ("command", "arguments", "what"),
     [
-        (pysave, ["--report", "r.txt", "web1", "a.img"], "ends in .json or .html"),
-        (pysave, ["--report", "absent/r.json", "web1", "a.img"], "there is no folder absent"),
+        (pysave, ["--report", "r.txt", "web1", "a.img"], "must end in .json or .html"),
+        (pysave, ["--report", "absent/r.json", "web1", "a.img"], "there is no directory absent"),
         (pysave, ["--report", "a.json", "web1", "a.json"], "is the image"),
-        (pysave, ["--report", "r.json", "--dry-run", "web1", "a.img"], "--dry-run does nothing"),
+        (pysave, ["--report", "r.json", "--dry-run", "web1", "a.img"], "--dry-run makes no changes"),
         (pysave, ["--report", "r.json", "--recover", "web1"], "--recover makes none"),
-        (pyrestore, ["--report", "r.txt", "a.img"], "ends in .json or .html"),
-        (pyrestore, ["--report", "r.json", "--dry-run", "a.img"], "--dry-run does nothing"),
+        (pyrestore, ["--report", "r.txt", "a.img"], "must end in .json or .html"),
+        (pyrestore, ["--report", "r.json", "--dry-run", "a.img"], "--dry-run makes no changes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -58,7 +58,7 @@ def test_a_domain_that_writes_too_fast_is_suspended(how):
         assert "throttle.limit" not in guest.moments.calls
         assert len(report.rounds) == (3 if how == "log" else 4)
         assert [one.final for one in report.rounds] == [False] * (len(report.rounds) - 1) + [True]
-        assert "leaves as much as it sends" in report.verdict.why
+        assert "leaves as many dirty pages as it sends" in report.verdict.why
         assert_same(guest.domain, restored_from(bytes(sink.data), guest.domain))
 
 
@@ -66,7 +66,7 @@ def test_a_domain_that_writes_too_fast_is_suspended(how):
 def test_or_the_save_is_given_up_and_it_runs_as_before(how):
     with opened(MemoryDomain.pvh(5000)) as guest:
         report = SaveReport()
-        with pytest.raises(Stalled, match=r"pages a second are written.*given up") as caught:
+        with pytest.raises(Stalled, match=r"pages per second are dirtied.*was ended") as caught:
             save(writing(guest), MemorySink(), settings_for(guest, how, OnStall.ABORT), None, report)
         assert isinstance(caught.value, DomainError)
         assert caught.value.exit_code == 3

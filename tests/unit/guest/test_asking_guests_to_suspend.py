@@ -91,7 +91,7 @@ def test_a_guest_that_says_it_cannot_is_not_asked(guest):
 
 def test_from_a_guest_that_does_not_answer_the_request_is_taken_back(guest):
     suspender = guest.suspender()
-    with pytest.raises(DomainError, match="the request was taken back"):
+    with pytest.raises(DomainError, match="the request was withdrawn"):
         suspender.suspend()
     assert nothing_is_left_of_the_request(guest)
     suspender.resume()

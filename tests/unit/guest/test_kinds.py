@@ -108,8 +108,7 @@ def test_nothing_of_the_other_architecture_is_loaded(host, other):
         "import sys\n"
         "import saverestore.operations.save, saverestore.operations.restore, saverestore.operations.recover\n"
         "import saverestore.helper.saving, saverestore.helper.restoring\n"
-        "from saverestore.guest import kinds\n"
-        f"kinds.{host}.of_config('pvh')\n"
+        f"from saverestore.guest import kinds\nkinds.{host}.of_config('pvh')\n"
         f"kinds.{host}.needs_recovery(7, 'no-uuid')\n"
         f"print([name for name in sys.modules if name.startswith('saverestore.guest.{other}')])"
     )
@@ -168,7 +167,7 @@ def test_x86_has_nothing_unsupported_and_libxl_is_not_asked(kind):
         ({}, {"arch_arm": {"vuart": "sbsa_uart"}}, ["an emulated UART"]),
         ({}, {"acpi": "True"}, ["ACPI tables"]),
         ({}, {"tee": "optee"}, ["a trusted execution environment (optee)"]),
-        ({}, {"device_tree": "/boot/own.dtb"}, ["a device tree of its own"]),
+        ({}, {"device_tree": "/boot/own.dtb"}, ["its own device tree"]),
         ({"dtdevs": [{"path": "/soc/ethernet"}]}, {}, ["device-tree devices"]),
         ({"rdms": [{}], "pcidevs": [{}]}, {}, ["passed-through PCI devices", "reserved device memory"]),
         ({"disks": [{"vdev": "xvda"}]}, {"acpi": "False", "tee": "none", "arch_arm": {}}, []),
@@ -281,6 +280,8 @@ def test_a_suspended_x86_domain_is_resumed_with_its_vector_registers(monkeypatch
     opened = SimpleNamespace(xen=xen, store=store)
     assert kind.recover(opened, SimpleNamespace(domid=7, suspended=False)) == []
     assert xen.done == []
-    assert kind.recover(opened, SimpleNamespace(domid=7, suspended=True)) == ["it was suspended and goes on"]
+    assert kind.recover(opened, SimpleNamespace(domid=7, suspended=True)) == [
+        "it was suspended and is running again"
+    ]
     assert xen.done == ["pause", "resume", "registers", "unpause"]
     assert store.done == ["resume_domain"]

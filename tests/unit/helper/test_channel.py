@@ -88,7 +88,7 @@ def test_nobody_to_take_messages_is_told_by_the_first_that_is_sent():
     reading, writing = os.pipe()
     os.close(reading)
     channel = Channel(replies_fd=0, messages_fd=writing)
-    with pytest.raises(LibxlGone, match="takes no more"):
+    with pytest.raises(LibxlGone, match="accepts no more"):
         channel.log(Level.INFO, "hello")
     os.close(writing)
 

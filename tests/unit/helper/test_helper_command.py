@@ -23,8 +23,8 @@ from saverestore.helper.messages import MessageType
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        ([], "not by hand"),
-        (["--save"], "not by hand"),
+        ([], "libxl starts it"),
+        (["--save"], "libxl starts it"),
         (["--save-domain", "1", "2"], "2 numbers, not 6"),
         (["--save-domain", "999", "-1", "1", "0", "136", "0"], "descriptor 999 is not open"),
         (["--restore-domain", "x", "-1", "1", "1", "0", "2", "0", "768", "0"], "invalid literal"),
@@ -67,7 +67,7 @@ def test_a_process_whose_libxl_is_gone_says_so_on_standard_error():
     os.close(gone)
     done = as_a_process(subprocess.DEVNULL, pipe)
     os.close(pipe)
-    assert done == (5, b"pyxc-save-helper: libxl takes no more messages: Broken pipe\n")
+    assert done == (5, b"pyxc-save-helper: libxl accepts no more messages: Broken pipe\n")
 
 
 @pytest.mark.parametrize(

@@ -183,5 +183,5 @@ def test_a_core_is_made_without_registers_that_are_not_understood(tmp_path, caps
     path = hvm_image(tmp_path / "a.img", [Sent([(5, 0, page(1))])], tail=[HvmContext(b"whatever")])
     assert pyimage.main(["core", str(path), "-o", str(tmp_path / "core")]) == 0
     err = capsys.readouterr().err
-    assert "pyimage: without these registers: HVM_CONTEXT" in err
-    assert "0 vCPUs, 1 pages" in err
+    assert "pyimage: these registers are missing: HVM_CONTEXT" in err
+    assert "0 vCPUs, 1 page " in err

@@ -137,7 +137,7 @@ def test_pfns_all_over_the_place_are_refused_before_the_memory_is_gone(tmp_path)
 
 def test_records_without_end_are_refused(tmp_path):
     path = hvm_image(tmp_path / "a.img", [Sent([(1, 0, page(1))])])
-    with open_image(str(path)) as access, pytest.raises(ImageError, match="records that are no pages"):
+    with open_image(str(path)) as access, pytest.raises(ImageError, match="records other than pages"):
         index_image(access, state_max_bytes=100)
 
 

@@ -71,7 +71,7 @@ def test_rows_without_anything_become_a_strip_that_names_them(image):
     assert grid_for(facts) == Grid(64, 1)
     assert bands(facts, Grid(64, 1)) == [(0, 0), (0x400, 0x400)]
     texts = [element.text for element in draw(facts, "title").elements if isinstance(element, Text)]
-    assert "nothing from pfn 0x40 to 0xffff" in texts
+    assert "no pages from pfn 0x40 to 0xffff" in texts
     assert "0x10000 (256 MiB)" in texts
     assert "other content: 40 (0.2 MiB)" in texts
     assert "title; each cell is a page" in texts
@@ -123,7 +123,7 @@ def test_map_makes_the_format_that_the_name_says(image, tmp_path, capsys, suffix
     out = tmp_path / f"memory{suffix}"
     assert pyimage.main(["map", str(image), "-o", str(out)]) == 0
     assert out.read_bytes().startswith(b"<svg" if suffix == ".svg" else b"\x89PNG")
-    assert re.search(r"184.0 KiB of pages, 16\d.\d KiB when compressed", capsys.readouterr().err)
+    assert re.search(r"184.0 KiB of pages, 16\d.\d KiB compressed", capsys.readouterr().err)
 
 
 def test_map_says_which_formats_there_are_and_what_png_needs(image, tmp_path, capsys, monkeypatch):

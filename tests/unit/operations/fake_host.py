@@ -124,6 +124,9 @@ class FakeHost:
     def _pause(self, _domid: int) -> None:
         self.paused = True
 
+    def xen_version(self) -> str:
+        return "4.17.3"
+
     def find(self, _text: str) -> Any:
         return self.domain
 

@@ -27,7 +27,9 @@ from saverestore.stream.records import Arm64Platform
 
 
 def test_an_arm64_image_is_refused_on_an_x86_host():
-    with pytest.raises(ImageError, match="holds an arm64 domain, and this is an x86 host; nothing was done"):
+    with pytest.raises(
+        ImageError, match="holds an arm64 domain, and this is an x86 host; no changes were made"
+    ):
         X86_HOST.of_image(DomainType.ARM64, "pvh")
 
 
@@ -77,7 +79,7 @@ def test_a_configuration_that_says_the_version_is_believed(tmp_path):
 def test_interrupts_that_do_not_tell_the_version_are_refused(tmp_path, chips):
     interrupts = tmp_path / "interrupts"
     interrupts.write_text(chips)
-    with pytest.raises(DomainError, match="does not tell the version of this host's GIC"):
+    with pytest.raises(DomainError, match="does not report the version of this host's GIC"):
         host.gic_version(None, interrupts)
 
 

@@ -95,7 +95,7 @@ def test_a_request_to_suspend_is_taken_back(killed, host):
     killed.store[REQUEST] = "suspend"
     assert recover_locked(killed.handles, killed.domain, host) == [
         PUT_BACK,
-        "a request to suspend was taken back",
+        "a request to suspend was withdrawn",
     ]
     assert killed.store[REQUEST] == ""
 
@@ -135,7 +135,7 @@ def test_a_cap_that_cannot_be_put_back_keeps_nobody_from_recovering_the_domain(k
         recover_locked(killed.handles, killed.domain, host)
     assert killed.done == ["log-dirty off"]
     assert killed.store == {REQUEST: "", CAP: "0"}
-    assert fact_of(caught.value).endswith("; done all the same: a request to suspend was taken back")
+    assert fact_of(caught.value).endswith("; done all the same: a request to suspend was withdrawn")
 
 
 def test_two_failures_are_both_reported(killed, monkeypatch):

@@ -229,7 +229,7 @@ def test_devices_are_refused_and_with_force_only_destroying_is(tmp_path, guest, 
     toolstack.devices = ["vbd 51712"]
     for forced, final_state in [(False, FinalState.RUN), (True, FinalState.DESTROY)]:
         request = SaveRequest("web1", str(tmp_path / "out.img"), final_state=final_state, force=forced)
-        with pytest.raises(DomainError, match=r"vbd 51712.*nothing was done"):
+        with pytest.raises(DomainError, match=r"vbd 51712.*no changes were made"):
             save_domain(request, Silence(), host=host)
         assert list(tmp_path.iterdir()) == []
     request = SaveRequest("web1", str(tmp_path / "out.img"), final_state=FinalState.RUN, force=True)

@@ -90,7 +90,7 @@ def test_the_data_are_those_of_the_save(how):
 
 
 def test_every_key_is_documented():
-    text = (Path(__file__).parents[3] / "docs" / "report.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/reference/report.md").read_text()
     documented = set(re.findall(r"`([a-z_.]+)`", text))
 
     def keys(value: object, before: str = "") -> set[str]:
@@ -109,7 +109,7 @@ def test_every_key_is_documented():
 
 
 def test_every_name_of_an_error_is_documented_with_its_meaning_and_no_other():
-    text = (Path(__file__).parents[3] / "docs" / "report.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/reference/errors.md").read_text()
     table = text.partition("## Names of errors")[2]
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)
     assert rows == [(name.value, name.meaning) for name in ErrorName]
@@ -168,7 +168,7 @@ def assert_page(text: str) -> Page:
 def test_the_page_is_whole_and_needs_nothing_else(how):
     facts = facts_of_save(SAVED, saved(how))
     page = assert_page(page_of(facts))
-    assert page.seen.count("svg") == (2 if how == "suspended" else 4)
+    assert page.seen.count("svg") == (1 if how == "suspended" else 4)
 
 
 def test_the_page_of_a_restore_has_its_phases():
@@ -189,7 +189,21 @@ def test_a_failure_before_anything_was_done_is_a_page_too(make):
     text = page_of(make(outcome))
     assert_page(text)
     assert "&lt;b&gt; (exit code 3)" in text
-    assert lines_of(make(outcome))
+    assert lines_of(make(outcome)) == []
+
+
+@pytest.mark.parametrize("name", [ErrorName.DOMAIN_NOT_FOUND, ErrorName.DOMAIN_AMBIGUOUS])
+def test_of_a_domain_that_does_not_exist_nothing_is_said(name):
+    facts = facts_of_save(replace(SAVED, exit_code=3, error="no 'web1'", error_name=name), SaveReport())
+    assert facts["domain_state"] == "none"
+    text = page_of(facts)
+    assert "failed; there is no domain" in text
+    assert "suspended" not in text and "MiB" not in text
+
+
+def test_a_domain_that_is_suspended_has_no_share_of_the_processor():
+    rounds = facts_of_save(SAVED, saved("log"))["rounds"]
+    assert [one["cpu_percent"] for one in rounds[-2:]] == [100, None]
 
 
 def test_a_save_that_was_given_up_shows_its_rounds_and_no_downtime():
@@ -218,9 +232,9 @@ def test_the_lines_tell_what_was_expected_and_what_came_of_it():
         prediction=replace(report.verdict.prediction, suspend_s=0.1, rest_s=0.09, state_s=0.05),
     )
     lines = lines_of(facts_of_save(SAVED, report))
-    assert any(line.startswith("downtime 261 ms, expected 240 ms: suspend") for line in lines)
-    assert any("of them again" in line for line in lines)
-    assert any("MiB of memory" in line for line in lines)
+    assert any(line.startswith("downtime 261 ms, predicted 240 ms: suspend") for line in lines)
+    assert any("of them resent" in line for line in lines)
+    assert any(line.startswith("peak memory use ") for line in lines)
 
 
 # ---- charts ------------------------------------------------------------------------------------------

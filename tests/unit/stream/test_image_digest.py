@@ -129,13 +129,13 @@ def test_an_image_without_one_is_read_unless_it_is_required():
         read_all(data, require_digest=True)
 
 
-def test_one_that_does_not_hold_names_both_and_its_place():
+def test_one_that_does_not_hold_names_both_and_no_place():
     data = with_digest(ImageDigest(1, bytes(16)))
     with pytest.raises(
         ImageError, match=r"image is damaged: its XXH3-128 digest is 0{32}, that of"
     ) as caught:
         read_all(data)
-    assert caught.value.offset == len(data) - 8 - 16 - 16
+    assert caught.value.offset is None  # the changed byte may be anywhere
     assert caught.value.exit_code == ExitCode.IMAGE
 
 
@@ -172,7 +172,7 @@ def test_one_that_nobody_announced_is_compared_in_a_second_pass_over_a_file():
     assert read_all(data).checked_digest is SHA256
     changed = data.replace(PAGES[1].tobytes(), PAGES[0].tobytes())
     assert "SHA-256 digest is" in str(survey(source_of(changed)).error)
-    with pytest.raises(ImageError, match=r"cannot be checked on the way.*give it as an uncompressed file"):
+    with pytest.raises(ImageError, match=r"cannot be checked in a stream.*use an uncompressed file"):
         read_all(data, PipeLikeSource)
 
 
@@ -181,7 +181,7 @@ def test_without_its_package_blake3_is_refused_by_name_for_reading_and_for_writi
     monkeypatch.setitem(sys.modules, "blake3", None)
     with pytest.raises(ImageError, match=r"python3-blake3 \(pip: blake3\)"):
         read_all(data)
-    with pytest.raises(UsageError, match=r"python3-blake3 \(pip: blake3\); nothing was done"):
+    with pytest.raises(UsageError, match=r"python3-blake3 \(pip: blake3\); no changes were made"):
         algorithm_for_writing("blake3")
     with pytest.raises(UsageError, match="no digest is called 'md5'"):
         algorithm_for_writing("md5")

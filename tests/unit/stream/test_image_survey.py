@@ -162,11 +162,11 @@ def test_pages_of_a_cut_record_count_as_far_as_they_came():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "ends after 0 bytes: 8 more bytes were expected for the first header"),
+        (b"", "has no data: the first header was expected"),
         (b"\x28\xb5\x2f\xfd" + bytes(8), "compressed with zstd"),
         (b"\x1f\x8b" + bytes(8), "compressed with gzip"),
         (b"LinuxGuestRecord", "an image of xend"),
-        (b"something else", "no image of a Xen domain: it begins with 736f6d657468696e"),
+        (b"something else", "is not an image of a Xen domain: it starts with the bytes 736f6d657468696e"),
     ],
 )
 def test_what_is_no_image_is_told_for_what_it_is(data, message):
@@ -181,7 +181,7 @@ def test_a_broken_configuration_is_noted_and_the_walk_goes_on(config):
     sink = MemorySink()
     XlHeader.write(sink, config)
     found = survey_of(bytes(sink.data) + data[data.index(b"LibxlFmt") :])
-    assert "the domain's configuration is no JSON of libxl" in str(found.error)
+    assert "the domain's configuration is not JSON of libxl" in str(found.error)
     assert found.records["libxl END"].count == 1
 
 

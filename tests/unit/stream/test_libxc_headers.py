@@ -19,8 +19,8 @@ def changed(offset: int, value: str) -> bytes:
 @pytest.mark.parametrize(
     ("offset", "value", "message", "place"),
     [
-        (0, "fe", "no libxc image: it begins with feff", 0),
-        (8, "46", "no libxc image", 0),
+        (0, "fe", "not a libxc image: it starts with feff", 0),
+        (8, "46", "not a libxc image", 0),
         (12, "00000000", "version 0: versions 1 .draft-b., 2 and 3 can be read", 0),
         (12, "00000004", "version 4: versions 1 .draft-b., 2 and 3 can be read", 0),
         (12, "03000000", "version 50331648", 0),
@@ -42,7 +42,8 @@ def test_a_header_that_cannot_be_read_is_named(offset, value, message, place):
 
 
 @pytest.mark.parametrize(
-    ("length", "what"), [(0, "the image header"), (23, "the image header"), (39, "the domain header")]
+    ("length", "what"),
+    [(0, "has no data: the image header"), (23, "the image header"), (39, "the domain header")],
 )
 def test_a_source_that_ends_within_a_header_is_too_short(length, what):
     with source_of(golden("pv-v3")[:length]) as source, pytest.raises(EndOfStream, match=what):

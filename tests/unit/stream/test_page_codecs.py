@@ -113,7 +113,7 @@ def test_coded_data_cut_anywhere_are_refused(codec):
 
 def test_a_zstd_frame_that_does_not_tell_its_length_is_refused():
     coded = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(8192))
-    with pytest.raises(Undecodable, match="does not tell its length"):
+    with pytest.raises(Undecodable, match="declares no length"):
         decompress(Codec.ZSTD, memoryview(coded), 8192)
 
 

@@ -126,10 +126,10 @@ def test_an_order_that_xen_or_this_project_writes_is_taken(domain, version, lett
             HVM,
             3,
             "SpHfE",
-            "END record after what is told of the bytes that follow .* there could be IMAGE_DIGEST",
+            "END record after the record about the bytes that follow .* there could be IMAGE_DIGEST",
         ),
-        (HVM, 3, "SpHff", "FOLLOWING record after what is told"),
-        (HVM, 3, "SpHfo", "PROVENANCE record after what is told"),
+        (HVM, 3, "SpHff", "FOLLOWING record after the record about"),
+        (HVM, 3, "SpHfo", "PROVENANCE record after the record about"),
         (HVM, 3, "SpHdf", "FOLLOWING record after the image's digest"),
         (HVM, 2, "S", "STATIC_DATA_END record"),
         (HVM, 3, "a", "ARM64_PLATFORM record among the static data of an x86 HVM image"),
@@ -143,7 +143,7 @@ def test_an_order_that_xen_or_this_project_writes_is_taken(domain, version, lett
         (ARM, 3, "aSpiE", "END before any ARM64_VCPU and HVM_PARAMS record"),
         (ARM, 2, "a", "ARM64_PLATFORM record at the start"),
         (HVM, 3, "T", "TOOLSTACK record: it is deprecated"),
-        (HVM, 3, "SpHl", "CHECKPOINT_DIRTY_PFN_LIST record: it belongs to the back channel of COLO"),
+        (HVM, 3, "SpHl", "CHECKPOINT_DIRTY_PFN_LIST record: it is of the back channel of COLO"),
     ],
 )
 def test_another_order_is_refused_with_what_could_have_come(domain, version, letters, message):

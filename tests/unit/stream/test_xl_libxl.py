@@ -39,7 +39,7 @@ def config(text: bytes, length: int | None = None) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"X" * 48, "no image of xl"),
+        (b"X" * 48, "not an image of xl"),
         (xl_header(mark=0x04030201), "big-endian"),
         (xl_header(mark=7), "byte order mark is 0x00000007"),
         (xl_header(mandatory=7), "unknown mandatory flags 0x4"),
@@ -98,7 +98,7 @@ def test_a_configuration_no_reader_takes_is_not_written(text):
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (0, b"X", "no libxl stream"),
+        (0, b"X", "not a libxl stream"),
         (8, b"\0\0\0\3", "libxl stream of version 3"),
         (12, b"\0\0\0\1", "big-endian libxl stream"),
         (12, b"\0\0\0\4", "unknown options 0x4"),

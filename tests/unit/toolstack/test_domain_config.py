@@ -99,7 +99,7 @@ def test_a_config_without_type_is_of_the_kind_whose_section_it_has():
 
 def test_devices_are_told_for_people():
     found = parsed(disks=[{"vdev": "xvda"}, {"vdev": "xvdb"}], nics=[{"devid": 3}, {}], vkbs=[], vfbs=None)
-    assert found.devices == ["disk xvda", "disk xvdb", "network card 3", "network card 1"]
+    assert found.devices == ["disk xvda", "disk xvdb", "NIC 3", "NIC 1"]
     assert parsed().devices == []
 
 

@@ -86,7 +86,7 @@ def test_what_the_cap_was_is_written_down_before_it_is_changed(host):
 )
 def test_a_scheduler_without_caps_is_named_before_anything_is_done(host, scheduler, name):
     found = host(scheduler=scheduler)
-    with pytest.raises(DomainError, match=rf"web1 \(domain 7\).*CPU pool 0 is {name}.*nothing was done"):
+    with pytest.raises(DomainError, match=rf"web1 \(domain 7\).*CPU pool 0 is {name}.*no changes were made"):
         ProcessorCap(found.handles, found.domain)
     assert found.store.contents() == NAME
 

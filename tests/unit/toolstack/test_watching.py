@@ -145,7 +145,7 @@ def test_a_restart_that_fails_is_an_error_and_not_tried_for_ever():
 
     libxl.create = create
     with pytest.raises(
-        XenRefused, match=r"domain 7 could not be started anew: libxl_domain_create_new.*it is off"
+        XenRefused, match=r"domain 7 could not be started again: libxl_domain_create_new.*it is off"
     ):
         watched(libxl)
     assert libxl.done == ["watch 7", "destroy 7"]

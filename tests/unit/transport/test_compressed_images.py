@@ -165,17 +165,17 @@ def test_a_seekable_file_of_others_is_read_and_its_table_checked():
 def test_a_table_that_lies_is_found_at_the_end_of_a_pipe_and_at_once_in_a_file():
     one, two = frame_of(TEXT), frame_of(b"more")
     swapped = one + two + table_for((two, b"more"), (one, TEXT))
-    with pytest.raises(ImageError, match="the seek table lies: it does not tell the frames"):
+    with pytest.raises(ImageError, match="the seek table is wrong: it does not list the frames"):
         read_back(swapped, PipeLikeSource)
     too_long = one + two + table_for((one, TEXT), (two, b"more"), (two, b"more"))
-    with pytest.raises(ImageError, match="the seek table lies: its frames take"):
+    with pytest.raises(ImageError, match="the seek table is wrong: its frames take"):
         decompressed(source_of(too_long))
 
 
 def test_a_table_with_another_checksum_lies():
     one = frame_of(TEXT)
     table = SeekTable.of([Frame(len(one), len(TEXT), 5)]).pack()
-    with pytest.raises(ImageError, match="the seek table lies"):
+    with pytest.raises(ImageError, match="the seek table is wrong"):
         read_back(one + table)
 
 
@@ -188,7 +188,7 @@ def test_nothing_may_follow_the_seek_table(behind):
 
 def test_what_follows_frames_and_is_no_frame_is_refused_with_its_place():
     frame = frame_of(TEXT)
-    with pytest.raises(ImageError, match="should begin") as caught:
+    with pytest.raises(ImageError, match="should start") as caught:
         read_back(frame + b"garbage")
     assert caught.value.offset == len(frame)
     assert caught.value.exit_code == ExitCode.IMAGE
@@ -266,7 +266,7 @@ def test_a_frame_that_expands_to_other_than_it_claims_is_refused_in_bounded_memo
 def test_a_frame_without_end_is_given_up():
     header = frame_of(b"x" * 1000, write_checksum=False)[:7]
     endless = header + (b"\0\0\4" + bytes(1 << 15)) * 3  # stored blocks, none of them the last
-    with pytest.raises(ImageError, match=r"goes on after .* bytes, but declares 1000 of content"):
+    with pytest.raises(ImageError, match=r"continues after .* bytes, but declares 1000 of content"):
         read_back(endless)
 
 
@@ -304,7 +304,7 @@ def test_without_its_package_lz4_is_refused_by_name(monkeypatch):
 
 
 def test_gzip_followed_by_something_else_is_refused():
-    with pytest.raises(ImageError, match="67617262 where a gzip header should begin"):
+    with pytest.raises(ImageError, match="67617262 where a gzip header should start"):
         read_back(gzip.compress(TEXT) + b"garbage")
 
 

@@ -79,7 +79,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_of_the_same_name(tmp_p
     other, mine, out = content_of(tmp_path)
     assert other.startswith(".other.img.")
     assert (mine, out) == (".out.img.mine.partial", "out.img")
-    assert "a save that was killed left behind" in caplog.text
+    assert "left by a save that was killed, is removed" in caplog.text
 
 
 def test_what_another_is_writing_is_left_alone(tmp_path, caplog):
@@ -198,7 +198,7 @@ def test_a_name_taken_meanwhile_is_left_to_whoever_took_it(tmp_path):
             file.sync()
             file.publish()
 
-    with pytest.raises(TransportError, match="meanwhile"):
+    with pytest.raises(TransportError, match="by somebody else"):
         use()
     assert path.read_bytes() == b"theirs"
     assert content_of(tmp_path) == ["out.img"]

@@ -75,7 +75,7 @@ def test_xen_has_the_right_time_again_afterwards(monkeypatch):
 
 @pytest.mark.parametrize(("written", "lookalikes", "told"), [((), (2,), "no page"), ((1, 6), (), "2 pages")])
 def test_a_domain_with_none_or_several_is_refused(monkeypatch, written, lookalikes, told):
-    with pytest.raises(DomainError, match=f"{told} of its memory .* cannot be saved, and goes on running"):
+    with pytest.raises(DomainError, match=f"{told} of its memory .* cannot be saved, and is running"):
         found(monkeypatch, FakeXen(*written), *lookalikes)
 
 

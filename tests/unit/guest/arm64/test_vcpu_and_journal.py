@@ -130,7 +130,7 @@ def compared(**changed: int):
     ],
 )
 def test_a_vcpu_with_state_that_nothing_reads_is_refused(register, value, what):
-    with pytest.raises(DomainError, match=f"vCPU 1 has {what}.* goes on"):
+    with pytest.raises(DomainError, match=f"vCPU 1 has {what}.* is running"):
         vcpu.check_can_be_carried(1, compared(**{register: value}))
 
 
@@ -212,7 +212,7 @@ def test_a_damaged_journal_is_refused_and_nothing_is_done(tmp_path, damage):
     journals.write(a_journal(), tmp_path)
     path = journals.path_of(3, UUID, tmp_path)
     path.write_text(damage(path.read_text()))
-    with pytest.raises(DomainError, match=r"cannot be read: .*; nothing was done"):
+    with pytest.raises(DomainError, match=r"cannot be read: .*; no changes were made"):
         journals.read(3, UUID, tmp_path)
 
 

@@ -160,7 +160,7 @@ def test_when_an_event_comes_for_another_vcpu_each_time_it_is_given_up(xen):
     xen.meanwhile = back_end
     for number in range(2):
         xen.event(number, 7)
-    with pytest.raises(DomainError, match="only one can be it; it goes on"):
+    with pytest.raises(DomainError, match="only one can be it; the domain is running"):
         search(xen)
 
 

@@ -1,0 +1,212 @@
+"""The front door: `save`, `restore` and `open_image`, as `import saverestore` offers them.
+
+Nothing is printed, no signal handler is set, and nothing of Xen is loaded before it is used. All failures that are
+foreseen are `SaveRestoreError`s, and `pyxc.XenError`, an OSError, for a refused call of Xen's. `str(error)` is the
+fact, `error.name` its stable name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+
+from saverestore.engine.progress import Progress, RestoreReport, SaveReport, Silence
+from saverestore.stream.digest_algorithms import DEFAULT_DIGEST
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from saverestore.operations.restore import Restored
+    from saverestore.stream.survey import Survey
+
+ImagePath: TypeAlias = str | os.PathLike[str]
+"""A file, or "-" for standard input or output."""
+
+
+def save(
+    domain: str | int,
+    image: ImagePath,
+    *,
+    final_state: Literal["destroyed", "running", "paused"] = "destroyed",
+    live: bool = False,
+    downtime_s: float | None = None,
+    max_rounds: int | None = None,
+    max_time_s: float | None = None,
+    compress: int | None = None,
+    digest: str = DEFAULT_DIGEST,
+    overwrite: bool = False,
+    suspend_timeout_s: float | None = None,
+    toolstack: Literal["auto", "bare", "libxl"] = "auto",
+    progress: Progress | None = None,
+) -> SaveReport:
+    """Save a running domain into an image, as `pysave` does. Needs root in the control domain.
+
+    `domain`: number, name or UUID. `final_state`: what the domain is once its image is complete and on the disk.
+    `live`: send memory while the domain runs; then `downtime_s`, `max_rounds` and `max_time_s` bound its rounds, and
+    defaults match xl. `compress`: a level of zstd, 1 to 19; None writes the image as it is. `digest`: "xxh3",
+    "sha256", "blake3" or "none". `progress`: is called while the save works.
+
+    Returns what was done: pages, rounds, downtime. On any error there is no image, and the domain is as it was
+    before, unless the error says otherwise.
+
+    Raises `UsageError` (a file exists, a value makes no sense), `DomainError`, `TransportError` (disk full),
+    `XenRefused`, and ImportError on a machine without the binding.
+    """
+    from saverestore.engine.policy import Limits
+    from saverestore.operations.requests import FinalState, SaveRequest
+    from saverestore.operations.save import save_domain
+
+    request = SaveRequest(
+        domain=str(domain),
+        image=os.fspath(image),
+        final_state=FinalState(final_state),
+        live=live,
+        limits=Limits(max_rounds=max_rounds, max_time_s=max_time_s, downtime_s=downtime_s),
+        compress=compress,
+        digest=digest,
+        overwrite=overwrite,
+        suspend_timeout_s=suspend_timeout_s,
+        toolstack=toolstack,
+    )
+    return save_domain(request, progress or Silence())
+
+
+def restore(
+    image: ImagePath,
+    *,
+    name: str | None = None,
+    paused: bool = False,
+    require_digest: bool = False,
+    force: bool = False,
+    watch: bool = True,
+    toolstack: Literal["auto", "bare", "libxl"] = "auto",
+    progress: Progress | None = None,
+) -> Restored:
+    """Restore a domain from an image of pysave or xl, as `pyrestore` does. Needs root in the control domain.
+
+    `name`: of the new domain, instead of the image's. `paused`: do not start it. `require_digest`: refuse an image
+    without a digest; one that is there is compared in any case. `force`: restore even if this host lacks a disk,
+    bridge or CPU feature. `watch`: start a `pyxc-watch` for it.
+
+    Returns the new domain's number and name, and what was done. On any error there is no new domain.
+
+    Raises `UsageError`, `DomainError` (its name or UUID is taken, the host lacks something), `ImageError` (damaged,
+    incomplete, not for this host), `TransportError`, `XenRefused`, and ImportError on a machine without the binding.
+    """
+    from saverestore.operations.requests import RestoreRequest
+    from saverestore.operations.restore import restore_domain
+
+    request = RestoreRequest(
+        image=os.fspath(image),
+        paused=paused,
+        name=name,
+        force=force,
+        require_digest=require_digest,
+        watch=watch,
+        toolstack=toolstack,
+    )
+    return restore_domain(request, progress or Silence(), RestoreReport())
+
+
+def open_image(image: ImagePath) -> Image:
+    """Open an image for reading at any place: a plain file, or one in seekable zstd. Needs no Xen.
+
+    Raises `UsageError` for what cannot be read so (a pipe, an image compressed otherwise, coded pages of draft-b;
+    `pyimage convert` makes one that can), and `ImageError` for what is no image, or is damaged, as far as that shows
+    without reading its pages: `Image.verify` reads them all.
+    """
+    return Image(os.fspath(image))
+
+
+class Image:
+    """An image that is open, made by `open_image`. A context manager; `close()` a second time does nothing.
+
+    Its index, 8 bytes for each page of the domain, is in memory; pages are read when they are asked for.
+    """
+
+    def __init__(self, image: str) -> None:
+        from saverestore.image.access import open_image
+        from saverestore.image.index import index_image
+
+        self.name = image
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            self._access = open_image(image)
+            stack.callback(self._access.close)
+            self._index = index_image(self._access)
+            self._stack = stack.pop_all()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The domain's configuration, as libxl's JSON has it; empty where the image has none."""
+        return dict(self._index.config or {})
+
+    @property
+    def domain_name(self) -> str | None:
+        """The domain's name, from its configuration."""
+        creation = self.config.get("c_info")
+        name = creation.get("name") if isinstance(creation, dict) else None
+        return name if isinstance(name, str) else None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The image's note of host, time, domain and options; empty where it has none."""
+        from saverestore.stream.layout import RecordType
+
+        found = self._index.records_of(RecordType.PROVENANCE)
+        return dict(getattr(found[0], "fields", {})) if found else {}
+
+    @property
+    def nr_pages(self) -> int:
+        """How many pages have content."""
+        from saverestore.image.pages import count_with_data
+
+        return count_with_data(self._index.pages)
+
+    def pfns(self) -> list[int]:
+        """The page frame numbers of these pages, rising."""
+        from saverestore.image.pages import pfns_with_data
+
+        return [int(pfn) for pfn in pfns_with_data(self._index.pages)]
+
+    def page(self, pfn: int) -> bytes:
+        """The 4096 bytes of a page: its last version. UsageError where the image has no such page."""
+        from saverestore.image.pages import check_range, pages_from
+
+        check_range(self._index, pfn, pfn)
+        (batch,) = pages_from(self._access, self._index.pages, pfn, pfn)
+        return batch.pages.tobytes()
+
+    def pages(self) -> Iterator[tuple[int, bytes]]:
+        """All pages with content, each once, as (pfn, 4096 bytes); in the order in which they are read fastest."""
+        from saverestore.image.pages import batches_of
+
+        for batch in batches_of(self._access, self._index.pages):
+            for pfn, content in zip(batch.pfns.tolist(), batch.pages, strict=True):
+                yield pfn, content.tobytes()
+
+    def verify(self) -> Survey:
+        """Read the whole image and compare its digest. Whole if `is_whole` of the result; else `error` says "
+        "why not."""
+        from saverestore.stream.survey import note_trailing_bytes, survey
+        from saverestore.transport.opening import open_image
+
+        with open_image(self.name) as source:
+            found = survey(source)
+            if found.is_whole:
+                note_trailing_bytes(found, source.skip_to_end())
+            return found
+
+    def close(self) -> None:
+        """Give the file up."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

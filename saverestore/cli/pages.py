@@ -1,0 +1,158 @@
+"""Man pages and completion scripts, made of the commands' parsers when the package is built.
+
+    share/man/man1/COMMAND.1                          argparse-manpage
+    share/bash-completion/completions/COMMAND         shtab
+    share/zsh/site-functions/_COMMAND                 shtab
+
+Used by setup.py, in a Python that has neither numpy nor
+Xen's bindings; without argparse-manpage and shtab there are no pages, see setup.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import saverestore
+from saverestore.cli.arguments import Parser
+from saverestore.cli.parsers import COMMANDS, subcommands_of
+from saverestore.cli.pymigrate import command as pymigrate
+
+MAN, BASH, ZSH = "share/man/man1", "share/bash-completion/completions", "share/zsh/site-functions"
+
+DATE = "2026-11-28"
+"""Of the pages: that of the version, not of the build, so that two builds are the same."""
+
+OTHERS = " ".join(pymigrate.OTHERS)
+
+PREAMBLE = {
+    "bash": f"""\
+_pysave_domains() {{
+  compgen -W "$(xl list 2>/dev/null | awk 'NR > 1 && $1 != "Domain-0" {{ print $1 }}')" -- "$1"
+}}
+_pymigrate_words() {{
+  _pysave_domains "$1"
+  compgen -W "{OTHERS}" -- "$1"
+}}
+""",
+    "zsh": f"""\
+_pysave_domains() {{
+  local -a names
+  names=(${{(f)"$(xl list 2>/dev/null | awk 'NR > 1 && $1 != "Domain-0" {{ print $1 }}')"}})
+  compadd -a names
+}}
+_pymigrate_words() {{
+  _pysave_domains
+  compadd {OTHERS}
+}}
+""",
+}
+"""How names of running domains are completed; domain 0 cannot be saved."""
+
+
+def write_pages(folder: Path) -> list[tuple[str, list[str]]]:
+    """Write all of them below a folder: (directory, files in it), as setuptools' data_files has them."""
+    written: dict[str, list[str]] = {MAN: [], BASH: [], ZSH: []}
+    for place in written:
+        (folder / place).mkdir(parents=True, exist_ok=True)
+
+    def write(place: str, name: str, text: str) -> None:
+        path = folder / place / name
+        path.write_text(text)
+        written[place].append(str(path))
+
+    for name, (make, description) in COMMANDS.items():
+        parser = make()
+        write(MAN, f"{name}.1", man_page(parser, name, description))
+        for place, file, shell in ((BASH, name, "bash"), (ZSH, f"_{name}", "zsh")):
+            write(place, file, completion(make(), shell))
+    return list(written.items())
+
+
+def completion(parser: Parser, shell: str) -> str:
+    """The completion script of a command."""
+    import shtab
+
+    return str(shtab.complete(parser, shell=shell, preamble=PREAMBLE))  # type: ignore[arg-type]
+
+
+def man_page(parser: argparse.ArgumentParser, name: str, description: str) -> str:
+    """A page of section 1: name, synopsis, description, options, and the parts of the epilog."""
+    try:
+        from argparse_manpage.manpage import Manpage
+    except ImportError:  # before its version 4, as in Debian 12
+        from build_manpages.manpage import Manpage
+
+    others = subcommands_of(parser) if isinstance(parser, Parser) and parser.others else {}
+    text, epilog = parser.description or "", parser.epilog or ""
+    parser.description = parser.epilog = None  # set below, as they stand: there are lines to be kept
+    parser.man_short_description = description  # type: ignore[attr-defined]
+    page = Manpage(parser)
+    page.date, page.manual = DATE, "pysave"
+    page.source = f"pysave {saverestore.__version__}"
+    # An apostrophe at the start of a line would be a request of troff's.
+    lines = [f"\\&{line}" if line.startswith("'") else line for line in str(page).splitlines()]
+    synopsis_at = lines.index(".SH SYNOPSIS")
+    return "\n".join(
+        [
+            *lines[:synopsis_at],
+            section("SYNOPSIS", usage_of(parser)),
+            section("DESCRIPTION", text),
+            *options_in(lines),
+            *(line for one in others.values() for line in other_command(one)),
+            *(section(*one) for one in sections_of(epilog)),
+            section("AUTHORS", "the pysave developers"),
+            "",
+        ]
+    )
+
+
+def usage_of(parser: argparse.ArgumentParser) -> str:
+    """The command line in one line."""
+    return f"{parser.prog} {' '.join(parser.format_usage().split()).removeprefix(f'usage: {parser.prog} ')}"
+
+
+def options_in(lines: list[str]) -> list[str]:
+    """Arguments and options, of a page that argparse-manpage made."""
+    begin = lines.index(".SH SYNOPSIS") + 3  # set anew: older releases cut it at a colon
+    found = [line for line in lines[begin:] if line]
+    return [*([".SH ARGUMENTS"] if found[0] == ".TP" else []), *found]
+
+
+def other_command(parser: argparse.ArgumentParser) -> list[str]:
+    """What the page of a command has of another that is called by its name and a word, but for the exit codes."""
+    lines = man_page(parser, parser.prog, "").splitlines()
+    begin, end = lines.index(".SH DESCRIPTION"), lines.index(".SH EXAMPLES")
+    parts = [line.replace(".SH ", ".SS ", 1) for line in lines[begin + 1 : end]]
+    return [section(parser.prog.upper(), usage_of(parser)), ".PP", *parts]
+
+
+def sections_of(epilog: str) -> Iterator[tuple[str, str]]:
+    """An epilog's parts, titles and texts: "examples:" begins one; what is not indented stands in NOTES."""
+    for paragraph in re.split(r"\n\n+", epilog.strip("\n")):
+        first, _, rest = paragraph.partition("\n")
+        if first.endswith(":") and rest.startswith(" "):
+            title = first.rstrip(":")
+            title = "EXIT STATUS" if title == "exit codes" else title.partition(",")[0].upper()
+            yield title, rest if title != "SETTINGS" else paragraph
+        else:
+            yield "NOTES", paragraph
+
+
+def section(title: str, text: str) -> str:
+    """A section of a man page: paragraphs are filled, indented lines are kept as they are."""
+    lines = [f".SH {title}"]
+    is_kept = False
+    for line in text.rstrip("\n").split("\n"):
+        keeps = line.startswith(" ")
+        if keeps != is_kept:
+            lines.append(".nf" if keeps else ".fi")
+            is_kept = keeps
+        # A dot or an apostrophe at the start of a line would be a request.
+        escaped = line.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+        lines.append(escaped if not escaped.startswith(".") else f"\\&{escaped}")
+        if not line:
+            lines[-1] = ".PP" if not keeps else ""
+    return "\n".join([*lines, *([".fi"] if is_kept else [])])

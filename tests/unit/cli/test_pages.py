@@ -1,0 +1,114 @@
+"""Man pages and completion: they are made of the parsers, read without a warning, and really complete."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from saverestore.cli.parsers import COMMANDS, subcommands_of
+
+pytest.importorskip("shtab", reason="shtab is not installed")
+pytest.importorskip("argparse_manpage", reason="argparse-manpage is not installed")
+
+from saverestore.cli.pages import BASH, MAN, ZSH, write_pages
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    write_pages(folder)
+    return folder
+
+
+def read(page: Path) -> subprocess.CompletedProcess[str]:
+    if shutil.which("man") is None:
+        pytest.skip("man is not installed: apt install man-db")
+    command = ["man", "-l", "--warnings", "-E", "UTF-8", str(page)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={"MANWIDTH": "200", "PATH": "/usr/bin:/bin"}
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_man_page_is_shown_without_a_warning_and_has_every_option(pages, name):
+    done = read(pages / MAN / f"{name}.1")
+    assert (done.returncode, done.stderr) == (0, "")
+    for section in ("NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "AUTHORS"):
+        assert f"\n{section}\n" in done.stdout
+    parser = COMMANDS[name][0]()
+    parsers = [parser, *subcommands_of(parser).values()]
+    shown = {
+        option
+        for one in parsers
+        for action in one._actions
+        if action.help != "==SUPPRESS==" and action.dest != "help"
+        for option in action.option_strings
+    }
+    assert {option for option in shown if option not in done.stdout} == set()
+
+
+def test_a_line_that_starts_with_an_apostrophe_is_shown(pages):
+    assert "'-' is standard input" in " ".join(read(pages / MAN / "pyimage.1").stdout.split())
+
+
+XL = "xl() { printf 'Name ID\\nDomain-0 0\\nweb1 1\\nweb2 2\\n'; }"
+
+
+def completed(pages: Path, *words: str) -> list[str]:
+    """What a bash offers for the last of these words; `xl list` has two domains besides domain 0."""
+    script = f"""
+{XL}
+source {pages / BASH / words[0]}
+function=$(complete -p {words[0]} | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${{#COMP_LINE}}
+"$function" "$1" "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD - 1]}}"
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script, "bash", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("pysave", "w"), ["web1", "web2"]),
+        (("pysave", "--on-stall", ""), ["stop", "abort", "throttle"]),
+        (("pysave", "--comp"), ["--compress"]),
+        (("pyimage", "con"), ["convert"]),
+        (("pyimage", "convert", "--to", ""), ["xen", "draft-b"]),
+        (("pyxc-watch", "web2"), ["web2"]),
+        (("pymigrate", ""), ["web1", "web2", "receive", "recover", "status", "cancel"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bash_completes(pages, words, offered):
+    assert completed(pages, *words) == offered
+
+
+def test_bash_completes_names_of_files(pages, tmp_path):
+    (tmp_path / "web1.img").touch()
+    assert completed(pages, "pyrestore", f"{tmp_path}/we") == [f"{tmp_path}/web1.img"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_zsh_takes_its_completion(pages, name):
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed")
+    script = f"fpath=({pages / ZSH} $fpath); autoload -U compinit && compinit -u -D; print $_comps[{name}]; "
+    script += f"zsh -n {pages / ZSH / f'_{name}'}"
+    done = subprocess.run(["zsh", "-f", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"_{name}\n"
+
+
+def test_two_builds_are_the_same(pages, tmp_path):
+    write_pages(tmp_path)
+    files = sorted(path.relative_to(pages) for path in pages.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert [name for name in files if (pages / name).read_bytes() != (tmp_path / name).read_bytes()] == []

@@ -1,0 +1,141 @@
+"""Reference pages made of the code: options of the commands' parsers, settings, exit codes, names of errors.
+
+They are files of the repository, so that they can be read without a build; a test fails when one is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+from saverestore.cli.arguments import words_of
+from saverestore.cli.parsers import COMMANDS, subcommands_of
+from saverestore.cli.pyimage.common import DIFFERENT, DIFFERENT_MEANING
+from saverestore.errors import ErrorName, ExitCode
+from saverestore.helper.settings import CONFIG, CONFIG_VARIABLE, VARIABLE_PREFIX, Choice, Settings
+
+NOTE = "<!-- Made by tools/docs of the code: change it there. -->\n"
+
+
+def commands_page() -> str:
+    """docs/reference/commands.md: every option of every command."""
+    lines = [NOTE, "# Commands\n"]
+    lines.append(
+        "Every command has `--help`, and a man page after an install. Files are made with mode 0600, whole "
+        "or not at all; "
+        "`--overwrite` replaces one. A mistake on the command line is one line, and exit code 2. "
+        "`pyrestore` prints the number of the new domain on standard output; all other output except that of "
+        "`pyimage` goes to standard error. What the exit codes mean: "
+        "[exit codes and error names](errors.md).\n"
+    )
+    for name, (make, description) in COMMANDS.items():
+        parser = make()
+        lines += [f"## {name}\n", f"{description[0].upper()}{description[1:]}.\n", *_command(parser, "###")]
+        for sub, command in subcommands_of(parser).items():
+            lines += [f"### {name} {sub}\n", f"{' '.join(str(command.description).split())}\n"]
+            lines += _command(command, "####")
+    return "\n".join(lines)
+
+
+def _command(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
+    yield f"```\n{_usage(parser)}\n```\n"
+    for group in parser._action_groups:
+        shown = [
+            action
+            for action in group._group_actions
+            if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
+        ]
+        if not shown or {
+            action.option_strings[-1:] == ["--version"] or action.dest == "help" for action in shown
+        } == {True}:
+            continue
+        title = str(group.title)
+        yield f"{heading} {title[0].upper()}{title[1:]}: {parser.prog}\n"
+        if group.description:
+            yield f"{group.description}\n"
+        yield f"| {title.partition(' ')[0] if title == 'arguments' else 'option'} | |\n|---|---|".replace(
+            "arguments", "argument"
+        )
+        for action in shown:
+            yield f"| {_invocation(action)} | {_cell(str(action.help).replace('%%', '%'))} |"
+        yield ""
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    places = []
+    for action in parser._actions:
+        if not action.option_strings and action.help != argparse.SUPPRESS:
+            name = "COMMAND ..." if action.dest == argparse.SUPPRESS else str(action.metavar)
+            places.append(
+                f"[{name}]" if action.nargs == "?" else f"{name} ..." if action.nargs == "+" else name
+            )
+    required = [
+        f"{action.option_strings[0]} {action.metavar}"
+        for action in parser._actions
+        if action.option_strings and action.required
+    ]
+    return " ".join([parser.prog, *required, "[OPTIONS]", *places])
+
+
+def _invocation(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"`{action.metavar}`"
+    value = "|".join(map(str, action.choices)) if action.choices else action.metavar
+    names = ", ".join(action.option_strings)
+    return "`" + _cell(names if action.nargs == 0 else f"{names} {value}") + "`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def settings_page() -> str:
+    """docs/reference/settings.md: what an administrator may set for the helper."""
+    lines = [NOTE, "# Settings\n"]
+    lines.append(
+        f"`pyxc-save-helper` has no command line of its own, so its settings are in `{CONFIG}`, or in the file that "
+        f"`${CONFIG_VARIABLE}` names, or in variables: `{VARIABLE_PREFIX}` and the name in capitals. A "
+        "variable takes "
+        "precedence over the file. `pyxc-save-helper --check` prints the settings in force.\n"
+    )
+    lines += ["| setting and default | variable | |", "|---|---|---|"]
+    for one in fields(Settings):
+        kind, text = one.metadata["kind"], one.metadata["help"]
+        if isinstance(kind, Choice):
+            text = text.format(words=words_of(kind.words))
+        lines.append(
+            f"| `{one.name} = {json.dumps(one.default)}` | `{VARIABLE_PREFIX}{one.name.upper()}` | {_cell(text)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def errors_page() -> str:
+    """docs/reference/errors.md: exit codes and names of errors."""
+    lines = [NOTE, "# Exit codes and error names\n", "## Exit codes\n"]
+    lines += ["| exit code | |", "|---|---|"]
+    codes = [*((int(code), code.meaning) for code in ExitCode), (DIFFERENT, f"`pyimage` {DIFFERENT_MEANING}")]
+    lines += [f"| {code} | {meaning} |" for code, meaning in sorted(codes)]
+    lines.append(
+        "\n`pyimage verify` of several images exits with the code of the first that is not whole. A dry run "
+        "exits as the "
+        "real command would.\n\n## Names of errors\n\n"
+        "The exit code says whose fault a failure is. `error_name` in a [report](report.md) says more "
+        "exactly what failed. "
+        "One name may come with several exit codes: a package that is missing makes an option a wrong one "
+        "(2), and an "
+        "image one that cannot be read (4). Texts may change with any version. A name keeps its meaning; new "
+        "names may be "
+        "added, so a program should be ready for one that it does not know.\n"
+    )
+    lines += ["| name | meaning |", "|---|---|", *(f"| `{one.value}` | {one.meaning} |" for one in ErrorName)]
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/commands.md": commands_page,
+    "docs/reference/settings.md": settings_page,
+    "docs/reference/errors.md": errors_page,
+}
+"""By the file's name in the repository."""
