@@ -28,13 +28,14 @@ Facts = dict[str, Any]
 class Outcome:
     """One run of a command, seen from outside.
 
-    `domain`: as it was named, or None where that was not known when it failed. `error`: what was printed of its
+    `domain`: as it was named, or None where that was not known when it failed. `image`: as it was named; None of a
+    migration, which makes none. `error`: what was printed of its
     failure, and `error_name` the cause by its stable name; None when it did what it should.
     """
 
     tool: str
     domain: str | None
-    image: str
+    image: str | None
     began: datetime.datetime
     seconds: float
     options: dict[str, Any] = field(default_factory=dict)
@@ -110,7 +111,7 @@ def _head(outcome: Outcome, report: SaveReport | RestoreReport) -> Facts:
         "domain": outcome.domain,
         "domain_uuid": report.domain_uuid,
         "image": image,
-        "image_path": None if image == STDIN_OR_STDOUT else str(Path(image).absolute()),
+        "image_path": None if image in (None, STDIN_OR_STDOUT) else str(Path(image).absolute()),
         "options": outcome.options,
         "result": outcome.result,
         "exit_code": int(outcome.exit_code),

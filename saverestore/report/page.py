@@ -38,7 +38,7 @@ def page_of(facts: Facts) -> str:
     """The page of a save or restore."""
     title = f"{facts['tool']}: {facts['domain'] or facts['image']}"
     body = [f"<h1>{escape(title)}</h1>", _headline(facts)]
-    if facts["tool"] == "pysave":
+    if "rounds" in facts:  # a save, or a migration, which is one from here
         body += [_table(_save_rows(facts)), *_drawn_save(facts)]
     else:
         body += [_table(_restore_rows(facts)), _drawn_restore(facts)]
@@ -110,8 +110,9 @@ def _restore_rows(facts: Facts) -> list[tuple[str, str]]:
 
 def _named(facts: Facts) -> list[tuple[str, str]]:
     """Which image, domain and Xen: what is known of them."""
+    image = None if facts["image"] is None else facts["image_path"] or "a pipe"
     rows = [
-        ("image", facts["image_path"] or "a pipe"),
+        ("image", image),
         ("domain", facts["domain"]),
         ("UUID", facts["domain_uuid"]),
     ]

@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
     if given.name == "":
         parser.error("--name must not be empty")
-    given.image = given.host
+    given.image = None  # a migration makes none
     reporting.check_report(parser, given)
     return common.run(PROG, given, lambda: _migrate(given))
 
