@@ -145,7 +145,7 @@ class ErrorName(StrEnum):
     MIGRATION_UNSUPPORTED = "migration_unsupported", "the domain cannot be migrated, or not in this way"
     MIGRATION_ABORTED = (
         "migration_aborted",
-        "the other host gave the migration up; the domain is at the source",
+        "the other host aborted the migration; the domain is at the source",
     )
     MIGRATION_BUSY = "migration_busy", "another process works on this migration"
     MIGRATION_IN_DOUBT = (
@@ -153,7 +153,10 @@ class ErrorName(StrEnum):
         "the domain was granted to the other host, which has not answered, or lost it; exit code 7",
     )
     MIGRATION_NOT_FOUND = "migration_not_found", "no migration of that domain is recorded on this host"
-    MIGRATION_TOO_LATE = "migration_too_late", "the domain has been granted to the other host: no cancelling"
+    MIGRATION_TOO_LATE = (
+        "migration_too_late",
+        "the domain has been granted to the other host: too late to cancel",
+    )
     JOURNAL_UNREADABLE = "journal_unreadable", "the record of a migration is damaged, or of a newer version"
 
     # ---- Xen and its libraries

@@ -283,7 +283,7 @@ def unpack_body(kind: MessageType, body: bytes) -> Message:
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a message {kind.name} that is not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise ProtocolError(f"a message {kind.name} that is no JSON object")
+        raise ProtocolError(f"a message {kind.name} that is not a JSON object")
     one, hints = CLASSES[kind], _HINTS[kind]
     values = {}
     for field in dataclasses.fields(one):
@@ -302,7 +302,7 @@ def unpack_body(kind: MessageType, body: bytes) -> Message:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def _checked(kind: MessageType, name: str, hint: Any, value: Any) -> Any:

@@ -27,7 +27,7 @@ from saverestore.migrate.side import Side
 
 
 class MigrationRefused(DomainError):
-    """The destination found something that stands in the way. `findings`: all of it; nothing was done."""
+    """The destination found something that stands in the way. `findings`: all of it; no changes were made."""
 
     def __init__(self, peer: str, findings: Sequence[SaveRestoreError]) -> None:
         self.findings = tuple(findings)
@@ -65,7 +65,7 @@ def greeted(channel: Channel, journals: Journals) -> Hello:
     identity, boot = journals.identity(), boot_id()
     hello = channel.greet(identity, boot, socket.gethostname())
     if (hello.journals, hello.boot) == (identity, boot):
-        raise UsageError(f"{channel.peer} is this host; nothing was done", name=ErrorName.SAME_HOST)
+        raise UsageError(f"{channel.peer} is this host; no changes were made", name=ErrorName.SAME_HOST)
     return hello
 
 
@@ -105,7 +105,7 @@ def aborted_error(peer: str, message: Aborted) -> MigrationAborted:
     """The destination's failure, for people, with its own name and exit code."""
     known = {str(name): name for name in ErrorName}
     error = MigrationAborted(
-        f"{peer} gave the migration up: {for_people(message.reason) or 'it does not say why'}",
+        f"{peer} aborted the migration: {for_people(message.reason) or 'no reason was sent'}",
         name=known.get(message.name, ErrorName.MIGRATION_ABORTED),
     )
     with contextlib.suppress(ValueError):

@@ -58,7 +58,7 @@ def unpack_header(head: bytes) -> Header:
     magic, kind, length_bytes = HEADER.unpack(head)
     if magic != MAGIC:
         shown = for_people(head.decode("ascii", errors="replace"))
-        raise ProtocolError(f"what it sent is no message of this protocol; it begins with {shown!r}")
+        raise ProtocolError(f"what it sent is not a message of this protocol; it begins with {shown!r}")
     try:
         found = MessageType(kind)
     except ValueError:

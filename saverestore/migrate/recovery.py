@@ -240,11 +240,11 @@ def _state_of(journals: Journals, role: Role, migration: uuid.UUID) -> str:
 def _told(side: Side, head: Head) -> str:
     """How it stands, for people."""
     texts = {
-        (Role.SOURCE, State.ABORTED): "was given up; the domain is this host's, as before",
+        (Role.SOURCE, State.ABORTED): "was aborted; the domain is this host's, as before",
         (Role.SOURCE, State.DONE): f"is done; the domain is at {head.peer}",
         (Role.SOURCE, State.GRANTED): f"was granted to {head.peer}, which has not answered",
         (Role.DESTINATION, State.RUNNING): "is done; the domain is this host's",
-        (Role.DESTINATION, State.ABORTED): "was given up; nothing is left of it here",
+        (Role.DESTINATION, State.ABORTED): "was aborted; nothing is left of it here",
         (Role.DESTINATION, State.READY): "waits, complete and paused, for what the source says",
         (Role.DESTINATION, State.COMMITTED): "is this host's, and not started yet",
     }

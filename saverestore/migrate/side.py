@@ -118,7 +118,7 @@ class Side:
                     try:
                         self._write(State.GRANTED, notes)
                     except BaseException as error:  # whatever it is: it may be on the disk
-                        LOG.warning("%s; the migration is given up", error)
+                        LOG.warning("%s; the migration ends here", error)
                         self.happen(Event.GRANT_UNWRITTEN, reason=str(error))
                         return
                 case Write(state):
@@ -181,7 +181,7 @@ class Side:
             case MessageType.UNKNOWN:
                 return Unknown(migration)
             case _:
-                raise ValueError(f"{kind.name} is no message of the hand-over")
+                raise ValueError(f"{kind.name} is not a message of the hand-over")
 
     def _running(self, notes: Notes) -> Running:
         paused = self.journal is not None and self.journal.log.head.paused

@@ -159,7 +159,7 @@ class HandOver:
 
     hands_over = True
     stored_bytes = None
-    left_behind = "the migration was given up"
+    left_behind = "the migration was aborted"
 
     def __init__(
         self,
@@ -328,9 +328,7 @@ class HandOver:
                 while not isinstance(self._channel.hear(Aborted, Accepted, Ready), Aborted):
                     pass  # said before it heard of that
                 return f"{self.name} has nothing left of it"
-        return (
-            f"{self.name} has not confirmed that it gave up; it does when it notices, or by its own recovery"
-        )
+        return f"{self.name} has not confirmed that it removed its copy: it does so when it notices, or by its recovery"
 
     @property
     def _here(self) -> Side:
@@ -350,6 +348,11 @@ class HandOver:
             moving.forget(self._host.handles.store, self._head.domid)
 
 
+NOT_RESUMED = (DomainState.SUSPENDED, DomainState.STUCK, DomainState.HALF_RESUMED, DomainState.UNKNOWN)
+"""After a migration that failed: states in which a domain may still have to be resumed. In any other it is resumed,
+or somebody else has paused, stopped or destroyed it."""
+
+
 class _SourceCopy:
     """A `Copy` of which the save takes care: it has resumed or destroyed the domain by the time it is asked to."""
 
@@ -357,11 +360,11 @@ class _SourceCopy:
         self._owner = owner
 
     def is_here(self) -> bool:
-        return self._owner.domain_state is not DomainState.DESTROYED
+        return self._owner.domain_state not in (DomainState.DESTROYED, DomainState.GONE)
 
     def resume(self) -> None:
         state = self._owner.domain_state
-        if state not in (DomainState.UNTOUCHED, DomainState.RUNNING):
+        if state in NOT_RESUMED:
             raise DomainError(f"the domain is {state.value}", name=ErrorName.DOMAIN_NEEDS_RECOVERY)
         self._owner.forget_note()
 
@@ -389,7 +392,7 @@ def offer_of(
     if config.devices:
         raise DomainError(
             f"{config.name} has devices besides the console: {', '.join(config.devices)}; migrating them is not "
-            "supported yet; nothing was done",
+            "supported yet; no changes were made",
             name=ErrorName.MIGRATION_UNSUPPORTED,
             remedies=[Advice(Remedy.USE_XL)],
         )

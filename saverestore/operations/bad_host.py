@@ -45,8 +45,8 @@ def _bad(handles: Handles, architecture: Architecture) -> str | None:
 def _refuse(what: str, bad: str, *, force: bool) -> None:
     if not force:
         raise DomainError(
-            f"{what}: {bad}; nothing was done",
+            f"{what}: {bad}; no changes were made",
             name=ErrorName.HOST_UNSUPPORTED,
             remedies=[Advice(Remedy.NEWER_XEN)],
         )
-    LOG.warning("%s; done all the same, as was asked for", bad)
+    LOG.warning("%s; done all the same, because of the request", bad)

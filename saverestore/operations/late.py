@@ -13,6 +13,7 @@ from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.common.suspend import REQUEST
 from saverestore.guest.kinds import this_host
 from saverestore.operations.recover import recover_locked
+from saverestore.toolstack import moving
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
 
@@ -25,7 +26,8 @@ POLL_S = 0.5
 def resume_if_late(domid: int, domain_uuid: uuid.UUID, *, seconds: float = LATE_S) -> str:
     """Wait for the domain to suspend, and resume it; or for a reason to leave it alone: what came of it, for people.
 
-    Left alone is a domain that somebody else asks to suspend meanwhile: it is theirs to resume.
+    Left alone is a domain that somebody else asks to suspend meanwhile: it is theirs to resume; and one that moves to
+    another host, which may run it.
     """
     with open_handles() as handles:
         return watch_for_late(handles, domid, domain_uuid, seconds=seconds)
@@ -67,6 +69,8 @@ def _resume(handles: Handles, domain: Domain) -> str | None:
     """None while another process of ours works on the domain, which may have asked it by another way."""
     try:
         with locked(domain):
+            if moving.noted(handles.store, domain.domid) is not None:
+                return "it moves to another host, which may run it"
             if not handles.xen.domain(domain.domid).suspended:
                 return "it was resumed by somebody else"
             return "; ".join(recover_locked(handles, domain, this_host()))

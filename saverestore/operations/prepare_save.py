@@ -106,11 +106,11 @@ def _check_devices(
 
 
 def _check_losses(domain: Domain, config: GuestConfig) -> None:
-    """What its configuration has that no restore brings back."""
+    """What is in its configuration and cannot be restored."""
     lost = decisions.losses(config.raw)
     if lost.refused:
         raise DomainError(
-            f"{domain} has state that cannot be saved: {'; '.join(lost.refused)}; nothing was done",
+            f"{domain} has state that cannot be saved: {'; '.join(lost.refused)}; no changes were made",
             name=ErrorName.DOMAIN_UNSUPPORTED,
         )
     if lost.reported:

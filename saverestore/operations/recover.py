@@ -26,13 +26,13 @@ def recover_domain(text: str) -> list[str]:
         domain = domains.find(handles, text)
         if domain.domid == 0:
             raise DomainError("domain 0 is the control domain itself: no save can have touched it")
-        if moving.noted(handles.store, domain.domid) is not None:
-            raise DomainError(
-                f"{domain} moves to another host, which may run it; nothing was done",
-                name=ErrorName.DOMAIN_NEEDS_RECOVERY,
-                remedies=[Advice(Remedy.RECOVER_MIGRATION, domain.name)],
-            )
         with locked(domain):
+            if moving.noted(handles.store, domain.domid) is not None:
+                raise DomainError(
+                    f"{domain} moves to another host, which may run it; no changes were made",
+                    name=ErrorName.DOMAIN_NEEDS_RECOVERY,
+                    remedies=[Advice(Remedy.RECOVER_MIGRATION, domain.name)],
+                )
             return recover_locked(handles, domain, this_host())
 
 

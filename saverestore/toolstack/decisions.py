@@ -1,4 +1,6 @@
-"""What becomes of each field of libxl's domain configuration in a save and a restore. See docs/configuration.md.
+"""What becomes of each field of libxl's domain configuration in a save and a restore.
+
+See docs/reference/configuration.md.
 
 A test holds this against libxl's own list (_libxl_types.h), so that a field which a new release brings is noticed.
 """

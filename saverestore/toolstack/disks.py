@@ -122,7 +122,7 @@ def check(found: Iterable[Disk], domain_uuid: uuid.UUID, *, force: bool) -> None
             name=ErrorName.DISKS_CHANGED,
             remedies=[Advice(Remedy.RESTORE_OVER_CHANGED_DISKS)],
         )
-    LOG.warning("%s; restored all the same, as was asked for", fact)
+    LOG.warning("%s; restored all the same, because of the request", fact)
 
 
 def _settled(domain_uuid: uuid.UUID, folder: Path) -> list[tuple[Disk, Disk]]:

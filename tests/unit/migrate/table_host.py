@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,7 @@ from saverestore.migrate.source import MigrateRequest, migrate_domain
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 from saverestore.toolstack import config as configs
+from saverestore.toolstack.condition import Condition, Found
 from saverestore.toolstack.domains import Domain, check_free
 from saverestore.transport.connection import SocketConnection
 
@@ -96,6 +97,9 @@ class TableHost:
     batch_pfns = 16
     architecture: Any = X86_HOST
     name = "table"
+
+    def xen_version(self) -> str:
+        return "4.17.3"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -175,9 +179,11 @@ class TableHost:
     def check_can_be_saved(self, domain: Any) -> None:
         assert self.state_of(domain.domid) == "running"
 
-    @contextmanager
-    def locked(self, _domain: object) -> Iterator[None]:
-        yield
+    def check_hypervisor(self, *_: object, **__: object) -> None:
+        pass
+
+    def locked(self, _domain: object) -> Any:
+        return nullcontext()
 
     def toolstack_for_saving(self, *_: object) -> Any:
         return self
@@ -195,11 +201,33 @@ class TableHost:
     def close(self) -> None:
         pass
 
+    def suspending(self, *_: object) -> Any:
+        return SimpleNamespace(is_late=False)
+
+    def disks_of(self, _config: object) -> list[dict[str, Any]]:
+        return []
+
+    def settle_disks(self, _domain: object, _noted: object) -> None:
+        pass
+
+    def look_up(self, domain: Any) -> Found:
+        try:
+            state = self.state_of(domain.domid)
+        except FileNotFoundError:
+            return Found(Condition.GONE, "is gone")
+        return Found(Condition[state.upper()], f"is {state}")
+
     def save_guest(self, domain: Any, *_: object) -> Any:
         self.guest = TableGuest(self.memory, self, domain.domid)
         return self.guest
 
     # ---- restoring ---------------------------------------------------------------------------------
+
+    def restoring(self, _config: object) -> Any:
+        return nullcontext()
+
+    def check_hypervisor_for(self, *_: object, **__: object) -> None:
+        pass
 
     def toolstack_for_restoring(self, _wanted: str) -> tuple[None, str]:
         return None, ""
@@ -208,10 +236,13 @@ class TableHost:
         self._fail("check_free")
         check_free(self.handles, config.name, config.uuid)
 
-    def check_memory(self, _config: object) -> None:
+    def check_memory(self, *_: object) -> None:
         self._fail("check_memory")
 
     def check_image(self, *_: object, **__: object) -> None:
+        pass
+
+    def check_disks(self, *_: object, **__: object) -> None:
         pass
 
     def maker(self, _libxl: object) -> Any:

@@ -95,7 +95,7 @@ def test_what_fails_at_the_destination_is_reported_at_the_source_with_its_own_na
     with pytest.raises(MigrationAborted) as caught:
         pair.migrate()
     pair.join()
-    assert "b gave the migration up: b has no room" in str(caught.value)
+    assert "b aborted the migration: b has no room" in str(caught.value)
     assert (caught.value.name, caught.value.exit_code) == (ErrorName.LIBXL_FAILED, 6)
     assert "web1 (domain 1) is running" in " ".join(caught.value.__notes__)
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})

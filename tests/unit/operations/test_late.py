@@ -15,6 +15,7 @@ from pyxc import XenError
 from saverestore.errors import DomainError, ErrorName
 from saverestore.operations import late
 from saverestore.testing.store import MemoryStore
+from saverestore.toolstack import moving
 
 UUID = uuid.UUID(int=7)
 CONTROL = "/local/domain/7/control/shutdown"
@@ -110,3 +111,11 @@ def test_while_its_saver_still_holds_the_lock_it_is_waited_for(guest):
     guest.busy = 2
     assert guest.watch() == "it was suspended and resumes"
     assert guest.recovered == 1
+
+
+def test_a_domain_that_moves_to_another_host_is_left_alone(guest):
+    """A migration that was killed after it granted the domain: the other host may run it."""
+    moving.note(guest.store, 7, "m")
+    guest.at[2] = guest.set(suspended=True)
+    assert guest.watch() == "it moves to another host, which may run it"
+    assert (guest.recovered, guest.suspended) == (0, True)

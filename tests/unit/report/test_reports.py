@@ -33,6 +33,7 @@ from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 
 BEGAN = datetime.datetime(2026, 3, 1, 3, 0, tzinfo=datetime.UTC)
 SAVED = Outcome("pysave", "web1", "web1.img", BEGAN, 1.5, {"live": True, "codec": None})
+MIGRATED = Outcome("pymigrate", "web1", None, BEGAN, 1.5, {"host": "host2"})
 RESTORED = Outcome("pyrestore", "web1", "web1.img", BEGAN, 1.5, {"paused": False})
 LIVE = {
     "suspended": SaveSettings(),
@@ -66,6 +67,14 @@ def restored() -> RestoreReport:
     with source_of(image) as source:
         restore(LibxcReader(source), source, MemoryRestore(empty_like(domain)), CHANNELS, None, report)
     return report
+
+
+def test_a_migration_is_reported_as_a_save_without_an_image():
+    facts = facts_of_save(MIGRATED, saved("log"))
+    assert (facts["image"], facts["image_path"]) == (None, None)
+    page = page_of(facts)
+    assert "downtime" in page
+    assert "a pipe" not in page
 
 
 @HOW
