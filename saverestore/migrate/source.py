@@ -328,7 +328,7 @@ class HandOver:
                 while not isinstance(self._channel.hear(Aborted, Accepted, Ready), Aborted):
                     pass  # said before it heard of that
                 return f"{self.name} has nothing left of it"
-        return f"{self.name} has not confirmed that it removed its copy: it does so when it notices, or by its recovery"
+        return f"{self.name} has not confirmed that it removed its copy: it does so when it notices, or by recovery"
 
     @property
     def _here(self) -> Side:

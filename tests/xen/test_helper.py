@@ -234,10 +234,11 @@ def test_a_helper_that_is_killed_leaves_a_running_guest(
 def test_ctrl_c_of_xl_leaves_a_running_guest(guest: Guest, images: Path, with_helper):
     """As a terminal does it: to all processes of the group. xl ends without a word, and the helper tidies up."""
     before = guest.state()
+    domid = guest.domid
     save = Command("xl", "save", guest.name, str(images / "a.img"))
     save.wait_for("last round")
     os.killpg(save.process.pid, signal.SIGINT)
     assert save.finish() != 0
-    assert "is running again" in save.said
+    assert f"domain {domid} is running" in save.said
     assert "s" not in state_of(guest.name)
     guest.goes_on(before)
