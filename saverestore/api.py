@@ -88,7 +88,7 @@ def restore(
 
     `name`: of the new domain, instead of the image's. `paused`: do not start it. `require_digest`: refuse an image
     without a digest; one that is there is compared in any case. `force`: restore even if this host lacks a disk,
-    bridge or CPU feature. `watch`: start a `pyxc-watch` for it.
+    bridge or CPU feature, or if a disk was written to after the save. `watch`: start a `pyxc-watch` for it.
 
     Returns the new domain's number and name, and what was done. On any error there is no new domain.
 

@@ -46,8 +46,8 @@ def _wait(journals: Journals, log: Log, pid: int, wait_s: float) -> None:
     while journals.holder(Role.SOURCE, log.head.migration) == pid:
         if time.monotonic() > end:
             raise DomainError(
-                f"process {pid}, which works on the migration of {log.head.name}, was told, and has not ended within "
-                f"{wait_s:.0f} s",
+                f"process {pid}, which works on the migration of {log.head.name}, was asked to end, and has "
+                f"not done so within {wait_s:.0f} s",
                 name=ErrorName.MIGRATION_BUSY,
             )
         time.sleep(LOOK_EVERY_S)

@@ -42,11 +42,9 @@ def settings_for(how: str, **more) -> SaveSettings:
 
 def page_data_records(image: bytes) -> list[PageData]:
     with source_of(image) as source:
-        reader = LibxcReader(source)
-        found = []
+        reader, found = LibxcReader(source), []
         while not reader.ended:
-            record = reader.next()
-            if isinstance(record, PageData):
+            if isinstance(record := reader.next(), PageData):
                 found.append(record)
         return found
 
