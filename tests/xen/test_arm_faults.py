@@ -142,6 +142,7 @@ CHANGES = {
 }
 
 
+@slow
 @one_vcpu
 def test_an_image_for_another_host_is_refused_before_anything_is_made(guest: Guest, images: Path):
     # Without a digest, or that would be what is told.

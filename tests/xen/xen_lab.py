@@ -21,6 +21,7 @@ from launcher import Popen
 BOOT_TIMEOUT_S = 120
 BOOT_ATTEMPTS = 4
 LINE_TIMEOUT_S = 90
+QUIET_S = 3  # so long without a line, and a guest is looked for
 COMMAND_TIMEOUT_S = 300
 
 MEMORY_MIB = 128
@@ -198,17 +199,22 @@ class Guest:
         """Wait until it has printed so many more lines: its state then."""
         deadline = time.monotonic() + LINE_TIMEOUT_S
         wanted = self.state()["lines"] + count
-        size = -1
-        while time.monotonic() < deadline:
+        size, look_for_it_at = -1, 0.0
+        while (now_s := time.monotonic()) < deadline:
             # A long log parsed ten times a second would take the processor from the guest.
             if (now := self.log.stat().st_size) != size:
-                size = now
+                size, look_for_it_at = now, now_s + QUIET_S
                 state = self.state()
                 if state["lines"] >= wanted:
                     return state
+            elif now_s > look_for_it_at:
+                if domid_of(self.name) is None:
+                    break  # nothing more will come
+                look_for_it_at = now_s + QUIET_S
             select.select([], [], [], 0.1)
         raise AssertionError(
-            f"{self.name} ({state_of(self.name)}) printed nothing new in {LINE_TIMEOUT_S} s:\n{self._text()[-2000:]}"
+            f"{self.name} ({state_of(self.name)}) printed nothing new in {LINE_TIMEOUT_S} s, or since it is gone:\n"
+            f"{self._text()[-2000:]}"
         )
 
     def goes_on(self, since: dict[str, Any]) -> dict[str, Any]:
