@@ -18,6 +18,8 @@ import pytest
 from launcher import Popen
 from xen_lab import Command, Guest, domid_of, handles, must, run, state_of
 
+slow = pytest.mark.slow
+
 MINI_FUSE = Path(__file__).parents[1] / "unit" / "transport" / "mini_fuse.py"
 NO_BALLOON = "initcall_blacklist=balloon_init"
 
@@ -89,8 +91,8 @@ def once(text: str, *facts: str) -> None:
 # ---- 1: memory of an image and of a domain -------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
-@pytest.mark.parametrize("toolstack", ["auto", "bare"])
+@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=slow)])
+@pytest.mark.parametrize("toolstack", ["auto", pytest.param("bare", marks=slow)])
 def test_a_guest_that_gave_no_memory_back_is_restored(images: Path, kind: str, toolstack: str):
     with own(f"g1-{kind}", kind, memory_mib=256, more=("--extra", NO_BALLOON)) as guest:
         before = guest.state()
@@ -103,6 +105,7 @@ def test_a_guest_that_gave_no_memory_back_is_restored(images: Path, kind: str, t
         assert held.max_pages <= (128 << 8) + 256  # asked again for what it did not give
 
 
+@slow
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_guest_that_grows_and_shrinks_while_it_is_saved_live_is_restored(images: Path, kind: str):
     with own(f"g2-{kind}", kind, memory_mib=256, rate=2000) as guest:
@@ -116,6 +119,7 @@ def test_a_guest_that_grows_and_shrinks_while_it_is_saved_live_is_restored(image
         guest.goes_on(before)
 
 
+@slow
 def test_a_guest_that_has_more_than_its_configuration_says_is_restored(images: Path):
     with own("g3", "pv", memory_mib=128) as guest:
         before = guest.state()
@@ -128,6 +132,7 @@ def test_a_guest_that_has_more_than_its_configuration_says_is_restored(images: P
 ON_DEMAND = ("--maxmem", "384", "--extra", NO_BALLOON)
 
 
+@slow
 @pytest.mark.parametrize("kind", ["pvh", "hvm"])
 @pytest.mark.parametrize("how", [("-c",), ("--live", "-c"), (), ("--dry-run",)], ids=" ".join)
 def test_a_guest_whose_memory_is_owed_to_it_is_refused_and_lives(
@@ -142,6 +147,7 @@ def test_a_guest_whose_memory_is_owed_to_it_is_refused_and_lives(
         assert "out of PoD memory" not in must("xl", "dmesg")
 
 
+@slow
 def test_once_it_has_all_of_its_memory_it_is_saved_and_restored(images: Path):
     with own("g5", "pvh", memory_mib=128, pages=0, rate=1, more=ON_DEMAND) as guest:
         before = guest.state()
@@ -156,6 +162,7 @@ def test_once_it_has_all_of_its_memory_it_is_saved_and_restored(images: Path):
 # ---- 2: the account of a domain ------------------------------------------------------------------
 
 
+@slow
 def test_a_guest_that_crashes_as_it_is_asked_is_told_as_crashed_or_gone(images: Path):
     with own("c1", "pvh", more=("--extra", "sysrq_always_enabled")) as guest:
         domid = guest.domid
@@ -172,6 +179,7 @@ def test_a_guest_that_crashes_as_it_is_asked_is_told_as_crashed_or_gone(images: 
         assert json.loads(report.read_text())["domain_state"].split(":")[0] in ("crashed", "gone")
 
 
+@slow
 def test_a_guest_that_is_destroyed_as_it_is_asked_is_told_as_that(images: Path):
     with own("c2", "pvh") as guest:
         must("xenstore-chmod", f"/local/domain/{guest.domid}/control/shutdown", "n0")
@@ -188,6 +196,7 @@ def test_a_guest_that_is_destroyed_as_it_is_asked_is_told_as_that(images: Path):
         )
 
 
+@slow
 @pytest.mark.parametrize(("at_s", "exit_code"), [(None, 3), (2, 130)], ids=["to the limit", "Ctrl-C"])
 def test_a_guest_that_acknowledges_and_never_suspends_takes_one_limit(
     images: Path, at_s: int | None, exit_code: int
@@ -210,6 +219,7 @@ def test_a_guest_that_acknowledges_and_never_suspends_takes_one_limit(
         guest.goes_on(before)
 
 
+@slow
 def test_a_guest_too_slow_to_suspend_in_time_runs_on_whatever_it_has_made_of_the_request(images: Path):
     """With next to no processor time it answers late, suspends late, or both: whoever was left behind resumes it."""
     with own("w2", "pvh") as guest:
@@ -223,6 +233,7 @@ def test_a_guest_too_slow_to_suspend_in_time_runs_on_whatever_it_has_made_of_the
         guest.goes_on(before)
 
 
+@slow
 def test_a_device_model_that_another_program_holds_is_told_before_the_guest_stops(images: Path):
     with own("q1", "hvm") as guest:
         before = guest.state()
@@ -238,6 +249,7 @@ def test_a_device_model_that_another_program_holds_is_told_before_the_guest_stop
 # ---- 3: file systems -----------------------------------------------------------------------------
 
 
+@slow
 @pytest.mark.parametrize(
     "oddities",
     [["nlink0"], ["no-statfs"], ["no-link", "no-fsync", "no-truncate", "short-writes"]],
@@ -265,6 +277,7 @@ def test_an_image_on_a_fuse_file_system_with_odd_answers_is_restored(
     guest.goes_on(before)
 
 
+@slow
 @pytest.mark.parametrize("kind", ["ramfs", "tmpfs"])
 @pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
 def test_an_image_on_a_file_system_without_an_account_of_its_room_is_restored(
@@ -286,6 +299,7 @@ def test_an_image_on_a_file_system_without_an_account_of_its_room_is_restored(
 # ---- 4: doubles ----------------------------------------------------------------------------------
 
 
+@slow
 def test_a_domain_that_somebody_keeps_from_dying_is_no_namesake(images: Path):
     with own("e1", "pvh") as guest:
         before, domid = guest.state(), guest.domid
@@ -299,7 +313,7 @@ def test_a_domain_that_somebody_keeps_from_dying_is_no_namesake(images: Path):
             assert f"{domid} (domain {domid})" not in said.stderr
 
 
-@pytest.mark.parametrize("toolstack", ["auto", "bare"])
+@pytest.mark.parametrize("toolstack", ["auto", pytest.param("bare", marks=slow)])
 def test_of_two_restores_at_once_one_makes_the_domain(images: Path, toolstack: str):
     with own("f1", "pvh") as guest:
         before = guest.state()
@@ -322,6 +336,7 @@ def test_of_two_restores_at_once_one_makes_the_domain(images: Path, toolstack: s
         assert watchers == "1"
 
 
+@slow
 def test_a_restore_under_a_name_that_is_being_restored_is_refused(images: Path):
     with own("f2", "pvh") as guest:
         must("pysave", guest.name, str(images / "a.img"))
@@ -336,7 +351,9 @@ def test_a_restore_under_a_name_that_is_being_restored_is_refused(images: Path):
 # ---- 5: state outside memory ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [(), ("--compress", "zstd")], ids=["plain", "zstd"])
+@pytest.mark.parametrize(
+    "how", [pytest.param((), id="plain"), pytest.param(("--compress", "zstd"), id="zstd", marks=slow)]
+)
 def test_a_restore_over_a_disk_that_was_used_since_is_refused_by_name(images: Path, how: tuple[str, ...]):
     with own("d1", "pvh", pages=512, rate=200, more=("--disk",)) as guest:
         before = guest.state()
@@ -354,6 +371,7 @@ def test_a_restore_over_a_disk_that_was_used_since_is_refused_by_name(images: Pa
         must("pyrestore", "--force", str(images / "a.img"))
 
 
+@slow
 def test_a_snapshot_taken_while_it_is_suspended_goes_with_the_image(images: Path):
     with own("d2", "pvh", pages=512, rate=200, more=("--disk",)) as guest:
         before, disk = guest.state(), f"/lab/{guest.name}.disk"
@@ -366,6 +384,7 @@ def test_a_snapshot_taken_while_it_is_suspended_goes_with_the_image(images: Path
         must("pyrestore", str(images / "a.img"))
 
 
+@slow
 @pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
 def test_a_command_that_fails_while_it_is_suspended_resumes_the_guest(guest: Guest, images: Path):
     before = guest.state()
@@ -382,6 +401,7 @@ VNODES = (
 VNUMA = f"vnuma=[{VNODES}]"
 
 
+@slow
 def test_a_guest_with_virtual_numa_nodes_is_refused_by_name(images: Path):
     guest = Guest("v1", "hvm", 2, memory_mib=128)
     guest.destroy()
