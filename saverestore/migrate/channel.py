@@ -43,6 +43,9 @@ SILENCE_S = 30.0
 """A peer that sends nothing for so long is given up."""
 
 KEEPALIVE_S = 5.0
+LAST_WORD_S = 2.0
+"""So long it is looked for after a write has failed; it has been sent by then."""
+
 GREETING_S = 120.0
 """Until the first message has come: a person may have to type a password for ssh."""
 
@@ -80,6 +83,7 @@ class Channel:
         self._threads: list[threading.Thread] = []
         self._heard: queue.SimpleQueue[Message | BaseException] | None = None
         self._failure: BaseException | None = None
+        self._has_failed = threading.Event()
 
     # ---- writing -----------------------------------------------------------------------------------
 
@@ -114,8 +118,18 @@ class Channel:
             self._is_cut = True
             self.connection.outgoing.writev(buffers)
             self._is_cut = False
+        except BrokenPeer:
+            self._raise_last_word()
+            raise
         finally:
             self._writing.release()
+
+    def _raise_last_word(self) -> None:
+        """A peer that gives up says why and closes: what it said may come to be read after a write has failed."""
+        if self._heard is None or not waited_for(self._has_failed.wait, LAST_WORD_S):
+            return
+        if isinstance(self._failure, SaidOtherwise):
+            raise self._failure
 
     def _keep_alive(self) -> None:
         frame = protocol.pack(KeepAlive())
@@ -200,8 +214,10 @@ class Channel:
                 self._heard.put(message)
                 if isinstance(message, OTHERWISE):
                     self._failure = SaidOtherwise(self.peer, message)
+                    self._has_failed.set()
         except BaseException as error:  # for whoever waits
             self._failure = self._failure or error
+            self._has_failed.set()
             self._heard.put(error)
 
     # ---- beginning and end -------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def draft_b(data: bytes) -> None:
                 if isinstance(record, PageData) and record.nr_data * 4096 <= LONGEST_DECODED:
                     reader.read_pages([bytearray(record.nr_data * 4096)])
         except ImageError as error:
-            assert error.offset is not None
+            assert error.offset is not None or "digest" in str(error)  # which does not say where
 
 
 def deltas(data: bytes) -> None:

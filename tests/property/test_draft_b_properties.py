@@ -272,7 +272,7 @@ BOMB = zlib.compress(bytes(64 << 20))
         (1, 0xF0, [(4096, 9), b"x" * 9], "codec 15, which is not known"),
         (1, 0x10, [(4096, 9), b"x" * 9], "pages coded by xor: the delta of page 0 of 1"),
         (1, 0x04, [b"\0" * 7], "7 bytes where a map of 1 pages takes 8"),
-        (1, 0x04, [b"\2" + b"\0" * 7], "map of zero pages goes on behind"),
+        (1, 0x04, [b"\2" + b"\0" * 7], "map of zero pages is longer"),
         (2, 0x04, [b"\2" + b"\0" * 7, b"x" * 4095], "4095 bytes for its pages, which are 4096"),
         (1, 0x24, [b"\1" + b"\0" * 7, (0, 0)], "0 coded bytes for 0"),
         (1, 0x08, [b"x" * 4096], "options 0x000b, of which 0x0008 mean nothing"),
