@@ -68,12 +68,12 @@ def test_where_all_must_be_reached_what_is_left_then_fails_and_the_run_is_stoppe
     assert f" timeout {600 + testing.LAST_FAILED_TEST_S} " in line
 
 
-def test_ci_must_reach_every_test_and_ends_within_90_minutes_even_if_one_hangs() -> None:
+def test_ci_ends_within_90_minutes_even_if_its_last_test_hangs() -> None:
     (command,) = [
         line for line in Path(CHECKOUT, ".ci/run").read_text().splitlines() if line.startswith("exec")
     ]
     options = testing.parser().parse_args(command.split()[2:])
-    assert options.all_within + testing.LAST_FAILED_TEST_S / 60 < 88
+    assert options.minutes + testing.LAST_TEST_S / 60 < 88
 
 
 def test_one_may_not_ask_for_both_limits(capsys: pytest.CaptureFixture[str]) -> None:
