@@ -11,11 +11,28 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from saverestore import interrupts
+from saverestore.cli import arguments
 from saverestore.cli.remedies import in_full, words
 from saverestore.errors import ExitCode, SaveRestoreError, exit_code_of
 
 if TYPE_CHECKING:
     from saverestore.operations.preflight import Findings
+
+
+def add_round_limits(group: argparse._ArgumentGroup) -> None:
+    """--max-rounds and --max-time, of the commands that work live."""
+    group.add_argument(
+        "--max-rounds",
+        metavar="N",
+        type=arguments.rounds,
+        help="the largest number of rounds; default 5, or 30 with --downtime-ms or --on-stall throttle",
+    )
+    group.add_argument(
+        "--max-time",
+        metavar="SECONDS",
+        type=arguments.seconds,
+        help="start no round after this time; then suspend the domain",
+    )
 
 
 def add_toolstack(group: argparse._ArgumentGroup) -> None:

@@ -111,18 +111,7 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         "rounds so far, and the times that suspending and resuming took at the last save with -c or -p (before the "
         "first: 100 ms and 50 ms)",
     )
-    group.add_argument(
-        "--max-rounds",
-        metavar="N",
-        type=arguments.rounds,
-        help="the largest number of rounds; default 5, or 30 with --downtime-ms or --on-stall throttle",
-    )
-    group.add_argument(
-        "--max-time",
-        metavar="SECONDS",
-        type=arguments.seconds,
-        help="start no round after this time; then suspend the domain",
-    )
+    common.add_round_limits(group)
     group.add_argument(
         "--on-stall",
         choices=("stop", "abort", "throttle"),

@@ -137,7 +137,7 @@ def restore(
                 channels,
                 ChannelProgress(channel),
                 report,
-                # `xl` restores over anything; it is told.
+                # `xl` restores over anything: a warning is all that can be done.
                 take_disks=lambda record: disks.check(
                     record.disks, info.uuid, force=task is None or not task.check_disks
                 ),

@@ -1,4 +1,4 @@
-"""Cancelling a migration from outside: the process that works on it is told, and decides whether it still can."""
+"""Cancelling a migration from outside: the process at work on it gets a signal, and decides whether it still can."""
 
 from __future__ import annotations
 

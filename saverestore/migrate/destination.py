@@ -242,7 +242,7 @@ class _Receiver:
         return Received(head.name, domid)
 
     def _give_up(self, side: Side, error: BaseException) -> None:
-        """Nothing is left of it here, and the source is told why."""
+        """Nothing is left of it here, and the source hears why."""
         notes: Notes = {
             "reason": fact_of(error),
             "name": str(name_of(error)),

@@ -106,7 +106,7 @@ class Side:
 
         IllegalEvent when there is none such. What a deed or the journal raises is raised, but in two cases: when the
         entry GRANTED fails, the source tells the destination to give up; and a domain that does not start is the
-        destination's all the same, and the peer is told so.
+        destination's all the same, and the peer hears so.
         """
         with shield():
             self._carry_out(decide(self.role, self.state, event, is_here=self.copy.is_here()), notes)
