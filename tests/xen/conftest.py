@@ -119,9 +119,9 @@ def images() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def taken(request: pytest.FixtureRequest, pool: Pool, rate: int, words: str = "") -> Iterator[Guest]:
+def taken(request: pytest.FixtureRequest, pool: Pool, rate: int, *, ymm: bool = True) -> Iterator[Guest]:
     kind, vcpus = request.param
-    found = pool.take(kind, vcpus, rate, words)
+    found = pool.take(kind, vcpus, rate, ymm=ymm)
     yield found
     found.assert_clean()
     assert found.is_running(), f"the test left {found.name} {state_of(found.name)}"
@@ -142,7 +142,7 @@ def busy_guest(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Guest]:
 @pytest.fixture
 def guest_for_xl(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Guest]:
     """A guest for tests in which `xl` resumes it: libxc then loses its ymm registers, so it leaves them alone."""
-    yield from taken(request, pool, MODERATE_RATE, "lab.ymm=0")
+    yield from taken(request, pool, MODERATE_RATE, ymm=False)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import re
 import select
 import signal
@@ -244,6 +245,26 @@ class Guest:
         """There, and neither paused, shut down, crashed nor dying."""
         return not set(state_of(self.name)) & set("pscd") and domid_of(self.name) is not None
 
+    def work(self, rate: int, *, ymm: bool) -> None:
+        """From now on its dirtier rewrites so many pages a second, and uses the ymm registers or leaves them alone."""
+        if self._works_as(rate, ymm, self.state()):
+            return
+        terminal = handles().store.read(f"/local/domain/{self.domid}/console/tty")
+        assert terminal, f"{self.name} has no console"
+        writing = os.open(terminal, os.O_WRONLY | os.O_NOCTTY)
+        try:
+            os.write(writing, f"rate={rate} ymm={int(ymm)}\n".encode())
+        finally:
+            os.close(writing)
+        for _ in range(5 * LINE_TIMEOUT_S):
+            if self._works_as(rate, ymm, self.next_lines(1)):
+                return
+        raise AssertionError(f"{self.name} does not take what its console says")
+
+    @staticmethod
+    def _works_as(rate: int, ymm: bool, state: dict[str, Any]) -> bool:
+        return (state["rate"], state["ymm"]) == (rate, int(ymm))
+
     def has_arrived(self) -> None:
         """After `xl migrate` to this host: its console log goes on under its own name."""
         must("lab-guest", "adopt", self.name)
@@ -262,14 +283,11 @@ class Pool:
     Two guests that write as fast as they can would leave no processor for dom0, so the others are paused.
     """
 
-    guests: dict[tuple[str, int, int, str], Guest] = field(default_factory=dict)
+    guests: dict[tuple[str, int], Guest] = field(default_factory=dict)
 
-    def take(self, kind: str, vcpus: int, rate: int, words: str = "") -> Guest:
-        """A running, healthy guest whose dirtier rewrites `rate` pages a second (0: as many as it can).
-
-        `words`: more of them for its kernel's command line.
-        """
-        key = (kind, vcpus, rate, words)
+    def take(self, kind: str, vcpus: int, rate: int, *, ymm: bool = True) -> Guest:
+        """A running, healthy guest whose dirtier rewrites `rate` pages a second (0: as many as it can)."""
+        key = (kind, vcpus)
         for other in [other for other in self.guests if other != key]:
             if self.guests[other].is_running():
                 handles().xen.pause(self.guests[other].domid)
@@ -277,10 +295,11 @@ class Pool:
         if guest is not None and state_of(guest.name)[2:3] == "p":
             handles().xen.unpause(guest.domid)
         if guest is None or not guest.is_running() or not guest.state()["clean"]:
-            guest = guest or Guest(re.sub(r"\W+", "-", f"{kind}{vcpus}-{rate} {words}".strip()), kind, vcpus)
+            guest = guest or Guest(f"{kind}{vcpus}", kind, vcpus)
             guest.destroy()
-            guest.create(rate=rate, more=("--extra", words) if words else ())
+            guest.create(rate=rate)
             self.guests[key] = guest
+        guest.work(rate, ymm=ymm)
         return guest
 
     def destroy_strays(self) -> list[str]:

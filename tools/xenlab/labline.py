@@ -1,7 +1,7 @@
 """The lines the lab's guest prints on its console. Shipped into dom0 too; needs nothing but Python.
 
 LAB counter=17 uptime=18.02 hash=<16 hex digits> vcpus=2 dirtied=123456 rate=5000 verified=120000
-    corrupt=0 fpu=ok fpu_checks=880 pages=4096          (one line)
+    corrupt=0 fpu=ok fpu_checks=880 pages=4096 ymm=1    (one line)
 CORRUPT pfn=0x1a2b page=17 word=2 ... expected=0x... found=0x...
 FPU-CORRUPT vcpu=0 what=xmm round=12
 CLOCK-CORRUPT uptime=4.10 after=7.20
@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 _LAB = re.compile(
     r"LAB counter=(?P<counter>\d+) uptime=(?P<uptime_s>\d+\.\d+) hash=(?P<hash>[0-9a-f]{16}) "
     r"vcpus=(?P<vcpus>\d+) dirtied=(?P<dirtied>\d+) rate=(?P<rate>\d+) verified=(?P<verified>\d+) "
-    r"corrupt=(?P<corrupt>\d+) fpu=(?P<fpu>ok|CORRUPT) fpu_checks=(?P<fpu_checks>\d+) pages=(?P<pages>\d+)"
+    r"corrupt=(?P<corrupt>\d+) fpu=(?P<fpu>ok|CORRUPT) fpu_checks=(?P<fpu_checks>\d+) pages=(?P<pages>\d+) "
+    r"ymm=(?P<ymm>\d)"
 )
 _COMPLAINT = re.compile(r"(?:(?:FPU-|CLOCK-)?CORRUPT |LAB-GUEST-FAILED).*")
 
@@ -40,6 +41,8 @@ class GuestLine:
     fpu: str
     fpu_checks: int
     pages: int
+    ymm: int
+    """1 when it keeps patterns in its ymm registers, too."""
 
 
 def parse_line(line: str) -> GuestLine | None:
@@ -60,6 +63,7 @@ def parse_line(line: str) -> GuestLine | None:
         fpu=got["fpu"],
         fpu_checks=int(got["fpu_checks"]),
         pages=int(got["pages"]),
+        ymm=int(got["ymm"]),
     )
 
 

@@ -23,7 +23,7 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def line(counter: int, boot: str = "0" * 16) -> str:
     return (
         f"LAB counter={counter} uptime={counter}.00 hash={boot} vcpus=1 dirtied=5 rate=5 verified=5 "
-        f"corrupt=0 fpu=ok fpu_checks=1 pages=8\n"
+        f"corrupt=0 fpu=ok fpu_checks=1 pages=8 ymm=1\n"
     )
 
 

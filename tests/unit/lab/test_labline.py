@@ -10,7 +10,7 @@ BOOT = "0123456789abcdef"
 def lab(counter: int, uptime: float = 1.5, *, hash_: str = BOOT, corrupt: int = 0, fpu: str = "ok") -> str:
     return (
         f"LAB counter={counter} uptime={uptime:.2f} hash={hash_} vcpus=2 dirtied=10 rate=5 verified=9 "
-        f"corrupt={corrupt} fpu={fpu} fpu_checks=8 pages=4096"
+        f"corrupt={corrupt} fpu={fpu} fpu_checks=8 pages=4096 ymm=1"
     )
 
 

@@ -249,6 +249,13 @@ class World:
     def is_locked(self, host: Host, key: Key) -> bool:
         return any((one.host, one.role, one.number) == (host, *key) for one in self.processes)
 
+    def is_taken(self, host: Host) -> bool:
+        """Whether the domain is here or on its way: its name and UUID are locked, a second one is refused."""
+        receives = any(
+            one.host is host and one.role is Role.DESTINATION and not one.is_recovering for one in self.processes
+        )
+        return receives or host.copy is not None
+
     def start(self) -> bool:
         """A migration from where the domain runs, if that host has nothing unsettled: the domain's lock, too."""
         source = self.runner()
@@ -294,11 +301,15 @@ class World:
         host, key = link.answerer
         link.answerer = None
         role, number = key
+        is_offer = link.to[role][0] is MessageType.OFFER
         if self.is_locked(host, key):
             link.send(Role.DESTINATION if role is Role.SOURCE else Role.SOURCE, MessageType.BUSY)
             return True
+        if is_offer and self.is_taken(host):
+            link.send(Role.SOURCE, MessageType.REFUSED)
+            return True
         process = Process(self, host, role, number, link)
-        process.is_recovering = link.to[role][0] is not MessageType.OFFER
+        process.is_recovering = not is_offer
         self.processes.append(process)
         return True
 

@@ -146,6 +146,16 @@ def test_whatever_happens_at_most_one_host_runs_the_domain_and_exactly_one_when_
     run_state_machine_as_test(Migrations, settings=SETTINGS)
 
 
+def test_an_offer_that_comes_late_does_not_mix_with_the_next_migration():
+    state = Migrations()
+    state.begin(steps=0)
+    state.wait_in_vain(which=0)
+    state.advance(which=0)
+    state.advance(which=0)
+    state.start(steps=0)
+    state.teardown()
+
+
 # ---- the rule, broken on purpose ---------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@
  *
  * Kernel command line: lab.pages=N (0: off), lab.rate=N (pages per second, 0: as fast as possible),
  * lab.ymm=0 (leave the ymm registers alone: libxc's way of resuming a suspended domain loses them).
+ * A line on its console, like "rate=300 ymm=1", changes the last two while it runs.
  * Output, five lines per second on the console, and one per finding: docs/lab.md.
  */
 #define _GNU_SOURCE
@@ -28,6 +29,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -58,7 +60,6 @@ struct worker {
     pthread_t thread, fpu_thread;
     unsigned cpu;
     uint64_t first, count;  /* its slice of the pages */
-    double rate;            /* pages per second; 0: as fast as possible */
     _Atomic uint64_t dirtied, verified, corrupt, fpu_checks, fpu_corrupt;
 };
 
@@ -68,7 +69,8 @@ static struct worker workers[MAX_VCPUS];
 static unsigned nr_workers;
 static atomic_int shouts;
 static int pagemap_fd = -1;
-static bool uses_ymm;
+static _Atomic uint64_t rate; /* pages per second, of all workers; 0: as fast as possible */
+static atomic_bool uses_ymm;
 
 static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -193,14 +195,16 @@ static void *work(void *argument)
 
     pin(worker->cpu);
     for (;;) {
-        if (worker->rate > 0)
+        const double own_rate = (double)rate / nr_workers;
+
+        if (own_rate > 0)
             usleep(TICK_US);
         double now = seconds(CLOCK_MONOTONIC), passed = now - last;
 
         last = now;
         if (passed > 0.2)
             passed = 0.2; /* it was stopped, or is starved: do not make up for it */
-        to_write += worker->rate > 0 ? worker->rate * passed : 64;
+        to_write += own_rate > 0 ? own_rate * passed : 64;
         to_sweep += passed * worker->count / SWEEP_SECONDS;
         for (; to_write >= 1; to_write--) {
             random = next(random);
@@ -317,9 +321,29 @@ static void take_pages(uint64_t count)
         fill(pages[i], i, ledger[i] = 1);
 }
 
-static void start(pthread_t *thread, void *(*function)(void *), struct worker *worker)
+/* Take what is asked for on the console, a line each time. */
+static void *listen(void *unused)
 {
-    int error = pthread_create(thread, NULL, function, worker);
+    char line[128];
+    struct termios terminal;
+    uint64_t new_rate;
+    unsigned new_ymm;
+
+    if (tcgetattr(STDIN_FILENO, &terminal) == 0) {
+        terminal.c_lflag &= ~(tcflag_t)ECHO; /* it would come between the lines printed */
+        tcsetattr(STDIN_FILENO, TCSANOW, &terminal);
+    }
+    while (fgets(line, sizeof(line), stdin))
+        if (sscanf(line, "rate=%" SCNu64 " ymm=%u", &new_rate, &new_ymm) == 2) {
+            uses_ymm = new_ymm;
+            rate = new_rate;
+        }
+    return unused;
+}
+
+static void start(pthread_t *thread, void *(*function)(void *), void *argument)
+{
+    int error = pthread_create(thread, NULL, function, argument);
 
     if (error) {
         say("LAB-GUEST-FAILED pthread_create: %s", strerror(error));
@@ -329,8 +353,10 @@ static void start(pthread_t *thread, void *(*function)(void *), struct worker *w
 
 int main(void)
 {
-    const uint64_t nr_pages = option("lab.pages", 4096), rate = option("lab.rate", 1000);
+    const uint64_t nr_pages = option("lab.pages", 4096);
+    pthread_t listener;
 
+    rate = option("lab.rate", 1000);
     uses_ymm = option("lab.ymm", 1);
     unsigned char *block = memory(BLOCK_BYTES);
     double uptime = 0;
@@ -355,11 +381,11 @@ int main(void)
         worker->cpu = i;
         worker->first = nr_pages * i / nr_workers;
         worker->count = nr_pages * (i + 1) / nr_workers - worker->first;
-        worker->rate = (double)rate / nr_workers;
         start(&worker->fpu_thread, compute, worker);
         if (worker->count)
             start(&worker->thread, work, worker);
     }
+    start(&listener, listen, NULL);
 
     for (uint64_t counter = 1;; counter++) {
         uint64_t dirtied = 0, verified = 0, corrupt = 0, fpu_checks = 0, fpu_corrupt = 0;
@@ -378,9 +404,9 @@ int main(void)
             fpu_corrupt += workers[i].fpu_corrupt;
         }
         say("LAB counter=%" PRIu64 " uptime=%.2f hash=%016" PRIx64 " vcpus=%ld dirtied=%" PRIu64 " rate=%" PRIu64
-            " verified=%" PRIu64 " corrupt=%" PRIu64 " fpu=%s fpu_checks=%" PRIu64 " pages=%" PRIu64,
+            " verified=%" PRIu64 " corrupt=%" PRIu64 " fpu=%s fpu_checks=%" PRIu64 " pages=%" PRIu64 " ymm=%d",
             counter, uptime, hash(block, BLOCK_BYTES), sysconf(_SC_NPROCESSORS_ONLN), dirtied, rate, verified,
-            corrupt, fpu_corrupt ? "CORRUPT" : "ok", fpu_checks, nr_pages);
+            corrupt, fpu_corrupt ? "CORRUPT" : "ok", fpu_checks, nr_pages, (int)uses_ymm);
         usleep(1000000 / LINES_PER_SECOND);
     }
 }
