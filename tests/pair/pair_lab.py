@@ -21,6 +21,7 @@ BOOT_ATTEMPTS = 4
 LINE_TIMEOUT_S = 90
 COMMAND_TIMEOUT_S = 300
 LOOK_S = 0.5
+MODERATE_RATE = 300  # pages a second: more takes the processor from both dom0s under emulation
 
 CONSOLES = "/var/log/xen/console"
 
@@ -94,7 +95,7 @@ class Guest:
         """Where it is."""
         return self._stays[-1].host
 
-    def create(self, host: Host, *, pages: int = 2048, rate: int = 1000, more: tuple[str, ...] = ()) -> None:
+    def create(self, host: Host, *, pages: int = 2048, rate: int = MODERATE_RATE, more: tuple[str, ...] = ()) -> None:
         """Boot it and wait for its first line; again when it fails, as nothing of ours has touched it yet."""
         self._stays = [_Stay(host, 0)]
         for attempt in range(1, BOOT_ATTEMPTS + 1):
@@ -118,10 +119,10 @@ class Guest:
 
     def has_moved_to(self, host: Host) -> None:
         """After a migration: from now on it is looked for there, where its log gets its own name."""
+        left_by_others = self._length_on(host)
         must(host, "lab-guest", "adopt", self.name)
         self._stays[-1].end = self._length_on(self.host)
-        before = [stay.end or 0 for stay in self._stays if stay.host.label == host.label]
-        self._stays.append(_Stay(host, max(before, default=0)))
+        self._stays.append(_Stay(host, left_by_others))
 
     def log(self) -> str:
         """All that it has printed."""
@@ -182,7 +183,8 @@ class Guest:
         return f"{CONSOLES}/guest-{self.name}.log"
 
     def _length_on(self, host: Host) -> int:
-        return int(must(host, "stat", "-c", "%s", self._log_file))
+        """So many bytes its log has there; 0 when there is none."""
+        return int(run(host, "stat", "-c", "%s", self._log_file).stdout or 0)
 
 
 class Command:
