@@ -106,6 +106,8 @@ class ErrorName(StrEnum):
     SAVE_STALLED = "save_stalled", "more live rounds did not help, and the request was to end the save then"
     DOMAIN_EXISTS = "domain_exists", "a domain with the image's UUID exists already"
     DOMAIN_NAME_TAKEN = "domain_name_taken", "a domain of that name exists already"
+    DISKS_DIFFER = "disks_differ", "the other host sees other disks under the same paths"
+    DISKS_UNFLUSHED = "disks_unflushed", "what a suspended domain wrote could not be brought to its disks"
     DISKS_CHANGED = "disks_changed", "a disk of the image's domain was written to after the save"
     COMMAND_FAILED = "command_failed", "the command to be run while the domain is suspended failed"
     HOST_LACKS_MEMORY = "host_lacks_memory", "this host has too little free memory for the domain"

@@ -46,6 +46,7 @@ from saverestore.operations.preflight import Findings, vcpus
 from saverestore.operations.requests import STDIN, RestoreRequest
 from saverestore.operations.restore import check_fits, restoring
 from saverestore.toolstack import config as configs
+from saverestore.toolstack import shared_disks
 from saverestore.toolstack.config import GuestConfig
 
 LOG = logging.getLogger(__name__)
@@ -169,10 +170,18 @@ class _Receiver:
     def _preflight(self, config: GuestConfig, findings: Findings) -> None:
         toolstack = check_fits(self._host, config, self._request, findings)
         with findings.check():
-            if config.devices:
+            if unmovable := shared_disks.unmovable(config):
                 raise DomainError(
-                    f"{config.name} has devices besides the console; taking them over is not supported yet",
+                    f"{config.name} has {', '.join(unmovable)}, which cannot be migrated",
                     name=ErrorName.MIGRATION_UNSUPPORTED,
+                )
+        with findings.check():
+            offer = self._offer
+            found = shared_disks.different(config, offer.disk_names, offer.disk_bytes, offer.disk_marks)
+            if found:
+                raise DomainError(
+                    f"this host sees other disks than the source: {'; '.join(found)}",
+                    name=ErrorName.DISKS_DIFFER,
                 )
         with findings.check():
             check_name_free(self._host, incoming_name(config.name))

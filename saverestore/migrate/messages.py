@@ -74,6 +74,7 @@ class Offer:
     """Source: take this domain. `config`: libxl's JSON of it, by its final name. `memory_kib`: what it has now.
 
     `dry_run`: report what stands in the way, and do nothing. `source`: where the destination finds the source again.
+    `disk_names`, `disk_bytes`, `disk_marks`: its disks, as the source sees them, see toolstack.shared_disks.
     """
 
     type: ClassVar = MessageType.OFFER
@@ -83,6 +84,9 @@ class Offer:
     source: str = ""
     paused: bool = False
     dry_run: bool = False
+    disk_names: tuple[str, ...] = ()
+    disk_bytes: tuple[int, ...] = ()
+    disk_marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -292,6 +296,10 @@ def unpack_body(kind: MessageType, body: bytes) -> Message:
         elif field.default is dataclasses.MISSING:
             raise ProtocolError(f"a message {kind.name} without {field.name!r}")
     message = one(**values)
+    if isinstance(message, Offer) and not (
+        len(message.disk_names) == len(message.disk_bytes) == len(message.disk_marks)
+    ):
+        raise ProtocolError("a message OFFER whose disks are not each a name, a length and a mark")
     if isinstance(message, Refused) and not (
         0 < len(message.names) == len(message.exit_codes) == len(message.texts)
     ):

@@ -59,7 +59,7 @@ from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import Prepared, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
-from saverestore.toolstack import choice, moving
+from saverestore.toolstack import choice, moving, shared_disks
 
 LOG = logging.getLogger(__name__)
 
@@ -295,14 +295,14 @@ class HandOver:
             better = otherwise_error(self.name, error)
             for note in getattr(error, "__notes__", []):
                 better.add_note(note)
-            self._give_up(better)
+            self._give_up(better, gave_up_there=isinstance(error.message, Aborted | Refused))
             raise better from error
         self._give_up(error)
 
     def _is_ours(self) -> bool:
         return self._side is None or owns(Role.SOURCE, self._side.state)
 
-    def _give_up(self, error: BaseException) -> None:
+    def _give_up(self, error: BaseException, *, gave_up_there: bool = False) -> None:
         """The domain runs again already: write that down, and see that the destination has heard of it."""
         side = self._side
         if side is None or side.journal is None:
@@ -311,8 +311,7 @@ class HandOver:
             stack.callback(side.journal.close)
             if not self._is_ours():
                 return
-            said = getattr(error, "message", None)
-            event = Event.HEARD_ABORTED if isinstance(said, Aborted | Refused) else Event.FAILED
+            event = Event.HEARD_ABORTED if gave_up_there else Event.FAILED
             try:
                 side.happen(event, reason=fact_of(error), name=str(name_of(error)))
             except (SaveRestoreError, XenError) as second:
@@ -389,15 +388,23 @@ def offer_of(
             f"the configuration of {config.name} has {len(text)} characters, too many for the migration protocol",
             name=ErrorName.MIGRATION_UNSUPPORTED,
         )
-    if config.devices:
+    if unmovable := shared_disks.unmovable(config):
         raise DomainError(
-            f"{config.name} has devices besides the console: {', '.join(config.devices)}; migrating them is not "
-            "supported yet; no changes were made",
+            f"{config.name} has {', '.join(unmovable)}, which cannot be migrated; no changes were made",
             name=ErrorName.MIGRATION_UNSUPPORTED,
-            remedies=[Advice(Remedy.USE_XL)],
         )
-    back = request.back or socket.gethostname()
-    return Offer(migration, text, config.target_kib, back, paused=request.paused, dry_run=dry_run)
+    disks = shared_disks.of_config(config)
+    return Offer(
+        migration,
+        text,
+        config.target_kib,
+        request.back or socket.gethostname(),
+        paused=request.paused,
+        dry_run=dry_run,
+        disk_names=tuple(disk.name for disk in disks),
+        disk_bytes=tuple(disk.bytes for disk in disks),
+        disk_marks=tuple(disk.mark for disk in disks),
+    )
 
 
 def dry_run(

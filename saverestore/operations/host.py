@@ -13,7 +13,7 @@ from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
 from saverestore.operations import bad_host, disk_fit, image_fit
 from saverestore.stream.reader import LibxcReader
-from saverestore.toolstack import bare, choice, disks, domains, watcher
+from saverestore.toolstack import bare, choice, disks, domains, shared_disks, watcher
 from saverestore.toolstack.condition import Found, look_up
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
@@ -80,6 +80,10 @@ class Host:
         return kind.save_guest(
             self.handles, domain.info, suspending, device_model, gic_version=config.gic_version
         )
+
+    def flush_disks(self, config: GuestConfig) -> None:
+        """What a suspended domain has written is on its disks. See `shared_disks.flush`."""
+        shared_disks.flush(config)
 
     def disks_of(self, config: GuestConfig) -> list[dict[str, Any]]:
         """What its disks are now. See `disks`."""

@@ -80,6 +80,9 @@ def save_domain(
                     )
                     with session:
                         write_up_to_end(session, live=request.live)
+                        if commit.hands_over:
+                            # The other host opens them when it has all of the image.
+                            host.flush_disks(prepared.config)
                         noted = _look_outside_memory(host, prepared, request, session)
                         session.end(_trailer(stream, commit.sink.name, prepared.device_model))
                         if request.final_state is FinalState.RUN:

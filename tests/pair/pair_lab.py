@@ -95,7 +95,9 @@ class Guest:
         """Where it is."""
         return self._stays[-1].host
 
-    def create(self, host: Host, *, pages: int = 2048, rate: int = MODERATE_RATE, more: tuple[str, ...] = ()) -> None:
+    def create(
+        self, host: Host, *, pages: int = 2048, rate: int = MODERATE_RATE, more: tuple[str, ...] = ()
+    ) -> None:
         """Boot it and wait for its first line; again when it fails, as nothing of ours has touched it yet."""
         self._stays = [_Stay(host, 0)]
         for attempt in range(1, BOOT_ATTEMPTS + 1):

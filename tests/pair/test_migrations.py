@@ -6,8 +6,14 @@ import json
 import signal
 
 import pytest
-from pair_lab import Command, Guest, domains_of, must, run
-from xenlab.pair import Host
+from pair_lab import MEMORY_MIB, Command, Guest, domains_of, must, run
+from xenlab.pair import Host, Pair
+
+slow = pytest.mark.slow
+PORT = 7778
+HEARD = "/run/heard"
+SHARED = "/dev/vdb"
+HVM_MEMORY_MIB = 160
 
 each_kind = pytest.mark.parametrize("guest", [("pvh", 1), ("pv", 1)], indirect=True, ids=["pvh", "pv"])
 
@@ -41,6 +47,57 @@ def test_a_guest_that_writes_is_moved_live_there_and_back(a: Host, b: Host, gues
     guest.has_moved_to(a)
     guest.resumed(there)
     assert domains_of(b) == {}
+
+
+LISTENER = f"""
+import socket
+connection, _ = socket.create_server(("10.0.9.2", {PORT})).accept()
+while data := connection.recv(4096):
+    print(data.decode(), end="", flush=True)
+print("closed", flush=True)
+"""
+
+
+def numbers_heard(b: Host) -> list[int]:
+    """What has come over the guest's one connection; it is still open."""
+    text = must(b, f"cat {HEARD}")
+    assert "closed" not in text
+    return [int(line) for line in text.rpartition("\n")[0].split()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "vcpus"), [("pvh", 1), pytest.param("pv", 1, marks=slow), pytest.param("hvm", 1, marks=slow)]
+)
+def test_disk_and_network_connection_of_a_guest_go_on_at_the_other_host(
+    pair: Pair, a: Host, b: Host, kind: str, vcpus: int
+) -> None:
+    must(b, f"setsid python3 -c '{LISTENER}' </dev/null >{HEARD} 2>&1 & sleep 2")
+    guest = Guest(pair, f"{kind}-equipped", kind, vcpus, HVM_MEMORY_MIB if kind == "hvm" else MEMORY_MIB)
+    net = ("--net", "77", str(PORT), "--peer", "10.0.9.2")
+    guest.create(a, more=("--disk-on", SHARED, *net))
+    try:
+        must(b, f"timeout 60 sh -c 'until [ $(wc -l < {HEARD}) -gt 5 ]; do sleep 0.2; done'")
+        before = guest.state()
+        said = run(a, "pymigrate", "-v", guest.name, b.label)
+        assert said.returncode == 0, said.stderr
+        assert domains_of(a) == {}
+        guest.has_moved_to(b)
+        guest.resumed(before)
+        heard = len(numbers_heard(b))
+        must(b, f"timeout 120 sh -c 'until [ $(wc -l < {HEARD}) -gt {heard + 5} ]; do sleep 0.2; done'")
+        numbers = numbers_heard(b)
+        assert numbers == list(range(1, len(numbers) + 1)), "lines are missing or doubled"
+        guest.assert_clean()
+    finally:
+        guest.destroy()
+    must(b, f"fsck.ext4 -p -E journal_only {SHARED} || [ $? = 1 ]; fsck.ext4 -n -f {SHARED}")
+    must(b, f"mkdir -p /run/disk && mount -o ro {SHARED} /run/disk")
+    try:
+        logged = [int(line) for line in must(b, "cat /run/disk/log").split()]
+    finally:
+        must(b, "umount /run/disk")
+    assert len(logged) > 10
+    assert logged == list(range(1, len(logged) + 1)), "lines of the disk's log are missing or doubled"
 
 
 def test_a_dry_run_changes_nothing_on_either_host(a: Host, b: Host, guest: Guest) -> None:

@@ -23,6 +23,8 @@ FIELDS = {
     "uuid.UUID": st.uuids().map(lambda one: uuid.UUID(str(one))),
     "tuple[str, ...]": st.lists(TEXTS, max_size=4).map(tuple),
 }
+DISKS = st.lists(st.tuples(TEXTS, st.integers(-1, MAX_NUMBER), TEXTS), max_size=5)
+DISK_FIELDS = ("disk_names", "disk_bytes", "disk_marks")
 FINDINGS = st.lists(st.tuples(TEXTS, st.integers(0, 255), TEXTS), min_size=1, max_size=5)
 
 
@@ -33,7 +35,12 @@ def messages(draw):
         names, codes, texts = zip(*draw(FINDINGS), strict=True)
         return CLASSES[kind](uuid.UUID(int=draw(st.integers(0, 99))), names, codes, texts)
     one = CLASSES[kind]
-    return one(**{field.name: draw(FIELDS[field.type]) for field in dataclasses.fields(one)})
+    values = {}
+    if kind is MessageType.OFFER:
+        disks = draw(DISKS)
+        values = {name: tuple(disk[at] for disk in disks) for at, name in enumerate(DISK_FIELDS)}
+    free = [field for field in dataclasses.fields(one) if field.name not in values]
+    return one(**values, **{field.name: draw(FIELDS[field.type]) for field in free})
 
 
 @given(messages())

@@ -30,7 +30,10 @@ CONFIG = '{"c_info":{"name":"web1"}}'
 CONVERSATION: list[tuple[str, Message | bytes]] = [
     ("source", Hello(1, 1, "aaaa", "b001", "pymigrate 1.0", "a")),
     ("destination", Hello(1, 1, "bbbb", "b002", "pymigrate 1.0", "b")),
-    ("source", Offer(ID, CONFIG, 65536, source="a")),
+    (
+        "source",
+        Offer(ID, CONFIG, 65536, "a", disk_names=("xvda",), disk_bytes=(4096,), disk_marks=("c0ffee",)),
+    ),
     ("destination", Accepted(ID)),
     ("source", b"the image's bytes"),
     ("source", KeepAlive()),

@@ -116,6 +116,8 @@ class TableHost:
         self.restored: MemoryRestore | None = None
         self.watched: list[tuple[int, str]] = []
         self.devices: list[dict[str, str]] = []
+        self.flushed: list[str] = []
+        """The domain's state whenever its disks were flushed."""
         self.fails: dict[str, BaseException] = {}
 
     # ---- the table ---------------------------------------------------------------------------------
@@ -203,6 +205,9 @@ class TableHost:
 
     def suspending(self, *_: object) -> Any:
         return SimpleNamespace(is_late=False)
+
+    def flush_disks(self, _config: object) -> None:
+        self.flushed += self.table().values()
 
     def disks_of(self, _config: object) -> list[dict[str, Any]]:
         return []

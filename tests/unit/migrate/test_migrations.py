@@ -59,6 +59,7 @@ def test_a_destination_refuses_with_all_that_it_has_found_and_nothing_is_touched
         ErrorName.HOST_LACKS_MEMORY,
     ]
     assert "b lacks memory" in str(caught.value)
+    assert "confirmed" not in " ".join(getattr(caught.value, "__notes__", []))
     assert caught.value.exit_code == 3
     assert pair.a.table() == {"web1": "running"}
     assert "suspend" not in pair.a.guest.moments.calls
@@ -75,11 +76,31 @@ def test_a_dry_run_reports_what_both_hosts_find_and_leaves_no_journal(pair):
     assert pair.states() == ([], [])
 
 
-def test_a_domain_with_devices_is_refused_before_anything_is_done(pair):
-    pair.a.devices = [{"vdev": "xvda", "pdev_path": "/dev/x"}]
-    with pytest.raises(DomainError, match="disk xvda; migrating them is not supported yet"):
+def test_a_disk_that_the_source_would_still_write_to_is_refused_before_anything_is_done(pair):
+    pair.a.devices = [{"vdev": "xvda", "pdev_path": "/srv/x", "format": "qcow2"}]
+    with pytest.raises(DomainError, match="disk xvda of the format qcow2, which cannot be migrated"):
         pair.migrate()
     assert pair.states() == ([], [])
+
+
+def test_disks_are_flushed_while_the_domain_is_suspended(pair):
+    pair.migrate()
+    pair.join()
+    assert pair.a.flushed == ["suspended"]
+    assert pair.b.flushed == []
+
+
+def test_a_disk_that_is_another_one_there_is_refused_before_anything_is_done(pair, monkeypatch):
+    pair.a.devices = [{"vdev": "xvda", "pdev_path": "/dev/x", "format": "raw"}]
+    seen = iter([4096, 8192])
+    monkeypatch.setattr("saverestore.toolstack.shared_disks._length", lambda _path: next(seen))
+    with pytest.raises(
+        DomainError, match="xvda: /dev/x has 8192 bytes here, and 4096 at the source"
+    ) as caught:
+        pair.migrate()
+    pair.join()
+    assert ErrorName.DISKS_DIFFER in [one.name for one in caught.value.findings]
+    assert pair.a.table() == {"web1": "running"}
 
 
 def test_a_host_does_not_migrate_to_itself(pair):

@@ -43,6 +43,14 @@ def test_the_conversation_is_what_it_always_was_byte_for_byte():
     assert transcript() == [(who, packed(what)) for who, what in CONVERSATION + OTHERS]
 
 
+def test_an_offer_whose_disks_are_not_described_whole_is_no_message():
+    raw = protocol.pack(
+        Offer(uuid.UUID(int=1), "{}", 1, disk_names=("xvda",), disk_bytes=(1, 2), disk_marks=("",))
+    )
+    with pytest.raises(ProtocolError, match="disks are not each a name, a length and a mark"):
+        protocol.unpack(protocol.unpack_header(raw[:8]), raw[8:])
+
+
 def test_the_golden_transcript_has_every_type_of_message():
     types = {protocol.unpack_header(raw[:8]).type for _, raw in transcript()}
     assert types == set(MessageType)

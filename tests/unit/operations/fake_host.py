@@ -152,6 +152,9 @@ class FakeHost:
     def suspending(self, *_: object) -> Any:
         return self.suspender
 
+    def flush_disks(self, _config: object) -> None:
+        pass
+
     def disks_of(self, _config: object) -> list[dict[str, Any]]:
         return self.disks
 
