@@ -135,6 +135,10 @@ class ErrorName(StrEnum):
 
     # ---- another host
     PEER_UNREACHABLE = "peer_unreachable", "the other host, or the program there, could not be reached"
+    PEER_NOT_TRUSTED = (
+        "peer_not_trusted",
+        "by TLS, one of both hosts does not accept the other: its certificate, or what it speaks instead",
+    )
     PEER_SILENT = "peer_silent", "the other host has sent nothing for too long"
     PEER_VERSION = (
         "peer_version",
@@ -199,6 +203,7 @@ class Remedy(Enum):
     RECOVER_MIGRATION = auto()  # name: ask the other host, and settle it
     FORCE_MIGRATION = auto()  # name: a person says who has the domain
     TRUST_NETWORK = auto()
+    MAKE_CERTIFICATES = auto()
 
     # ---- how it is saved
     SAVE_WITHOUT_LIVE = auto()

@@ -40,6 +40,7 @@ ANYWHERE = {
         "if the other host is known never to run it, 'pymigrate recover --force run {object}' runs it here; if the "
         "other host is known to have it, 'pymigrate recover --force destroy {object}' removes the copy here"
     ),
+    Remedy.MAKE_CERTIFICATES: "'pymigrate make-ca DIR' and 'pymigrate make-cert DIR HOST' make them",
     Remedy.TRUST_NETWORK: "'pymigrate --trust-network' and 'pymigrate receive --trust-network' declare it trusted",
     Remedy.SAVE_WITHOUT_LIVE: "save it without live rounds",
     Remedy.DIRTY_BY_DIGEST: "'pysave --live --dirty digest' works without it",

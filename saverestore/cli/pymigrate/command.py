@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import arguments, common, reporting
+from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
 from saverestore.cli.pymigrate import receive, settle
 from saverestore.errors import ExitCode
@@ -37,8 +37,9 @@ examples:
   pymigrate --downtime-ms 300 --report web1.html web1 root@host2
   pymigrate --dry-run web1 host2        print all problems, on both hosts
 
-HOST is a host for ssh, unix:PATH, or tcp://HOST:PORT on a network that both sides declare trusted. Domains with
-disks, network interfaces or a device model are unsupported: use 'xl migrate'.
+HOST is a host for ssh; tls://HOST[:PORT], where both sides have certificates; unix:PATH; or tcp://HOST:PORT on a
+network that both sides declare trusted. Domains with disks, network interfaces or a device model are unsupported: use
+'xl migrate'.
 """
 
 OTHERS = {
@@ -103,6 +104,7 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 def _add_hosts(group: argparse._ArgumentGroup) -> None:
     add_ssh(group)
+    certificates.add_certificates(group)
     group.add_argument(
         "--trust-network",
         action="store_true",
@@ -165,7 +167,7 @@ def _migrate(given: argparse.Namespace) -> int | None:
     from saverestore.migrate.source import MigrateRequest, dry_run, migrate_domain
     from saverestore.report.facts import facts_of_save
 
-    destination = addresses.parse(given.host)
+    destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     addresses.check_trusted(destination, trusted=given.trust_network)
     request = MigrateRequest(
         domain=given.domain,
