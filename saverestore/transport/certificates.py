@@ -19,9 +19,6 @@ from typing import Any
 from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
 from saverestore.transport.tls_peers import NAME, fingerprint_of
 
-CA_DAYS = 3650
-HOST_DAYS = 825
-
 CLOCK_ALLOWANCE = datetime.timedelta(hours=1)
 """Certificates are valid from a little before they are made: clocks of hosts differ."""
 
@@ -40,7 +37,7 @@ def _cryptography() -> Any:
     return x509, hashes, serialization, ec
 
 
-def make_ca(folder: Path, *, name: str = "CA of Xen hosts", days: int = CA_DAYS) -> Path:
+def make_ca(folder: Path, *, name: str = "CA of Xen hosts", days: int = 3650) -> Path:
     """Make a CA in a folder, which is made where it is missing: its certificate's file.
 
     UsageError when there is a CA already, and without `cryptography`; TransportError when it cannot be written.
@@ -51,7 +48,7 @@ def make_ca(folder: Path, *, name: str = "CA of Xen hosts", days: int = CA_DAYS)
     subject = _subject(x509, name)
     usage = _usage(x509, key_cert_sign=True, crl_sign=True)
     cert = (
-        _builder(x509, subject, subject, key.public_key(), datetime.timedelta(days=days))
+        _builder(x509, subject, subject, key.public_key(), days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -64,11 +61,9 @@ def make_ca(folder: Path, *, name: str = "CA of Xen hosts", days: int = CA_DAYS)
     return folder / "ca.pem"
 
 
-def make_cert(
-    folder: Path, names: Sequence[str], *, lasts: datetime.timedelta | None = None
-) -> tuple[Path, str]:
+def make_cert(folder: Path, names: Sequence[str], *, days: int = 825) -> tuple[Path, str]:
     """Have the CA in this folder certify a host of these names or addresses: the folder of its files, and the
-    certificate's fingerprint as a receiver's list has it. A negative `lasts` makes an expired one, for tests.
+    certificate's fingerprint as a receiver's list has it. Negative `days` make one that has expired, for tests.
 
     Errors as `make_ca`; UsageError also when there is no CA, or the host has files already.
     """
@@ -89,9 +84,8 @@ def make_cert(
         [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH, x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]
     )
     usage = _usage(x509, digital_signature=True)
-    lasts = datetime.timedelta(days=HOST_DAYS) if lasts is None else lasts
     cert = (
-        _builder(x509, _subject(x509, names[0][:64]), ca.subject, key.public_key(), lasts)
+        _builder(x509, _subject(x509, names[0][:64]), ca.subject, key.public_key(), days)
         .add_extension(
             x509.SubjectAlternativeName([_alternative(x509, name) for name in names]), critical=False
         )
@@ -112,9 +106,9 @@ def make_cert(
     return ours, fingerprint_of(cert.public_bytes(serialization.Encoding.DER))
 
 
-def _builder(x509: Any, subject: Any, issuer: Any, public_key: Any, lasts: datetime.timedelta) -> Any:
+def _builder(x509: Any, subject: Any, issuer: Any, public_key: Any, days: int) -> Any:
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0, tzinfo=None)
-    begin, end = sorted((now - CLOCK_ALLOWANCE, now + lasts))
+    begin, end = sorted((now - CLOCK_ALLOWANCE, now + datetime.timedelta(days=days)))
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

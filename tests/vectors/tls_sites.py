@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import socket
 import threading
 from pathlib import Path
@@ -33,8 +32,7 @@ class Site:
 
         ours = self.folder / names[0]
         if not ours.exists():
-            lasts = datetime.timedelta(days=days)
-            _, self.fingerprints[names[0]] = make_cert(self.folder, names, lasts=lasts)
+            _, self.fingerprints[names[0]] = make_cert(self.folder, names, days=days)
         return Credentials(ours / "cert.pem", ours / "key.pem", ours / "ca.pem")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
-from saverestore.cli.pymigrate import receive, settle
+from saverestore.cli.pymigrate import certify, receive, settle
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ other commands, each with its own --help:
   pymigrate status            show the migrations that this host has taken part in
   pymigrate recover DOMAIN    after a crash of either side: settle what is open
   pymigrate cancel DOMAIN     end a migration that runs in another terminal
+  pymigrate make-ca, make-cert   certificates for tls://
 
 examples:
   pymigrate web1 host2
@@ -47,6 +48,8 @@ OTHERS = {
     "recover": (settle.recover_parser, settle.recover),
     "status": (settle.status_parser, settle.status),
     "cancel": (settle.cancel_parser, settle.cancel),
+    "make-ca": (certify.make_ca_parser, certify.make_ca),
+    "make-cert": (certify.make_cert_parser, certify.make_cert),
 }
 """By the first word of a command line: the parser and the main function of what it is then."""
 
