@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common
+from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
     from saverestore.migrate.destination import Received
@@ -66,7 +68,21 @@ def main(argv: Sequence[str]) -> int:
     return common.run("pymigrate", given, lambda: _receive(given))
 
 
+FORCED = "SSH_ORIGINAL_COMMAND"
+"""sshd's: what the other side wanted to run, where its key may run this and nothing else."""
+
+
+def check_asked_for() -> None:
+    """UsageError when ssh was asked for something else than to receive: it would take what we say for its output."""
+    from saverestore.migrate.addresses import RECEIVE
+
+    asked = os.environ.get(FORCED)
+    if asked is not None and asked.split() != RECEIVE.split():
+        raise UsageError(f"this key may run '{RECEIVE}' and nothing else")
+
+
 def _receive(given: argparse.Namespace) -> None:
+    check_asked_for()
     quiet = given.quiet or (given.listen is None and not given.verbose)
     incoming = _incoming(given)
     with ExitStack() as stack:
