@@ -22,6 +22,21 @@ FILES = {
 }
 
 
+def add_tls(group: argparse._ArgumentGroup) -> None:
+    """--tls, of commands that take an image's address."""
+    group.add_argument(
+        "--tls",
+        action="store_true",
+        help="with tcp://HOST:PORT: by TLS 1.3, with certificates on both sides; without it, memory crosses the "
+        "network in clear text",
+    )
+
+
+def tls_of(given: argparse.Namespace) -> Credentials | None:
+    """What --tls asks for."""
+    return credentials_of(given) if given.tls else None
+
+
 def add_certificates(group: argparse._ArgumentGroup) -> None:
     """--cert, --key and --ca, of commands that may speak TLS."""
     for name, what in FILES.items():
@@ -39,18 +54,18 @@ def add_allow(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_file(group: argparse._ArgumentGroup, name: str, text: str) -> None:
-    arguments.complete(group.add_argument(f"--{name}", metavar="FILE", type=Path, help=text), arguments.FILE)
+    arguments.complete(group.add_argument(f"--{name}", metavar="FILE", help=text), arguments.FILE)
 
 
 def credentials_of(given: argparse.Namespace) -> Credentials:
     """The files that were named, and the usual ones for the others."""
     from saverestore.transport.tls import Credentials
 
-    return Credentials(**{name: path for name in FILES if (path := getattr(given, name)) is not None})
+    return Credentials(**{name: Path(path) for name in FILES if (path := getattr(given, name)) is not None})
 
 
 def allowed_of(given: argparse.Namespace) -> Allowed:
     """The list that was named, or the usual one. Errors are those of `read_allowed`."""
     from saverestore.transport.tls_peers import ALLOWED, read_allowed
 
-    return read_allowed(given.allow or ALLOWED)
+    return read_allowed(Path(given.allow or ALLOWED))

@@ -25,6 +25,10 @@ DECOMPRESSORS = {
 ANYWHERE = {
     Remedy.RECOVER: "'pysave --recover {object}' puts it right and resumes it",
     Remedy.RECOVER_IF_LATE: "should it suspend later, 'pysave --recover {object}' resumes it",
+    Remedy.RECOVER_UNLESS_THERE: (
+        "look there: if it does not run there, 'pysave --recover {object}' resumes it here; if it does, "
+        "'xl destroy {object}' removes it here"
+    ),
     Remedy.WATCH: "'pyxc-watch {object}' watches it",
     Remedy.LIST_DOMAINS: "'xl list' lists the domains",
     Remedy.UNPAUSE: "'xl unpause {object}' first",

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
+from saverestore.errors import Advice, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.interrupts import shield
 from saverestore.migrate.channel import SILENCE_S
 from saverestore.transport.connection import BrokenPeer, Connection, PipeConnection, SocketConnection
+from saverestore.transport.sockets import (
+    TLS_PORT,
+    Address,
+    Unreachable,
+    accepted,
+    connect,
+    host_and_port,
+    notice_dead_links,
+)
 from saverestore.transport.tls import Credentials
 
 if TYPE_CHECKING:
@@ -26,35 +32,10 @@ if TYPE_CHECKING:
 RECEIVE = "pymigrate receive"
 """What ssh is asked to run."""
 
-CONNECT_S = 30.0
 CHILD_S = 5.0
 
 # ssh keeps running when Ctrl-C is typed: what becomes of the migration is ours to decide, and to say over it.
 DEAF = ("sh", "-c", 'trap "" INT QUIT; exec "$@"', "sh")
-
-
-class Unreachable(TransportError):
-    """There is no connection to the other host, or no program there that answers."""
-
-    name = ErrorName.PEER_UNREACHABLE
-
-
-TLS_PORT = 8701
-"""Of tls:// without a port."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where the other host is: as a person gave it, and taken apart. `kind`: "ssh", "unix", "tcp" or "tls".
-
-    `tls`: what proves who this host is; None: the files where they usually are.
-    """
-
-    text: str
-    kind: str
-    host: str = ""
-    port: int = 0
-    tls: Credentials | None = None
 
 
 def parse(text: str, *, tls: Credentials | None = None) -> Address:
@@ -63,7 +44,7 @@ def parse(text: str, *, tls: Credentials | None = None) -> Address:
         return Address(text, "unix", text.removeprefix("unix:"))
     if text.startswith(("tcp://", "tls://")):
         kind = text[:3]
-        host, port = _host_and_port(text[6:], TLS_PORT if kind == "tls" else 0)
+        host, port = host_and_port(text[6:], TLS_PORT if kind == "tls" else 0)
         if not host or not 0 < port < 1 << 16:
             raise UsageError(f"{text!r} is not {'tls://HOST[:PORT]' if kind == 'tls' else 'tcp://HOST:PORT'}")
         return Address(text, kind, host, port, tls if kind == "tls" else None)
@@ -80,14 +61,6 @@ def parse_listening(text: str, *, tls: Credentials | None = None) -> Address:
     if address.kind == "ssh":
         raise UsageError(f"{text}: one listens at tls://ADDRESS, unix:PATH or tcp://ADDRESS:PORT")
     return address
-
-
-def _host_and_port(text: str, port: int) -> tuple[str, int]:
-    """HOST, HOST:PORT or [IPV6]:PORT taken apart. The host is empty, or the port 0, where it is not valid."""
-    found = re.fullmatch(r"(?:\[(?P<six>[^][\s]+)\]|(?P<name>[^][:\s/]+))(?::(?P<port>[0-9]{1,5}))?", text)
-    if found is None:
-        return "", 0
-    return found["six"] or found["name"], port if found["port"] is None else int(found["port"])
 
 
 def words_of(command: str) -> list[str]:
@@ -120,33 +93,8 @@ def connected(
         with _by_ssh(address, ssh, timeout_s) as connection:
             yield connection
         return
-    try:
-        if address.kind == "unix":
-            made = socket.socket(socket.AF_UNIX)
-            made.settimeout(CONNECT_S)
-            made.connect(address.host)
-        else:
-            made = socket.create_connection((address.host, address.port), CONNECT_S)
-            notice_dead_links(made, timeout_s)
-    except OSError as error:
-        raise Unreachable(f"{address.text} cannot be reached: {error.strerror or error}") from error
-    with _over(made, address, timeout_s) as connection:
+    with connect(address, timeout_s=timeout_s) as connection:
         yield connection
-
-
-def _over(made: socket.socket, address: Address, timeout_s: float) -> Connection:
-    if address.kind != "tls":
-        return SocketConnection(made, address.text, timeout_s=timeout_s)
-    from saverestore.transport import tls_peers
-
-    credentials = address.tls or Credentials()
-    return tls_peers.connected(made, address.host, address.text, credentials, timeout_s=timeout_s)
-
-
-def notice_dead_links(made: socket.socket, timeout_s: float) -> None:
-    """Let the kernel give up a TCP connection on which nothing is acknowledged for so long."""
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 @contextmanager
@@ -205,52 +153,6 @@ def standard_streams(peer: str, *, timeout_s: float = SILENCE_S) -> Iterator[Con
 
 
 @contextmanager
-def listening(
-    address: Address, *, allowed: Allowed | None = None, timeout_s: float = SILENCE_S
-) -> Iterator[Connection]:
-    """Wait for one connection at a socket file or port, and take it. TransportError when it cannot listen there.
-
-    For TLS, of who is `allowed`: it waits until such a peer has come.
-    """
-    try:
-        if address.kind == "unix":
-            server = socket.socket(socket.AF_UNIX)
-            server.bind(address.host)
-            Path(address.host).chmod(0o600)
-            server.listen(1)
-        else:
-            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-            server = socket.create_server((address.host, address.port), family=family)
-            notice_dead_links(server, timeout_s)  # what it accepts has these options, too
-    except OSError as error:
-        raise TransportError(
-            f"{address.text}: cannot listen there: {error.strerror}", name=name_of_errno(error.errno)
-        ) from error
-    try:
-        connection = _accepted(server, address, allowed, timeout_s)
-    finally:
-        server.close()
-        if address.kind == "unix":
-            with contextlib.suppress(OSError):
-                Path(address.host).unlink()
-    with connection:
-        yield connection
-
-
-def _accepted(
-    server: socket.socket, address: Address, allowed: Allowed | None, timeout_s: float
-) -> Connection:
-    if address.kind == "tls":
-        from saverestore.transport import tls_peers
-
-        assert allowed is not None
-        credentials = address.tls or Credentials()
-        return tls_peers.first_admitted(server, credentials, allowed, timeout_s=timeout_s)
-    made, whence = server.accept()
-    return SocketConnection(made, whence[0] if whence else address.text, timeout_s=timeout_s)
-
-
-@contextmanager
 def standard_input(
     credentials: Credentials, allowed: Allowed, *, timeout_s: float = SILENCE_S
 ) -> Iterator[Connection]:
@@ -273,4 +175,13 @@ def standard_input(
         notice_dead_links(made, timeout_s)
     source = str(whence[0]) if whence else "a peer"
     with tls_peers.admitted(made, source, credentials, allowed, timeout_s=timeout_s) as connection:
+        yield connection
+
+
+@contextmanager
+def listening(
+    address: Address, *, allowed: Allowed | None = None, timeout_s: float = SILENCE_S
+) -> Iterator[Connection]:
+    """Wait for one connection at a socket file or port, and take it: see `sockets.accepted`."""
+    with accepted(address, allowed=allowed, timeout_s=timeout_s) as connection:
         yield connection

@@ -19,12 +19,12 @@ from saverestore.errors import (
     fact_of,
 )
 from saverestore.migrate import addresses
-from saverestore.migrate.addresses import Address
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.journal import Journals, boot_id
 from saverestore.migrate.messages import Aborted, Busy, Grant, Hello, Lost, Refused, Running, for_people
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import Side
+from saverestore.transport.sockets import Address
 from saverestore.transport.tls import Credentials
 
 

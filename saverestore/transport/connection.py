@@ -133,12 +133,12 @@ class _Both:
         self._incoming = _Incoming(self, incoming_fd)
 
     @property
-    def incoming(self) -> ByteSource:
+    def incoming(self) -> FdSource:
         """See Connection."""
         return self._incoming
 
     @property
-    def outgoing(self) -> ByteSink:
+    def outgoing(self) -> FdSink:
         """See Connection."""
         return self._outgoing
 

@@ -26,6 +26,8 @@ PROTOCOL = "pysave"
 RECORD_BYTES = 1 << 14
 """What TLS encrypts at once (RFC 8446, 5.1). Of more, Python would not say how much was taken."""
 
+MOST_EARLY_BYTES = 1 << 20
+
 MOST_AT_ONCE = 1 << 30
 """OpenSSL counts with an int."""
 
@@ -173,7 +175,8 @@ class TlsConnection(SocketConnection):
     """A `Connection` over a socket whose TLS handshake is done.
 
     What a write has not finished, because of `PeerTimeout` or `Interrupted`, cannot be followed by another write: the
-    peer finds a broken connection, not an end. After the half close only the peer's end can be relied on to come.
+    peer finds a broken connection, not an end. What the peer sends at the very moment of the half close may be lost:
+    reading it then raises BrokenPeer.
     """
 
     is_plain = False
@@ -186,9 +189,12 @@ class TlsConnection(SocketConnection):
         self._waits_for: dict[int, int] = {}
         self._is_cut = False
         self._has_unwrapped = False
+        self._early = b""  # read before the half close, for who reads later
 
     def receive(self, fd: int, views: list[Any]) -> int:
         """One record, or a part of it."""
+        if self._early:
+            return self._take_early(views[0])
         if self._has_unwrapped:
             return 0
         try:
@@ -240,10 +246,24 @@ class TlsConnection(SocketConnection):
             return BrokenPeer(self.peer, f"does not accept this host's certificate: {ALERTS[reason]}")
         return BrokenPeer(self.peer, f"has broken the TLS connection, {moved}: {reason or error.strerror}")
 
+    def _read_early(self) -> None:
+        """What has come by now, within bounds: OpenSSL throws it away when it says that we close."""
+        with contextlib.suppress(ssl.SSLError):
+            while len(self._early) < MOST_EARLY_BYTES and (part := self._tls.recv(RECORD_BYTES)):
+                self._early += part
+
+    def _take_early(self, view: Any) -> int:
+        with memoryview(view) as whole, whole.cast("B") as flat:
+            taken = min(len(flat), len(self._early))
+            flat[:taken] = self._early[:taken]
+        self._early = self._early[taken:]
+        return taken
+
     def end_outgoing(self) -> None:
         """See SocketConnection. The peer finds an end that cannot be forged, unless a write was cut short."""
         if not self._is_cut:
             with contextlib.suppress(OSError, ValueError), self._using:
+                self._read_early()
                 self._tls.unwrap()  # says that we close; an error when the peer has not said so, too
                 self._has_unwrapped = True  # what the socket reads from now on would be plain
         super().end_outgoing()

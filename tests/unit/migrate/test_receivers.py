@@ -115,7 +115,7 @@ def test_a_peer_that_is_not_on_the_list_is_refused_before_xen_is_opened(tmp_path
 def unit(name: str) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(ROOT / "systemd" / name)
+    parser.read(ROOT / "saverestore" / "systemd" / name)
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -274,6 +275,20 @@ def test_a_connection_that_is_cut_is_not_taken_for_one_that_is_closed(site):
         assert other.incoming.read(10) == b"half of it"
         with pytest.raises(BrokenPeer, match="host1 is gone, 10 bytes had come: the connection was cut"):
             other.incoming.at_end()
+
+
+def test_what_came_before_the_half_close_is_not_lost(site):
+    one, other = over_tls(site)
+    with one, other:
+        other.outgoing.write(b"early")
+        while not select.select([one.fileno()], [], [], LONG_S)[0]:
+            pass
+        one.outgoing.close()
+        assert other.incoming.at_end()
+        other.outgoing.write(b"late")
+        other.outgoing.close()
+        assert one.incoming.read(9) == b"earlylate"
+        assert one.incoming.at_end()
 
 
 def test_what_comes_unencrypted_after_the_end_is_not_read(site):
