@@ -46,6 +46,7 @@ def command_parser() -> arguments.Parser:
     usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
     common.add_dry_run(usual, "restore")
     reporting.add_report(usual, "restore")
+    reporting.add_following(usual, "restore")
     checks = parser.add_argument_group("checks")
     checks.add_argument(
         "--require-digest",
@@ -116,7 +117,9 @@ def _restore(given: argparse.Namespace) -> int | None:
             "pyrestore", given, given.name, lambda outcome: facts_of_restore(outcome, report)
         ) as run,
         helper_for(given.toolstack) as helper,
-        closing(progress_for("pyrestore", quiet=given.quiet, total_bytes=_size_of(given.image))) as progress,
+        closing(
+            run.followed(progress_for("pyrestore", quiet=given.quiet, total_bytes=_size_of(given.image)))
+        ) as progress,
     ):
         restored = restore_domain(request, progress, report, helper=helper, process_ends=True)
         run.outcome = replace(run.outcome, domain=restored.name)

@@ -97,6 +97,7 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
     common.add_dry_run(group, "save")
     reporting.add_report(group, "save")
+    reporting.add_following(group, "save")
 
 
 def _add_live(group: argparse._ArgumentGroup) -> None:
@@ -296,7 +297,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         reporting.reporting(
             "pysave", _in_force(given, request), given.domain, lambda outcome: facts_of_save(outcome, report)
         ) as run,
-        closing(progress_for("pysave", quiet=given.quiet)) as progress,
+        closing(run.followed(progress_for("pysave", quiet=given.quiet))) as progress,
     ):
         save_domain(request, progress, report, process_ends=True)
     if not given.quiet:

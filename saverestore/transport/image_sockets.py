@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 TIMEOUT_S = 600.0
 """Without a byte: guests take their time to suspend, and hosts to create a domain."""
 
+ADDRESSES = ("tcp://", "unix:", "fd:")
+"""What an image's name begins with that is an address."""
+
 LAST_WORDS_S = 2.0
 LOOPBACK = "127.0.0.1"
 

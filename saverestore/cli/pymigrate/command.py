@@ -76,6 +76,7 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     )
     common.add_dry_run(group, "migration")
     reporting.add_report(group, "migration")
+    reporting.add_following(group, "migration")
 
 
 def _add_live(group: argparse._ArgumentGroup) -> None:
@@ -194,8 +195,8 @@ def _migrate(given: argparse.Namespace) -> int | None:
         return common.print_findings(PROG, dry_run(request))
     report = SaveReport()
     with (
-        reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)),
-        closing(progress_for(PROG, quiet=given.quiet)) as progress,
+        reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)) as run,
+        closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
         migrated = migrate_domain(request, progress, report, process_ends=True)
     answer = migrated.answer
