@@ -36,7 +36,7 @@ class ExitCode(IntEnum):
     IMAGE = 4, "the image: not an image, damaged, incomplete, or not for this host"
     IO = 5, "reading or writing failed: disk full, reader gone"
     XEN = 6, "Xen, or one of its libraries, refused"
-    IN_DOUBT = 7, "a migration: the domain was granted to the other host, which has not answered"
+    IN_DOUBT = 7, "the domain was given to another host, which has not answered: it is suspended here"
     INTERRUPTED = 130, "interrupted by Ctrl-C or another signal"
 
 
@@ -137,6 +137,18 @@ class ErrorName(StrEnum):
 
     # ---- another host
     PEER_UNREACHABLE = "peer_unreachable", "the other host, or the program there, could not be reached"
+    PEER_NOT_TRUSTED = (
+        "peer_not_trusted",
+        "by TLS, one of both hosts does not accept the other: its certificate, or what it speaks instead",
+    )
+    SAVE_IN_DOUBT = (
+        "save_in_doubt",
+        "an image was sent to a program that restores it, which has not said what came of it; exit code 7",
+    )
+    PEER_NOT_RESTORED = (
+        "peer_not_restored",
+        "an image was sent to a program that could not restore it; the domain is where it was",
+    )
     PEER_SILENT = "peer_silent", "the other host has sent nothing for too long"
     PEER_VERSION = (
         "peer_version",
@@ -186,6 +198,7 @@ class Remedy(Enum):
     # ---- the domain
     RECOVER = auto()  # domid: have what a save left behind put right
     RECOVER_IF_LATE = auto()  # domid: the same, should the guest suspend after all
+    RECOVER_UNLESS_THERE = auto()  # name: the same, if a person knows that it does not run elsewhere
     WATCH = auto()  # domid: have it looked after when it powers off or reboots
     LIST_DOMAINS = auto()
     UNPAUSE = auto()  # domid: before it can be saved
@@ -201,6 +214,7 @@ class Remedy(Enum):
     RECOVER_MIGRATION = auto()  # name: ask the other host, and settle it
     FORCE_MIGRATION = auto()  # name: a person says who has the domain
     TRUST_NETWORK = auto()
+    MAKE_CERTIFICATES = auto()
 
     # ---- how it is saved
     SAVE_WITHOUT_LIVE = auto()

@@ -181,6 +181,13 @@ def milliseconds(text: str) -> float:
     return seconds(text) / 1000
 
 
+def days(text: str) -> int:
+    """A number of days."""
+    if not text.isdecimal() or not 1 <= int(text) <= 36500:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 36500, not '{text}'")
+    return int(text)
+
+
 def rounds(text: str) -> int:
     """A number of live rounds."""
     if not text.isdecimal() or not 1 <= int(text) <= 1000:

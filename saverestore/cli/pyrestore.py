@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 
-from saverestore.cli import arguments, common, reporting
+from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
-from saverestore.errors import SaveRestoreError
+from saverestore.errors import SaveRestoreError, UsageError
 from saverestore.kernels.page import PAGE_SIZE
 
 DESCRIPTION = """\
@@ -34,13 +34,19 @@ Devices are restored by libxl; the bare toolstack restores none besides the cons
 def command_parser() -> arguments.Parser:
     """What reads the command line."""
     parser = arguments.parser("pyrestore", DESCRIPTION, EPILOG)
-    image = parser.add_argument("image", metavar="IMAGE", help="the image; '-' is standard input")
+    image = parser.add_argument(
+        "image",
+        metavar="IMAGE",
+        help="the image; '-' is standard input; tcp://[ADDRESS]:PORT and unix:PATH: listen there for one 'pysave', "
+        "tcp:// at 127.0.0.1 unless an ADDRESS is given; fd:N is an open descriptor",
+    )
     arguments.complete(image, arguments.FILE)
     usual = parser.add_argument_group("common options")
     usual.add_argument("-p", "--paused", action="store_true", help="leave the new domain paused")
     usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
     common.add_dry_run(usual, "restore")
     reporting.add_report(usual, "restore")
+    reporting.add_following(usual, "restore")
     checks = parser.add_argument_group("checks")
     checks.add_argument(
         "--require-digest",
@@ -54,6 +60,10 @@ def command_parser() -> arguments.Parser:
         "if a disk was written to after the save, which the guest may then damage; with the bare toolstack: even if "
         "the domain loses its devices. Also on a Xen that is known to break restores",
     )
+    sockets = parser.add_argument_group("sockets")
+    certificates.add_tls(sockets)
+    certificates.add_certificates(sockets)
+    certificates.add_allow(sockets)
     other = parser.add_argument_group("the domain and its devices")
     common.add_toolstack(other)
     other.add_argument(
@@ -83,6 +93,7 @@ def _restore(given: argparse.Namespace) -> int | None:
     from saverestore.operations.requests import RestoreRequest
     from saverestore.operations.restore import dry_run, restore_domain
     from saverestore.report.facts import facts_of_restore
+    from saverestore.transport.image_sockets import address_of
 
     request = RestoreRequest(
         image=given.image,
@@ -92,7 +103,12 @@ def _restore(given: argparse.Namespace) -> int | None:
         require_digest=given.require_digest,
         toolstack=given.toolstack,
         watch=given.watch,
+        tls=certificates.tls_of(given),
+        allowed=certificates.allowed_of(given) if given.tls else None,
     )
+    address = address_of(request.image, tls=request.tls)
+    if given.dry_run and address is not None:
+        raise UsageError(f"{request.image}: a dry run would take the image from who sends it")
     if given.dry_run:
         return common.print_findings("pyrestore", dry_run(request))
     report = RestoreReport()
@@ -101,7 +117,9 @@ def _restore(given: argparse.Namespace) -> int | None:
             "pyrestore", given, given.name, lambda outcome: facts_of_restore(outcome, report)
         ) as run,
         helper_for(given.toolstack) as helper,
-        closing(progress_for("pyrestore", quiet=given.quiet, total_bytes=_size_of(given.image))) as progress,
+        closing(
+            run.followed(progress_for("pyrestore", quiet=given.quiet, total_bytes=_size_of(given.image)))
+        ) as progress,
     ):
         restored = restore_domain(request, progress, report, helper=helper, process_ends=True)
         run.outcome = replace(run.outcome, domain=restored.name)
@@ -147,8 +165,11 @@ def helper_for(toolstack: str) -> AbstractContextManager[Mapping[str, str]]:
 
 def _size_of(image: str) -> int | None:
     """The image's length in bytes, decompressed, where that is known before it is read."""
+    from saverestore.transport.image_sockets import address_of
     from saverestore.transport.random_access import open_random_access
 
+    if address_of(image) is not None:
+        return None
     try:
         found = open_random_access(image)
     except SaveRestoreError:

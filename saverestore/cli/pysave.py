@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import arguments, common, reporting
+from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
 from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS, NO_DIGEST
@@ -31,6 +31,7 @@ examples:
                                         a shorter pause, and a page that shows how it went
   pysave --compress zstd web1 web1.img  compressed on all cores; pyrestore reads it as it is
   pysave web1 - | ssh host 'cat > img'  to a pipe
+  pysave --tls web1 tcp://host2:8702    to 'pyrestore --tls tcp://0.0.0.0:8702' at host2
   pysave --format draft-b web1 web1.img with a checksum for each record, and zstd
   pysave --recover web1                 after 'kill -9' of a save: resume web1
 
@@ -49,13 +50,20 @@ def command_parser() -> arguments.Parser:
     domain = parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
     arguments.complete(domain, arguments.DOMAIN)
     image = parser.add_argument(
-        "image", metavar="IMAGE", nargs="?", help="file to write, made with mode 0600; '-' is standard output"
+        "image",
+        metavar="IMAGE",
+        nargs="?",
+        help="file to write, made with mode 0600; '-' is standard output; tcp://HOST:PORT and unix:PATH are "
+        "sockets where 'pyrestore' listens; fd:N is an open descriptor",
     )
     arguments.complete(image, arguments.FILE)
     _add_common(parser.add_argument_group("common options"))
     _add_live(parser.add_argument_group("live saves, with --live"))
     _add_image(parser.add_argument_group("what the image is like"))
     _add_domain(parser.add_argument_group("the domain and its devices"))
+    sockets = parser.add_argument_group("sockets")
+    certificates.add_tls(sockets)
+    certificates.add_certificates(sockets)
     recovery = parser.add_argument_group("after a save that was killed")
     recovery.add_argument(
         "--recover",
@@ -89,6 +97,7 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
     common.add_dry_run(group, "save")
     reporting.add_report(group, "save")
+    reporting.add_following(group, "save")
 
 
 def _add_live(group: argparse._ArgumentGroup) -> None:
@@ -250,6 +259,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.operations.requests import FinalState, SaveRequest
     from saverestore.operations.save import save_domain
     from saverestore.report.facts import facts_of_save
+    from saverestore.transport.image_sockets import address_of
 
     final_state = FinalState.DESTROY
     if given.leave_running:
@@ -277,7 +287,9 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         toolstack=given.toolstack,
         coding=coding,
         while_suspended=given.while_suspended,
+        tls=certificates.tls_of(given),
     )
+    address_of(request.image, tls=request.tls)  # one that is not valid is found before Xen is opened
     if given.dry_run:
         return common.print_findings("pysave", dry_run(request))
     report = SaveReport()
@@ -285,7 +297,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         reporting.reporting(
             "pysave", _in_force(given, request), given.domain, lambda outcome: facts_of_save(outcome, report)
         ) as run,
-        closing(progress_for("pysave", quiet=given.quiet)) as progress,
+        closing(run.followed(progress_for("pysave", quiet=given.quiet))) as progress,
     ):
         save_domain(request, progress, report, process_ends=True)
     if not given.quiet:

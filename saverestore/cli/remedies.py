@@ -25,6 +25,10 @@ DECOMPRESSORS = {
 ANYWHERE = {
     Remedy.RECOVER: "'pysave --recover {object}' puts it right and resumes it",
     Remedy.RECOVER_IF_LATE: "should it suspend later, 'pysave --recover {object}' resumes it",
+    Remedy.RECOVER_UNLESS_THERE: (
+        "look there: if it does not run there, 'pysave --recover {object}' resumes it here; if it does, "
+        "'xl destroy {object}' removes it here"
+    ),
     Remedy.WATCH: "'pyxc-watch {object}' watches it",
     Remedy.LIST_DOMAINS: "'xl list' lists the domains",
     Remedy.UNPAUSE: "'xl unpause {object}' first",
@@ -40,6 +44,7 @@ ANYWHERE = {
         "if the other host is known never to run it, 'pymigrate recover --force run {object}' runs it here; if the "
         "other host is known to have it, 'pymigrate recover --force destroy {object}' removes the copy here"
     ),
+    Remedy.MAKE_CERTIFICATES: "'pymigrate make-ca DIR' and 'pymigrate make-cert DIR HOST' make them",
     Remedy.TRUST_NETWORK: "'pymigrate --trust-network' and 'pymigrate receive --trust-network' declare it trusted",
     Remedy.SAVE_WITHOUT_LIVE: "save it without live rounds",
     Remedy.DIRTY_BY_DIGEST: "'pysave --live --dirty digest' works without it",

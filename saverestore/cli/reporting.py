@@ -1,4 +1,4 @@
-"""--report: files that describe what a save or restore did, also one that failed."""
+"""--report, --events, --metrics: what a save, restore or migration did or does, also when it fails, for programs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from saverestore.errors import UsageError, exit_code_of, name_of
 from saverestore.interrupts import shield
 
 if TYPE_CHECKING:
+    from saverestore.engine.progress import Progress
+    from saverestore.report.events import Events
     from saverestore.report.facts import Facts, Outcome
 
 
@@ -36,6 +38,35 @@ def add_report(group: argparse._ArgumentGroup, what: str) -> None:
     arguments.complete(file, arguments.FILE)
 
 
+def add_following(group: argparse._ArgumentGroup, what: str) -> None:
+    """--events and --metrics, of the commands that work on domains."""
+    events = group.add_argument(
+        "--events",
+        metavar="FILE|FD",
+        help=f"add a line of JSON for each phase and round of the {what}, each second of a round, and the end, to "
+        "FILE, or write it to the descriptor of this number. A reader that is slow or gone does not hold the work up",
+    )
+    arguments.complete(events, arguments.FILE)
+    metrics = group.add_argument(
+        "--metrics",
+        metavar="FILE.prom",
+        type=_metrics,
+        help=f"at the end, write the figures of the {what} for Prometheus, as node_exporter's textfile collector "
+        "reads them: everybody may read FILE.prom",
+    )
+    arguments.complete(metrics, arguments.FILE)
+
+
+def _metrics(text: str) -> Path:
+    from saverestore.report.metrics import check
+
+    try:
+        check(Path(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
 def _path(text: str) -> Path:
     from saverestore.report.files import checked
 
@@ -49,6 +80,8 @@ def check_report(parser: arguments.Parser, given: argparse.Namespace) -> None:
     """What a report excludes."""
     if given.report and given.dry_run:
         parser.error("--report describes what was done, and --dry-run makes no changes")
+    if given.metrics is not None and given.dry_run:
+        parser.error("--metrics describes what was done, and --dry-run makes no changes")
     for path in given.report:
         if given.image is not None and path.absolute() == Path(given.image).absolute():
             parser.error(f"--report: {path} is the image")
@@ -60,6 +93,11 @@ class Reporting:
 
     outcome: Outcome
     facts: Callable[[Outcome], Facts]
+    events: Events | None = None
+
+    def followed(self, progress: Progress) -> Progress:
+        """What is to be called while the work is done: `progress`, and --events, where it was given."""
+        return progress if self.events is None else self.events.over(progress)
 
 
 @contextmanager
@@ -72,8 +110,11 @@ def reporting(
     """
     from saverestore.report.facts import Outcome
 
+    events = _opened_events(given)
     began, started = datetime.datetime.now(datetime.UTC), time.monotonic()
-    run = Reporting(Outcome(prog, domain, given.image, began, 0.0, _options(given)), facts)
+    run = Reporting(Outcome(prog, domain, given.image, began, 0.0, _options(given)), facts, events)
+    if events is not None:
+        events.say("begin", tool=prog, domain=domain)
     try:
         yield run
     except BaseException as error:
@@ -92,7 +133,7 @@ def reporting(
 
 def _finish(prog: str, given: argparse.Namespace, run: Reporting) -> None:
     """Nothing that goes wrong here is a failure of the work, which is done."""
-    if not given.report and not given.verbose:
+    if not given.report and not given.verbose and run.events is None and given.metrics is None:
         return
     from saverestore.report.files import write
     from saverestore.report.text import lines_of
@@ -103,13 +144,28 @@ def _finish(prog: str, given: argparse.Namespace, run: Reporting) -> None:
             if given.verbose and not given.quiet:
                 for line in lines_of(facts):
                     common.say(f"{prog}: {line}")
+            if run.events is not None:
+                run.events.end(facts)
+                run.events.close_file()
             for path in given.report:
                 write(path, facts)
+            if given.metrics is not None:
+                from saverestore.report import metrics
+
+                metrics.write(given.metrics, facts)
     except Exception as error:  # whatever it is: the save or restore has its own result
         common.say(f"{prog}: warning: the report was not written: {in_full(error, prog)}")
 
 
+def _opened_events(given: argparse.Namespace) -> Events | None:
+    if given.events is None:
+        return None
+    from saverestore.report.events import Events
+
+    return Events.open(given.events)
+
+
 def _options(given: argparse.Namespace) -> dict[str, Any]:
     """The options in force, for people and programs."""
-    left_out = ("domain", "image", "report", "quiet", "verbose", "recover", "dry_run")
+    left_out = ("domain", "image", "report", "events", "metrics", "quiet", "verbose", "recover", "dry_run")
     return {name: value for name, value in vars(given).items() if name not in left_out}

@@ -1,4 +1,4 @@
-"""How the other host is reached: by ssh, a socket file, or TCP on a network that both sides trust."""
+"""How the other host is reached: by ssh, TLS, a socket file, or TCP on a network that both sides trust."""
 
 from __future__ import annotations
 
@@ -9,54 +9,58 @@ import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
+from saverestore.errors import Advice, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.interrupts import shield
 from saverestore.migrate.channel import SILENCE_S
 from saverestore.transport.connection import BrokenPeer, Connection, PipeConnection, SocketConnection
+from saverestore.transport.sockets import (
+    TLS_PORT,
+    Address,
+    Unreachable,
+    accepted,
+    connect,
+    host_and_port,
+    notice_dead_links,
+)
+from saverestore.transport.tls import Credentials
+
+if TYPE_CHECKING:
+    from saverestore.transport.tls_peers import Allowed
 
 RECEIVE = "pymigrate receive"
 """What ssh is asked to run."""
 
-CONNECT_S = 30.0
 CHILD_S = 5.0
 
 # ssh keeps running when Ctrl-C is typed: what becomes of the migration is ours to decide, and to say over it.
 DEAF = ("sh", "-c", 'trap "" INT QUIT; exec "$@"', "sh")
 
 
-class Unreachable(TransportError):
-    """There is no connection to the other host, or no program there that answers."""
-
-    name = ErrorName.PEER_UNREACHABLE
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where the other host is: as a person gave it, and taken apart. `kind`: "ssh", "unix" or "tcp"."""
-
-    text: str
-    kind: str
-    host: str = ""
-    port: int = 0
-
-
-def parse(text: str) -> Address:
-    """HOST (by ssh), unix:PATH or tcp://HOST:PORT. UsageError when it is none of these."""
+def parse(text: str, *, tls: Credentials | None = None) -> Address:
+    """HOST (by ssh), tls://HOST[:PORT], unix:PATH or tcp://HOST:PORT. UsageError when it is none of these."""
     if text.startswith("unix:") and len(text) > len("unix:"):
         return Address(text, "unix", text.removeprefix("unix:"))
-    if text.startswith("tcp://"):
-        host, _, port = text.removeprefix("tcp://").rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            raise UsageError(f"{text!r} is not tcp://HOST:PORT")
-        return Address(text, "tcp", host.strip("[]"), int(port))
+    if text.startswith(("tcp://", "tls://")):
+        kind = text[:3]
+        host, port = host_and_port(text[6:], TLS_PORT if kind == "tls" else 0)
+        if not host or not 0 < port < 1 << 16:
+            raise UsageError(f"{text!r} is not {'tls://HOST[:PORT]' if kind == 'tls' else 'tcp://HOST:PORT'}")
+        return Address(text, kind, host, port, tls if kind == "tls" else None)
     if "://" in text:
-        raise UsageError(f"{text!r}: only ssh, unix:PATH and tcp://HOST:PORT are supported yet")
+        raise UsageError(f"{text!r}: only ssh, tls://HOST, unix:PATH and tcp://HOST:PORT are supported")
     if not text or text.startswith("-") or any(char.isspace() for char in text):
         raise UsageError(f"{text!r} is not the name of a host")
     return Address(text, "ssh", text)
+
+
+def parse_listening(text: str, *, tls: Credentials | None = None) -> Address:
+    """The same, of an address to listen at."""
+    address = parse(text, tls=tls)
+    if address.kind == "ssh":
+        raise UsageError(f"{text}: one listens at tls://ADDRESS, unix:PATH or tcp://ADDRESS:PORT")
+    return address
 
 
 def words_of(command: str) -> list[str]:
@@ -89,24 +93,8 @@ def connected(
         with _by_ssh(address, ssh, timeout_s) as connection:
             yield connection
         return
-    try:
-        if address.kind == "unix":
-            made = socket.socket(socket.AF_UNIX)
-            made.settimeout(CONNECT_S)
-            made.connect(address.host)
-        else:
-            made = socket.create_connection((address.host, address.port), CONNECT_S)
-            notice_dead_links(made, timeout_s)
-    except OSError as error:
-        raise Unreachable(f"{address.text} cannot be reached: {error.strerror or error}") from error
-    with SocketConnection(made, address.text, timeout_s=timeout_s) as connection:
+    with connect(address, timeout_s=timeout_s) as connection:
         yield connection
-
-
-def notice_dead_links(made: socket.socket, timeout_s: float) -> None:
-    """Let the kernel give up a TCP connection on which nothing is acknowledged for so long."""
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 @contextmanager
@@ -147,7 +135,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             return
 
 
-def of_standard_streams(peer: str, *, timeout_s: float = SILENCE_S) -> Connection:
+@contextmanager
+def standard_streams(peer: str, *, timeout_s: float = SILENCE_S) -> Iterator[Connection]:
     """Whoever started this process, by its standard input and output. What is printed from now on goes nowhere."""
     try:
         incoming, outgoing = os.dup(0), os.dup(1)
@@ -159,35 +148,40 @@ def of_standard_streams(peer: str, *, timeout_s: float = SILENCE_S) -> Connectio
         raise TransportError(
             f"standard input and output: {error.strerror}", name=name_of_errno(error.errno)
         ) from error
-    return PipeConnection(incoming, outgoing, peer, timeout_s=timeout_s)
+    with PipeConnection(incoming, outgoing, peer, timeout_s=timeout_s) as connection:
+        yield connection
 
 
 @contextmanager
-def listening(address: Address, *, timeout_s: float = SILENCE_S) -> Iterator[Connection]:
-    """Wait for one connection at a socket file or port, and take it. TransportError when it cannot listen there."""
+def standard_input(
+    credentials: Credentials, allowed: Allowed, *, timeout_s: float = SILENCE_S
+) -> Iterator[Connection]:
+    """The peer whose connection standard input is, as systemd or inetd passes it: by TLS. UsageError when it is none.
+
+    Errors are those of `tls_peers.admitted`. What is read from standard input from now on is nothing.
+    """
+    from saverestore.transport import tls_peers
+
     try:
-        if address.kind == "unix":
-            server = socket.socket(socket.AF_UNIX)
-            server.bind(address.host)
-            Path(address.host).chmod(0o600)
-            server.listen(1)
-        elif address.kind == "tcp":
-            server = socket.create_server((address.host, address.port), backlog=1)
-        else:
-            raise UsageError(f"{address.text}: one listens at unix:PATH or tcp://HOST:PORT")
+        made = socket.socket(fileno=os.dup(0))
+        made.getpeername()
     except OSError as error:
-        raise TransportError(
-            f"{address.text}: cannot listen there: {error.strerror}", name=name_of_errno(error.errno)
-        ) from error
-    try:
-        made, whence = server.accept()
-    finally:
-        server.close()
-        if address.kind == "unix":
-            with contextlib.suppress(OSError):
-                Path(address.host).unlink()
-    if address.kind == "tcp":
+        raise UsageError("standard input is not a connection: systemd or inetd has to start this") from error
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nowhere, 0)
+    os.close(nowhere)
+    whence = made.getpeername()
+    if made.family != socket.AF_UNIX:
         notice_dead_links(made, timeout_s)
-    peer = whence[0] if address.kind == "tcp" else address.text
-    with SocketConnection(made, peer, timeout_s=timeout_s) as connection:
+    source = str(whence[0]) if whence else "a peer"
+    with tls_peers.admitted(made, source, credentials, allowed, timeout_s=timeout_s) as connection:
+        yield connection
+
+
+@contextmanager
+def listening(
+    address: Address, *, allowed: Allowed | None = None, timeout_s: float = SILENCE_S
+) -> Iterator[Connection]:
+    """Wait for one connection at a socket file or port, and take it: see `sockets.accepted`."""
+    with accepted(address, allowed=allowed, timeout_s=timeout_s) as connection:
         yield connection

@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 from saverestore.errors import (
     Advice,
@@ -18,12 +19,13 @@ from saverestore.errors import (
     fact_of,
 )
 from saverestore.migrate import addresses
-from saverestore.migrate.addresses import Address
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.journal import Journals, boot_id
 from saverestore.migrate.messages import Aborted, Busy, Grant, Hello, Lost, Refused, Running, for_people
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import Side
+from saverestore.transport.sockets import Address
+from saverestore.transport.tls import Credentials
 
 
 class MigrationRefused(DomainError):
@@ -58,6 +60,11 @@ def open_channel(address: Address, ssh: Sequence[str]) -> Iterator[Channel]:
     """A channel to the receiver at this address."""
     with addresses.connected(address, ssh=ssh) as connection, Channel(connection) as channel:
         yield channel
+
+
+def connecting(tls: Credentials) -> Connect:
+    """What opens channels as `open_channel` does, with these files where the address is one for TLS."""
+    return lambda address, ssh: open_channel(replace(address, tls=tls), ssh)
 
 
 def greeted(channel: Channel, journals: Journals) -> Hello:

@@ -24,7 +24,6 @@ from saverestore.errors import (
     name_of,
 )
 from saverestore.guest.common.handles import XenError
-from saverestore.migrate.addresses import Address
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.data import MessageSink
 from saverestore.migrate.handover import Event, Role, State, owns
@@ -60,6 +59,7 @@ from saverestore.operations.prepare_save import Prepared, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
 from saverestore.toolstack import choice, moving, shared_disks
+from saverestore.transport.sockets import Address
 
 LOG = logging.getLogger(__name__)
 

@@ -14,11 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from saverestore.errors import ErrorName, UsageError
+from saverestore.errors import Advice, ErrorName, ExitCode, Remedy, SaveRestoreError, UsageError
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.transport.base import ByteSink, ImageSink
+from saverestore.transport.descriptor import Descriptor
+from saverestore.transport.image_sockets import NoVerdict, Receiver, address_of, descriptor, receiver_at
 from saverestore.transport.newfile import NewFile
-from saverestore.transport.stdout import StandardOutput
+from saverestore.transport.sockets import Address
+
+
+class SaveInDoubt(SaveRestoreError):
+    """The image was sent to a peer that restores, which may have the domain: it is suspended here."""
+
+    exit_code = ExitCode.IN_DOUBT
+    name = ErrorName.SAVE_IN_DOUBT
 
 
 class Commit(Protocol):
@@ -122,23 +131,79 @@ class FileCommit:
         return wanted
 
 
+class SocketCommit:
+    """See Commit: an image that goes to a peer. One that restores it and is silent leaves a doubt."""
+
+    stored_bytes = None
+
+    def __init__(self, receiver: Receiver, sink: ImageSink, request: SaveRequest) -> None:
+        self.sink = sink
+        self.name = receiver.connection.peer
+        self.left_behind = f"what was sent to {self.name} is not a complete image"
+        # Two may run of a domain that is to run here as well: then a failure is one as any other.
+        self.hands_over = request.final_state is FinalState.DESTROY
+        self._receiver = receiver
+        self._domain = request.domain
+        self._doubt: NoVerdict | None = None
+
+    def free_bytes(self) -> int | None:
+        """See Commit."""
+        return None
+
+    def finish(self) -> None:
+        """See Commit."""
+        self.sink.finish()
+        try:
+            self._receiver.end()
+        except NoVerdict as error:
+            if not self.hands_over:
+                raise
+            self._doubt = error
+
+    def commit(self) -> None:
+        """See Commit."""
+
+    def final_state(self, wanted: FinalState) -> FinalState:
+        """See Commit. SaveInDoubt when the peer may have restored it."""
+        if self._doubt is not None:
+            raise SaveInDoubt(
+                f"{self._doubt}; {self._domain} is still here, suspended, and must not be resumed while "
+                "it runs there",
+                remedies=[Advice(Remedy.RECOVER_UNLESS_THERE, self._domain)],
+            ) from self._doubt
+        return wanted
+
+
 @contextmanager
 def commit_of(request: SaveRequest) -> Iterator[Commit]:
-    """Open where the image goes: a new file, or standard output. UsageError when it cannot be there."""
-    with _place_of(request) as place:
-        if request.compress is None:
-            yield FileCommit(place, place.sink)
-            return
-        from saverestore.transport.zstd_sink import ZstdSink
-
-        with ZstdSink(place.sink, level=request.compress) as sink:
-            yield FileCommit(place, sink)
+    """Open where the image goes: a new file, a descriptor, a socket. UsageError when it cannot be there."""
+    address = address_of(request.image, tls=request.tls)
+    if address is not None and address.kind != "fd":
+        with receiver_at(address) as receiver, _compressed(receiver.connection.outgoing, request) as sink:
+            yield SocketCommit(receiver, sink, request)
+        return
+    with _place_of(request, address) as place, _compressed(place.sink, request) as sink:
+        yield FileCommit(place, sink)
 
 
 @contextmanager
-def _place_of(request: SaveRequest) -> Iterator[Place]:
+def _compressed(sink: ImageSink, request: SaveRequest) -> Iterator[ImageSink]:
+    if request.compress is None:
+        yield sink
+        return
+    from saverestore.transport.zstd_sink import ZstdSink
+
+    with ZstdSink(sink, level=request.compress) as compressing:
+        yield compressing
+
+
+@contextmanager
+def _place_of(request: SaveRequest, address: Address | None) -> Iterator[Place]:
+    if address is not None:
+        yield Descriptor(descriptor(address, writing=True), f"descriptor {address.port}")
+        return
     if request.image == STDOUT:
-        yield StandardOutput()
+        yield Descriptor()
         return
     path = Path(request.image)
     if not path.parent.is_dir():

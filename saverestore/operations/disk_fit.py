@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import stat
-from pathlib import Path
-
-from saverestore.operations.image import opened
-from saverestore.operations.requests import STDIN
+from saverestore.operations.image import is_file, opened
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import Disks
 from saverestore.toolstack import disks
@@ -17,7 +13,7 @@ def check(image: str, *, force: bool) -> None:
 
     Of any other, it is found when the record comes, with the domain filled and about to be given up.
     """
-    if image == STDIN or not stat.S_ISREG(Path(image).stat().st_mode):
+    if not is_file(image):
         return
     with opened(image) as found:
         if found.source.regular_file is None:  # compressed

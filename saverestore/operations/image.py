@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saverestore.errors import ErrorName, ImageError
+from saverestore.operations.requests import RestoreRequest
 from saverestore.stream.header_digest import HeaderDigest, HeaderDigestSource
 from saverestore.stream.libxl import LibxlReader, LibxlRecordType
 from saverestore.stream.records import Following
@@ -16,7 +20,13 @@ from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.base import ByteSource, ImageSource
-from saverestore.transport.opening import open_image
+from saverestore.transport.fd import STDIN, FdSource
+from saverestore.transport.image_sockets import address_of, descriptor, image_from
+from saverestore.transport.opening import decompressed, open_image
+from saverestore.transport.sockets import Address
+
+if TYPE_CHECKING:
+    from saverestore.transport.tls_peers import Allowed
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,30 @@ def opened(image: str, name: str | None = None) -> Iterator[OpenedImage]:
     """
     with open_image(image) as source, opened_in(source, name) as found:
         yield found
+
+
+@contextmanager
+def incoming(request: RestoreRequest) -> Iterator[OpenedImage]:
+    """The image of a restore: as `opened`, and from who connects to a socket. That peer hears what came of it."""
+    address = address_of(request.image, tls=request.tls)
+    if address is None:
+        with opened(request.image, request.name) as found:
+            yield found
+        return
+    with _source_at(address, request.allowed) as source, opened_in(source, request.name) as found:
+        yield found
+
+
+def _source_at(address: Address, allowed: Allowed | None) -> AbstractContextManager[ImageSource]:
+    if address.kind != "fd":
+        return image_from(address, allowed)
+    fd = descriptor(address, writing=False)
+    return decompressed(FdSource(fd, f"descriptor {fd}", close_fd=False))
+
+
+def is_file(image: str) -> bool:
+    """Whether an image can be opened again, and read at any place."""
+    return image != STDIN and address_of(image) is None and stat.S_ISREG(Path(image).stat().st_mode)
 
 
 @contextmanager

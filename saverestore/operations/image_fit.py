@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import stat
-from pathlib import Path
-
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.kinds import Architecture
-from saverestore.operations.image import opened
-from saverestore.operations.requests import STDIN
+from saverestore.operations.image import is_file, opened
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import Provenance, Record, UnknownOptional
@@ -19,7 +15,7 @@ def pages_of(image: str) -> int:
 
     A guest that gave no memory back has more than its target.
     """
-    if image == STDIN or not stat.S_ISREG(Path(image).stat().st_mode):
+    if not is_file(image):
         return 0
     with opened(image) as found:
         first = LibxcReader(found.source, check_digest=False).next()
@@ -30,7 +26,7 @@ def pages_of(image: str) -> int:
 
 def check(handles: Handles, kinds: Architecture, image: str, *, force: bool) -> None:
     """ImageError or DomainError when it would not. What comes through a pipe is checked once the domain is there."""
-    if image == STDIN or not stat.S_ISREG(Path(image).stat().st_mode):
+    if not is_file(image):
         return
     with opened(image) as found:
         reader = LibxcReader(found.source)

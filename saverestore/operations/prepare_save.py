@@ -24,6 +24,7 @@ from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.ports import Toolstack
+from saverestore.transport.image_sockets import address_of
 
 LOG = logging.getLogger(__name__)
 
@@ -171,9 +172,13 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
 def _dry_commit(request: SaveRequest) -> Iterator[Commit | None]:
     """Where the image would go, without what would compress it.
 
-    Pipes and devices are not opened for nothing: whoever reads would take it for one.
+    Pipes, sockets and devices are not opened for nothing: whoever reads would take it for one.
     """
     path = Path(request.image)
+    address = address_of(request.image, tls=request.tls)
+    if address is not None and address.kind != "fd":
+        yield None
+        return
     if request.image != STDOUT and path.exists() and not path.is_file():
         yield None
         return

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from saverestore.engine.policy import Limits
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST
 from saverestore.toolstack import choice
+
+if TYPE_CHECKING:
+    from saverestore.transport.tls import Credentials
+    from saverestore.transport.tls_peers import Allowed
 
 STDIN = STDOUT = "-"
 
@@ -27,7 +32,8 @@ class SaveRequest:
 
     `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
     `coding`: of an image in the dialect `draft-b`; None for Xen's own format. `limits`: of a live save.
-    `while_suspended`: a command line for sh(1), to be run while the domain is suspended.
+    `while_suspended`: a command line for sh(1), to be run while the domain is suspended. `tls`: of an image that goes
+    to tcp://HOST:PORT, where that is to be by TLS.
     """
 
     domain: str
@@ -45,6 +51,7 @@ class SaveRequest:
     toolstack: str = choice.AUTO
     coding: Coding | None = None
     while_suspended: str | None = None
+    tls: Credentials | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ class RestoreRequest:
     """What `pyrestore` was asked for.
 
     `require_digest`: an image without a digest is refused. `watch`: a process is left behind that looks after the
-    domain when it powers off, reboots or crashes.
+    domain when it powers off, reboots or crashes. `tls`, `allowed`: of an image that comes to tcp://HOST:PORT, where
+    that is to be by TLS, and who may send it.
     """
 
     image: str
@@ -62,3 +70,5 @@ class RestoreRequest:
     toolstack: str = choice.AUTO
     require_digest: bool = False
     watch: bool = True
+    tls: Credentials | None = None
+    allowed: Allowed | None = None

@@ -14,7 +14,7 @@ from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefuse
 from saverestore.guest.kinds import Architecture
 from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
-from saverestore.operations.image import OpenedImage, opened
+from saverestore.operations.image import OpenedImage, incoming
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import Restoring
@@ -65,7 +65,7 @@ def restore_domain(
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
     """
     report = RestoreReport() if report is None else report
-    with opened(request.image, request.name) as image, ExitStack() as stack:
+    with incoming(request) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         report.domain_uuid = str(image.config.uuid)
         report.xen_version = host.xen_version()
@@ -128,7 +128,7 @@ def _watch(host: Host, domid: int, name: str) -> None:
 def dry_run(request: RestoreRequest, *, host: Host | None = None) -> Findings:
     """What a restore would do and what stands in its way. Of standard input, the head is read."""
     findings = Findings(dry=True)
-    with findings.check(), opened(request.image, request.name) as image, ExitStack() as stack:
+    with findings.check(), incoming(request) as image, ExitStack() as stack:
         guest_config, source = image.config, image.source
         state = "paused" if request.paused else "running"
         findings.note(

@@ -15,6 +15,7 @@ from saverestore.engine.policy import Limits, RoundStats, dirty_rate, predict
 from saverestore.engine.progress import DomainState, RestoreReport, SaveReport
 from saverestore.errors import ErrorName, ExitCode
 from saverestore.stream.layout import PAGE_SIZE
+from saverestore.transport.image_sockets import ADDRESSES
 
 REPORT_VERSION = 1
 """Counts up when a key goes or changes its meaning; new keys may come without."""
@@ -111,7 +112,7 @@ def _head(outcome: Outcome, report: SaveReport | RestoreReport) -> Facts:
         "domain": outcome.domain,
         "domain_uuid": report.domain_uuid,
         "image": image,
-        "image_path": None if image in (None, STDIN_OR_STDOUT) else str(Path(image).absolute()),
+        "image_path": None if image is None or _is_no_path(image) else str(Path(image).absolute()),
         "options": outcome.options,
         "result": outcome.result,
         "exit_code": int(outcome.exit_code),
@@ -120,6 +121,10 @@ def _head(outcome: Outcome, report: SaveReport | RestoreReport) -> Facts:
         "domain_state": state.value,
         "page_bytes": PAGE_SIZE,
     }
+
+
+def _is_no_path(image: str) -> bool:
+    return image == STDIN_OR_STDOUT or image.startswith(ADDRESSES)
 
 
 def _round(so_far: Sequence[RoundStats], limits: Limits, *, live: bool) -> Facts:

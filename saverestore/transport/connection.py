@@ -115,6 +115,9 @@ class Connection(Protocol):
 class _Both:
     """What connections over descriptors share. The descriptors are non-blocking, and this object's own."""
 
+    is_plain = True
+    """Whether what passes through the descriptors is what was written, so that the kernel may move it."""
+
     def __init__(self, incoming_fd: int, outgoing_fd: int, peer: str, *, timeout_s: float) -> None:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be greater than 0, not {timeout_s}")
@@ -130,12 +133,12 @@ class _Both:
         self._incoming = _Incoming(self, incoming_fd)
 
     @property
-    def incoming(self) -> ByteSource:
+    def incoming(self) -> FdSource:
         """See Connection."""
         return self._incoming
 
     @property
-    def outgoing(self) -> ByteSink:
+    def outgoing(self) -> FdSink:
         """See Connection."""
         return self._outgoing
 
@@ -157,6 +160,14 @@ class _Both:
     def end_outgoing(self) -> None:
         """Let the peer find the end behind what was written."""
         raise NotImplementedError
+
+    def receive(self, fd: int, views: list[Any]) -> int:
+        """Put bytes of the peer's into these views: how many, 0 at its end. BlockingIOError when there are none."""
+        return os.readv(fd, views)
+
+    def send(self, fd: int, buffers: list[Any]) -> int:
+        """Give the kernel what it takes of these: how many bytes. BlockingIOError when it takes none."""
+        return os.writev(fd, buffers)
 
     def wait(self, fd: int, event: int, what: str) -> None:
         """Wait until a descriptor is ready for `event`. `PeerTimeout` with `what` the peer has not done."""
@@ -273,7 +284,7 @@ class SocketConnection(_Both):
     def _throw_away(self) -> None:
         """Read what has come."""
         try:
-            while self._socket.recv(1 << 16):
+            while os.read(self._socket.fileno(), 1 << 16):
                 pass
         except BlockingIOError:
             pass
@@ -281,7 +292,9 @@ class SocketConnection(_Both):
     def end_outgoing(self) -> None:
         """Shut that direction of the socket, if it is still connected."""
         try:
-            self._socket.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(
+                self._socket, socket.SHUT_WR
+            )  # an SSLSocket's own would end both directions
         except OSError as error:
             if error.errno not in (*GONE_ERRORS, errno.EBADF):
                 raise TransportError(
@@ -310,6 +323,13 @@ class _Incoming(FdSource):
             self._connection.heard_at = time.monotonic()
             return taken
 
+    def _receive(self, views: list[Any]) -> int:
+        return self._connection.receive(self.fileno(), views)
+
+    def splice(self, pipe: int, n: int) -> int:
+        """See Spliceable."""
+        return super().splice(pipe, n) if self._connection.is_plain else 0
+
     def _wait(self, event: int) -> None:
         self._connection.wait(self.fileno(), event, "sent nothing")
 
@@ -336,6 +356,9 @@ class _Outgoing(FdSink):
     def _put(self, buffers: list[Any]) -> int:
         with shield(), self._counting:  # it does not wait
             return super()._put(buffers)
+
+    def _send(self, buffers: list[Any]) -> int:
+        return self._connection.send(self.fileno(), buffers)
 
     def _wait(self, event: int) -> None:
         self._connection.wait(self.fileno(), event, "took nothing")

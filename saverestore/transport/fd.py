@@ -233,7 +233,7 @@ class FdSource(_Fd):
                 raise self._failure(error) from error
         while len(self._held) < n:
             part = bytearray(n - len(self._held))
-            more = self._waited_for(lambda views: os.readv(self.fileno(), views), [part])
+            more = self._waited_for(self._receive, [part])
             if more == 0:
                 break
             self._held += part[:more]
@@ -369,10 +369,14 @@ class FdSource(_Fd):
         return self._waited_for(self._take, views)
 
     def _take(self, views: list[Any]) -> int:
-        """One readv, and the count of what came."""
-        moved = os.readv(self.fileno(), views)
+        """Receive once, and count what came."""
+        moved = self._receive(views)
         self.offset += moved
         return moved
+
+    def _receive(self, views: list[Any]) -> int:
+        """One readv. BlockingIOError where a non-blocking descriptor has nothing."""
+        return os.readv(self.fileno(), views)
 
     def _waited_for(self, read: Callable[[list[Any]], int], views: list[Any]) -> int:
         """What `read` returns, when a non-blocking descriptor has something; 0 at the end."""
@@ -429,10 +433,14 @@ class FdSink(_Fd):
             self._wait(select.POLLOUT)
 
     def _put(self, buffers: list[Any]) -> int:
-        """One writev, and the count of what went."""
-        moved = os.writev(self.fileno(), buffers)
+        """Send once, and count what went."""
+        moved = self._send(buffers)
         self.offset += moved
         return moved
+
+    def _send(self, buffers: list[Any]) -> int:
+        """One writev. BlockingIOError where a non-blocking descriptor takes nothing."""
+        return os.writev(self.fileno(), buffers)
 
     def _failure(self, error: OSError) -> TransportError:
         place = f"at byte {self.offset:#x} = {self.offset}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 import zlib
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from memory_guests import image_of
 from stream_samples import golden
 
 from saverestore.engine.settings import SaveSettings
+from saverestore.migrate import messages, protocol
 from saverestore.stream import xor_rle
 from saverestore.stream.codecs import Coding
 from saverestore.stream.layout import ByteOrder
@@ -101,4 +103,44 @@ def records() -> list[bytes]:
     return found
 
 
-SEEDS = {"image": image, "draft-b": draft_b, "deltas": deltas, "codecs": codecs, "records": records}
+def conversation() -> list[bytes]:
+    """What a source says in a whole migration; all that a destination may say; and what is asked later."""
+    number = uuid.UUID(int=7)
+    hello = messages.Hello(1, 1, "a" * 32, "b" * 32, "pymigrate/0.2.0", "host1")
+    image = (protocol.pack_header(messages.MessageType.DATA, 9), b"the image")
+    source = [
+        hello,
+        messages.Offer(number, '{"c_info":{}}', 65536, "host1", paused=True),
+        messages.KeepAlive(),
+    ]
+    later = [messages.StreamEnd(9), messages.Grant(number), messages.Abort(number, "given up")]
+    answers = [
+        hello,
+        messages.Accepted(number, ("there: web1",)),
+        messages.Acknowledged(0),
+        messages.Ready(number),
+        messages.Running(number, "running", 7, 12),
+        messages.Aborted(number, "disk full", "disk_full"),
+        messages.Lost(number, "switched off"),
+        messages.Busy(number, "READY"),
+    ]
+    refused = [
+        hello,
+        messages.Refused(number, ("usage",), (2,), ("no such thing",)),
+        messages.Unknown(number),
+    ]
+    return [
+        b"".join([*map(protocol.pack, source), *image, *map(protocol.pack, later)]),
+        b"".join(map(protocol.pack, answers)),
+        b"".join(map(protocol.pack, refused)),
+    ]
+
+
+SEEDS = {
+    "image": image,
+    "draft-b": draft_b,
+    "deltas": deltas,
+    "codecs": codecs,
+    "records": records,
+    "conversation": conversation,
+}

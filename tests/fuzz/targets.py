@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import struct
 import zlib
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from collections.abc import Callable
 import numpy as np
 
 from saverestore.errors import ImageError
+from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.data import MessageSource
+from saverestore.migrate.messages import MAX_BODY_BYTES, Hello, ProtocolError
+from saverestore.migrate.protocol import HEADER, agreed_version, pack, unpack, unpack_header
 from saverestore.stream import xor_rle
 from saverestore.stream.codecs import Codec, decompress
 from saverestore.stream.layout import ByteOrder
@@ -22,6 +27,8 @@ from saverestore.stream.reader import LibxcReader, PageData
 from saverestore.stream.records import RECORD_CLASSES
 from saverestore.stream.survey import survey
 from saverestore.stream.undecodable import Undecodable
+from saverestore.transport.base import EndOfStream
+from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, SocketConnection
 from saverestore.transport.fd import FdSource
 
 HEADERS_BYTES = 40
@@ -129,10 +136,33 @@ def records(data: bytes) -> None:
     assert kind.unpack(record.pack(order), 7, order) == record
 
 
+def conversation(data: bytes) -> None:
+    """All that another host sends in a migration: its greeting, an image amid messages, then messages to the end."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(data) + 4096)
+    theirs.sendall(data)
+    theirs.shutdown(socket.SHUT_WR)
+    with theirs, Channel(SocketConnection(ours, "peer", timeout_s=5)) as channel:
+        with contextlib.suppress(*SAID_WRONG):
+            agreed_version(channel.hear(Hello))
+            source = MessageSource(channel)
+            assert source.skip_to_end() <= len(data)
+        with contextlib.suppress(*SAID_WRONG):
+            while True:
+                message = channel.next_message()
+                if len(data) < MAX_BODY_BYTES // 2:  # fields that are left out have defaults, which take room
+                    packed = pack(message)
+                    head = unpack_header(packed[: HEADER.size])
+                    assert unpack(head, packed[HEADER.size :]) == message
+
+
+SAID_WRONG = (ProtocolError, SaidOtherwise, BrokenPeer, EndOfStream, BadAcknowledgement)
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "image": image,
     "draft-b": draft_b,
     "deltas": deltas,
     "codecs": codecs,
     "records": records,
+    "conversation": conversation,
 }

@@ -16,6 +16,8 @@ A module imports from its own layer and from layers to its right, and:
   - `image` is of use to `cli` and `api` only: what works on domains does not need it.
   - `migrate` is used by `cli` alone. Its rules (`handover`, `messages`, `protocol`, `records`) do no I/O at all.
   - `stream` knows of transports what `transport.base` says.
+  - TLS is `transport.tls` and `transport.tls_peers`: nobody else imports `ssl`. `transport.certificates` alone
+    imports `cryptography`, when it is called; TLS itself works without it.
   - `testing` is for tests: no other layer imports it.
   - `guest.ports`, the rest of `testing` and the modules of `guest/x86` that it uses are pure: no `pyxc`.
 
@@ -25,6 +27,7 @@ in test_words_of_the_code.py.
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
@@ -247,6 +250,29 @@ def test_the_rules_of_migrations_do_no_input_or_output(module):
     assert found - ours <= WITHOUT_IO
     pure = {f"saverestore.migrate.{name}" for name in ("handover", "messages", "protocol", "records")}
     assert ours <= pure | {"saverestore.errors"}
+
+
+def importers_of(package: str, *, at_once: bool = False) -> set[str]:
+    """Modules that import this package; `at_once`: when they are imported themselves."""
+    found = set()
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        for node in tree.body if at_once else ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if package in (name.partition(".")[0] for name in names):
+                found.add(module)
+    return found
+
+
+def test_tls_is_in_one_place_and_works_without_what_makes_certificates():
+    tls = {"saverestore.transport.tls", "saverestore.transport.tls_peers"}
+    assert importers_of("ssl") == tls
+    assert importers_of("cryptography") == {"saverestore.transport.certificates"}
+    assert importers_of("cryptography", at_once=True) == set()
+    assert {module for module, target in ARROWS if target == "saverestore.transport.certificates"} == {
+        "saverestore.cli.pymigrate.certify"
+    }
 
 
 def test_the_stream_knows_of_transports_what_their_base_says():

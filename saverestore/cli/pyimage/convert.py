@@ -30,8 +30,8 @@ from saverestore.stream.digest_algorithms import DIGEST_OPTIONS, KEEP_DIGEST, NO
 if TYPE_CHECKING:
     from saverestore.stream.codecs import Coding
     from saverestore.transport.base import ImageSink
+    from saverestore.transport.descriptor import Descriptor
     from saverestore.transport.newfile import NewFile
-    from saverestore.transport.stdout import StandardOutput
 
 DIALECTS = ("xen", "draft-b")
 CODEC = "zstd"
@@ -143,8 +143,8 @@ def _folder(output: str) -> Path | None:
 
 
 @contextmanager
-def _output(arguments: argparse.Namespace) -> Iterator[NewFile | StandardOutput]:
-    from saverestore.transport.stdout import StandardOutput
+def _output(arguments: argparse.Namespace) -> Iterator[NewFile | Descriptor]:
+    from saverestore.transport.descriptor import Descriptor
 
     if arguments.output != STDOUT:
         with new_file(arguments) as file:
@@ -152,7 +152,7 @@ def _output(arguments: argparse.Namespace) -> Iterator[NewFile | StandardOutput]
         return
     if os.isatty(1):
         raise UsageError("an image cannot be written to a terminal; redirect standard output")
-    out = StandardOutput()
+    out = Descriptor()
     yield out
     out.sync()
 

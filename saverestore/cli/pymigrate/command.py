@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import arguments, common, reporting
+from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
-from saverestore.cli.pymigrate import receive, settle
+from saverestore.cli.pymigrate import certify, receive, settle
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -31,14 +31,16 @@ other commands, each with its own --help:
   pymigrate status            show the migrations that this host has taken part in
   pymigrate recover DOMAIN    after a crash of either side: settle what is open
   pymigrate cancel DOMAIN     end a migration that runs in another terminal
+  pymigrate make-ca, make-cert   certificates for tls://
 
 examples:
   pymigrate web1 host2
   pymigrate --downtime-ms 300 --report web1.html web1 root@host2
   pymigrate --dry-run web1 host2        print all problems, on both hosts
 
-HOST is a host for ssh, unix:PATH, or tcp://HOST:PORT on a network that both sides declare trusted. Domains with
-disks, network interfaces or a device model are unsupported: use 'xl migrate'.
+HOST is a host for ssh; tls://HOST[:PORT], where both sides have certificates; unix:PATH; or tcp://HOST:PORT on a
+network that both sides declare trusted. Domains with disks, network interfaces or a device model are unsupported: use
+'xl migrate'.
 """
 
 OTHERS = {
@@ -46,6 +48,8 @@ OTHERS = {
     "recover": (settle.recover_parser, settle.recover),
     "status": (settle.status_parser, settle.status),
     "cancel": (settle.cancel_parser, settle.cancel),
+    "make-ca": (certify.make_ca_parser, certify.make_ca),
+    "make-cert": (certify.make_cert_parser, certify.make_cert),
 }
 """By the first word of a command line: the parser and the main function of what it is then."""
 
@@ -72,6 +76,7 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     )
     common.add_dry_run(group, "migration")
     reporting.add_report(group, "migration")
+    reporting.add_following(group, "migration")
 
 
 def _add_live(group: argparse._ArgumentGroup) -> None:
@@ -103,6 +108,7 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 def _add_hosts(group: argparse._ArgumentGroup) -> None:
     add_ssh(group)
+    certificates.add_certificates(group)
     group.add_argument(
         "--trust-network",
         action="store_true",
@@ -165,7 +171,7 @@ def _migrate(given: argparse.Namespace) -> int | None:
     from saverestore.migrate.source import MigrateRequest, dry_run, migrate_domain
     from saverestore.report.facts import facts_of_save
 
-    destination = addresses.parse(given.host)
+    destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     addresses.check_trusted(destination, trusted=given.trust_network)
     request = MigrateRequest(
         domain=given.domain,
@@ -189,8 +195,8 @@ def _migrate(given: argparse.Namespace) -> int | None:
         return common.print_findings(PROG, dry_run(request))
     report = SaveReport()
     with (
-        reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)),
-        closing(progress_for(PROG, quiet=given.quiet)) as progress,
+        reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)) as run,
+        closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
         migrated = migrate_domain(request, progress, report, process_ends=True)
     answer = migrated.answer

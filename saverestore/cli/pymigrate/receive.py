@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
-from saverestore.cli import arguments, common
+from saverestore.cli import arguments, certificates, common
+from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
+    from saverestore.migrate.destination import Received
+    from saverestore.operations.host import Host
     from saverestore.transport.connection import Connection
 
 DESCRIPTION = """\
@@ -19,8 +23,12 @@ starts this; start it yourself only to listen.
 
 EPILOG = """\
 examples:
+  pymigrate receive --listen tls://0.0.0.0
   pymigrate receive --listen unix:/run/migrate.sock
   pymigrate receive --listen tcp://10.0.0.2:8700 --trust-network
+
+A key of ssh that may do this and nothing else, in root's authorized_keys:
+  restrict,command="pymigrate receive" ssh-ed25519 AAAA… root@host1
 """
 
 
@@ -31,8 +39,16 @@ def receive_parser() -> arguments.Parser:
     group.add_argument(
         "--listen",
         metavar="ADDRESS",
-        help="accept one connection at unix:PATH or tcp://HOST:PORT instead",
+        help="accept one connection at tls://ADDRESS[:PORT], unix:PATH or tcp://ADDRESS:PORT instead; tls:// has "
+        "port 8701 by default",
     )
+    group.add_argument(
+        "--tls",
+        action="store_true",
+        help="standard input is a connection for TLS, as systemd and inetd pass it",
+    )
+    certificates.add_certificates(group)
+    certificates.add_allow(group)
     group.add_argument(
         "--trust-network",
         action="store_true",
@@ -45,39 +61,74 @@ def receive_parser() -> arguments.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Run it."""
-    given = receive_parser().parse_args(argv)
+    parser = receive_parser()
+    given = parser.parse_args(argv)
+    if given.tls and given.listen is not None:
+        parser.error("--tls is for standard input, and excludes --listen")
     return common.run("pymigrate", given, lambda: _receive(given))
 
 
-def _receive(given: argparse.Namespace) -> None:
-    from saverestore.cli.progress import progress_for
-    from saverestore.cli.pyrestore import helper_for
-    from saverestore.migrate.channel import Channel
-    from saverestore.migrate.destination import receive
-    from saverestore.operations.host import opened_host
+FORCED = "SSH_ORIGINAL_COMMAND"
+"""sshd's: what the other side wanted to run, where its key may run this and nothing else."""
 
+
+def check_asked_for() -> None:
+    """UsageError when ssh was asked for something else than to receive: it would take what we say for its output."""
+    from saverestore.migrate.addresses import RECEIVE
+
+    asked = os.environ.get(FORCED)
+    if asked is not None and asked.split() != RECEIVE.split():
+        raise UsageError(f"this key may run '{RECEIVE}' and nothing else")
+
+
+def _receive(given: argparse.Namespace) -> None:
+    check_asked_for()
     quiet = given.quiet or (given.listen is None and not given.verbose)
-    with (
-        helper_for("auto") as helper,  # before there are threads, or a connection that it would keep open
-        opened_host(process_ends=True) as host,
-        _connection(given) as connection,
-        Channel(connection) as channel,
-        closing(progress_for("pymigrate", quiet=quiet)) as progress,
-    ):
-        received = receive(channel, host, progress, helper=helper)
+    incoming = _incoming(given)
+    with ExitStack() as stack:
+        if given.tls:  # whoever connects is known before anything is made ready for them
+            connection = stack.enter_context(incoming)
+        opened = stack.enter_context(_opened())
+        if not given.tls:
+            connection = stack.enter_context(incoming)
+        received = _received(connection, opened, quiet)
     if received.name is not None and not quiet:
         common.say(f"pymigrate: {received.name} is here as domain {received.domid}")
 
 
 @contextmanager
-def _connection(given: argparse.Namespace) -> Iterator[Connection]:
+def _opened() -> Iterator[tuple[Mapping[str, str], Host]]:
+    """The helper that waits, and the host."""
+    from saverestore.cli.pyrestore import helper_for
+    from saverestore.operations.host import opened_host
+
+    # The helper before there are threads, or a connection that it would keep open.
+    with helper_for("auto") as helper, opened_host(process_ends=True) as host:
+        yield helper, host
+
+
+def _received(connection: Connection, opened: tuple[Mapping[str, str], Host], quiet: bool) -> Received:
+    from saverestore.cli.progress import progress_for
+    from saverestore.migrate.channel import Channel
+    from saverestore.migrate.destination import receive
+
+    helper, host = opened
+    with Channel(connection) as channel, closing(progress_for("pymigrate", quiet=quiet)) as progress:
+        return receive(channel, host, progress, helper=helper)
+
+
+def _incoming(given: argparse.Namespace) -> AbstractContextManager[Connection]:
+    """What waits for the connection when it is entered. UsageError at once for what cannot be right."""
     from saverestore.migrate import addresses
 
+    credentials = certificates.credentials_of(given)
+    if given.tls:
+        return addresses.standard_input(credentials, certificates.allowed_of(given))
     if given.listen is None:
-        with addresses.of_standard_streams("the source") as connection:
-            yield connection
-        return
-    address = addresses.parse(given.listen)
+        return addresses.standard_streams("the source")
+    address = addresses.parse_listening(given.listen, tls=credentials)
     addresses.check_trusted(address, trusted=given.trust_network)
-    with addresses.listening(address) as connection:
-        yield connection
+    if address.kind != "tls":
+        return addresses.listening(address)
+    credentials.for_listening()  # Xen need not be opened to find that a file is missing
+    return addresses.listening(address, allowed=certificates.allowed_of(given))

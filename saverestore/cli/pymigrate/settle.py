@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli import arguments, common
+from saverestore.cli import arguments, certificates, common
 from saverestore.cli.remedies import in_full
 from saverestore.errors import exit_code_of
 
@@ -68,6 +68,7 @@ def recover_parser() -> arguments.Parser:
         default=os.environ.get("PYMIGRATE_SSH", "ssh"),
         help="what reaches the other host; default: $PYMIGRATE_SSH, or ssh",
     )
+    certificates.add_certificates(group)
     arguments.finish(parser)
     return parser
 
@@ -87,12 +88,14 @@ def _recover(given: argparse.Namespace) -> int:
     from saverestore.migrate import addresses
     from saverestore.migrate.handover import OVER, Event, State
     from saverestore.migrate.journal import Journals
+    from saverestore.migrate.peers import connecting
     from saverestore.migrate.recovery import RecoverRequest, found
     from saverestore.migrate.recovery import recover as recover_one
     from saverestore.operations.host import opened_host
 
     force = {None: None, "run": Event.FORCE_RUN, "destroy": Event.FORCE_DESTROY}[given.force]
     request = RecoverRequest(given.peer, force, addresses.words_of(given.ssh))
+    connect = connecting(certificates.credentials_of(given))
     journals = Journals()
     logs, unreadable = found(journals, given.domain)
     errors: list[BaseException] = list(unreadable)
@@ -100,7 +103,7 @@ def _recover(given: argparse.Namespace) -> int:
     if waiting:
         with opened_host() as host:
             for log in waiting:
-                settled = recover_one(log, request, host, journals=journals)
+                settled = recover_one(log, request, host, journals=journals, connect=connect)
                 if settled.error is not None:
                     errors.append(settled.error)
                 elif not given.quiet:

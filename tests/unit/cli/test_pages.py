@@ -83,7 +83,9 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         (("pyimage", "con"), ["convert"]),
         (("pyimage", "convert", "--to", ""), ["xen", "draft-b"]),
         (("pyxc-watch", "web2"), ["web2"]),
-        (("pymigrate", ""), ["web1", "web2", "receive", "recover", "status", "cancel"]),
+        (("pymigrate", "c"), ["cancel"]),
+        (("pymigrate", "make-"), ["make-ca", "make-cert"]),
+        (("pymigrate", "w"), ["web1", "web2"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -53,7 +53,10 @@ def run(
         ["recover", "--all", "--force", "run"],
         ["cancel"],
         ["receive", "more"],
-        ["web1", "tls://b"],
+        ["web1", "http://b"],
+        ["web1", "tls://b:0"],
+        ["receive", "--tls", "--listen", "tls://127.0.0.1"],
+        ["receive", "--listen", "host2"],
         ["web1", "tcp://b"],
         ["web1", "-oProxyCommand=x"],
     ],
@@ -68,8 +71,34 @@ def test_tcp_is_refused_unless_the_network_is_called_trusted():
     done = run("web1", "tcp://10.0.0.2:8700")
     assert done.returncode == ExitCode.USAGE
     assert "must be named as trusted, on both sides; --trust-network declares it trusted" in done.stderr
-    done = run("receive", "--listen", "tcp://127.0.0.1:8700")
-    assert done.returncode in (ExitCode.USAGE, ExitCode.XEN)  # Xen is opened first
+    assert run("receive", "--listen", "tcp://127.0.0.1:8700").returncode == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("how", [["--listen", "tls://127.0.0.1"], ["--tls"]])
+def test_a_receiver_by_tls_without_certificates_says_which_file_is_missing(how, tmp_path):
+    files = [word for name in ("cert", "key", "ca", "allow") for word in (f"--{name}", f"{tmp_path}/{name}")]
+    done = run("receive", *how, *files)
+    assert done.returncode == ExitCode.USAGE
+    assert f"{tmp_path}/" in done.stderr
+    assert "no such file" in done.stderr
+
+
+def test_a_receiver_by_tls_needs_a_connection_for_standard_input(tmp_path):
+    (tmp_path / "allowed").write_text("host1")
+    done = run("receive", "--tls", "--allow", f"{tmp_path}/allowed")
+    assert done.returncode == ExitCode.USAGE
+    assert "standard input is not a connection" in done.stderr
+
+
+def test_certificates_are_where_the_help_says():
+    from saverestore.cli.certificates import FILES, FOLDER
+    from saverestore.transport.tls import Credentials
+    from saverestore.transport.tls_peers import ALLOWED
+
+    assert {name: str(path) for name, path in vars(Credentials()).items()} == {
+        name: f"{FOLDER}/{name}.pem" for name in FILES
+    }
+    assert str(ALLOWED) == f"{FOLDER}/allowed"
 
 
 @pytest.mark.parametrize("command", ["", "receive", "recover", "status", "cancel"])

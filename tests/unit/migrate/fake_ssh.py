@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "vectors"))
 from table_host import TableCopy, TableHost
 
 from saverestore.engine.progress import Silence
-from saverestore.migrate.addresses import RECEIVE, of_standard_streams
+from saverestore.migrate.addresses import RECEIVE, standard_streams
 from saverestore.migrate.channel import Channel
 from saverestore.migrate.destination import receive
 
@@ -22,5 +22,5 @@ if command != RECEIVE or not Path(folder).exists():
     sys.exit(255)
 host = TableHost(Path(folder))
 print("a greeting of a shell is not for the peer", file=sys.stderr)
-with Channel(of_standard_streams("the source", timeout_s=60)) as channel:
+with standard_streams("the source", timeout_s=60) as connection, Channel(connection) as channel:
     receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy)

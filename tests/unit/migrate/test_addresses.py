@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from table_host import Pair, TableCopy
+from tls_sites import Site
 
 from saverestore.engine.progress import Silence
 from saverestore.errors import ErrorName, UsageError
@@ -19,6 +22,8 @@ from saverestore.migrate.addresses import Address, Unreachable, parse
 from saverestore.migrate.channel import Channel
 from saverestore.migrate.destination import receive
 from saverestore.migrate.source import migrate_domain
+from saverestore.transport.tls import NotTrusted
+from saverestore.transport.tls_peers import parse_allowed
 
 FAKE_SSH = (sys.executable, str(Path(__file__).with_name("fake_ssh.py")))
 
@@ -61,13 +66,21 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.mark.parametrize("kind", ["unix", "tcp"])
+@pytest.mark.parametrize("kind", ["unix", "tcp", "tls"])
 def test_a_domain_moves_over_a_socket_at_which_the_receiver_listens(tmp_path, kind):
     pair = Pair(tmp_path)
-    address = parse(f"unix:{tmp_path}/socket" if kind == "unix" else f"tcp://127.0.0.1:{free_port()}")
+    address = parse(f"unix:{tmp_path}/socket" if kind == "unix" else f"{kind}://127.0.0.1:{free_port()}")
+    there, allowed = address, None
+    if kind == "tls":
+        site = Site(tmp_path / "site")
+        address, there = (
+            replace(address, tls=site.host("a")),
+            replace(address, tls=site.host("b", "127.0.0.1")),
+        )
+        allowed = parse_allowed("a", "list")
 
     def serve() -> None:
-        with addresses.listening(address) as connection, Channel(connection) as channel:
+        with addresses.listening(there, allowed=allowed) as connection, Channel(connection) as channel:
             receive(channel, pair.b, Silence(), journals=pair.b.journals, copy_of=TableCopy)
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -83,8 +96,44 @@ def test_a_domain_moves_over_a_socket_at_which_the_receiver_listens(tmp_path, ki
     assert not (tmp_path / "socket").exists()
 
 
+def test_a_destination_that_does_not_trust_this_host_has_nothing_of_the_domain(tmp_path):
+    pair, site = Pair(tmp_path), Site(tmp_path / "site")
+    address = parse(f"tls://127.0.0.1:{free_port()}", tls=site.host("a"))
+    there = replace(address, tls=site.host("b", "127.0.0.1"))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), addresses.listening(there, allowed=parse_allowed("c", "list")):
+            pass
+
+    threading.Thread(target=serve, daemon=True).start()
+    while True:
+        try:
+            migrate(pair, address)
+        except Unreachable:  # until it listens
+            continue
+        except NotTrusted as error:
+            assert "it is not on the list there" in str(error)
+            break
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == ([], [])
+
+
 @pytest.mark.parametrize(
-    "text", ["", "-oProxyCommand=x", "two words", "tls://b:1", "tcp://b", "tcp://:1", "tcp://b:0"]
+    "text",
+    [
+        *(
+            "",
+            "-oProxyCommand=x",
+            "two words",
+            "http://b",
+            "tcp://b",
+            "tcp://:1",
+            "tcp://b:0",
+            "tls://",
+            "tls://b:x",
+        ),
+        *("tls://b:65536", "tls://a b", "tls://::1", "tls://b/x", "tls://u@b:1:2"),
+    ],
 )
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(UsageError):
@@ -94,4 +143,6 @@ def test_what_is_no_address_is_refused(text):
 def test_addresses_are_taken_apart():
     assert parse("root@b").kind == "ssh"
     assert parse("unix:/run/x") == Address("unix:/run/x", "unix", "/run/x")
+    assert parse("tls://b") == Address("tls://b", "tls", "b", addresses.TLS_PORT)
+    assert parse("tls://[::1]:1") == Address("tls://[::1]:1", "tls", "::1", 1)
     assert parse("tcp://[::1]:8700") == Address("tcp://[::1]:8700", "tcp", "::1", 8700)

@@ -18,7 +18,7 @@ import pytest
 from saverestore.errors import ErrorName, Interrupted, TransportError
 from saverestore.interrupts import handled
 from saverestore.kernels.zeros import zeros
-from saverestore.transport import newfile, stdout
+from saverestore.transport import descriptor, newfile
 from saverestore.transport.newfile import NewFile
 
 DATA = b"image" * 1000
@@ -293,7 +293,7 @@ def test_a_disk_that_became_read_only_before_the_data_were_on_it_is_a_failure(tm
         try:
             monkeypatch.setattr(os, "fsync", fail)
             with pytest.raises(TransportError, match="could not be brought to the disk: Read-only"):
-                stdout.StandardOutput().sync()
+                descriptor.Descriptor().sync()
         finally:
             os.dup2(before, 1)
             os.close(before)

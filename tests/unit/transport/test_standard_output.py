@@ -14,8 +14,8 @@ import os, sys
 synced = []
 real = os.fsync
 os.fsync = lambda fd: (synced.append(fd), real(fd))
-from saverestore.transport.stdout import StandardOutput
-output = StandardOutput()
+from saverestore.transport.descriptor import Descriptor
+output = Descriptor()
 output.sink.write(b"image")
 print(output.free_bytes() is None, file=sys.stderr)
 output.sync()

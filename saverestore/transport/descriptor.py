@@ -1,4 +1,4 @@
-"""Standard output as the place of an image."""
+"""A descriptor that somebody else opened as the place of an image: standard output, or another."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from saverestore.transport.pipe import sink_of
 from saverestore.transport.safety import bring_to_disk, free_bytes
 
 
-class StandardOutput:
+class Descriptor:
     """A pipe, or a file that the shell opened. The same methods as `NewFile`; it has its name already."""
 
-    def __init__(self) -> None:
-        self.sink = sink_of(1, "standard output", close_fd=False)
-
-    left_behind = "what was written to standard output is not a complete image"
+    def __init__(self, fd: int = 1, name: str = "standard output") -> None:
+        self.sink = sink_of(fd, name, close_fd=False)
+        self.left_behind = f"what was written to {name} is not a complete image"
+        self._fd = fd
 
     def free_bytes(self) -> int | None:
         """Room on the file system of a regular file; None where that means nothing."""
-        return free_bytes(1) if stat.S_ISREG(os.fstat(1).st_mode) else None
+        return free_bytes(self._fd) if stat.S_ISREG(os.fstat(self._fd).st_mode) else None
 
     def sync(self) -> None:
         """Bring a file or block device to the disk. Of a pipe one can only know that all was taken."""
         try:
-            bring_to_disk(1)
+            bring_to_disk(self._fd)
         except OSError as error:
             raise TransportError(
-                f"standard output could not be brought to the disk: {error.strerror}",
+                f"{self.sink.name} could not be brought to the disk: {error.strerror}",
                 name=name_of_errno(error.errno),
             ) from error
 

@@ -1,0 +1,133 @@
+"""Sockets by their address: connecting to one, and waiting at one for a peer. Unix sockets, TCP, TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saverestore.errors import ErrorName, TransportError, name_of_errno
+from saverestore.interrupts import shield
+from saverestore.transport.connection import SocketConnection
+
+if TYPE_CHECKING:
+    from saverestore.transport.tls import Credentials
+    from saverestore.transport.tls_peers import Allowed
+
+CONNECT_S = 30.0
+
+TLS_PORT = 8701
+"""Of tls:// without a port."""
+
+
+class Unreachable(TransportError):
+    """There is no connection to the other host, or no program there that answers."""
+
+    name = ErrorName.PEER_UNREACHABLE
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the other host is: as a person gave it, and taken apart. `kind`: "unix", "tcp" or "tls"; for migrations
+    also "ssh".
+
+    `tls`: what proves who this host is; None: the files where they usually are.
+    """
+
+    text: str
+    kind: str
+    host: str = ""
+    port: int = 0
+    tls: Credentials | None = None
+
+
+def host_and_port(text: str, port: int) -> tuple[str, int]:
+    """HOST, HOST:PORT or [IPV6]:PORT taken apart. The host is empty, or the port 0, where it is not valid."""
+    found = re.fullmatch(r"(?:\[(?P<six>[^][\s]+)\]|(?P<name>[^][:\s/]+))(?::(?P<port>[0-9]{1,5}))?", text)
+    if found is None:
+        return "", 0
+    return found["six"] or found["name"], port if found["port"] is None else int(found["port"])
+
+
+def connect(address: Address, *, timeout_s: float) -> SocketConnection:
+    """A connection to who listens there. Unreachable when nobody does; NotTrusted, and UsageError, as `tls_peers`."""
+    try:
+        if address.kind == "unix":
+            made = socket.socket(socket.AF_UNIX)
+            made.settimeout(CONNECT_S)
+            made.connect(address.host)
+        else:
+            made = socket.create_connection((address.host, address.port), CONNECT_S)
+            notice_dead_links(made, timeout_s)
+    except OSError as error:
+        raise Unreachable(f"{address.text} cannot be reached: {error.strerror or error}") from error
+    return _over(made, address, timeout_s)
+
+
+def _over(made: socket.socket, address: Address, timeout_s: float) -> SocketConnection:
+    if address.kind != "tls":
+        return SocketConnection(made, address.text, timeout_s=timeout_s)
+    from saverestore.transport import tls_peers
+    from saverestore.transport.tls import Credentials
+
+    credentials = address.tls or Credentials()
+    return tls_peers.connected(made, address.host, address.text, credentials, timeout_s=timeout_s)
+
+
+def notice_dead_links(made: socket.socket, timeout_s: float) -> None:
+    """Let the kernel give up a TCP connection on which nothing is acknowledged for so long."""
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def accepted(address: Address, *, allowed: Allowed | None = None, timeout_s: float) -> SocketConnection:
+    """Wait for one connection at a socket file or port, and take it. TransportError when it cannot listen there.
+
+    For TLS, of who is `allowed`: it waits until such a peer has come. A socket file is removed again in any case.
+    """
+    server = None
+    try:
+        with shield():
+            server = _listening(address, timeout_s)
+        return _first(server, address, allowed, timeout_s)
+    finally:
+        if server is not None:
+            server.close()
+            if address.kind == "unix":
+                with contextlib.suppress(OSError):
+                    Path(address.host).unlink()
+
+
+def _listening(address: Address, timeout_s: float) -> socket.socket:
+    try:
+        if address.kind == "unix":
+            server = socket.socket(socket.AF_UNIX)
+            server.bind(address.host)
+            Path(address.host).chmod(0o600)
+            server.listen(1)
+        else:
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            server = socket.create_server((address.host, address.port), family=family)
+            notice_dead_links(server, timeout_s)  # what it accepts has these options, too
+    except OSError as error:
+        raise TransportError(
+            f"{address.text}: cannot listen there: {error.strerror or error}", name=name_of_errno(error.errno)
+        ) from error
+    return server
+
+
+def _first(
+    server: socket.socket, address: Address, allowed: Allowed | None, timeout_s: float
+) -> SocketConnection:
+    if address.kind == "tls":
+        from saverestore.transport import tls_peers
+        from saverestore.transport.tls import Credentials
+
+        assert allowed is not None
+        credentials = address.tls or Credentials()
+        return tls_peers.first_admitted(server, credentials, allowed, timeout_s=timeout_s)
+    made, whence = server.accept()
+    return SocketConnection(made, whence[0] if whence else address.text, timeout_s=timeout_s)
