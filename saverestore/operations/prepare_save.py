@@ -52,13 +52,14 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
         digest = algorithm_for_writing(NO_DIGEST if request.plain else request.digest)
     domain = host.find(request.domain)
     with findings.check():
+        # Locked first: what another save is doing to the domain is no state that somebody has to put right.
+        stack.enter_context(host.locked(domain))
+        domain = host.find(str(domain.domid))
         host.check_can_be_saved(domain)
     with findings.check():
         host.check_hypervisor(
             domain, resumes=request.final_state is not FinalState.DESTROY, force=request.force
         )
-    with findings.check():
-        stack.enter_context(host.locked(domain))
     toolstack = stack.enter_context(closing(host.toolstack_for_saving(domain, request.toolstack)))
     with findings.check():
         _check_devices(host.architecture, domain, toolstack, request)

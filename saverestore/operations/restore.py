@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused
 from saverestore.guest.kinds import Architecture
-from saverestore.operations import restore_here
+from saverestore.operations import image_fit, restore_here
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, opened
 from saverestore.operations.preflight import Findings, duration, vcpus
@@ -168,6 +168,9 @@ def _prepare(
     with findings.check():
         host.check_memory(guest_config, request.image)
     with findings.check():
+        if request.require_digest:
+            image_fit.check_has_digest(request.image)
+    with findings.check():
         host.check_image(request.image, force=request.force)
     with findings.check():
         host.check_disks(request.image, force=request.force)
@@ -219,6 +222,9 @@ def _estimate_time(source: ImageSource, findings: Findings) -> None:
     for _ in range(min(SAMPLE_BYTES, size - source.offset) // len(sample)):
         source.readinto(sample)
     rate = (source.offset - begun_at) / max(time.monotonic() - started, 1e-6)
+    if not rate:  # too small to be measured
+        findings.note(f"size: {size} bytes")
+        return
     findings.note(
         f"size: {size >> 20} MiB; time: {duration(size / rate)} to read it, at {rate / (1 << 20):.0f} MiB/s as "
         "measured on some of it"
