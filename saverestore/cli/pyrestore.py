@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 
 from saverestore.cli import arguments, common, reporting
-from saverestore.cli.common import counted
+from saverestore.cli.common import STORE, counted
 from saverestore.errors import SaveRestoreError
 from saverestore.kernels.page import PAGE_SIZE
 
@@ -23,6 +23,8 @@ EPILOG = """\
 examples:
   pyrestore web1.img
   ssh backup cat web1.img | pyrestore -
+  pyrestore --store web1                the newest image of web1 in /var/lib/xen/pysave
+  pyrestore --store web1@2026-11-29     the newest of that day
   pyrestore --paused --name web1-copy web1.img
 
 Devices are restored by libxl; the bare toolstack restores none besides the console. A process stays, as one of
@@ -34,10 +36,17 @@ Devices are restored by libxl; the bare toolstack restores none besides the cons
 def command_parser() -> arguments.Parser:
     """What reads the command line."""
     parser = arguments.parser("pyrestore", DESCRIPTION, EPILOG)
-    image = parser.add_argument("image", metavar="IMAGE", help="the image; '-' is standard input")
+    image = parser.add_argument("image", metavar="IMAGE", nargs="?", help="the image; '-' is standard input")
     arguments.complete(image, arguments.FILE)
     usual = parser.add_argument_group("common options")
     usual.add_argument("-p", "--paused", action="store_true", help="leave the new domain paused")
+    usual.add_argument(
+        "--store",
+        metavar="NAME[@WHEN]",
+        help="in place of IMAGE: the newest image of this domain that 'pysave --store' made, or the newest of those "
+        "whose time starts with WHEN (2026-11-29, 2026-11-29T05:58; UTC, as 'pyimage list' prints it). In another "
+        f"directory than {STORE}: DIR/NAME[@WHEN]",
+    )
     usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
     common.add_dry_run(usual, "restore")
     reporting.add_report(usual, "restore")
@@ -72,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.name == "":
         parser.error("--name: the name must not be empty")
+    if (given.image is None) is (given.store is None):
+        parser.error(
+            "IMAGE is missing" if given.image is None else f"--store excludes IMAGE, '{given.image}'"
+        )
     reporting.check_report(parser, given)
     return common.run("pyrestore", given, lambda: _restore(given))
 
@@ -84,6 +97,10 @@ def _restore(given: argparse.Namespace) -> int | None:
     from saverestore.operations.restore import dry_run, restore_domain
     from saverestore.report.facts import facts_of_restore
 
+    if given.store is not None:
+        from saverestore.operations.store import find
+
+        given.image = str(find(given.store).path)
     request = RestoreRequest(
         image=given.image,
         paused=given.paused,

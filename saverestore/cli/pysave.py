@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common, reporting
-from saverestore.cli.common import counted
+from saverestore.cli.common import STORE, counted
 from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS, NO_DIGEST
 
@@ -32,6 +33,7 @@ examples:
   pysave --compress zstd web1 web1.img  compressed on all cores; pyrestore reads it as it is
   pysave web1 - | ssh host 'cat > img'  to a pipe
   pysave --format draft-b web1 web1.img with a checksum for each record, and zstd
+  pysave --live -c web1 --store         a snapshot, named by domain and time in /var/lib/xen/pysave
   pysave --recover web1                 after 'kill -9' of a save: resume web1
 
 Domains that 'xl create' made are saved with all their devices: disks, network interfaces, a device model. The bare
@@ -46,7 +48,9 @@ LIMITS = {"--downtime-ms": "downtime_s", "--max-rounds": "max_rounds", "--max-ti
 def command_parser() -> arguments.Parser:
     """What reads the command line."""
     parser = arguments.parser("pysave", DESCRIPTION, EPILOG)
-    domain = parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
+    domain = parser.add_argument(
+        "domain", metavar="DOMAIN", nargs="?", help="number, name or UUID of the domain"
+    )
     arguments.complete(domain, arguments.DOMAIN)
     image = parser.add_argument(
         "image", metavar="IMAGE", nargs="?", help="file to write, made with mode 0600; '-' is standard output"
@@ -87,6 +91,15 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
         "restores it, too",
     )
     group.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
+    folder = group.add_argument(
+        "--store",
+        metavar="DIR",
+        nargs="?",
+        const=STORE,
+        help=f"in place of IMAGE: write to this directory (default {STORE}) under a name made of domain and time; "
+        "'pyimage list' lists these images, 'pyrestore --store NAME' restores one. Give it last, or as --store=DIR",
+    )
+    arguments.complete(folder, arguments.FILE)
     common.add_dry_run(group, "save")
     reporting.add_report(group, "save")
 
@@ -181,7 +194,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = command_parser()
     given = parser.parse_args(argv)
+    if given.domain is None:
+        parser.error(
+            "DOMAIN is missing"
+            + ("" if given.store is None else f" ('{given.store}' was taken as the directory of --store)")
+        )
     if given.recover:
+        if given.store is not None:
+            parser.error("--recover makes no image, so it excludes --store")
         if given.image is not None:
             parser.error("--recover takes no IMAGE")
         if given.while_suspended is not None:
@@ -189,8 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.report:
             parser.error("--report describes a save, and --recover makes none")
         return common.run("pysave", given, lambda: _recover(given))
-    if given.image is None:
+    if given.image is None and given.store is None:
         parser.error("IMAGE is missing")
+    if given.image is not None and given.store is not None:
+        parser.error(f"--store excludes IMAGE, '{given.image}'")
     _check_live(parser, given)
     if given.plain and given.digest not in (None, NO_DIGEST):
         parser.error("--plain leaves the digest out, so it excludes --digest")
@@ -258,7 +280,8 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         final_state = FinalState.PAUSE
     request = SaveRequest(
         domain=given.domain,
-        image=given.image,
+        image=given.image or "",
+        store=None if given.store is None else Path(given.store),
         final_state=final_state,
         live=given.live,
         dirty=given.dirty,
@@ -306,7 +329,7 @@ def _in_force(given: argparse.Namespace, request: SaveRequest) -> argparse.Names
 
 
 def _summary(request: SaveRequest, report: SaveReport, seconds: float) -> str:
-    where = "standard output" if request.image == "-" else request.image
+    where = "standard output" if request.image == "-" else report.image or request.image
     text = (
         f"{request.domain} saved to {where}: {report.stream_bytes >> 20} MiB{_stored(report)}, "
         f"{counted(report.pages_sent, 'page')}, {report.zero_pages} of them zero, {seconds:.1f} s"

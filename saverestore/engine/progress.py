@@ -84,7 +84,7 @@ class DomainState(Enum):
 class SaveReport:
     """What a save did, filled in while it works: also of one that failed. Times in seconds.
 
-    `domain_uuid`, `xen_version`: of the domain and of this host; None until the domain was found.
+    `domain_uuid`, `xen_version`: of the domain and of this host; `image`: its name in a store; None until known.
 
     `downtime`: None until the domain is asked to suspend. `verdict`: the last of a live save, with the prediction;
     `limits`: what it was made by.
@@ -109,6 +109,7 @@ class SaveReport:
     domain_state: DomainState = DomainState.UNTOUCHED
     domain_uuid: str | None = None
     xen_version: str | None = None
+    image: str | None = None
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from saverestore.engine.policy import Limits
 from saverestore.stream.codecs import Coding
@@ -27,7 +28,8 @@ class SaveRequest:
 
     `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
     `coding`: of an image in the dialect `draft-b`; None for Xen's own format. `limits`: of a live save.
-    `while_suspended`: a command line for sh(1), to be run while the domain is suspended.
+    `while_suspended`: a command line for sh(1), to be run while the domain is suspended. `store`: the folder in
+    which the image gets a name made of domain and time; `image` is then not used.
     """
 
     domain: str
@@ -45,6 +47,7 @@ class SaveRequest:
     toolstack: str = choice.AUTO
     coding: Coding | None = None
     while_suspended: str | None = None
+    store: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from saverestore.operations.image import OpenedImage, opened
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import Restoring
+from saverestore.operations.store import in_use
 from saverestore.process import ending
 from saverestore.toolstack import host_fit
 from saverestore.toolstack.config import GuestConfig
@@ -65,7 +66,7 @@ def restore_domain(
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
     """
     report = RestoreReport() if report is None else report
-    with opened(request.image, request.name) as image, ExitStack() as stack:
+    with in_use(request.image), opened(request.image, request.name) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         report.domain_uuid = str(image.config.uuid)
         report.xen_version = host.xen_version()

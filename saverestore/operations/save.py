@@ -26,7 +26,7 @@ from saverestore.operations.account import account_after_failure, account_of
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings
-from saverestore.operations.prepare_save import Prepared, check_room, prepare
+from saverestore.operations.prepare_save import Prepared, check_room, placed, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.process import ending
 from saverestore.stream.header_digest import HeaderDigestSink
@@ -69,6 +69,8 @@ def save_domain(
         prepared = prepare(host, request, Findings(), stack)
         report.domain_uuid = str(prepared.domain.info.uuid)
         report.xen_version = host.xen_version()
+        request = placed(request, prepared)
+        report.image = request.image if request.store is not None else None
         try:
             with opened_commit(request, prepared) as commit:
                 check_room(commit, prepared.guest, prepared.domain)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Outcome:
 def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
     """Of a save, be it done or failed."""
     live = report.dirty_source != "none"
+    outcome = replace(outcome, image=outcome.image or report.image)  # in a store it gets its name late
     rounds = report.rounds
     return _head(outcome, report) | {
         "bytes": {"stream": report.stream_bytes, "stored": report.stored_bytes},
