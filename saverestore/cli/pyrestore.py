@@ -16,7 +16,7 @@ from saverestore.kernels.page import PAGE_SIZE
 
 DESCRIPTION = """\
 Restore a domain from an image that pysave or 'xl save' wrote: a new domain, which resumes where the saved one was
-suspended. Prints the new domain's number. On any error, and on Ctrl-C, no domain is left.
+suspended. Prints the new domain's number, or a result with --json. On any error, and on Ctrl-C, no domain is left.
 """
 
 EPILOG = """\
@@ -50,6 +50,7 @@ def command_parser() -> arguments.Parser:
     usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
     common.add_dry_run(usual, "restore")
     reporting.add_report(usual, "restore")
+    reporting.add_json(usual, "restore")
     checks = parser.add_argument_group("checks")
     checks.add_argument(
         "--require-digest",
@@ -122,7 +123,8 @@ def _restore(given: argparse.Namespace) -> int | None:
     ):
         restored = restore_domain(request, progress, report, helper=helper, process_ends=True)
         run.outcome = replace(run.outcome, domain=restored.name)
-    common.answer(str(restored.domid))
+    if not given.json:
+        common.answer(str(restored.domid))
     if not given.quiet:
         state = "paused" if given.paused else "running"
         common.say(

@@ -102,6 +102,7 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     arguments.complete(folder, arguments.FILE)
     common.add_dry_run(group, "save")
     reporting.add_report(group, "save")
+    reporting.add_json(group, "save")
 
 
 def _add_live(group: argparse._ArgumentGroup) -> None:
@@ -206,13 +207,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--recover takes no IMAGE")
         if given.while_suspended is not None:
             parser.error("--while-suspended runs during a save, and --recover makes none")
-        if given.report:
-            parser.error("--report describes a save, and --recover makes none")
+        if given.report or given.json:
+            option = "--report" if given.report else "--json"
+            parser.error(f"{option} describes a save, and --recover makes none")
         return common.run("pysave", given, lambda: _recover(given))
     if given.image is None and given.store is None:
         parser.error("IMAGE is missing")
     if given.image is not None and given.store is not None:
         parser.error(f"--store excludes IMAGE, '{given.image}'")
+    if given.image == "-" and given.json:
+        parser.error("--json and the image cannot both go to standard output")
     _check_live(parser, given)
     if given.plain and given.digest not in (None, NO_DIGEST):
         parser.error("--plain leaves the digest out, so it excludes --digest")

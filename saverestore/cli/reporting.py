@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,16 @@ def add_report(group: argparse._ArgumentGroup, what: str) -> None:
     arguments.complete(file, arguments.FILE)
 
 
+def add_json(group: argparse._ArgumentGroup, what: str) -> None:
+    """--json, of the commands whose result is one save or restore."""
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help=f"print the result of the {what} on standard output, also when it failed: one JSON object with the keys "
+        "of --report FILE.json",
+    )
+
+
 def _path(text: str) -> Path:
     from saverestore.report.files import checked
 
@@ -49,6 +60,8 @@ def check_report(parser: arguments.Parser, given: argparse.Namespace) -> None:
     """What a report excludes."""
     if given.report and given.dry_run:
         parser.error("--report describes what was done, and --dry-run makes no changes")
+    if vars(given).get("json") and given.dry_run:
+        parser.error("--json prints a result, and --dry-run has none")
     for path in given.report:
         if given.image is not None and path.absolute() == Path(given.image).absolute():
             parser.error(f"--report: {path} is the image")
@@ -92,7 +105,8 @@ def reporting(
 
 def _finish(prog: str, given: argparse.Namespace, run: Reporting) -> None:
     """Nothing that goes wrong here is a failure of the work, which is done."""
-    if not given.report and not given.verbose:
+    prints_json = vars(given).get("json", False)
+    if not given.report and not given.verbose and not prints_json:
         return
     from saverestore.report.files import write
     from saverestore.report.text import lines_of
@@ -105,11 +119,13 @@ def _finish(prog: str, given: argparse.Namespace, run: Reporting) -> None:
                     common.say(f"{prog}: {line}")
             for path in given.report:
                 write(path, facts)
+            if prints_json:
+                common.answer(json.dumps(facts))
     except Exception as error:  # whatever it is: the save or restore has its own result
         common.say(f"{prog}: warning: the report was not written: {in_full(error, prog)}")
 
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
     """The options in force, for people and programs."""
-    left_out = ("domain", "image", "report", "quiet", "verbose", "recover", "dry_run")
+    left_out = ("domain", "image", "report", "quiet", "verbose", "recover", "dry_run", "json")
     return {name: value for name, value in vars(given).items() if name not in left_out}

@@ -116,7 +116,7 @@ class SaveReport:
 class RestoreReport:
     """What a restore did, filled in while it works. `digest`: the algorithm of the image's digest, which holds.
 
-    `saved_at`: when the save began, from the image, if it has that.
+    `saved_at`: when the save began, from the image, if it has that. `domid`: the new domain's.
 
     `create_s`: until the domain was there, by libxl with all that libxl does besides the filling; `memory_s`: reading
     and filling it; `complete_s`: processors and what else makes it whole; `start_s`: letting it run.
@@ -128,6 +128,7 @@ class RestoreReport:
     records: int = 0
     digest: DigestAlgorithm | None = None
     saved_at: datetime.datetime | None = None
+    domid: int | None = None
     create_s: float = 0.0
     memory_s: float = 0.0
     complete_s: float = 0.0

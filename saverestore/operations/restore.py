@@ -73,6 +73,7 @@ def restore_domain(
         with restoring(host, image, request, helper or {}, stack) as fresh:
             domid = fresh.fill(progress, report)
             fresh.activate()
+            report.domid = domid
         report.domain_state = DomainState.PAUSED if request.paused else DomainState.RUNNING
         if report.digest is None:
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)

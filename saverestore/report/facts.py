@@ -76,6 +76,7 @@ def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
 def facts_of_restore(outcome: Outcome, report: RestoreReport) -> Facts:
     """Of a restore, be it done or failed."""
     return _head(outcome, report) | {
+        "domid": report.domid,
         "bytes": {"stream": report.stream_bytes},
         "pages": {"restored": report.pages},
         "records": report.records,
