@@ -91,4 +91,5 @@ if MODULES["xen"][1] in cffi_modules and compiles_for_arm64():
     cffi_modules.append("saverestore/guest/arm64/build.py:ffibuilder")
 if MODULES["xen"][1] in cffi_modules:
     os.environ.setdefault("PYXC_BUILT_FOR", xen_release())
-setup(cffi_modules=cffi_modules, data_files=pages())
+UNITS = ("lib/systemd/system", [str(path) for path in sorted(Path("systemd").iterdir())])
+setup(cffi_modules=cffi_modules, data_files=[*pages(), UNITS])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 
-from saverestore.cli import arguments, common, reporting
+from saverestore.cli import all_domains, arguments, common, many, reporting
 from saverestore.cli.common import STORE, counted
 from saverestore.errors import SaveRestoreError
 from saverestore.kernels.page import PAGE_SIZE
@@ -48,9 +48,15 @@ def command_parser() -> arguments.Parser:
         f"directory than {STORE}: DIR/NAME[@WHEN]",
     )
     usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
+    usual.add_argument(
+        "--all",
+        action="store_true",
+        help="restore what 'pysave --all' saved and nobody has restored since; with --store DIR from another store",
+    )
     common.add_dry_run(usual, "restore")
     reporting.add_report(usual, "restore")
     reporting.add_json(usual, "restore")
+    many.add_many(parser.add_argument_group("several domains, with --all"), "restore")
     checks = parser.add_argument_group("checks")
     checks.add_argument(
         "--require-digest",
@@ -82,11 +88,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.name == "":
         parser.error("--name: the name must not be empty")
+    all_domains.check_all(parser, given, "image", "name", "report")
+    if given.all:
+        reporting.check_report(parser, given)
+        return common.run("pyrestore", given, lambda: all_domains.restore_all(given))
     if (given.image is None) is (given.store is None):
         parser.error(
             "IMAGE is missing" if given.image is None else f"--store excludes IMAGE, '{given.image}'"
         )
     reporting.check_report(parser, given)
+    return common.run("pyrestore", given, lambda: _restore(given))
+
+
+def run_one(given: argparse.Namespace) -> int:
+    """One restore of `--all`, with options that were checked: its exit code."""
     return common.run("pyrestore", given, lambda: _restore(given))
 
 

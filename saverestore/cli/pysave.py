@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saverestore.cli import arguments, common, reporting
+from saverestore.cli import all_domains, arguments, common, many, reporting
 from saverestore.cli.common import STORE, counted
 from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS, NO_DIGEST
@@ -34,6 +34,8 @@ examples:
   pysave web1 - | ssh host 'cat > img'  to a pipe
   pysave --format draft-b web1 web1.img with a checksum for each record, and zstd
   pysave --live -c web1 --store         a snapshot, named by domain and time in /var/lib/xen/pysave
+  pysave --all --within 600 --if-unsaveable shutdown
+                                        before the host shuts down: all domains, within ten minutes
   pysave --recover web1                 after 'kill -9' of a save: resume web1
 
 Domains that 'xl create' made are saved with all their devices: disks, network interfaces, a device model. The bare
@@ -57,6 +59,7 @@ def command_parser() -> arguments.Parser:
     )
     arguments.complete(image, arguments.FILE)
     _add_common(parser.add_argument_group("common options"))
+    _add_all(parser.add_argument_group("all domains, with --all"))
     _add_live(parser.add_argument_group("live saves, with --live"))
     _add_image(parser.add_argument_group("what the image is like"))
     _add_domain(parser.add_argument_group("the domain and its devices"))
@@ -100,9 +103,26 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
         "'pyimage list' lists these images, 'pyrestore --store NAME' restores one. Give it last, or as --store=DIR",
     )
     arguments.complete(folder, arguments.FILE)
+    group.add_argument(
+        "--all", action="store_true", help="save all domains of this host to a store; see below"
+    )
     common.add_dry_run(group, "save")
     reporting.add_report(group, "save")
     reporting.add_json(group, "save")
+
+
+def _add_all(group: argparse._ArgumentGroup) -> None:
+    group.description = (
+        "Domain 0, stub domains and domains that have ended are left out. Domains that are destroyed after the save "
+        "are those that 'pyrestore --all' restores."
+    )
+    many.add_many(group, "save")
+    group.add_argument(
+        "--if-unsaveable",
+        choices=("leave", "shutdown"),
+        help="what becomes of a domain that could not be saved, for whatever reason: leave (the default) it running; "
+        "shutdown has it power off, and waits up to two minutes for that",
+    )
 
 
 def _add_live(group: argparse._ArgumentGroup) -> None:
@@ -195,6 +215,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = command_parser()
     given = parser.parse_args(argv)
+    all_domains.check_all(parser, given, "domain", "image", "recover", "report")
+    if given.all:
+        reporting.check_report(parser, given)
+        _check_live(parser, given)
+        _check_digest(parser, given)
+        _coding(parser, given)
+        return common.run("pysave", given, lambda: all_domains.save_all(given))
     if given.domain is None:
         parser.error(
             "DOMAIN is missing"
@@ -218,14 +245,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.image == "-" and given.json:
         parser.error("--json and the image cannot both go to standard output")
     _check_live(parser, given)
-    if given.plain and given.digest not in (None, NO_DIGEST):
-        parser.error("--plain leaves the digest out, so it excludes --digest")
+    _check_digest(parser, given)
     if given.image == "-" and not given.dry_run and (sys.stdout is None or sys.stdout.isatty()):
         what = "a closed standard output" if sys.stdout is None else "a terminal"
         parser.error(f"an image cannot be written to {what}; redirect standard output")
     reporting.check_report(parser, given)
     coding = _coding(parser, given)
     return common.run("pysave", given, lambda: _save(given, coding))
+
+
+def run_one(given: argparse.Namespace) -> int:
+    """One save of `--all`, with options that were checked: its exit code."""
+    coding = _coding(command_parser(), given)
+    return common.run("pysave", given, lambda: _save(given, coding))
+
+
+def _check_digest(parser: arguments.Parser, given: argparse.Namespace) -> None:
+    if given.plain and given.digest not in (None, NO_DIGEST):
+        parser.error("--plain leaves the digest out, so it excludes --digest")
 
 
 def _check_live(parser: arguments.Parser, given: argparse.Namespace) -> None:
@@ -286,6 +323,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         domain=given.domain,
         image=given.image or "",
         store=None if given.store is None else Path(given.store),
+        restored_at_boot=vars(given).get("is_one_of_all", False),
         final_state=final_state,
         live=given.live,
         dirty=given.dirty,

@@ -125,7 +125,11 @@ def _finish(prog: str, given: argparse.Namespace, run: Reporting) -> None:
         common.say(f"{prog}: warning: the report was not written: {in_full(error, prog)}")
 
 
+OF_ALL = ("all", "is_one_of_all", "parallel", "within", "on_failure", "if_unsaveable")
+"""Options of `--all`, of which a report describes one save or restore."""
+
+
 def _options(given: argparse.Namespace) -> dict[str, Any]:
     """The options in force, for people and programs."""
-    left_out = ("domain", "image", "report", "quiet", "verbose", "recover", "dry_run", "json")
+    left_out = {"domain", "image", "report", "quiet", "verbose", "recover", "dry_run", "json", *OF_ALL}
     return {name: value for name, value in vars(given).items() if name not in left_out}

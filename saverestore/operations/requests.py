@@ -29,7 +29,8 @@ class SaveRequest:
     `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
     `coding`: of an image in the dialect `draft-b`; None for Xen's own format. `limits`: of a live save.
     `while_suspended`: a command line for sh(1), to be run while the domain is suspended. `store`: the folder in
-    which the image gets a name made of domain and time; `image` is then not used.
+    which the image gets a name made of domain and time; `image` is then not used. `restored_at_boot`: an image in a
+    store, whose domain is destroyed, is noted as one that is to be restored (`pending`).
     """
 
     domain: str
@@ -48,6 +49,7 @@ class SaveRequest:
     coding: Coding | None = None
     while_suspended: str | None = None
     store: Path | None = None
+    restored_at_boot: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
@@ -15,6 +16,7 @@ from saverestore.guest.kinds import Architecture
 from saverestore.operations import image_fit, restore_here
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, opened
+from saverestore.operations.pending import no_longer_pending
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import Restoring
@@ -72,7 +74,8 @@ def restore_domain(
         report.xen_version = host.xen_version()
         with restoring(host, image, request, helper or {}, stack) as fresh:
             domid = fresh.fill(progress, report)
-            fresh.activate()
+            with no_longer_pending(Path(request.image)):
+                fresh.activate()
             report.domid = domid
         report.domain_state = DomainState.PAUSED if request.paused else DomainState.RUNNING
         if report.digest is None:

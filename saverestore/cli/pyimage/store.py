@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from saverestore.transport.base import ByteSource
 
 RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
+PENDING = "to be restored by 'pyrestore --all'"
 KINDS = {"pv": "PV", "pvh": "PVH", "hvm": "HVM"}
 
 
@@ -43,9 +44,9 @@ def add_to(commands: Subparsers) -> None:
         run_prune,
         "remove old images from a store",
         "Works on each domain by itself. Each rule keeps the newest image of each of the last N periods that have "
-        "one, in local time; what no rule keeps is removed. Never removed are: an image that is being restored, and "
-        "the newest whole image of a domain of which no whole one would be left. Other files in the directory are "
-        "not touched.",
+        "one, in local time; what no rule keeps is removed. Never removed are: an image that is being restored, one "
+        "that 'pyrestore --all' is to restore, and the newest whole image of a domain of which no whole one would be "
+        "left. Other files in the directory are not touched.",
     )
     _add_folder(prune)
     rules = prune.add_argument_group("what is kept")
@@ -217,14 +218,17 @@ def decide(
     found: Sequence[Entry], counts: dict[Rule, int], *, verify: bool
 ) -> list[tuple[Entry, str | None]]:
     """Each image, the oldest first, with the reason for which it is kept; None: it is to be removed."""
+    from saverestore.operations.pending import pending
     from saverestore.operations.retention import kept
 
+    waiting = {one.path for folder in {entry.path.parent for entry in found} for one in pending(folder)}
     by_name = defaultdict(list)
     for entry in found:
         by_name[entry.stem].append(entry)
     decided: list[tuple[Entry, str | None]] = []
     for images in by_name.values():
         reasons = kept(images, counts)
+        reasons |= {one: PENDING for one in images if one.path in waiting and one not in reasons}
         if len(reasons) < len(images):
             reasons |= _last_whole_ones(images, set(reasons), verify=verify)
         decided += [(one, reasons.get(one)) for one in images]
