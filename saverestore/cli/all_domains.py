@@ -6,13 +6,18 @@ import argparse
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common, many
 from saverestore.cli.common import STORE
 from saverestore.cli.many import Process, Result, exit_code_of_all, run_all, say_result, summary
 from saverestore.errors import ExitCode
+
+if TYPE_CHECKING:
+    from saverestore.toolstack.domains import Domain
 
 SHUTDOWN_S = 120
 """How long a guest may take to power off."""
@@ -41,21 +46,25 @@ def save_all(given: argparse.Namespace) -> int:
     folder = opened(Path(given.store or STORE))
     with opened_host() as host:
         domains = host.guests()
-    numbers = {domain.name: domain.domid for domain in domains}
+    numbers = {name: domain.domid for name, domain in named_apart(domains)}
 
     def start(name: str) -> Process:
         return Process("pysave", name, _one_of(given, domain=str(numbers[name]), store=str(folder)))
 
     begun = time.monotonic()
-    results = _run(
-        given, "pysave", [domain.name for domain in domains], start, lambda one: _saved_to(one, given)
-    )
+    results = _run(given, "pysave", list(numbers), start, lambda one: _saved_to(one, given))
     unsaved = [one for one in results if one.exit_code != ExitCode.DONE]
     more = ""
     if unsaved and given.if_unsaveable == "shutdown" and not given.dry_run:
         stopped = shut_down({one.name: numbers[one.name] for one in unsaved})
         more = f"{len(stopped)} of {len(unsaved)} unsaved shut down"
     return _finish(given, "pysave", "saved", results, begun, more)
+
+
+def named_apart(domains: Sequence[Domain]) -> list[tuple[str, Domain]]:
+    """Each domain with a name of its own: with its number where several have the same."""
+    counts = Counter(domain.name for domain in domains)
+    return [(domain.name if counts[domain.name] == 1 else str(domain), domain) for domain in domains]
 
 
 def _saved_to(result: Result, given: argparse.Namespace) -> str:

@@ -98,6 +98,12 @@ def test_dom0_stub_domains_and_what_has_ended_are_no_guests(more, target, is_one
     assert is_guest(handles, Domain(info, "web1")) is is_one
 
 
+def test_domains_of_one_name_are_told_apart_by_their_numbers():
+    domains = [Domain(SimpleNamespace(domid=domid), name) for domid, name in ((7, "a"), (8, "b"), (9, "a"))]
+    names = [name for name, _ in all_domains.named_apart(domains)]
+    assert names == ["a (domain 7)", "b", "a (domain 9)"]
+
+
 @pytest.mark.parametrize(("choice", "asked"), [("leave", []), ("shutdown", [{"web2": 8}])])
 def test_a_domain_that_could_not_be_saved_is_left_or_shut_down(tmp_path, monkeypatch, capsys, choice, asked):
     stopped: list[dict[str, int]] = []
