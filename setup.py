@@ -91,5 +91,8 @@ if MODULES["xen"][1] in cffi_modules and compiles_for_arm64():
     cffi_modules.append("saverestore/guest/arm64/build.py:ffibuilder")
 if MODULES["xen"][1] in cffi_modules:
     os.environ.setdefault("PYXC_BUILT_FOR", xen_release())
-units = ("lib/systemd/system", ["saverestore/systemd/pymigrate.socket", "saverestore/systemd/pymigrate@.service"])
-setup(cffi_modules=cffi_modules, data_files=[*pages(), units])
+UNITS = (
+    "lib/systemd/system",
+    [str(path) for path in sorted(Path("saverestore/systemd").iterdir()) if path.suffix != ".py"],
+)
+setup(cffi_modules=cffi_modules, data_files=[*pages(), UNITS])

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from saverestore.operations.preflight import Findings
 
 
+STORE = "/var/lib/xen/pysave"
+"""`operations.store.DEFAULT`, which is not loaded for --help."""
+
+
 def add_round_limits(group: argparse._ArgumentGroup) -> None:
     """--max-rounds and --max-time, of the commands that work live."""
     group.add_argument(

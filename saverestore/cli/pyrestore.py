@@ -9,20 +9,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 
-from saverestore.cli import arguments, certificates, common, reporting
-from saverestore.cli.common import counted
+from saverestore.cli import all_domains, arguments, certificates, common, many, reporting
+from saverestore.cli.common import STORE, counted
 from saverestore.errors import SaveRestoreError, UsageError
 from saverestore.kernels.page import PAGE_SIZE
 
 DESCRIPTION = """\
 Restore a domain from an image that pysave or 'xl save' wrote: a new domain, which resumes where the saved one was
-suspended. Prints the new domain's number. On any error, and on Ctrl-C, no domain is left.
+suspended. Prints the new domain's number, or a result with --json. On any error, and on Ctrl-C, no domain is left.
 """
 
 EPILOG = """\
 examples:
   pyrestore web1.img
   ssh backup cat web1.img | pyrestore -
+  pyrestore --store web1                the newest image of web1 in /var/lib/xen/pysave
+  pyrestore --store web1@2026-11-29     the newest of that day
   pyrestore --paused --name web1-copy web1.img
 
 Devices are restored by libxl; the bare toolstack restores none besides the console. A process stays, as one of
@@ -37,16 +39,31 @@ def command_parser() -> arguments.Parser:
     image = parser.add_argument(
         "image",
         metavar="IMAGE",
+        nargs="?",
         help="the image; '-' is standard input; tcp://[ADDRESS]:PORT and unix:PATH: listen there for one 'pysave', "
         "tcp:// at 127.0.0.1 unless an ADDRESS is given; fd:N is an open descriptor",
     )
     arguments.complete(image, arguments.FILE)
     usual = parser.add_argument_group("common options")
     usual.add_argument("-p", "--paused", action="store_true", help="leave the new domain paused")
+    usual.add_argument(
+        "--store",
+        metavar="NAME[@WHEN]",
+        help="in place of IMAGE: the newest image of this domain that 'pysave --store' made, or the newest of those "
+        "whose time starts with WHEN (2026-11-29, 2026-11-29T05:58; UTC, as 'pyimage list' prints it). In another "
+        f"directory than {STORE}: DIR/NAME[@WHEN]",
+    )
     usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
+    usual.add_argument(
+        "--all",
+        action="store_true",
+        help="restore what 'pysave --all' saved and nobody has restored since; with --store DIR from another store",
+    )
     common.add_dry_run(usual, "restore")
     reporting.add_report(usual, "restore")
     reporting.add_following(usual, "restore")
+    reporting.add_json(usual, "restore")
+    many.add_many(parser.add_argument_group("several domains, with --all"), "restore")
     checks = parser.add_argument_group("checks")
     checks.add_argument(
         "--require-digest",
@@ -82,7 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.name == "":
         parser.error("--name: the name must not be empty")
+    all_domains.check_all(parser, given, "image", "name", "report")
+    if given.all:
+        reporting.check_report(parser, given)
+        return common.run("pyrestore", given, lambda: all_domains.restore_all(given))
+    if (given.image is None) is (given.store is None):
+        parser.error(
+            "IMAGE is missing" if given.image is None else f"--store excludes IMAGE, '{given.image}'"
+        )
     reporting.check_report(parser, given)
+    return common.run("pyrestore", given, lambda: _restore(given))
+
+
+def run_one(given: argparse.Namespace) -> int:
+    """One restore of `--all`, with options that were checked: its exit code."""
     return common.run("pyrestore", given, lambda: _restore(given))
 
 
@@ -95,6 +125,10 @@ def _restore(given: argparse.Namespace) -> int | None:
     from saverestore.report.facts import facts_of_restore
     from saverestore.transport.image_sockets import address_of
 
+    if given.store is not None:
+        from saverestore.operations.store import find
+
+        given.image = str(find(given.store).path)
     request = RestoreRequest(
         image=given.image,
         paused=given.paused,
@@ -123,7 +157,8 @@ def _restore(given: argparse.Namespace) -> int | None:
     ):
         restored = restore_domain(request, progress, report, helper=helper, process_ends=True)
         run.outcome = replace(run.outcome, domain=restored.name)
-    common.answer(str(restored.domid))
+    if not given.json:
+        common.answer(str(restored.domid))
     if not given.quiet:
         state = "paused" if given.paused else "running"
         common.say(

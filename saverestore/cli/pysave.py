@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saverestore.cli import arguments, certificates, common, reporting
-from saverestore.cli.common import counted
+from saverestore.cli import all_domains, arguments, certificates, common, many, reporting
+from saverestore.cli.common import STORE, counted
 from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS, NO_DIGEST
 
@@ -33,6 +34,9 @@ examples:
   pysave web1 - | ssh host 'cat > img'  to a pipe
   pysave --tls web1 tcp://host2:8702    to 'pyrestore --tls tcp://0.0.0.0:8702' at host2
   pysave --format draft-b web1 web1.img with a checksum for each record, and zstd
+  pysave --live -c web1 --store         a snapshot, named by domain and time in /var/lib/xen/pysave
+  pysave --all --within 600 --if-unsaveable shutdown
+                                        before the host shuts down: all domains, within ten minutes
   pysave --recover web1                 after 'kill -9' of a save: resume web1
 
 Domains that 'xl create' made are saved with all their devices: disks, network interfaces, a device model. The bare
@@ -47,7 +51,9 @@ LIMITS = {"--downtime-ms": "downtime_s", "--max-rounds": "max_rounds", "--max-ti
 def command_parser() -> arguments.Parser:
     """What reads the command line."""
     parser = arguments.parser("pysave", DESCRIPTION, EPILOG)
-    domain = parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
+    domain = parser.add_argument(
+        "domain", metavar="DOMAIN", nargs="?", help="number, name or UUID of the domain"
+    )
     arguments.complete(domain, arguments.DOMAIN)
     image = parser.add_argument(
         "image",
@@ -58,6 +64,7 @@ def command_parser() -> arguments.Parser:
     )
     arguments.complete(image, arguments.FILE)
     _add_common(parser.add_argument_group("common options"))
+    _add_all(parser.add_argument_group("all domains, with --all"))
     _add_live(parser.add_argument_group("live saves, with --live"))
     _add_image(parser.add_argument_group("what the image is like"))
     _add_domain(parser.add_argument_group("the domain and its devices"))
@@ -95,9 +102,36 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
         "restores it, too",
     )
     group.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
+    folder = group.add_argument(
+        "--store",
+        metavar="DIR",
+        nargs="?",
+        const=STORE,
+        help=f"in place of IMAGE: write to this directory (default {STORE}) under a name made of domain and time; "
+        "'pyimage list' lists these images, 'pyrestore --store NAME' restores one. Give it last, or as --store=DIR",
+    )
+    arguments.complete(folder, arguments.FILE)
+    group.add_argument(
+        "--all", action="store_true", help="save all domains of this host to a store; see below"
+    )
     common.add_dry_run(group, "save")
     reporting.add_report(group, "save")
     reporting.add_following(group, "save")
+    reporting.add_json(group, "save")
+
+
+def _add_all(group: argparse._ArgumentGroup) -> None:
+    group.description = (
+        "Domain 0, stub domains and domains that have ended are left out. Domains that are destroyed after the save "
+        "are those that 'pyrestore --all' restores."
+    )
+    many.add_many(group, "save")
+    group.add_argument(
+        "--if-unsaveable",
+        choices=("leave", "shutdown"),
+        help="what becomes of a domain that could not be saved, for whatever reason: leave (the default) it running; "
+        "shutdown has it power off, and waits up to two minutes for that",
+    )
 
 
 def _add_live(group: argparse._ArgumentGroup) -> None:
@@ -190,25 +224,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = command_parser()
     given = parser.parse_args(argv)
+    all_domains.check_all(parser, given, "domain", "image", "recover", "report")
+    if given.all:
+        reporting.check_report(parser, given)
+        _check_live(parser, given)
+        _check_digest(parser, given)
+        _coding(parser, given)
+        return common.run("pysave", given, lambda: all_domains.save_all(given))
+    if given.domain is None:
+        parser.error(
+            "DOMAIN is missing"
+            + ("" if given.store is None else f" ('{given.store}' was taken as the directory of --store)")
+        )
     if given.recover:
+        if given.store is not None:
+            parser.error("--recover makes no image, so it excludes --store")
         if given.image is not None:
             parser.error("--recover takes no IMAGE")
         if given.while_suspended is not None:
             parser.error("--while-suspended runs during a save, and --recover makes none")
-        if given.report:
-            parser.error("--report describes a save, and --recover makes none")
+        if given.report or given.json:
+            option = "--report" if given.report else "--json"
+            parser.error(f"{option} describes a save, and --recover makes none")
         return common.run("pysave", given, lambda: _recover(given))
-    if given.image is None:
+    if given.image is None and given.store is None:
         parser.error("IMAGE is missing")
+    if given.image is not None and given.store is not None:
+        parser.error(f"--store excludes IMAGE, '{given.image}'")
+    if given.image == "-" and given.json:
+        parser.error("--json and the image cannot both go to standard output")
     _check_live(parser, given)
-    if given.plain and given.digest not in (None, NO_DIGEST):
-        parser.error("--plain leaves the digest out, so it excludes --digest")
+    _check_digest(parser, given)
     if given.image == "-" and not given.dry_run and (sys.stdout is None or sys.stdout.isatty()):
         what = "a closed standard output" if sys.stdout is None else "a terminal"
         parser.error(f"an image cannot be written to {what}; redirect standard output")
     reporting.check_report(parser, given)
     coding = _coding(parser, given)
     return common.run("pysave", given, lambda: _save(given, coding))
+
+
+def run_one(given: argparse.Namespace) -> int:
+    """One save of `--all`, with options that were checked: its exit code."""
+    coding = _coding(command_parser(), given)
+    return common.run("pysave", given, lambda: _save(given, coding))
+
+
+def _check_digest(parser: arguments.Parser, given: argparse.Namespace) -> None:
+    if given.plain and given.digest not in (None, NO_DIGEST):
+        parser.error("--plain leaves the digest out, so it excludes --digest")
 
 
 def _check_live(parser: arguments.Parser, given: argparse.Namespace) -> None:
@@ -268,7 +331,9 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         final_state = FinalState.PAUSE
     request = SaveRequest(
         domain=given.domain,
-        image=given.image,
+        image=given.image or "",
+        store=None if given.store is None else Path(given.store),
+        restored_at_boot=vars(given).get("is_one_of_all", False),
         final_state=final_state,
         live=given.live,
         dirty=given.dirty,
@@ -318,7 +383,7 @@ def _in_force(given: argparse.Namespace, request: SaveRequest) -> argparse.Names
 
 
 def _summary(request: SaveRequest, report: SaveReport, seconds: float) -> str:
-    where = "standard output" if request.image == "-" else request.image
+    where = "standard output" if request.image == "-" else report.image or request.image
     text = (
         f"{request.domain} saved to {where}: {report.stream_bytes >> 20} MiB{_stored(report)}, "
         f"{counted(report.pages_sent, 'page')}, {report.zero_pages} of them zero, {seconds:.1f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,6 +68,16 @@ def _metrics(text: str) -> Path:
     return Path(text)
 
 
+def add_json(group: argparse._ArgumentGroup, what: str) -> None:
+    """--json, of the commands whose result is one save or restore."""
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help=f"print the result of the {what} on standard output, also when it failed: one JSON object with the keys "
+        "of --report FILE.json",
+    )
+
+
 def _path(text: str) -> Path:
     from saverestore.report.files import checked
 
@@ -82,6 +93,8 @@ def check_report(parser: arguments.Parser, given: argparse.Namespace) -> None:
         parser.error("--report describes what was done, and --dry-run makes no changes")
     if given.metrics is not None and given.dry_run:
         parser.error("--metrics describes what was done, and --dry-run makes no changes")
+    if vars(given).get("json") and given.dry_run:
+        parser.error("--json prints a result, and --dry-run has none")
     for path in given.report:
         if given.image is not None and path.absolute() == Path(given.image).absolute():
             parser.error(f"--report: {path} is the image")
@@ -133,7 +146,11 @@ def reporting(
 
 def _finish(prog: str, given: argparse.Namespace, run: Reporting) -> None:
     """Nothing that goes wrong here is a failure of the work, which is done."""
-    if not given.report and not given.verbose and run.events is None and given.metrics is None:
+    prints_json = vars(given).get("json", False)
+    wanted = (
+        given.report or given.verbose or prints_json or run.events is not None or given.metrics is not None
+    )
+    if not wanted:
         return
     from saverestore.report.files import write
     from saverestore.report.text import lines_of
@@ -153,6 +170,8 @@ def _finish(prog: str, given: argparse.Namespace, run: Reporting) -> None:
                 from saverestore.report import metrics
 
                 metrics.write(given.metrics, facts)
+            if prints_json:
+                common.answer(json.dumps(facts))
     except Exception as error:  # whatever it is: the save or restore has its own result
         common.say(f"{prog}: warning: the report was not written: {in_full(error, prog)}")
 
@@ -165,7 +184,14 @@ def _opened_events(given: argparse.Namespace) -> Events | None:
     return Events.open(given.events)
 
 
+OF_ALL = ("all", "is_one_of_all", "parallel", "within", "on_failure", "if_unsaveable")
+"""Options of `--all`, of which a report describes one save or restore."""
+
+
 def _options(given: argparse.Namespace) -> dict[str, Any]:
     """The options in force, for people and programs."""
-    left_out = ("domain", "image", "report", "events", "metrics", "quiet", "verbose", "recover", "dry_run")
+    left_out = {
+        *("domain", "image", "report", "events", "metrics", "quiet", "verbose", "recover", "dry_run", "json"),
+        *OF_ALL,
+    }
     return {name: value for name, value in vars(given).items() if name not in left_out}

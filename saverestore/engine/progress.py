@@ -84,7 +84,7 @@ class DomainState(Enum):
 class SaveReport:
     """What a save did, filled in while it works: also of one that failed. Times in seconds.
 
-    `domain_uuid`, `xen_version`: of the domain and of this host; None until the domain was found.
+    `domain_uuid`, `xen_version`: of the domain and of this host; `image`: its name in a store; None until known.
 
     `downtime`: None until the domain is asked to suspend. `verdict`: the last of a live save, with the prediction;
     `limits`: what it was made by.
@@ -109,13 +109,14 @@ class SaveReport:
     domain_state: DomainState = DomainState.UNTOUCHED
     domain_uuid: str | None = None
     xen_version: str | None = None
+    image: str | None = None
 
 
 @dataclass
 class RestoreReport:
     """What a restore did, filled in while it works. `digest`: the algorithm of the image's digest, which holds.
 
-    `saved_at`: when the save began, from the image, if it has that.
+    `saved_at`: when the save began, from the image, if it has that. `domid`: the new domain's.
 
     `create_s`: until the domain was there, by libxl with all that libxl does besides the filling; `memory_s`: reading
     and filling it; `complete_s`: processors and what else makes it whole; `start_s`: letting it run.
@@ -127,6 +128,7 @@ class RestoreReport:
     records: int = 0
     digest: DigestAlgorithm | None = None
     saved_at: datetime.datetime | None = None
+    domid: int | None = None
     create_s: float = 0.0
     memory_s: float = 0.0
     complete_s: float = 0.0

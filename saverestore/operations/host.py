@@ -44,6 +44,12 @@ class Host:
 
     # ---- saving ------------------------------------------------------------------------------------
 
+    def guests(self) -> list[Domain]:
+        """All domains that may be saved. See `domains.is_guest`."""
+        return [
+            domain for domain in domains.all_domains(self.handles) if domains.is_guest(self.handles, domain)
+        ]
+
     def find(self, text: str) -> Domain:
         """The domain with this number, name or UUID. DomainError when none or several have it."""
         return domains.find(self.handles, text)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from saverestore.errors import ErrorName, ImageError
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.kinds import Architecture
 from saverestore.operations.image import is_file, opened
 from saverestore.stream.layout import RecordType
 from saverestore.stream.reader import LibxcReader, PageData
-from saverestore.stream.records import Provenance, Record, UnknownOptional
+from saverestore.stream.records import ImageDigest, Provenance, Record, UnknownOptional
 
 
 def pages_of(image: str) -> int:
@@ -22,6 +23,23 @@ def pages_of(image: str) -> int:
     memory = first.fields.get("memory") if isinstance(first, Provenance) else None
     pages = memory.get("pages") if isinstance(memory, dict) else None
     return pages if isinstance(pages, int) and pages > 0 else 0
+
+
+def check_has_digest(image: str) -> None:
+    """ImageError when it has no digest. Of a pipe, that is found at the end of the image."""
+    if not is_file(image):
+        return
+    with opened(image) as found:
+        reader = LibxcReader(found.source, check_digest=False)
+        while not reader.ended:
+            record = reader.next()
+            if isinstance(record, ImageDigest):
+                return
+            if isinstance(record, Provenance) and "integrity" in record.fields:
+                return  # announced: one that does not come is found when the image is read
+    raise ImageError(
+        f"{image} has no digest, and one is required; no changes were made", name=ErrorName.DIGEST_MISSING
+    )
 
 
 def check(handles: Handles, kinds: Architecture, image: str, *, force: bool) -> None:

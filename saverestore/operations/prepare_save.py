@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -13,6 +14,7 @@ from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveResto
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Architecture
 from saverestore.guest.ports import SaveGuest, Throttle
+from saverestore.operations import store
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
@@ -53,13 +55,14 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
         digest = algorithm_for_writing(NO_DIGEST if request.plain else request.digest)
     domain = host.find(request.domain)
     with findings.check():
+        # Locked first: what another save is doing to the domain is no state that somebody has to put right.
+        stack.enter_context(host.locked(domain))
+        domain = host.find(str(domain.domid))
         host.check_can_be_saved(domain)
     with findings.check():
         host.check_hypervisor(
             domain, resumes=request.final_state is not FinalState.DESTROY, force=request.force
         )
-    with findings.check():
-        stack.enter_context(host.locked(domain))
     toolstack = stack.enter_context(closing(host.toolstack_for_saving(domain, request.toolstack)))
     with findings.check():
         _check_devices(host.architecture, domain, toolstack, request)
@@ -136,6 +139,16 @@ def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequ
     )
 
 
+def placed(request: SaveRequest, prepared: Prepared) -> SaveRequest:
+    """The request with the image's name, where a store is to give it one. The domain is locked."""
+    if request.store is None:
+        return request
+    path = store.new_path(
+        store.opened(request.store), prepared.domain.name, datetime.datetime.now(datetime.UTC)
+    )
+    return replace(request, image=str(path))
+
+
 def check_room(commit: Commit, guest: SaveGuest, domain: Domain) -> None:
     """Before the guest is touched: is there room for it?"""
     free = commit.free_bytes()
@@ -159,6 +172,8 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
         host = host or stack.enter_context(opened_host())
         prepared = prepare(host, request, findings, stack)
         try:
+            with findings.check():
+                request = placed(request, prepared)
             _describe(host, prepared, request, findings)
             with findings.check(), _dry_commit(request) as commit:
                 if commit is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.engine.policy import Limits
@@ -33,7 +34,9 @@ class SaveRequest:
     `digest`: "xxh3", "sha256", "blake3" or "none"; `plain` leaves it out, too. `compress`: the level of zstd or None.
     `coding`: of an image in the dialect `draft-b`; None for Xen's own format. `limits`: of a live save.
     `while_suspended`: a command line for sh(1), to be run while the domain is suspended. `tls`: of an image that goes
-    to tcp://HOST:PORT, where that is to be by TLS.
+    to tcp://HOST:PORT, where that is to be by TLS. `store`: the folder in which the image gets a name made of domain
+    and time; `image` is then not used. `restored_at_boot`: an image in a store, whose domain is destroyed, is noted
+    as one that is to be restored (`pending`).
     """
 
     domain: str
@@ -52,6 +55,8 @@ class SaveRequest:
     coding: Coding | None = None
     while_suspended: str | None = None
     tls: Credentials | None = None
+    store: Path | None = None
+    restored_at_boot: bool = False
 
 
 @dataclass(frozen=True)

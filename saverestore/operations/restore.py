@@ -7,17 +7,20 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused
 from saverestore.guest.kinds import Architecture
-from saverestore.operations import restore_here
+from saverestore.operations import image_fit, restore_here
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, incoming
+from saverestore.operations.pending import no_longer_pending
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import Restoring
+from saverestore.operations.store import in_use
 from saverestore.process import ending
 from saverestore.toolstack import host_fit
 from saverestore.toolstack.config import GuestConfig
@@ -65,13 +68,15 @@ def restore_domain(
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
     """
     report = RestoreReport() if report is None else report
-    with incoming(request) as image, ExitStack() as stack:
+    with in_use(request.image), incoming(request) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         report.domain_uuid = str(image.config.uuid)
         report.xen_version = host.xen_version()
         with restoring(host, image, request, helper or {}, stack) as fresh:
             domid = fresh.fill(progress, report)
-            fresh.activate()
+            with no_longer_pending(Path(request.image)):
+                fresh.activate()
+            report.domid = domid
         report.domain_state = DomainState.PAUSED if request.paused else DomainState.RUNNING
         if report.digest is None:
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)
@@ -168,6 +173,9 @@ def _prepare(
     with findings.check():
         host.check_memory(guest_config, request.image)
     with findings.check():
+        if request.require_digest:
+            image_fit.check_has_digest(request.image)
+    with findings.check():
         host.check_image(request.image, force=request.force)
     with findings.check():
         host.check_disks(request.image, force=request.force)
@@ -219,6 +227,9 @@ def _estimate_time(source: ImageSource, findings: Findings) -> None:
     for _ in range(min(SAMPLE_BYTES, size - source.offset) // len(sample)):
         source.readinto(sample)
     rate = (source.offset - begun_at) / max(time.monotonic() - started, 1e-6)
+    if not rate:  # too small to be measured
+        findings.note(f"size: {size} bytes")
+        return
     findings.note(
         f"size: {size >> 20} MiB; time: {duration(size / rate)} to read it, at {rate / (1 << 20):.0f} MiB/s as "
         "measured on some of it"

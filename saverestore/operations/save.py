@@ -7,8 +7,9 @@ import datetime
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import saverestore
@@ -25,8 +26,9 @@ from saverestore.operations import while_suspended
 from saverestore.operations.account import account_after_failure, account_of
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
+from saverestore.operations.pending import to_be_restored
 from saverestore.operations.preflight import Findings
-from saverestore.operations.prepare_save import Prepared, check_room, prepare
+from saverestore.operations.prepare_save import Prepared, check_room, placed, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.process import ending
 from saverestore.stream.header_digest import HeaderDigestSink
@@ -69,6 +71,8 @@ def save_domain(
         prepared = prepare(host, request, Findings(), stack)
         report.domain_uuid = str(prepared.domain.info.uuid)
         report.xen_version = host.xen_version()
+        request = placed(request, prepared)
+        report.image = request.image if request.store is not None else None
         try:
             with opened_commit(request, prepared) as commit:
                 check_room(commit, prepared.guest, prepared.domain)
@@ -89,7 +93,8 @@ def save_domain(
                             _resume_early(host, prepared, session)
                         _commit_image(host, commit, session, report)
                 final_state = commit.final_state(request.final_state)
-                _make_final(host, prepared, replace(request, final_state=final_state), session, report)
+                with _noted_for_boot(request, final_state):
+                    _make_final(host, prepared, replace(request, final_state=final_state), session, report)
                 if final_state is FinalState.DESTROY:
                     _settle(host, prepared.domain, noted)
         finally:
@@ -170,6 +175,13 @@ def _commit_image(host: Host, commit: Commit, session: SaveSession, report: Save
             session.give_away()
         commit.commit()
         interrupts.too_late()
+
+
+def _noted_for_boot(request: SaveRequest, final_state: FinalState) -> AbstractContextManager[None]:
+    """Before the domain is destroyed: the power may fail next."""
+    if request.restored_at_boot and final_state is FinalState.DESTROY:
+        return to_be_restored(Path(request.image))
+    return nullcontext()
 
 
 def _make_final(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Outcome:
 def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
     """Of a save, be it done or failed."""
     live = report.dirty_source != "none"
+    outcome = replace(outcome, image=outcome.image or report.image)  # in a store it gets its name late
     rounds = report.rounds
     return _head(outcome, report) | {
         "bytes": {"stream": report.stream_bytes, "stored": report.stored_bytes},
@@ -76,6 +77,7 @@ def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
 def facts_of_restore(outcome: Outcome, report: RestoreReport) -> Facts:
     """Of a restore, be it done or failed."""
     return _head(outcome, report) | {
+        "domid": report.domid,
         "bytes": {"stream": report.stream_bytes},
         "pages": {"restored": report.pages},
         "records": report.records,

@@ -46,6 +46,14 @@ def all_domains(handles: Handles) -> list[Domain]:
     return [Domain(info, name_of(handles.store, info.domid)) for info in handles.xen.domains()]
 
 
+def is_guest(handles: Handles, domain: Domain) -> bool:
+    """Whether it is a guest, and there is something to save: not dom0, no stub domain, none that has ended."""
+    info = domain.info
+    if domain.domid == 0 or info.dying or (info.shutdown and not info.suspended):
+        return False
+    return handles.store.read(f"/local/domain/{domain.domid}/target") is None
+
+
 def find(handles: Handles, text: str) -> Domain:
     """The domain with this number, UUID or name: in this order. DomainError when none or several have it.
 

@@ -16,7 +16,7 @@ from typing import Self
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.transport.fd import FdSink
 from saverestore.transport.pipe import sink_of
-from saverestore.transport.safety import bring_to_disk, free_bytes
+from saverestore.transport.safety import bring_to_disk, free_bytes, sync_folder
 from saverestore.transport.sparse import SparseFileSink
 
 LOG = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class NewFile:
         try:
             if temporary is not None:
                 self._name(temporary, identity)
-                self._sync_folder()
+                sync_folder(self._final.parent)
         except FileExistsError as error:
             raise TransportError(
                 f"{self.path} was created by somebody else during the save; it was not changed",
@@ -251,14 +251,6 @@ class NewFile:
         except OSError:
             if _identity_of(self._final) != identity:
                 raise
-
-    def _sync_folder(self) -> None:
-        with contextlib.suppress(OSError):  # not readable for us, or a file system without fsync for folders
-            folder = os.open(self._final.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
     def __enter__(self) -> Self:
         if not self._is_file:

@@ -5,9 +5,11 @@ An answer that means nothing (no statfs, no fsync) is not taken for bad news; on
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from pathlib import Path
 
 HAS_NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
 """What fsync() says of pipes, sockets and terminals, and on file systems that have none."""
@@ -36,3 +38,13 @@ def bring_to_disk(descriptor: int) -> None:
         if error.errno == errno.EROFS and not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in it to the disk, where that can be done."""
+    with contextlib.suppress(OSError):  # not readable for us, or a file system without fsync for folders
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 from saverestore import interrupts
 from saverestore.cli import arguments
-from saverestore.cli.pyimage import convert, core, diff, info, map, memory
+from saverestore.cli.pyimage import convert, core, diff, info, map, memory, store
 from saverestore.cli.pyimage.common import CODES, DIFFERENT, DIFFERENT_MEANING
 from saverestore.cli.remedies import in_full
 from saverestore.errors import ExitCode, SaveRestoreError
 
-SUBCOMMANDS = (info, diff, memory, core, map, convert)
+SUBCOMMANDS = (info, diff, memory, core, map, convert, store)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +55,8 @@ EPILOG = """\
 examples:
   pyimage info web1.img                            what it holds
   pyimage verify /srv/images                       which images in a folder are whole
+  pyimage list                                     images that 'pysave --store' made
+  pyimage prune --keep-last 3 --keep-daily 7       which of them are kept; the others are removed
   pyimage diff old.img new.img                     what differs
   pyimage convert web1.img -o web1.zst --compress zstd
   pyimage core web1.img -o web1.core               for gdb, drgn and crash

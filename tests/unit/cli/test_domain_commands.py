@@ -70,6 +70,10 @@ def run(command: str, *arguments: str | Path, before: str = "") -> subprocess.Co
         ("pysave", ["--live", "--max-rounds", "1001", "web1", "out.img"]),
         ("pysave", ["--live", "--max-time", "-1", "web1", "out.img"]),
         ("pysave", ["--live", "--on-stall", "wait", "web1", "out.img"]),
+        ("pysave", ["--store", "web1"]),
+        ("pysave", ["web1", "out.img", "--store"]),
+        ("pysave", ["--recover", "web1", "--store"]),
+        ("pyrestore", ["a.img", "--store", "web1"]),
         ("pyrestore", []),
         ("pyrestore", ["a.img", "b.img"]),
         ("pyrestore", ["--name"]),
@@ -163,6 +167,13 @@ def test_restoring_a_file_that_is_not_there_is_one_line(tmp_path):
     assert done.returncode in (ExitCode.USAGE, ExitCode.IO)
     (line,) = done.stderr.splitlines()
     assert str(tmp_path / "absent.img") in line
+
+
+@needs_binding
+def test_restoring_from_a_store_without_such_an_image_is_one_line(tmp_path):
+    done = run("pyrestore", "--store", tmp_path / "web1@2026")
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr == f"pyrestore: {tmp_path}: there is no image of 'web1@2026'\n"
 
 
 @needs_binding

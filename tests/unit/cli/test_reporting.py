@@ -178,3 +178,24 @@ def test_a_restore_that_fails_leaves_one_too(tmp_path, monkeypatch):
     path = tmp_path / "r.html"
     assert pyrestore.main(["--report", str(path), str(tmp_path / "a.img")]) == ExitCode.IMAGE
     assert "damaged (at byte 0x10 = 16) (exit code 4)" in path.read_text()
+
+
+def test_the_result_is_printed_as_json_and_nothing_else_goes_to_standard_output(tmp_path, saving, capsys):
+    assert pysave.main(["--json", "-q", "web1", str(tmp_path / "a.img")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["result"], facts["domain"], facts["image"]) == ("done", "web1", str(tmp_path / "a.img"))
+
+
+def test_a_failure_is_printed_as_json_too(tmp_path, saving, capsys):
+    saving.end = raising(DomainError("it does not answer", name=ErrorName.DOMAIN_UNRESPONSIVE))
+    assert pysave.main(["--json", "web1", str(tmp_path / "a.img")]) == ExitCode.DOMAIN
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["result"], facts["error_name"]) == ("failed", "domain_unresponsive")
+
+
+@pytest.mark.parametrize("more", [["web1", "-"], ["--dry-run", "web1", "a.img"], ["--recover", "web1"]])
+def test_json_is_refused_where_there_is_no_result_or_no_room_for_it(more, capsys):
+    with pytest.raises(SystemExit) as caught:
+        pysave.main(["--json", *more])
+    assert caught.value.code == ExitCode.USAGE
+    assert "--json" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from saverestore.errors import Advice, DomainError, ErrorName, Remedy, Transport
 from saverestore.operations.prepare_save import dry_run
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
+from saverestore.operations.store import entries
 from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.survey import survey
 from saverestore.testing.domain import MemoryDomain
@@ -205,6 +206,20 @@ def test_a_domain_with_pci_devices_of_its_own_is_not_saved_live(tmp_path, guest,
     assert list(tmp_path.iterdir()) == []
     save_domain(SaveRequest("web1", str(tmp_path / "out.img")), Silence(), host=host)
     assert toolstack.destroyed == 1
+
+
+def test_saves_into_a_store_get_names_of_their_own_also_within_one_second(tmp_path, guest, host):
+    request = SaveRequest("web1", "", store=tmp_path, final_state=FinalState.RUN)
+    images = [save_domain(request, Silence(), host=host).image for _ in range(3)]
+    assert len(set(images)) == 3
+    assert [entry.stem for entry in entries(tmp_path)] == ["web1"] * 3
+    assert sorted(str(entry.path) for entry in entries(tmp_path)) == sorted(images)
+
+
+def test_a_store_that_is_not_there_is_reported_before_the_domain_is_touched(tmp_path, host, guest):
+    with pytest.raises(UsageError, match="there is no such directory"):
+        save_domain(SaveRequest("web1", "", store=tmp_path / "absent"), Silence(), host=host)
+    assert not guest.domain.suspended
 
 
 def test_a_dry_run_does_not_open_what_would_compress(tmp_path, host, monkeypatch):

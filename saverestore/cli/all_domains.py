@@ -1,0 +1,157 @@
+"""`pysave --all` and `pyrestore --all`: all domains of a host into a store, and back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saverestore.cli import arguments, common, many
+from saverestore.cli.common import STORE
+from saverestore.cli.many import Process, Result, exit_code_of_all, run_all, say_result, summary
+from saverestore.errors import ExitCode
+
+if TYPE_CHECKING:
+    from saverestore.toolstack.domains import Domain
+
+SHUTDOWN_S = 120
+"""How long a guest may take to power off."""
+
+OPTIONS = ("parallel", "within", "on_failure", "if_unsaveable")
+
+
+def check_all(parser: arguments.Parser, given: argparse.Namespace, *excluded: str) -> None:
+    """What --all excludes, and what needs it."""
+    if not given.all:
+        for name in OPTIONS:
+            if vars(given).get(name) is not None:
+                parser.error(f"--{name.replace('_', '-')} needs --all")
+        return
+    for name in excluded:
+        if vars(given).get(name):
+            shown = name.upper() if name in ("domain", "image") else f"--{name.replace('_', '-')}"
+            parser.error(f"--all excludes {shown}")
+
+
+def save_all(given: argparse.Namespace) -> int:
+    """Save every domain that can be suspended: the exit code of the first that could not be saved."""
+    from saverestore.operations.host import opened_host
+    from saverestore.operations.store import opened
+
+    folder = opened(Path(given.store or STORE))
+    with opened_host() as host:
+        domains = host.guests()
+    numbers = {name: domain.domid for name, domain in named_apart(domains)}
+
+    def start(name: str) -> Process:
+        return Process("pysave", name, _one_of(given, domain=str(numbers[name]), store=str(folder)))
+
+    begun = time.monotonic()
+    results = _run(given, "pysave", list(numbers), start, lambda one: _saved_to(one, given))
+    unsaved = [one for one in results if one.exit_code != ExitCode.DONE]
+    more = ""
+    if unsaved and given.if_unsaveable == "shutdown" and not given.dry_run:
+        stopped = shut_down({one.name: numbers[one.name] for one in unsaved})
+        more = f"{len(stopped)} of {len(unsaved)} unsaved shut down"
+    return _finish(given, "pysave", "saved", results, begun, more)
+
+
+def named_apart(domains: Sequence[Domain]) -> list[tuple[str, Domain]]:
+    """Each domain with a name of its own: with its number where several have the same."""
+    counts = Counter(domain.name for domain in domains)
+    return [(domain.name if counts[domain.name] == 1 else str(domain), domain) for domain in domains]
+
+
+def _saved_to(result: Result, given: argparse.Namespace) -> str:
+    if given.dry_run:
+        return f"would be saved: {'; '.join(result.said.splitlines())}"
+    return f"saved to {result.facts.get('image')}; the domain is {result.facts.get('domain_state')}"
+
+
+def shut_down(numbers: dict[str, int]) -> list[str]:
+    """Have guests power off, all at once, and wait for them: the names of those that did. Prints a line for each."""
+    begun = {}
+    for name, domid in numbers.items():
+        try:
+            # -F: by ACPI where the guest has no PV drivers.
+            begun[name] = subprocess.Popen(
+                ["xl", "shutdown", "-F", "-w", str(domid)], stdin=subprocess.DEVNULL
+            )
+        except OSError as error:
+            common.say(f"pysave: {name}: could not be shut down: xl: {error.strerror}")
+    end, stopped = time.monotonic() + SHUTDOWN_S, []
+    for name, process in begun.items():
+        try:
+            code = process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            common.say(f"pysave: {name}: has not shut down within {SHUTDOWN_S} s, and is left as it is")
+            continue
+        if code == 0:
+            stopped.append(name)
+        common.say(f"pysave: {name}: {'was shut down' if code == 0 else 'could not be shut down'}")
+    return stopped
+
+
+def restore_all(given: argparse.Namespace) -> int:
+    """Restore every image that is pending: the exit code of the first that could not be restored."""
+    from saverestore.operations.pending import pending
+
+    images = {one.id: str(one.path) for one in pending(Path(given.store or STORE))}
+
+    def start(name: str) -> Process:
+        return Process("pyrestore", name, _one_of(given, image=images[name], store=None))
+
+    begun = time.monotonic()
+    results = _run(given, "pyrestore", list(images), start, lambda one: _restored_as(one, given))
+    return _finish(given, "pyrestore", "restored", results, begun, "")
+
+
+def _restored_as(result: Result, given: argparse.Namespace) -> str:
+    if given.dry_run:
+        return f"would be restored: {'; '.join(result.said.splitlines())}"
+    return f"{result.facts.get('domain')} is {result.facts.get('domain_state')} as domain {result.facts.get('domid')}"
+
+
+def _one_of(given: argparse.Namespace, **more: object) -> argparse.Namespace:
+    """The options of one of them."""
+    own = {"all": False, "json": not given.dry_run, "quiet": True, "is_one_of_all": True}
+    return argparse.Namespace(**{**vars(given), **own, **more})
+
+
+def _run(
+    given: argparse.Namespace, prog: str, names: list[str], start: many.Start, good: Callable[[Result], str]
+) -> list[Result]:
+    def on_end(result: Result) -> None:
+        if result.exit_code != ExitCode.DONE or not given.quiet:
+            say_result(prog, result, good(result))
+
+    return run_all(
+        names,
+        start,
+        parallel=given.parallel or many.PARALLEL,
+        within_s=given.within,
+        stops=given.on_failure == "stop",
+        on_end=on_end,
+    )
+
+
+def _finish(
+    given: argparse.Namespace, prog: str, done: str, results: Sequence[Result], begun: float, more: str
+) -> int:
+    for one in results:
+        if one.exit_code is None:
+            common.say(f"{prog}: {one.name}: not begun")
+    if given.json:
+        common.answer(
+            json.dumps([{**one.facts, "name": one.name, "exit_code": one.exit_code} for one in results])
+        )
+    if not given.quiet:
+        common.say(summary(prog, done, results, time.monotonic() - begun, more))
+    return exit_code_of_all(results)

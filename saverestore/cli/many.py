@@ -1,0 +1,226 @@
+"""Several saves or restores at once, each by a process of its own; and one summary.
+
+A save keeps its process's main thread busy and takes signals there, so there is one process for each. It is started
+with the options that were read already (`python -m saverestore.cli.one`), and prints its result as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from saverestore import interrupts
+from saverestore.cli import arguments, common
+from saverestore.cli.common import counted
+from saverestore.errors import ExitCode
+
+PARALLEL = 2
+LOOK_S = 0.1
+UNDO_S = 600.0
+"""How long those under way are waited for after a signal. None is killed: that would leave its domain suspended."""
+
+
+def add_many(group: argparse._ArgumentGroup, what: str) -> None:
+    """--parallel, --within and --on-failure, of the commands that have --all."""
+    group.add_argument(
+        "--parallel",
+        metavar="N",
+        type=arguments.rounds,
+        help=f"{what}s under way at one time; default {PARALLEL}",
+    )
+    group.add_argument(
+        "--within",
+        metavar="SECONDS",
+        type=arguments.timeout,
+        help=f"after this time begin no {what}, and end those under way, which then leave things as they were",
+    )
+    group.add_argument(
+        "--on-failure",
+        choices=("continue", "stop"),
+        help=f"after a {what} that failed: continue (the default) with the others; stop begins no more",
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one. `exit_code` is None where it was not begun; `facts`: its JSON, if it printed any."""
+
+    name: str
+    exit_code: int | None
+    said: str
+    facts: dict[str, Any]
+    seconds: float
+
+    @property
+    def error(self) -> str:
+        """Why it failed, in one line."""
+        if self.exit_code is None:
+            return "not begun"
+        return str(self.facts.get("error") or self.said.strip().replace("\n", "; ") or "ended without a word")
+
+
+class Running(Protocol):
+    """One that is under way."""
+
+    def poll(self) -> int | None:
+        """Its exit code, once it has ended."""
+
+    def terminate(self) -> None:
+        """Have it undo what it has begun, and end."""
+
+    def output(self) -> tuple[str, str]:
+        """After its end: what it printed on standard output and standard error."""
+
+
+Start = Callable[[str], Running]
+
+
+class Process:
+    """A process that runs one command with these options."""
+
+    def __init__(self, prog: str, name: str, given: argparse.Namespace) -> None:
+        self._out, self._error = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed by output()
+        with tempfile.TemporaryFile() as options:
+            options.write(pickle.dumps(given))
+            options.seek(0)
+            # -P: root's working directory is no place to import from.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "saverestore.cli.one", prog, name],
+                stdin=options,
+                stdout=self._out,
+                stderr=self._error,
+            )
+
+    def poll(self) -> int | None:
+        """See Running."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """See Running."""
+        self._process.terminate()
+
+    def output(self) -> tuple[str, str]:
+        """See Running."""
+        texts = []
+        for file in (self._out, self._error):
+            with file:
+                file.seek(0)
+                texts.append(file.read().decode(errors="replace"))
+        return texts[0], texts[1]
+
+
+@dataclass
+class _Begun:
+    running: Running
+    at: float
+
+
+def run_all(
+    names: Sequence[str],
+    start: Start,
+    *,
+    parallel: int = PARALLEL,
+    within_s: float | None = None,
+    stops: bool = False,
+    on_end: Callable[[Result], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], None] = time.sleep,
+) -> list[Result]:
+    """Start each, at most so many at a time, and wait for all: their results, in the order of the names.
+
+    After `within_s` those under way are terminated and waited for: how long they take to undo is theirs. A signal
+    does the same, and is raised when all have ended.
+    """
+    end = None if within_s is None else clock() + within_s
+    waiting, begun, done = list(names), dict[str, _Begun](), dict[str, Result]()
+    was_ended = has_failed = False
+    try:
+        while waiting or begun:
+            is_late = end is not None and clock() >= end
+            if is_late or (stops and has_failed):
+                waiting.clear()
+            while waiting and len(begun) < parallel:
+                with interrupts.shield():
+                    name = waiting.pop(0)
+                    begun[name] = _Begun(start(name), clock())
+            if is_late and not was_ended:
+                was_ended = True
+                _terminate(begun)
+            for result in _ended(begun, clock):
+                done[result.name] = result
+                has_failed = has_failed or result.exit_code != ExitCode.DONE
+                on_end(result)
+            if begun:
+                wait(LOOK_S)
+    except BaseException:
+        with interrupts.shield():
+            _terminate(begun)
+            for _ in range(int(UNDO_S / LOOK_S)):
+                if not begun:
+                    break
+                for result in _ended(begun, clock):
+                    on_end(result)
+                wait(LOOK_S)
+        raise
+    return [done.get(name) or Result(name, None, "", {}, 0.0) for name in names]
+
+
+def _terminate(begun: dict[str, _Begun]) -> None:
+    for one in begun.values():
+        one.running.terminate()
+
+
+def _ended(begun: dict[str, _Begun], clock: Callable[[], float]) -> list[Result]:
+    """Those that have ended, which are taken out."""
+    found = []
+    for name, one in list(begun.items()):
+        code = one.running.poll()
+        if code is None:
+            continue
+        del begun[name]
+        out, error = one.running.output()
+        try:
+            facts = json.loads(out) if out.strip() else {}
+        except ValueError:  # of a dry run
+            facts, error = {}, f"{out}{error}"
+        found.append(Result(name, code, error, facts, clock() - one.at))
+    return found
+
+
+def summary(prog: str, done: str, results: Sequence[Result], seconds: float, more: str = "") -> str:
+    """The last line: "pysave: 3 saved, 1 failed, 1 not begun; 45.1 s"."""
+    good = sum(one.exit_code == ExitCode.DONE for one in results)
+    not_begun = sum(one.exit_code is None for one in results)
+    bad = len(results) - good - not_begun
+    parts = [f"{counted(good, 'domain')} {done}", f"{bad} failed"]
+    parts += [f"{not_begun} not begun"] if not_begun else []
+    parts += [more] if more else []
+    return f"{prog}: {', '.join(parts)}; {seconds:.1f} s"
+
+
+def say_result(prog: str, result: Result, good: str) -> None:
+    """A line for one that has ended, and what it said besides."""
+    if result.exit_code == ExitCode.DONE:
+        for warning in result.said.splitlines():
+            common.say(f"{prog}: {result.name}: {warning.removeprefix(f'{prog}: ')}")
+        common.say(f"{prog}: {result.name}: {good}, {result.seconds:.1f} s")
+    else:
+        common.say(f"{prog}: {result.name}: FAILED: {result.error.removeprefix(f'{prog}: ')}")
+
+
+def exit_code_of_all(results: Sequence[Result]) -> int:
+    """That of the first that failed; of one that was not begun, as if it had been interrupted."""
+    for one in results:
+        if one.exit_code is None:
+            return ExitCode.INTERRUPTED
+        if one.exit_code != ExitCode.DONE:
+            return one.exit_code if one.exit_code > 0 else ExitCode.XEN  # killed by a signal
+    return ExitCode.DONE

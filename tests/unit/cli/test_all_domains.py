@@ -1,0 +1,166 @@
+"""`pysave --all` and `pyrestore --all`: what is asked for, the processes, and what systemd runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from stream_samples import golden
+
+from saverestore.cli import all_domains, pyimage, pyrestore, pysave
+from saverestore.cli.many import Process, Result
+from saverestore.errors import ExitCode
+from saverestore.operations.pending import to_be_restored
+from saverestore.toolstack.domains import Domain, is_guest
+
+UNITS = Path(__file__).parents[3] / "saverestore" / "systemd"
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (pysave.main, ["--all", "web1"], "--all excludes DOMAIN"),
+        (pysave.main, ["--all", "--recover"], "--all excludes --recover"),
+        (pysave.main, ["--parallel", "3", "web1", "a.img"], "--parallel needs --all"),
+        (pysave.main, ["--if-unsaveable", "leave", "web1", "a.img"], "--if-unsaveable needs --all"),
+        (pysave.main, ["--all", "--max-rounds", "3"], "--max-rounds needs --live"),
+        (pyrestore.main, ["--all", "a.img"], "--all excludes IMAGE"),
+        (pyrestore.main, ["--all", "--name", "b"], "--all excludes --name"),
+        (pyrestore.main, ["--within", "60", "a.img"], "--within needs --all"),
+    ],
+)
+def test_what_all_excludes_and_what_needs_it_is_one_line(main, words, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == ExitCode.USAGE
+    assert said in capsys.readouterr().err
+
+
+def test_a_process_has_the_options_and_its_result_comes_back(tmp_path):
+    given = pyrestore.command_parser().parse_args(["--all"])
+    one = argparse.Namespace(
+        **{**vars(given), "all": False, "image": str(tmp_path / "absent.img"), "json": True}
+    )
+    process = Process("pyrestore", "web1", one)
+    while process.poll() is None:
+        time.sleep(0.05)
+    out, _ = process.output()
+    assert process.poll() == ExitCode.USAGE
+    assert json.loads(out)["error_name"] == "file_not_found"
+
+
+def test_nothing_pending_is_restored_and_a_failure_is_reported(tmp_path, capsys):
+    assert pyrestore.main(["--all", "--store", str(tmp_path)]) == 0
+    assert "0 domains restored, 0 failed" in capsys.readouterr().err
+    image = tmp_path / "web1@2026-11-29T05-58-31Z.img"
+    image.write_bytes(b"no image at all" * 100)
+    with to_be_restored(image):
+        pass
+    assert pyrestore.main(["--all", "--store", str(tmp_path)]) == ExitCode.IMAGE
+    said = capsys.readouterr().err
+    assert "pyrestore: web1@2026-11-29T05-58-31Z: FAILED: " in said
+    assert "0 domains restored, 1 failed" in said
+
+
+def test_what_is_to_be_restored_is_not_pruned(tmp_path, capsys):
+    for day in (27, 28, 29):
+        (tmp_path / f"web1@2026-11-{day}T05-00-00Z.img").write_bytes(golden("hvm-v3"))
+    with to_be_restored(tmp_path / "web1@2026-11-27T05-00-00Z.img"):
+        pass
+    assert pyimage.main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert sorted(path.name[13:15] for path in tmp_path.glob("*.img")) == ["27", "29"]
+    assert "to be restored by 'pyrestore --all'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "target", "is_one"),
+    [
+        ({}, None, True),
+        ({"domid": 0}, None, False),
+        ({"dying": True}, None, False),
+        ({"shutdown": True}, None, False),
+        ({"shutdown": True, "suspended": True}, None, True),
+        ({}, "5", False),
+    ],
+)
+def test_dom0_stub_domains_and_what_has_ended_are_no_guests(more, target, is_one):
+    info = SimpleNamespace(**{"domid": 7, "dying": False, "shutdown": False, "suspended": False, **more})
+    store = SimpleNamespace(read=lambda path: target if path == "/local/domain/7/target" else None)
+    handles = SimpleNamespace(store=store)
+    assert is_guest(handles, Domain(info, "web1")) is is_one
+
+
+def test_domains_of_one_name_are_told_apart_by_their_numbers():
+    domains = [Domain(SimpleNamespace(domid=domid), name) for domid, name in ((7, "a"), (8, "b"), (9, "a"))]
+    names = [name for name, _ in all_domains.named_apart(domains)]
+    assert names == ["a (domain 7)", "b", "a (domain 9)"]
+
+
+@pytest.mark.parametrize(("choice", "asked"), [("leave", []), ("shutdown", [{"web2": 8}])])
+def test_a_domain_that_could_not_be_saved_is_left_or_shut_down(tmp_path, monkeypatch, capsys, choice, asked):
+    stopped: list[dict[str, int]] = []
+    domains = [Domain(SimpleNamespace(domid=domid), f"web{domid - 6}") for domid in (7, 8)]
+
+    class Host:
+        def __enter__(self):
+            return SimpleNamespace(guests=lambda: domains)
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr("saverestore.operations.host.opened_host", Host)
+    monkeypatch.setattr(all_domains, "shut_down", lambda numbers: stopped.append(numbers) or list(numbers))
+    results = [
+        Result("web1", 0, "", {"image": "x", "domain_state": "destroyed"}, 1.0),
+        Result("web2", ExitCode.DOMAIN, "", {"error": "it does not answer"}, 1.0),
+    ]
+    monkeypatch.setattr(all_domains, "run_all", lambda *_, **__: results)
+    words = ["--all", "--store", str(tmp_path), "--if-unsaveable", choice]
+    assert pysave.main(words) == ExitCode.DOMAIN
+    assert stopped == asked
+    said = capsys.readouterr().err
+    assert ("1 of 1 unsaved shut down" in said) is (choice == "shutdown")
+
+
+# ---- units -------------------------------------------------------------------------------------------
+
+PARSERS = {
+    "pysave": pysave.command_parser,
+    "pyrestore": pyrestore.command_parser,
+    "pyimage": pyimage.command.command_parser,
+}
+
+
+def commands_of(unit: Path) -> list[list[str]]:
+    found = re.findall(r"^Exec(?:Start|StartPost|Stop)=-?(.*)$", unit.read_text(), re.MULTILINE)
+    return [line.split() for line in found]
+
+
+@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
+def test_units_run_command_lines_that_the_commands_take(unit):
+    commands = commands_of(unit)
+    assert commands
+    for prog, *words in commands:
+        PARSERS[prog]().parse_args(words)
+
+
+def test_systemd_waits_longer_than_saves_and_shutdowns_take():
+    text = (UNITS / "pysave-domains.service").read_text()
+    within = int(re.search(r"--within (\d+)", text)[1])
+    wait = int(re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)[1])
+    assert wait >= within + all_domains.SHUTDOWN_S + 60
+
+
+def test_the_service_refuses_beside_xendomains_and_says_so():
+    text = (UNITS / "pysave-domains.service").read_text()
+    line = re.search(r"^ExecStartPre=/bin/sh -c '(.*)'$", text, re.MULTILINE)[1]
+    assert "is-enabled --quiet xendomains.service" in line and "exit 1" in line
+    assert "systemctl disable xendomains.service" in line

@@ -1,0 +1,121 @@
+"""Several saves or restores at once: how many at a time, how long, what a failure stops."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from saverestore.cli.many import exit_code_of_all, run_all, summary
+from saverestore.errors import ExitCode, Interrupted
+
+
+class World:
+    """Processes that take some seconds each, on a clock of its own."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.now = 0.0
+        self.seconds = seconds
+        self.codes: dict[str, int] = {}
+        self.begun: list[str] = []
+        self.under_way: set[str] = set()
+        self.most = 0
+        self.terminated: list[str] = []
+        self.on_wait = lambda: None
+
+    def start(self, name: str) -> Process:
+        self.begun.append(name)
+        self.under_way.add(name)
+        self.most = max(self.most, len(self.under_way))
+        return Process(self, name)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.on_wait()
+
+    def run(self, **more):
+        return run_all(list(self.seconds), self.start, clock=lambda: self.now, wait=self.wait, **more)
+
+
+class Process:
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.end = world.now + world.seconds[name]
+        self.code = world.codes.get(name, 0)
+
+    def poll(self) -> int | None:
+        if self.world.now < self.end:
+            return None
+        self.world.under_way.discard(self.name)
+        return self.code
+
+    def terminate(self) -> None:
+        self.world.terminated.append(self.name)
+        self.end, self.code = self.world.now + 0.5, ExitCode.INTERRUPTED
+
+    def output(self) -> tuple[str, str]:
+        return json.dumps({"domain": self.name}), ""
+
+
+def codes(results):
+    return {one.name: one.exit_code for one in results}
+
+
+@pytest.mark.parametrize(("parallel", "seconds"), [(1, 9), (2, 5), (9, 4)])
+def test_no_more_are_under_way_than_were_asked_for(parallel, seconds):
+    world = World(a=4, b=3, c=2)
+    results = world.run(parallel=parallel)
+    assert codes(results) == {"a": 0, "b": 0, "c": 0}
+    assert world.most == min(parallel, 3)
+    assert seconds <= world.now < seconds + 1
+
+
+def test_results_come_in_the_order_of_the_names_with_what_each_printed():
+    results = World(a=4, b=1).run(parallel=2)
+    assert [(one.name, one.facts) for one in results] == [("a", {"domain": "a"}), ("b", {"domain": "b"})]
+
+
+def test_after_a_failure_the_others_go_on_or_are_not_begun():
+    world = World(a=1, b=3, c=1, d=1)
+    world.codes["a"] = ExitCode.DOMAIN
+    assert codes(world.run(parallel=2)) == {"a": 3, "b": 0, "c": 0, "d": 0}
+    world = World(a=1, b=3, c=1, d=1)
+    world.codes["a"] = ExitCode.DOMAIN
+    results = world.run(parallel=2, stops=True)
+    assert codes(results) == {"a": 3, "b": 0, "c": None, "d": None}
+    assert exit_code_of_all(results) == ExitCode.DOMAIN
+
+
+def test_when_the_time_is_over_those_under_way_are_ended_once_and_no_more_are_begun():
+    world = World(a=2, b=100, c=1)
+    results = world.run(parallel=1, within_s=5)
+    assert codes(results) == {"a": 0, "b": 130, "c": None}
+    assert world.terminated == ["b"]
+    assert world.now < 7
+    assert exit_code_of_all(results) == ExitCode.INTERRUPTED
+
+
+def test_a_signal_ends_all_and_is_raised_when_they_have_ended():
+    world = World(a=100, b=100, c=1)
+
+    def interrupt() -> None:
+        world.on_wait = lambda: None
+        raise Interrupted("interrupted by SIGTERM")
+
+    world.on_wait = interrupt
+    with pytest.raises(Interrupted):
+        world.run(parallel=2)
+    assert world.terminated == ["a", "b"]
+    assert world.under_way == set()
+
+
+def test_nothing_to_do_is_done():
+    assert World().run() == []
+    assert exit_code_of_all([]) == ExitCode.DONE
+
+
+def test_the_summary_counts():
+    world = World(a=1, b=1, c=9, d=1)
+    world.codes["b"] = ExitCode.XEN
+    results = world.run(parallel=1, within_s=3)
+    assert summary("pysave", "saved", results, 3.04) == "pysave: 1 domain saved, 2 failed, 1 not begun; 3.0 s"

@@ -1,0 +1,134 @@
+"""`pyimage list` and `pyimage prune`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from stream_samples import golden
+
+from saverestore.cli.pyimage import main
+from saverestore.operations.store import in_use
+
+
+def put(folder, name, day, data):
+    path = folder / f"{name}@2026-11-{day}T05-00-00Z.img"
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def whole():
+    return golden("hvm-v3")
+
+
+@pytest.fixture
+def cut(whole):
+    return whole[:-8]
+
+
+def days(folder):
+    return sorted(path.name.partition("T")[0][-2:] for path in folder.iterdir())
+
+
+def test_list_prints_what_there_is_and_whether_it_is_whole(tmp_path, capsys, whole, cut):
+    put(tmp_path, "web1", 28, whole)
+    put(tmp_path, "web1", 29, cut)
+    assert main(["list", str(tmp_path)]) == 4
+    head, first, second, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["IMAGE", "ON", "DISK", "KIND", "XEN", "STATE"]
+    assert first.startswith("web1@2026-11-28T05-00-00Z ") and first.endswith("whole")
+    assert "DAMAGED: " in second
+    assert last.startswith("2 images of ")
+
+
+def test_list_as_json_has_sizes_kind_and_state(tmp_path, capsys, whole, cut):
+    put(tmp_path, "web1", 28, whole)
+    put(tmp_path, "web1", 29, cut)
+    main(["list", str(tmp_path), "--json"])
+    good, bad = json.loads(capsys.readouterr().out)
+    assert good["whole"] and good["error"] is None
+    assert good["file_bytes"] == len(whole) and good["when"] == "2026-11-28T05:00:00+00:00"
+    assert not bad["whole"] and bad["error"]
+
+
+def test_list_of_a_compressed_image_and_with_verify(tmp_path, capsys, whole):
+    plain = tmp_path / "plain"
+    plain.write_bytes(whole)
+    target = tmp_path / "web1@2026-11-29T05-00-00Z.img"
+    assert main(["convert", str(plain), "-o", str(target), "--compress", "zstd"]) == 0
+    assert main(["list", str(tmp_path)]) == 0
+    assert main(["list", "--verify", str(tmp_path)]) == 0
+
+
+def test_a_changed_byte_is_found_with_verify_only(tmp_path, whole):
+    made = tmp_path / "made"
+    (tmp_path / "raw").write_bytes(whole)
+    assert main(["convert", str(tmp_path / "raw"), "-o", str(made), "--digest", "xxh3"]) == 0
+    data = bytearray(made.read_bytes())
+    at = data.rindex(b"\0" * 64) if b"\0" * 64 in data else len(data) // 2
+    data[at + 5] ^= 1
+    put(tmp_path, "web1", 29, bytes(data))
+    assert main(["list", "--verify", str(tmp_path)]) == 4
+
+
+def test_list_of_an_empty_store(tmp_path, capsys):
+    assert main(["list", str(tmp_path)]) == 0
+    assert "no images" in capsys.readouterr().out
+    assert main(["list", str(tmp_path / "absent")]) == 2
+
+
+def test_prune_keeps_what_the_rules_say_for_each_domain(tmp_path, capsys, whole):
+    for day in (26, 27, 28, 29):
+        put(tmp_path, "web1", day, whole)
+    put(tmp_path, "web2", 20, whole)
+    (tmp_path / "notes.txt").touch()
+    assert main(["prune", str(tmp_path), "--keep-last", "2"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "notes.txt",
+        "web1@2026-11-28T05-00-00Z.img",
+        "web1@2026-11-29T05-00-00Z.img",
+        "web2@2026-11-20T05-00-00Z.img",
+    ]
+    assert "last 1" in capsys.readouterr().out
+
+
+def test_prune_says_what_it_would_do_and_does_nothing(tmp_path, capsys, whole):
+    for day in (28, 29):
+        put(tmp_path, "web1", day, whole)
+    assert main(["prune", str(tmp_path), "--keep-last", "1", "--dry-run"]) == 0
+    assert "would remove    web1@2026-11-28T05-00-00Z" in capsys.readouterr().out
+    assert days(tmp_path) == ["28", "29"]
+
+
+def test_prune_without_a_rule_is_wrong_usage(tmp_path, capsys):
+    assert main(["prune", str(tmp_path)]) == 2
+    assert main(["prune", str(tmp_path), "--keep-last", "0"]) == 2
+    assert "--keep-last" in capsys.readouterr().err
+
+
+def test_the_only_whole_image_of_a_domain_is_never_removed(tmp_path, capsys, whole, cut):
+    put(tmp_path, "web1", 26, whole)
+    put(tmp_path, "web1", 27, whole)
+    put(tmp_path, "web1", 28, cut)
+    put(tmp_path, "web1", 29, cut)
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["27", "29"]
+    assert "the only whole image of its domain" in capsys.readouterr().out
+
+
+def test_an_image_that_is_being_restored_is_kept(tmp_path, capsys, whole):
+    old = put(tmp_path, "web1", 28, whole)
+    put(tmp_path, "web1", 29, whole)
+    with in_use(str(old)):
+        assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["28", "29"]
+    assert "it is being restored" in capsys.readouterr().out
+
+
+def test_prune_of_one_domain_leaves_the_others(tmp_path, whole):
+    for name in ("web1", "web2"):
+        for day in (28, 29):
+            put(tmp_path, name, day, whole)
+    assert main(["prune", str(tmp_path), "--keep-last", "1", "--domain", "web1"]) == 0
+    assert days(tmp_path) == ["28", "29", "29"]

@@ -1,0 +1,99 @@
+"""Which images of a store `pyrestore --all` restores: none twice, and none whose domain has run since."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from fake_host import FakeHost, FakeToolstack, RestoringHost, image_in
+from memory_guests import MAKERS
+
+from saverestore.engine.progress import Silence
+from saverestore.errors import DomainError, XenRefused
+from saverestore.operations.pending import FOLDER, no_longer_pending, pending, to_be_restored
+from saverestore.operations.requests import FinalState, RestoreRequest, SaveRequest
+from saverestore.operations.restore import restore_domain
+from saverestore.operations.save import save_domain
+from saverestore.testing.domain import MemoryDomain
+from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
+from saverestore.toolstack.condition import Condition, Found
+
+NAME = "web1@2026-11-29T05-58-31Z.img"
+
+
+@pytest.fixture
+def toolstack() -> FakeToolstack:
+    return FakeToolstack()
+
+
+@pytest.fixture
+def host(toolstack) -> FakeHost:
+    return FakeHost(MemorySave(MemoryDomain.pvh(64)), toolstack)
+
+
+def save(host, folder, state=FinalState.DESTROY):
+    request = SaveRequest("web1", "", store=folder, final_state=state, restored_at_boot=True)
+    return save_domain(request, Silence(), host=host)
+
+
+def test_a_domain_is_noted_before_it_is_destroyed(tmp_path, host, toolstack):
+    seen = []
+    toolstack.on_destroy = lambda: seen.extend(pending(tmp_path))
+    report = save(host, tmp_path)
+    assert [str(tmp_path / one.path.name) for one in seen] == [report.image]
+    assert [one.stem for one in pending(tmp_path)] == ["web1"]
+
+
+def test_a_domain_that_keeps_running_is_not_noted(tmp_path, host):
+    save(host, tmp_path, FinalState.RUN)
+    assert pending(tmp_path) == []
+
+
+def test_a_domain_that_could_not_be_destroyed_is_not_noted(tmp_path, host, toolstack):
+    def refuse() -> None:
+        raise DomainError("it cannot be destroyed")
+
+    toolstack.on_destroy = refuse
+    host.found = Found(Condition.SUSPENDED, "is suspended", ())
+    with pytest.raises(XenRefused):
+        save(host, tmp_path)
+    assert pending(tmp_path) == []
+
+
+@pytest.fixture
+def image(tmp_path):
+    domain = MAKERS["pvh"]()
+    path = image_in(tmp_path, domain, name=NAME)
+    with to_be_restored(path):
+        pass
+    return path, RestoringHost(MemoryRestore(empty_like(domain)))
+
+
+def test_whoever_restores_an_image_takes_it_from_those_that_are_pending(tmp_path, image):
+    path, host = image
+    assert [one.path.name for one in pending(tmp_path)] == [NAME]
+    restore_domain(RestoreRequest(str(path)), Silence(), host=host)
+    assert pending(tmp_path) == []
+    assert path.exists()
+
+
+def test_an_image_whose_restore_failed_stays_pending(tmp_path, image):
+    path, host = image
+
+    def refuse(_domid: int) -> None:
+        raise XenRefused("no")
+
+    host.unpause = refuse
+    with pytest.raises(XenRefused):
+        restore_domain(RestoreRequest(str(path)), Silence(), host=host)
+    assert [one.path.name for one in pending(tmp_path)] == [NAME]
+
+
+def test_a_file_of_the_same_name_in_a_folder_called_pending_is_left_alone(tmp_path):
+    (tmp_path / FOLDER).mkdir()
+    other = tmp_path / FOLDER / NAME
+    other.write_text("an image of somebody's")
+    with no_longer_pending(tmp_path / NAME):
+        assert other.exists()
+    assert pending(tmp_path) == []
