@@ -165,12 +165,16 @@ def _prepare(
         stack.enter_context(host.restoring(guest_config))
     with findings.check():
         host.check_free(guest_config)
+    contents = None
     with findings.check():
-        host.check_memory(guest_config, request.image)
+        contents = host.contents_of(request.image)
     with findings.check():
-        host.check_image(request.image, force=request.force)
-    with findings.check():
-        host.check_disks(request.image, force=request.force)
+        host.check_memory(guest_config, contents.pages if contents else 0)
+    if contents is not None:
+        with findings.check():
+            host.check_image(guest_config, contents, force=request.force)
+        with findings.check():
+            host.check_disks(guest_config, contents, force=request.force)
     return _Prepared(guest_config, libxl)
 
 

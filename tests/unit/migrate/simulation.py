@@ -252,7 +252,8 @@ class World:
     def is_taken(self, host: Host) -> bool:
         """Whether the domain is here or on its way: its name and UUID are locked, a second one is refused."""
         receives = any(
-            one.host is host and one.role is Role.DESTINATION and not one.is_recovering for one in self.processes
+            one.host is host and one.role is Role.DESTINATION and not one.is_recovering
+            for one in self.processes
         )
         return receives or host.copy is not None
 

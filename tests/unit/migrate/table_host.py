@@ -236,6 +236,9 @@ class TableHost:
         self._fail("check_free")
         check_free(self.handles, config.name, config.uuid)
 
+    def contents_of(self, _image: str) -> None:
+        return None
+
     def check_memory(self, *_: object) -> None:
         self._fail("check_memory")
 

@@ -219,6 +219,9 @@ class RestoringHost(FakeHost):
     def check_free(self, _config: object) -> None:
         pass
 
+    def contents_of(self, _image: str) -> None:
+        return None
+
     def check_memory(self, *_: object) -> None:
         pass
 
