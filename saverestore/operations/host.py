@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,13 @@ class Host:
     def check_free(self, config: GuestConfig) -> None:
         """DomainError when a domain has this name or UUID already."""
         domains.check_free(self.handles, config.name, config.uuid)
+
+    def domid_of(self, domain_uuid: uuid.UUID) -> int | None:
+        """The domain with this UUID, unless it is being destroyed; None when there is none."""
+        domids = (
+            info.domid for info in self.handles.xen.domains() if info.uuid == domain_uuid and not info.dying
+        )
+        return next(domids, None)
 
     def contents_of(self, image: str) -> Contents | None:
         """Read an image's records, if it can be read twice. See `image_fit`."""

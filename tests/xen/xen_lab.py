@@ -246,7 +246,7 @@ class Guest:
         return not set(state_of(self.name)) & set("pscd") and domid_of(self.name) is not None
 
     def work(self, rate: int, *, ymm: bool) -> None:
-        """From now on its dirtier rewrites so many pages a second, and uses the ymm registers or leaves them alone."""
+        """From now on its dirtier rewrites so many pages a second, and uses the ymm registers or not."""
         if self._works_as(rate, ymm, self.state()):
             return
         terminal = handles().store.read(f"/local/domain/{self.domid}/console/tty")
