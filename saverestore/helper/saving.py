@@ -25,7 +25,7 @@ from saverestore.helper.settings import Settings
 from saverestore.interrupts import shield
 from saverestore.process import ending
 from saverestore.stream.digest_algorithms import NO_DIGEST, algorithm_for_writing
-from saverestore.toolstack import watcher
+from saverestore.toolstack import known_bad, watcher
 from saverestore.toolstack.condition import look_up
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
@@ -121,6 +121,8 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
         LOG.warning("the debug option (send everything twice and compare) is not supported and passed over")
     limits = settings.limits
     with open_handles(process_ends=True) as handles, locked(domain := _domain(handles, arguments.domid)):
+        # Whether it is resumed is not said: a PV domain is refused either way, of others there is a warning.
+        known_bad.check_save(handles, this_host(), domain, resumes=False, force=False)
         throttle = ProcessorCap(handles, domain) if live and limits.on_stall is OnStall.THROTTLE else None
         suspender = LibxlSuspender(channel, handles, arguments.domid)
         guest = _guest_of(channel, handles, arguments.domid, suspender)

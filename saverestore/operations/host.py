@@ -12,10 +12,10 @@ from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
-from saverestore.operations import bad_host, image_fit
+from saverestore.operations import image_fit
 from saverestore.operations.image_fit import Contents
 from saverestore.stream.reader import LibxcReader
-from saverestore.toolstack import bare, choice, disks, domains, watcher
+from saverestore.toolstack import bare, choice, disks, domains, known_bad, watcher
 from saverestore.toolstack.condition import Found, look_up
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
@@ -56,7 +56,7 @@ class Host:
 
     def check_hypervisor(self, domain: Domain, *, resumes: bool, force: bool) -> None:
         """DomainError where this Xen is known to break that. `resumes`: the domain is to run after the save."""
-        bad_host.check_save(self.handles, self.architecture, domain, resumes=resumes, force=force)
+        known_bad.check_save(self.handles, self.architecture, domain, resumes=resumes, force=force)
 
     def locked(self, domain: Domain) -> AbstractContextManager[None]:
         """Inside this block no other process saves or recovers it. DomainError when one does."""
@@ -116,7 +116,8 @@ class Host:
 
     def check_hypervisor_for(self, config: GuestConfig, *, force: bool) -> None:
         """DomainError where this Xen is known to break a restore of such a domain."""
-        bad_host.check_restore(self.handles, self.architecture, config, force=force)
+        domain_type = self.architecture.of_config(config.kind).domain_type
+        known_bad.check_restore(self.handles, self.architecture, domain_type, config.name, force=force)
 
     def check_free(self, config: GuestConfig) -> None:
         """DomainError when a domain has this name or UUID already."""

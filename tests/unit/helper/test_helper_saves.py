@@ -18,6 +18,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from fake_libxl import SAVE_CALLBACKS, FakeLibxl
 from memory_guests import MAKERS, assert_same, restored_from
 
+from pyxc.control import XenVersion
 from saverestore.errors import Advice, ExitCode, Remedy
 from saverestore.guest.ports import LogDirty
 from saverestore.guest.x86.hvm import log_dirty_with
@@ -59,6 +60,7 @@ class Saved:
 
     def __init__(self, monkeypatch, tmp_path, kind: str, *, live: bool, dripping: bool = False) -> None:
         self.domain = MAKERS[kind]()
+        self.hvm = kind == "pvh"
         self.image = tmp_path / "image"
         self.fd = os.open(self.image, os.O_RDWR | os.O_CREAT)
         self.libxl = FakeLibxl(SAVE_CALLBACKS, dripping=dripping)
@@ -75,6 +77,7 @@ class Saved:
         monkeypatch.setattr(saving, "locked", lambda _: nullcontext())
         monkeypatch.setattr(saving, "Suspender", self._suspender_after_libxl)
         self.environment: dict[str, str] = {}
+        self.version = XenVersion(4, 17, ".3", "")
 
     def _suspend(self) -> int:
         self.domain.suspend()
@@ -86,13 +89,19 @@ class Saved:
 
     @contextmanager
     def _handles(self, **_: bool) -> Iterator[SimpleNamespace]:
-        xen = SimpleNamespace(domain=self._info)
+        xen = SimpleNamespace(domain=self._info, version=lambda: self.version)
         yield SimpleNamespace(xen=xen, store=None, memory=SimpleNamespace(unmap_lingering=self._unmap))
 
     def _info(self, domid: int) -> SimpleNamespace:
         suspended = self.domain.suspended
         return SimpleNamespace(
-            domid=domid, uuid=UUID(int=7), suspended=suspended, shutdown=suspended, dying=False, paused=False
+            domid=domid,
+            hvm=self.hvm,
+            uuid=UUID(int=7),
+            suspended=suspended,
+            shutdown=suspended,
+            dying=False,
+            paused=False,
         )
 
     def _unmap(self) -> None:
@@ -299,3 +308,20 @@ def test_threads_are_gone_when_it_is_done(saved):
     save = saved("pv", live=True)
     save.run()
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("pages")] == []
+
+
+def test_on_a_hypervisor_that_loses_registers_a_pv_domain_is_refused_before_it_is_asked_to_suspend(saved):
+    save = saved("pv", live=True)
+    save.version = XenVersion(4, 21, ".0", "")
+    assert save.run() == 0
+    assert "loses r8 to r15" in save.errors()
+    assert [type for type, _ in save.libxl.messages] == [MessageType.COMPLETE]
+    assert not save.domain.suspended
+
+
+def test_on_such_a_hypervisor_a_pvh_domain_is_saved_with_a_warning(saved):
+    save = saved("pvh", live=False)
+    save.version = XenVersion(4, 21, ".0", "")
+    assert save.run() == 0
+    assert any("loses r8 to r15" in text for level, text in save.libxl.logged if level == Level.WARN)
+    assert save.domain.suspended
