@@ -18,8 +18,9 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from fake_libxl import SAVE_CALLBACKS, FakeLibxl
 from memory_guests import MAKERS, assert_same, restored_from
 
-from pyxc.control import XenVersion
+from pyxc.control import ShutdownReason, XenVersion
 from saverestore.errors import Advice, ExitCode, Remedy
+from saverestore.guest.common.handles import XenError
 from saverestore.guest.ports import LogDirty
 from saverestore.guest.x86.hvm import log_dirty_with
 from saverestore.helper import saving, session
@@ -77,6 +78,7 @@ class Saved:
         monkeypatch.setattr(saving, "locked", lambda _: nullcontext())
         monkeypatch.setattr(saving, "Suspender", self._suspender_after_libxl)
         self.environment: dict[str, str] = {}
+        self.became: dict[str, bool] = {}
         self.version = XenVersion(4, 17, ".3", "")
 
     def _suspend(self) -> int:
@@ -89,17 +91,20 @@ class Saved:
 
     @contextmanager
     def _handles(self, **_: bool) -> Iterator[SimpleNamespace]:
-        xen = SimpleNamespace(domain=self._info, version=lambda: self.version)
+        xen = SimpleNamespace(domain=self._info, domains=list, version=lambda: self.version)
         yield SimpleNamespace(xen=xen, store=None, memory=SimpleNamespace(unmap_lingering=self._unmap))
 
     def _info(self, domid: int) -> SimpleNamespace:
-        suspended = self.domain.suspended
+        if self.became.get("gone"):
+            raise XenError("xc_domain_getinfolist", errno.ESRCH)
+        suspended, crashed = self.domain.suspended, self.became.get("crashed", False)
         return SimpleNamespace(
             domid=domid,
             hvm=self.hvm,
             uuid=UUID(int=7),
             suspended=suspended,
-            shutdown=suspended,
+            shutdown=suspended or crashed,
+            shutdown_reason=ShutdownReason.CRASH if crashed else ShutdownReason.SUSPEND,
             dying=False,
             paused=False,
         )
@@ -182,7 +187,7 @@ def test_success_without_a_suspended_domain_is_not_believed(saved):
     save.libxl.answers[MessageType.SUSPEND] = 1
     assert save.run() == 0
     assert save.libxl.said(MessageType.COMPLETE)[0][0] == -1
-    assert "not suspended" in save.errors()
+    assert "answered 1; the domain is running" in save.errors()
 
 
 def test_a_device_model_that_does_not_log_ends_the_save_before_anything_is_sent(saved):
@@ -325,3 +330,28 @@ def test_on_such_a_hypervisor_a_pvh_domain_is_saved_with_a_warning(saved):
     assert save.run() == 0
     assert any("loses r8 to r15" in text for level, text in save.libxl.logged if level == Level.WARN)
     assert save.domain.suspended
+
+
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [({"crashed": True}, "has crashed"), ({"gone": True}, "is gone")],
+    ids=["crashed", "gone"],
+)
+def test_what_became_of_a_domain_instead_of_suspending_is_looked_up(saved, state, what):
+    save = saved("pvh", live=False)
+
+    def instead() -> int:
+        save.became |= state
+        return 0
+
+    save.libxl.answers[MessageType.SUSPEND] = instead
+    assert save.run() == 0
+    assert f"the domain {what}" in save.errors()
+
+
+def test_a_domain_that_is_gone_when_libxl_is_gone_needs_no_recovery(saved):
+    save = saved("pvh", live=False)
+    gone = LibxlGone("libxl has ended")
+    save.became["gone"] = True
+    session._resume(DOMID, gone)
+    assert gone.__notes__ == [f"domain {DOMID} is gone"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from memory_guests import MAKERS
 from saverestore.engine.progress import DomainState, SaveReport, Silence
 from saverestore.errors import DomainError, ErrorName, Interrupted, fact_of
 from saverestore.interrupts import handled
-from saverestore.operations import image_fit
+from saverestore.operations import image_fit, while_suspended
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
 from saverestore.stream import LibxlReader, XlHeader
@@ -153,6 +155,35 @@ def test_a_signal_ends_the_command_and_resumes_the_domain(tmp_path, host, guest)
         os.kill(int(tmp_path.with_suffix(".pid").read_text()), 0)
     assert not guest.domain.suspended
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_the_command_is_being_started_ends_it_too(tmp_path, host, guest, monkeypatch):
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupting(subprocess.Popen):
+        def __init__(self, *given: object, **how: object) -> None:
+            super().__init__(*given, **how)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(while_suspended.subprocess, "Popen", Interrupting)
+    with pytest.raises(Interrupted), handled():
+        save(tmp_path, host, "sleep 60")
+    assert started[0].returncode == -signal.SIGTERM
+    assert not guest.domain.suspended
+
+
+def test_a_command_that_cannot_be_killed_does_not_keep_the_domain_suspended(monkeypatch, caplog):
+    waits: list[float | None] = []
+
+    def wait(seconds: float | None) -> None:
+        waits.append(seconds)
+        raise subprocess.TimeoutExpired("sh", seconds or 0)
+
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    while_suspended._end(SimpleNamespace(pid=7, wait=wait))
+    assert waits == [while_suspended.ENDING_S, while_suspended.KILLED_S]
+    assert "process 7" in caplog.text
 
 
 # ---- how much memory it had ----------------------------------------------------------------------
