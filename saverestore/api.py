@@ -39,6 +39,7 @@ def save(
     overwrite: bool = False,
     suspend_timeout_s: float | None = None,
     toolstack: Literal["auto", "bare", "libxl"] = "auto",
+    while_suspended: str | None = None,
     progress: Progress | None = None,
 ) -> SaveReport:
     """Save a running domain into an image, as `pysave` does. Needs root in the control domain.
@@ -46,7 +47,9 @@ def save(
     `domain`: number, name or UUID. `final_state`: what the domain is once its image is complete and on the disk.
     `live`: send memory while the domain runs; then `downtime_s`, `max_rounds` and `max_time_s` bound its rounds, and
     defaults match xl. `compress`: a level of zstd, 1 to 19; None writes the image as it is. `digest`: "xxh3",
-    "sha256", "blake3" or "none". `progress`: is called while the save works.
+    "sha256", "blake3" or "none". `while_suspended`: a command line for sh(1), run while the domain is suspended, to
+    snapshot its disks; it sees PYSAVE_DOMAIN, PYSAVE_DOMID, PYSAVE_UUID and PYSAVE_IMAGE, and when it fails the save
+    is given up. `progress`: is called while the save works.
 
     Returns what was done: pages, rounds, downtime. On any error there is no image, and the domain is as it was
     before, unless the error says otherwise.
@@ -69,6 +72,7 @@ def save(
         overwrite=overwrite,
         suspend_timeout_s=suspend_timeout_s,
         toolstack=toolstack,
+        while_suspended=while_suspended,
     )
     return save_domain(request, progress or Silence())
 

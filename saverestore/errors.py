@@ -204,6 +204,7 @@ class Remedy(Enum):
     UNPAUSE = auto()  # domid: before it can be saved
     UNPAUSE_NOW = auto()  # domid: what a failure has left paused, or somebody else
     DESTROY_OLD = auto()  # domid of what the image is to take the place of
+    DESTROY_LEFT = auto()  # domid of what is incomplete
     PLUG_ALL_VCPUS = auto()  # "DOMID NUMBER"
     DETACH_PCI = auto()  # domid
     GIVE_ALL_MEMORY = auto()  # "DOMID MIB": so that none of it is populated on demand

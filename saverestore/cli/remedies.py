@@ -34,6 +34,7 @@ ANYWHERE = {
     Remedy.UNPAUSE: "'xl unpause {object}' first",
     Remedy.UNPAUSE_NOW: "'xl unpause {object}' resumes it",
     Remedy.DESTROY_OLD: "'xl destroy {object}' if the image should replace it",
+    Remedy.DESTROY_LEFT: "'xl destroy {object}'",
     Remedy.PLUG_ALL_VCPUS: "'xl vcpu-set {object}' first",
     Remedy.DETACH_PCI: "or detach them with 'xl pci-detach {object} BDF'",
     Remedy.GIVE_ALL_MEMORY: "'xl mem-set {object}' gives it all of its memory first",

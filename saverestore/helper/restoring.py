@@ -19,7 +19,7 @@ from saverestore.process import ending
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import check_trailer
-from saverestore.toolstack import disks
+from saverestore.toolstack import disks, known_bad
 from saverestore.toolstack.helper_link import Task
 from saverestore.toolstack.lock import restoring
 from saverestore.transport.fd import FdSource
@@ -112,9 +112,13 @@ def restore(
     with ExitStack() as stack:
         handles = stack.enter_context(open_handles(process_ends=True))
         info = handles.xen.domain(arguments.domid)
-        if task is None:  # else whoever asked libxl has the lock
+        if task is None:  # else whoever asked libxl has the lock, and has looked at the hypervisor
             stack.enter_context(restoring(info.uuid, None))
         kind = this_host().of_domain(handles, info)
+        if task is None:
+            known_bad.check_restore(
+                handles, this_host(), kind.domain_type, f"domain {info.domid}", force=False
+            )
         if reader.domain.type != kind.domain_type:
             raise ImageError(
                 f"the image holds an {reader.domain.type.name} domain, "

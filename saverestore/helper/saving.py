@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 import socket
 from typing import Any
@@ -13,7 +14,7 @@ from saverestore.engine.progress import SaveReport
 from saverestore.engine.save import save as save_image
 from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError, ErrorName
-from saverestore.guest.common.handles import Handles, open_handles
+from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.common.suspend import Suspender
 from saverestore.guest.kinds import this_host
 from saverestore.guest.ports import SaveGuest
@@ -25,8 +26,8 @@ from saverestore.helper.settings import Settings
 from saverestore.interrupts import shield
 from saverestore.process import ending
 from saverestore.stream.digest_algorithms import NO_DIGEST, algorithm_for_writing
-from saverestore.toolstack import watcher
-from saverestore.toolstack.condition import look_up
+from saverestore.toolstack import known_bad, watcher
+from saverestore.toolstack.condition import Condition, look_up
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
 from saverestore.toolstack.processor_cap import ProcessorCap
@@ -44,20 +45,21 @@ class LibxlSuspender:
     is_late = False
     """libxl takes its request back, or waits."""
 
-    def __init__(self, channel: Channel, handles: Handles, domid: int) -> None:
+    def __init__(self, channel: Channel, handles: Handles, domain: Domain) -> None:
         self._channel = channel
         self._handles = handles
-        self._domid = domid
+        self._domain = domain
 
     def suspend(self) -> None:
         """Return once the domain is suspended. DomainError when libxl could not have it so; libxl says why."""
         answer = self._channel.ask(MessageType.SUSPEND)
-        info = self._handles.xen.domain(self._domid)
-        if answer != SUSPENDED or not info.suspended:
-            state = "suspended" if info.suspended else "not suspended"
+        found = look_up(self._handles, self._domain.domid, self._domain.info.uuid)
+        if answer != SUSPENDED or found.condition is not Condition.SUSPENDED:
+            may_run_on = found.condition in (Condition.RUNNING, Condition.PAUSED, Condition.SUSPENDED)
             raise DomainError(
-                f"libxl was asked to suspend domain {self._domid} and answered {answer}; the domain is {state}",
-                name=ErrorName.DOMAIN_UNRESPONSIVE,
+                f"libxl was asked to suspend domain {self._domain.domid} and answered {answer}; "
+                f"the domain {found.what}",
+                name=ErrorName.DOMAIN_UNRESPONSIVE if may_run_on else ErrorName.DOMAIN_STOPPED,
             )
 
     def resume(self) -> None:
@@ -70,7 +72,12 @@ def resume_without_libxl(domid: int) -> str:
     After Ctrl-C `xl` ends without a word, and the image it was writing is of no use. A device model stays stopped.
     """
     with open_handles() as handles:
-        domain = _domain(handles, domid)
+        try:
+            domain = _domain(handles, domid)
+        except XenError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            return "is gone"
         suspender = Suspender(handles.xen, handles.store, domid, requested=True)
         suspender.resume()
         if suspender.is_late:
@@ -121,8 +128,10 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
         LOG.warning("the debug option (send everything twice and compare) is not supported and passed over")
     limits = settings.limits
     with open_handles(process_ends=True) as handles, locked(domain := _domain(handles, arguments.domid)):
+        # Whether it is resumed is not said: a PV domain is refused either way, of others there is a warning.
+        known_bad.check_save(handles, this_host(), domain, resumes=False, force=False)
         throttle = ProcessorCap(handles, domain) if live and limits.on_stall is OnStall.THROTTLE else None
-        suspender = LibxlSuspender(channel, handles, arguments.domid)
+        suspender = LibxlSuspender(channel, handles, domain)
         guest = _guest_of(channel, handles, arguments.domid, suspender)
         try:
             engine_settings = SaveSettings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,10 @@ from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
-from saverestore.operations import bad_host, disk_fit, image_fit
+from saverestore.operations import image_fit
+from saverestore.operations.image_fit import Contents
 from saverestore.stream.reader import LibxcReader
-from saverestore.toolstack import bare, choice, disks, domains, shared_disks, watcher
+from saverestore.toolstack import bare, choice, disks, domains, known_bad, shared_disks, watcher
 from saverestore.toolstack.condition import Found, look_up
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
@@ -60,7 +62,7 @@ class Host:
 
     def check_hypervisor(self, domain: Domain, *, resumes: bool, force: bool) -> None:
         """DomainError where this Xen is known to break that. `resumes`: the domain is to run after the save."""
-        bad_host.check_save(self.handles, self.architecture, domain, resumes=resumes, force=force)
+        known_bad.check_save(self.handles, self.architecture, domain, resumes=resumes, force=force)
 
     def locked(self, domain: Domain) -> AbstractContextManager[None]:
         """Inside this block no other process saves or recovers it. DomainError when one does."""
@@ -124,15 +126,27 @@ class Host:
 
     def check_hypervisor_for(self, config: GuestConfig, *, force: bool) -> None:
         """DomainError where this Xen is known to break a restore of such a domain."""
-        bad_host.check_restore(self.handles, self.architecture, config, force=force)
+        domain_type = self.architecture.of_config(config.kind).domain_type
+        known_bad.check_restore(self.handles, self.architecture, domain_type, config.name, force=force)
 
     def check_free(self, config: GuestConfig) -> None:
         """DomainError when a domain has this name or UUID already."""
         domains.check_free(self.handles, config.name, config.uuid)
 
-    def check_memory(self, config: GuestConfig, image: str) -> None:
-        """DomainError when there is not enough free memory for what the image holds."""
-        bare.check_memory(self.handles, config, image_fit.pages_of(image))
+    def domid_of(self, domain_uuid: uuid.UUID) -> int | None:
+        """The domain with this UUID, unless it is being destroyed; None when there is none."""
+        domids = (
+            info.domid for info in self.handles.xen.domains() if info.uuid == domain_uuid and not info.dying
+        )
+        return next(domids, None)
+
+    def contents_of(self, image: str) -> Contents | None:
+        """Read an image's records, if it can be read twice. See `image_fit`."""
+        return image_fit.contents_of(image)
+
+    def check_memory(self, config: GuestConfig, pages: int) -> None:
+        """DomainError when there is not enough free memory for the domain. `pages`: what its image holds."""
+        bare.check_memory(self.handles, config, pages)
 
     def maker(self, libxl: LibxlToolstack | None) -> Maker | None:
         """Who makes a domain for this process to fill; None where libxl has that done."""
@@ -162,13 +176,13 @@ class Host:
             is_built=fresh.is_built,
         )
 
-    def check_image(self, image: str, *, force: bool) -> None:
-        """By a second look into the file, where that can be had: would its domain run here? See `image_fit`."""
-        image_fit.check(self.handles, self.architecture, image, force=force)
+    def check_image(self, config: GuestConfig, contents: Contents, *, force: bool) -> None:
+        """ImageError or DomainError when the image's domain would not run on this host's processors."""
+        image_fit.check(self.handles, self.architecture, config, contents, force=force)
 
-    def check_disks(self, image: str, *, force: bool) -> None:
-        """The same: are its disks what they were? See `disk_fit`."""
-        disk_fit.check(image, force=force)
+    def check_disks(self, config: GuestConfig, contents: Contents, *, force: bool) -> None:
+        """DomainError when its disks have changed since the save. See `disks.check`."""
+        disks.check(contents.disks, config.uuid, force=force)
 
     def watch(self, domid: int, name: str) -> None:
         """Leave a process behind that looks after a restored domain. XenRefused when it could not be started."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
-from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused
+from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remedy, XenRefused
 from saverestore.guest.kinds import Architecture
-from saverestore.operations import image_fit, restore_here
+from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, incoming
 from saverestore.operations.pending import no_longer_pending
@@ -170,15 +170,22 @@ def _prepare(
         stack.enter_context(host.restoring(guest_config))
     with findings.check():
         host.check_free(guest_config)
+    contents = None
     with findings.check():
-        host.check_memory(guest_config, request.image)
+        contents = host.contents_of(request.image)
     with findings.check():
-        if request.require_digest:
-            image_fit.check_has_digest(request.image)
-    with findings.check():
-        host.check_image(request.image, force=request.force)
-    with findings.check():
-        host.check_disks(request.image, force=request.force)
+        host.check_memory(guest_config, contents.pages if contents else 0)
+    if contents is not None:
+        with findings.check():
+            if request.require_digest and contents.has_digest is False:
+                raise ImageError(
+                    f"{request.image} has no digest, and one is required; no changes were made",
+                    name=ErrorName.DIGEST_MISSING,
+                )
+        with findings.check():
+            host.check_image(guest_config, contents, force=request.force)
+        with findings.check():
+            host.check_disks(guest_config, contents, force=request.force)
     return _Prepared(guest_config, libxl)
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
-from saverestore import interrupts
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import DomainError, ErrorName
@@ -14,27 +10,22 @@ from saverestore.interrupts import shield
 from saverestore.operations.host import Host
 from saverestore.operations.image import OpenedImage
 from saverestore.operations.requests import RestoreRequest
+from saverestore.operations.restoring import Restoring
 from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack import disks
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.ports import Maker
 
 
-class RestoringHere:
+class RestoringHere(Restoring):
     """See Restoring."""
 
     def __init__(self, host: Host, maker: Maker, image: OpenedImage, request: RestoreRequest) -> None:
-        self._host = host
+        super().__init__(host, image, request)
         self._maker = maker
-        self._image = image
-        self._request = request
-        self._report = RestoreReport()
-        self._domid: int | None = None
-        self._kept = False
-        self._began_at = host.clock()
 
     def fill(self, progress: Progress, report: RestoreReport) -> int:
-        """See Restoring. The image stands at its libxc stream."""
+        """See Restoring."""
         self._report = report
         image, config = self._image, self._image.config
         # The image first: what is wrong with it can be found before anything is done.
@@ -66,31 +57,14 @@ class RestoringHere:
         image.expect_end(reader.following)
         return fresh.domid
 
-    def activate(self) -> None:
+    def _unpause(self, domid: int) -> None:
         """See Restoring."""
-        assert self._domid is not None
-        filled_at = self._host.clock()
-        with shield():
-            if not self._request.paused:
-                self._maker.unpause(self._domid)
-            self._kept = True
-            interrupts.too_late()
-        self._report.start_s = self._host.clock() - filled_at
-        self._report.total_s = self._host.clock() - self._began_at
+        self._maker.unpause(domid)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._kept or self._domid is None:
-            return
-        with shield():
-            self._host.handles.memory.unmap_lingering()  # or some of the domain would outlive its end
-            self._maker.destroy(self._domid, self._image.config.uuid)
-        if error is not None:
-            error.add_note("no domain was left")
+    def _destroy(self, domid: int) -> None:
+        """See Restoring."""
+        self._host.handles.memory.unmap_lingering()  # or some of the domain would outlive its end
+        self._maker.destroy(domid, self._image.config.uuid)
 
 
 def _kind_of(kinds: Architecture, guest_config: GuestConfig, reader: LibxcReader) -> Kind:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Self
+from contextlib import contextmanager
 
 from saverestore import interrupts
 from saverestore.engine.progress import Progress, RestoreReport
@@ -16,6 +14,7 @@ from saverestore.interrupts import shield
 from saverestore.operations.host import Host
 from saverestore.operations.image import OpenedImage
 from saverestore.operations.requests import RestoreRequest
+from saverestore.operations.restoring import Restoring
 from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.libxl import CONTEXT_HEAD
 from saverestore.toolstack.helper_link import NUMBERS, HelperReport, Task
@@ -23,10 +22,8 @@ from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.transport.base import RegularFile
 from saverestore.transport.relay import Relay
 
-NOT_THERE = "no domain was left"
 
-
-class RestoringByLibxl:
+class RestoringByLibxl(Restoring):
     """See Restoring. `helper`: variables by which libxl finds a save helper that waits."""
 
     def __init__(
@@ -37,18 +34,12 @@ class RestoringByLibxl:
         request: RestoreRequest,
         helper: Mapping[str, str],
     ) -> None:
-        self._host = host
+        super().__init__(host, image, request)
         self._toolstack = toolstack
-        self._image = image
-        self._request = request
         self._helper = helper
-        self._report = RestoreReport()
-        self._domid: int | None = None
-        self._kept = False
-        self._began_at = host.clock()
 
     def fill(self, progress: Progress, report: RestoreReport) -> int:
-        """See Restoring. The image stands at its libxc stream."""
+        """See Restoring."""
         self._report = report
         self._began_at = self._host.clock()
         progress.phase(f"creating {self._image.config.name}")
@@ -97,37 +88,19 @@ class RestoringByLibxl:
                 raise
         return self._domid
 
-    def activate(self) -> None:
+    def _unpause(self, domid: int) -> None:
         """See Restoring."""
-        assert self._domid is not None
-        filled_at = self._host.clock()
         try:
-            with shield():
-                if not self._request.paused:
-                    self._toolstack.unpause(self._domid)
-                self._kept = True
-                interrupts.too_late()
+            self._toolstack.unpause(domid)
         except XenError as error:
             raise XenRefused(
                 f"{self._image.config.name} was restored, but could not be started: {error}",
                 name=ErrorName.LIBXL_FAILED,
             ) from error
-        self._report.start_s = self._host.clock() - filled_at
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._report.total_s = self._host.clock() - self._began_at
-        if self._kept:
-            return
-        if self._domid is not None:  # libxl has destroyed what it could not complete
-            with shield(), suppress(XenError):
-                self._toolstack.destroy_restored(self._domid)
-        if error is not None and NOT_THERE not in getattr(error, "__notes__", []):
-            error.add_note(NOT_THERE)
+    def _destroy(self, domid: int) -> None:
+        """See Restoring."""
+        self._toolstack.destroy_restored(domid)
 
 
 def _take_over(measured: HelperReport, report: RestoreReport, seconds: float) -> None:

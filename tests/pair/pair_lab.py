@@ -22,6 +22,7 @@ LINE_TIMEOUT_S = 90
 COMMAND_TIMEOUT_S = 300
 LOOK_S = 0.5
 MODERATE_RATE = 300  # pages a second: more takes the processor from both dom0s under emulation
+QUIET_S = 10  # so often a guest that prints too little is looked for
 
 CONSOLES = "/var/log/xen/console"
 
@@ -145,13 +146,19 @@ class Guest:
         """Wait until it has printed so many more lines: its state then."""
         wanted = self.state()["lines"] + count
         deadline = time.monotonic() + LINE_TIMEOUT_S
+        look_for_it_at = time.monotonic() + QUIET_S
         while time.monotonic() < deadline:
             state = self.state()
             if state["lines"] >= wanted:
                 return state
+            if (now_s := time.monotonic()) > look_for_it_at:
+                if domid_of(self.host, self.name) is None:
+                    break  # nothing more will come
+                look_for_it_at = now_s + QUIET_S
             threading.Event().wait(LOOK_S)
         raise AssertionError(
-            f"{self.name} on {self.host.label} ({domains_of(self.host)}) printed nothing new in {LINE_TIMEOUT_S} s:\n"
+            f"{self.name} on {self.host.label} ({domains_of(self.host)}) printed nothing new in {LINE_TIMEOUT_S} s, "
+            "or since it is gone:\n"
             f"{self.log()[-2000:]}"
         )
 

@@ -17,7 +17,6 @@ from saverestore.guest.common.kind import Emulator, Kind
 from saverestore.guest.common.machine import Machine
 from saverestore.guest.common.suspend import Suspender, Suspending
 from saverestore.guest.ports import RestoreGuest, SaveGuest
-from saverestore.kernels.page import PAGE_SIZE
 from saverestore.stream.layout import DomainType
 from saverestore.stream.records import Arm64Platform, Record
 
@@ -108,8 +107,7 @@ class Arm64Kind(Kind):
 
     def set_up(self, handles: Handles, domid: int, machine: Machine) -> None:
         """See Kind."""
-        pool_bytes = self.paging_pool_kib(machine) * 1024
-        handles.xen.set_paging_pool_bytes(domid, -(-pool_bytes // PAGE_SIZE) * PAGE_SIZE)
+        self.set_up_paging_pool(handles, domid, machine)
         arm64.set_address_size(handles.xen, domid)
 
     def last_pfn(self, max_pages: int) -> int | None:

@@ -17,6 +17,7 @@ from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.machine import Machine
 from saverestore.guest.common.suspend import Suspender, Suspending
 from saverestore.guest.ports import RestoreGuest, SaveGuest
+from saverestore.kernels.page import PAGE_SIZE
 from saverestore.stream.layout import DomainType
 from saverestore.stream.records import Record
 
@@ -90,6 +91,11 @@ class Kind(ABC):
     @abstractmethod
     def paging_pool_kib(self, machine: Machine) -> int:
         """What Xen needs for such a domain's page tables besides its memory."""
+
+    def set_up_paging_pool(self, handles: Handles, domid: int, machine: Machine) -> None:
+        """Give a domain just created that, in whole pages. XenError when that fails."""
+        pool_bytes = self.paging_pool_kib(machine) * 1024
+        handles.xen.set_paging_pool_bytes(domid, -(-pool_bytes // PAGE_SIZE) * PAGE_SIZE)
 
     @abstractmethod
     def creation(self, machine: Machine) -> DomainConfig:

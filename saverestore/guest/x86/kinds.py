@@ -15,7 +15,6 @@ from saverestore.guest.ports import RestoreGuest, SaveGuest
 from saverestore.guest.x86.common import check_cpu_policy
 from saverestore.guest.x86.hvm import HvmRestore, HvmSave, last_pfn
 from saverestore.guest.x86.pv import PvRestore, PvSave, pfn_limit
-from saverestore.kernels.page import PAGE_SIZE
 from saverestore.stream.layout import DomainType
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 
@@ -161,8 +160,7 @@ class HvmKind(_X86):
 
     def set_up(self, handles: Handles, domid: int, machine: Machine) -> None:
         """See Kind."""
-        pool_bytes = self.paging_pool_kib(machine) * 1024
-        handles.xen.set_paging_pool_bytes(domid, -(-pool_bytes // PAGE_SIZE) * PAGE_SIZE)
+        self.set_up_paging_pool(handles, domid, machine)
         cpu.set_hvm_param(handles.xen, domid, HVM_PARAM_TIMER_MODE, machine.timer_mode)
         super().set_up(handles, domid, machine)
 

@@ -30,6 +30,7 @@ from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
+from saverestore.toolstack import known_bad
 from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
 
 DOMID = 7
@@ -43,6 +44,7 @@ class Restoring:
         path = tmp_path / "image"
         path.write_bytes(image)
         self.fd = os.open(path, os.O_RDONLY)
+        self.kind = kind
         self.guest = MemoryRestore(empty_like(like))
         self.libxl = FakeLibxl(RESTORE_CALLBACKS)
         self.environment: dict[str, str] = {}
@@ -310,3 +312,15 @@ def test_under_xl_the_uuid_is_locked_and_under_ours_it_is_locked_already(restore
     by_us = restored()
     assert report_of(by_us).error is None
     assert by_us.locks == []
+
+
+@pytest.mark.parametrize("asked_by_xl", [True, False])
+def test_under_xl_a_pv_domain_is_not_restored_on_a_hypervisor_that_loses_registers(
+    restored, monkeypatch, asked_by_xl
+):
+    restore = restored()
+    monkeypatch.setattr(known_bad, "_bad", lambda *_: "this Xen loses r8 to r15")
+    if not asked_by_xl:  # pyrestore has looked, and was perhaps forced
+        restore.environment[TASK_VARIABLE] = Task("image", 0, None).pack()
+    assert restore.run() == 0
+    assert ("loses r8 to r15" in restore.errors()) is (asked_by_xl and restore.kind == "pv")

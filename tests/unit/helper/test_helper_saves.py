@@ -18,7 +18,9 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from fake_libxl import SAVE_CALLBACKS, FakeLibxl
 from memory_guests import MAKERS, assert_same, restored_from
 
+from pyxc.control import ShutdownReason, XenVersion
 from saverestore.errors import Advice, ExitCode, Remedy
+from saverestore.guest.common.handles import XenError
 from saverestore.guest.ports import LogDirty
 from saverestore.guest.x86.hvm import log_dirty_with
 from saverestore.helper import saving, session
@@ -59,6 +61,7 @@ class Saved:
 
     def __init__(self, monkeypatch, tmp_path, kind: str, *, live: bool, dripping: bool = False) -> None:
         self.domain = MAKERS[kind]()
+        self.hvm = kind == "pvh"
         self.image = tmp_path / "image"
         self.fd = os.open(self.image, os.O_RDWR | os.O_CREAT)
         self.libxl = FakeLibxl(SAVE_CALLBACKS, dripping=dripping)
@@ -75,6 +78,8 @@ class Saved:
         monkeypatch.setattr(saving, "locked", lambda _: nullcontext())
         monkeypatch.setattr(saving, "Suspender", self._suspender_after_libxl)
         self.environment: dict[str, str] = {}
+        self.became: dict[str, bool] = {}
+        self.version = XenVersion(4, 17, ".3", "")
 
     def _suspend(self) -> int:
         self.domain.suspend()
@@ -86,13 +91,22 @@ class Saved:
 
     @contextmanager
     def _handles(self, **_: bool) -> Iterator[SimpleNamespace]:
-        xen = SimpleNamespace(domain=self._info)
+        xen = SimpleNamespace(domain=self._info, domains=list, version=lambda: self.version)
         yield SimpleNamespace(xen=xen, store=None, memory=SimpleNamespace(unmap_lingering=self._unmap))
 
     def _info(self, domid: int) -> SimpleNamespace:
-        suspended = self.domain.suspended
+        if self.became.get("gone"):
+            raise XenError("xc_domain_getinfolist", errno.ESRCH)
+        suspended, crashed = self.domain.suspended, self.became.get("crashed", False)
         return SimpleNamespace(
-            domid=domid, uuid=UUID(int=7), suspended=suspended, shutdown=suspended, dying=False, paused=False
+            domid=domid,
+            hvm=self.hvm,
+            uuid=UUID(int=7),
+            suspended=suspended,
+            shutdown=suspended or crashed,
+            shutdown_reason=ShutdownReason.CRASH if crashed else ShutdownReason.SUSPEND,
+            dying=False,
+            paused=False,
         )
 
     def _unmap(self) -> None:
@@ -173,7 +187,7 @@ def test_success_without_a_suspended_domain_is_not_believed(saved):
     save.libxl.answers[MessageType.SUSPEND] = 1
     assert save.run() == 0
     assert save.libxl.said(MessageType.COMPLETE)[0][0] == -1
-    assert "not suspended" in save.errors()
+    assert "answered 1; the domain is running" in save.errors()
 
 
 def test_a_device_model_that_does_not_log_ends_the_save_before_anything_is_sent(saved):
@@ -299,3 +313,45 @@ def test_threads_are_gone_when_it_is_done(saved):
     save = saved("pv", live=True)
     save.run()
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("pages")] == []
+
+
+def test_on_a_hypervisor_that_loses_registers_a_pv_domain_is_refused_before_it_is_asked_to_suspend(saved):
+    save = saved("pv", live=True)
+    save.version = XenVersion(4, 21, ".0", "")
+    assert save.run() == 0
+    assert "loses r8 to r15" in save.errors()
+    assert [type for type, _ in save.libxl.messages] == [MessageType.COMPLETE]
+    assert not save.domain.suspended
+
+
+def test_on_such_a_hypervisor_a_pvh_domain_is_saved_with_a_warning(saved):
+    save = saved("pvh", live=False)
+    save.version = XenVersion(4, 21, ".0", "")
+    assert save.run() == 0
+    assert any("loses r8 to r15" in text for level, text in save.libxl.logged if level == Level.WARN)
+    assert save.domain.suspended
+
+
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [({"crashed": True}, "has crashed"), ({"gone": True}, "is gone")],
+    ids=["crashed", "gone"],
+)
+def test_what_became_of_a_domain_instead_of_suspending_is_looked_up(saved, state, what):
+    save = saved("pvh", live=False)
+
+    def instead() -> int:
+        save.became |= state
+        return 0
+
+    save.libxl.answers[MessageType.SUSPEND] = instead
+    assert save.run() == 0
+    assert f"the domain {what}" in save.errors()
+
+
+def test_a_domain_that_is_gone_when_libxl_is_gone_needs_no_recovery(saved):
+    save = saved("pvh", live=False)
+    gone = LibxlGone("libxl has ended")
+    save.became["gone"] = True
+    session._resume(DOMID, gone)
+    assert gone.__notes__ == [f"domain {DOMID} is gone"]

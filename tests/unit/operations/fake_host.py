@@ -172,6 +172,9 @@ class FakeHost:
         self.late += 1
         return "process 42"
 
+    def domid_of(self, _uuid: object) -> int | None:
+        return None
+
     def throttle(self, _domain: object) -> Any:
         assert self.guest is not None
         return MemoryThrottle(self.guest.domain, self.guest.moments)
@@ -221,6 +224,12 @@ class RestoringHost(FakeHost):
 
     def check_free(self, _config: object) -> None:
         pass
+
+    def domid_of(self, _uuid: object) -> int | None:
+        return self.DOMID if self.alive else None
+
+    def contents_of(self, _image: str) -> None:
+        return None
 
     def check_memory(self, *_: object) -> None:
         pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from memory_guests import MAKERS
 from saverestore.engine.progress import DomainState, SaveReport, Silence
 from saverestore.errors import DomainError, ErrorName, Interrupted, fact_of
 from saverestore.interrupts import handled
-from saverestore.operations import disk_fit, image_fit
+from saverestore.operations import image_fit, while_suspended
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
 from saverestore.stream import LibxlReader, XlHeader
@@ -72,10 +74,28 @@ def test_an_image_whose_disks_changed_is_refused_before_anything_is_made(tmp_pat
     host.disks = [DISK]
     save(tmp_path, host)
     monkeypatch.setattr(disks, "changed", lambda found, _uuid: [one["path"] for one in found])
-    monkeypatch.setattr(disk_fit, "opened", opened_without_configuration)
+    monkeypatch.setattr(image_fit, "opened", opened_without_configuration)
+    contents = image_fit.contents_of(str(tmp_path / "a.img"))
     with pytest.raises(DomainError, match=r"/disks/web1\.img"):
-        disk_fit.check(str(tmp_path / "a.img"), force=False)
-    disk_fit.check(str(tmp_path / "a.img"), force=True)
+        disks.check(contents.disks, UUID(int=1), force=False)
+    disks.check(contents.disks, UUID(int=1), force=True)
+
+
+@pytest.mark.parametrize("how", [{}, {"compress": 1}], ids=str)
+def test_a_restore_reads_its_image_once_before_it_begins(tmp_path, host, monkeypatch, how):
+    host.disks = [DISK]
+    save(tmp_path, host, **how)
+    times: list[str] = []
+
+    def counted(image: str):
+        times.append(image)
+        return opened_without_configuration(image)
+
+    monkeypatch.setattr(image_fit, "opened", counted)
+    contents = image_fit.contents_of(str(tmp_path / "a.img"))
+    assert contents.pages == host.guest.populated_pages
+    assert contents.disks == ([] if how else [DISK])
+    assert len(times) == 1
 
 
 def opened_without_configuration(image: str):
@@ -137,6 +157,35 @@ def test_a_signal_ends_the_command_and_resumes_the_domain(tmp_path, host, guest)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_while_the_command_is_being_started_ends_it_too(tmp_path, host, guest, monkeypatch):
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupting(subprocess.Popen):
+        def __init__(self, *given: object, **how: object) -> None:
+            super().__init__(*given, **how)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(while_suspended.subprocess, "Popen", Interrupting)
+    with pytest.raises(Interrupted), handled():
+        save(tmp_path, host, "sleep 60")
+    assert started[0].returncode == -signal.SIGTERM
+    assert not guest.domain.suspended
+
+
+def test_a_command_that_cannot_be_killed_does_not_keep_the_domain_suspended(monkeypatch, caplog):
+    waits: list[float | None] = []
+
+    def wait(seconds: float | None) -> None:
+        waits.append(seconds)
+        raise subprocess.TimeoutExpired("sh", seconds or 0)
+
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    while_suspended._end(SimpleNamespace(pid=7, wait=wait))
+    assert waits == [while_suspended.ENDING_S, while_suspended.KILLED_S]
+    assert "process 7" in caplog.text
+
+
 # ---- how much memory it had ----------------------------------------------------------------------
 
 
@@ -146,7 +195,7 @@ def test_a_signal_ends_the_command_and_resumes_the_domain(tmp_path, host, guest)
 def test_the_image_says_how_many_pages_the_domain_had(tmp_path, host, guest, monkeypatch, how, known):
     save(tmp_path, host, **how)
     monkeypatch.setattr(image_fit, "opened", opened_without_configuration)
-    assert image_fit.pages_of(str(tmp_path / "a.img")) == (guest.populated_pages if known else 0)
+    assert image_fit.contents_of(str(tmp_path / "a.img")).pages == (guest.populated_pages if known else 0)
 
 
 def test_a_host_needs_memory_for_what_the_image_holds_not_for_its_target(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,8 @@ except ImportError as error:
 from fake_host import FakeHost
 
 from saverestore.engine.progress import RestoreReport, Silence
-from saverestore.errors import ImageError, Interrupted, SaveRestoreError, XenRefused
+from saverestore.errors import ImageError, Interrupted, SaveRestoreError, XenRefused, remedies_of
+from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import handled
 from saverestore.operations.image import opened
 from saverestore.operations.requests import RestoreRequest
@@ -273,3 +275,50 @@ def test_a_helper_that_left_no_report_has_told_no_error():
     with linked(Task("a.img", 0, None)) as link:
         assert link.report().as_error() is None
     assert isinstance(HelperReport(error="?", exit_code=99).as_error(), SaveRestoreError)
+
+
+class Undestroyable(FakeLibxl):
+    """A domain is there, and libxl can neither start nor destroy it."""
+
+    def unpause(self, domid):
+        raise XenError("libxl_domain_unpause", errno.EIO)
+
+    def destroy_restored(self, domid):
+        raise XenError("libxl_domain_destroy", errno.EIO)
+
+
+@pytest.mark.parametrize(
+    ("domid_of", "note"),
+    [
+        (lambda _uuid: DOMID, "domain 7 is incomplete, and could not be destroyed (libxl_domain_destroy"),
+        (lambda _uuid: None, "no domain was left"),
+    ],
+)
+def test_a_domain_that_could_not_be_destroyed_is_reported(image: Path, domid_of, note: str):
+    host = FakeHost()
+    host.domid_of = domid_of
+    with (
+        pytest.raises(XenRefused, match="could not be started") as caught,
+        opened(str(image)) as found,
+        RestoringByLibxl(host, Undestroyable(), found, RestoreRequest(str(image)), {}) as restoring,
+    ):
+        restoring.fill(Silence(), RestoreReport())
+        restoring.activate()
+    assert note in " ".join(caught.value.__notes__)
+    assert bool(remedies_of(caught.value)) is (host.domid_of(None) is not None)
+
+
+def test_a_domain_that_libxl_itself_left_is_reported(image: Path):
+    class Failing(FakeLibxl):
+        def restore(self, config, fd, task, tick, measured, helper):
+            raise XenRefused("libxl could not destroy it")
+
+    host = FakeHost()
+    host.domid_of = lambda _uuid: 9
+    with (
+        pytest.raises(XenRefused) as caught,
+        opened(str(image)) as found,
+        RestoringByLibxl(host, Failing(), found, RestoreRequest(str(image)), {}) as restoring,
+    ):
+        restoring.fill(Silence(), RestoreReport())
+    assert "domain 9 is incomplete, and could not be destroyed" in caught.value.__notes__

@@ -11,8 +11,9 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from pyxc.control import XenVersion
 from saverestore.errors import DomainError, ErrorName, Remedy
 from saverestore.guest.kinds import ARM64_HOST, X86_HOST
-from saverestore.operations.bad_host import check_restore, check_save
+from saverestore.stream.layout import DomainType
 from saverestore.toolstack.domains import Domain
+from saverestore.toolstack.known_bad import check_restore, check_save
 
 
 def handles(extra: str) -> SimpleNamespace:
@@ -40,8 +41,8 @@ def test_a_pvh_domain_that_is_destroyed_is_saved_with_a_warning(caplog):
 
 def test_only_pv_domains_are_not_restored():
     with pytest.raises(DomainError, match="cannot be restored"):
-        check_restore(handles(".0"), X86_HOST, SimpleNamespace(name="web1", kind="pv"), force=False)
-    check_restore(handles(".0"), X86_HOST, SimpleNamespace(name="web1", kind="pvh"), force=False)
+        check_restore(handles(".0"), X86_HOST, DomainType.X86_PV, "web1", force=False)
+    check_restore(handles(".0"), X86_HOST, DomainType.X86_HVM, "web1", force=False)
 
 
 @pytest.mark.parametrize(("architecture", "extra"), [(X86_HOST, ".2"), (ARM64_HOST, ".0")])
