@@ -144,7 +144,7 @@ def commands_of(unit: Path) -> list[list[str]]:
     return [line.split() for line in found]
 
 
-@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", sorted(UNITS.glob("pysave-*.service")), ids=lambda unit: unit.name)
 def test_units_run_command_lines_that_the_commands_take(unit):
     commands = commands_of(unit)
     assert commands

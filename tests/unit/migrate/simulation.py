@@ -174,7 +174,7 @@ class Process:
         """The peer is given up: silent for too long, or gone."""
         if self.is_linked:
             self.is_linked = False
-            if not self.steps:
+            if not self.steps and self.state is not None:  # without a journal there is nothing to give up
                 self.happen(Event.LINK_LOST)
         self._end_when_done()
 

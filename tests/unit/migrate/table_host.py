@@ -174,7 +174,7 @@ class TableHost:
     def find(self, text: str) -> Any:
         for info in self._infos():
             name = self.store.read(f"/local/domain/{info.domid}/name")
-            if text == name:
+            if text in (name, str(info.domid)):
                 return Domain(info, name)
         raise LookupError(text)
 

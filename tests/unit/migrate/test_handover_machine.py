@@ -156,6 +156,15 @@ def test_an_offer_that_comes_late_does_not_mix_with_the_next_migration():
     state.teardown()
 
 
+def test_a_receiver_whose_peer_is_gone_before_its_offer_was_read_just_ends():
+    state = Migrations()
+    state.begin(steps=27)
+    state.start(steps=1)
+    state.kill(which=0)
+    state.wait_in_vain(which=0)
+    state.teardown()
+
+
 # ---- the rule, broken on purpose ---------------------------------------------------------------------
 
 
