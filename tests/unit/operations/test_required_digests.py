@@ -10,9 +10,17 @@ from fake_host import RestoringHost, image_in
 
 from saverestore.engine.progress import Silence
 from saverestore.errors import ErrorName, ImageError
+from saverestore.operations.image_fit import contents_of
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restore import dry_run, restore_domain
 from saverestore.testing.domain import MemoryDomain
+
+
+def reading_host() -> RestoringHost:
+    """One that looks through images beforehand, as a real one does."""
+    host = RestoringHost()
+    host.contents_of = contents_of
+    return host
 
 
 @pytest.fixture
@@ -35,12 +43,12 @@ def without_digest(tmp_path):
 
 def test_a_dry_run_names_a_missing_digest(without_digest):
     request = RestoreRequest(str(without_digest), require_digest=True)
-    names = [error.name for error in dry_run(request, host=RestoringHost()).errors]
+    names = [error.name for error in dry_run(request, host=reading_host()).errors]
     assert names == [ErrorName.DIGEST_MISSING]
 
 
 def test_no_domain_is_created_of_an_image_whose_required_digest_is_missing(without_digest):
-    host = RestoringHost()
+    host = reading_host()
     with pytest.raises(
         ImageError, match=r"without\.img has no digest, and one is required; no changes were made"
     ):
@@ -51,4 +59,4 @@ def test_no_domain_is_created_of_an_image_whose_required_digest_is_missing(witho
 @pytest.mark.parametrize("form", ["plain", "zstd", "draft-b"])
 def test_an_image_with_a_digest_has_it(tmp_path, form):
     path = image_in(tmp_path, MemoryDomain.pvh(64), form)
-    assert dry_run(RestoreRequest(str(path), require_digest=True), host=RestoringHost()).errors == []
+    assert dry_run(RestoreRequest(str(path), require_digest=True), host=reading_host()).errors == []
