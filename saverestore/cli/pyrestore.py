@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.name == "":
         parser.error("--name: the name must not be empty")
-    all_domains.check_all(parser, given, "image", "name", "report")
+    all_domains.check_all(parser, given, "image", "name", "report", "events", "metrics", "tls")
     if given.all:
         reporting.check_report(parser, given)
         return common.run("pyrestore", given, lambda: all_domains.restore_all(given))

@@ -48,6 +48,9 @@ LIMITS = {"--downtime-ms": "downtime_s", "--max-rounds": "max_rounds", "--max-ti
 """Options of a live save, and where their values are."""
 
 
+STANDARD_OUTPUT = ("-", "fd:1")
+
+
 def command_parser() -> arguments.Parser:
     """What reads the command line."""
     parser = arguments.parser("pysave", DESCRIPTION, EPILOG)
@@ -224,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = command_parser()
     given = parser.parse_args(argv)
-    all_domains.check_all(parser, given, "domain", "image", "recover", "report")
+    all_domains.check_all(parser, given, "domain", "image", "recover", "report", "events", "metrics", "tls")
     if given.all:
         reporting.check_report(parser, given)
         _check_live(parser, given)
@@ -251,8 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("IMAGE is missing")
     if given.image is not None and given.store is not None:
         parser.error(f"--store excludes IMAGE, '{given.image}'")
-    if given.image == "-" and given.json:
-        parser.error("--json and the image cannot both go to standard output")
+    if given.image in STANDARD_OUTPUT and (given.json or given.events == "1"):
+        option = "--json" if given.json else "--events 1"
+        parser.error(f"{option} and the image cannot both go to standard output")
     _check_live(parser, given)
     _check_digest(parser, given)
     if given.image == "-" and not given.dry_run and (sys.stdout is None or sys.stdout.isatty()):

@@ -56,6 +56,10 @@ class Host:
         """The domain with this number, name or UUID. DomainError when none or several have it."""
         return domains.find(self.handles, text)
 
+    def again(self, domain: Domain) -> Domain:
+        """The same domain as it is now. DomainError when it is gone."""
+        return domains.again(self.handles, domain)
+
     def check_can_be_saved(self, domain: Domain) -> None:
         """DomainError unless it can be suspended now."""
         domains.check_can_be_saved(domain)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from saverestore.errors import ErrorName, ImageError
 from saverestore.operations.requests import RestoreRequest
@@ -21,22 +20,22 @@ from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.base import ByteSource, ImageSource
 from saverestore.transport.fd import STDIN, FdSource
-from saverestore.transport.image_sockets import address_of, descriptor, image_from
+from saverestore.transport.image_sockets import address_of, descriptor, sender_at
 from saverestore.transport.opening import decompressed, open_image
-from saverestore.transport.sockets import Address
-
-if TYPE_CHECKING:
-    from saverestore.transport.tls_peers import Allowed
 
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """`source` stands at the libxc stream; `stream` continues behind that. `header_digest`: of what came before."""
+    """`source` stands at the libxc stream; `stream` continues behind that. `header_digest`: of what came before.
+
+    `confirm`: to be called once its domain is here for good, so that whoever sent the image hears it.
+    """
 
     source: ImageSource
     config: GuestConfig
     stream: LibxlReader
     header_digest: HeaderDigest
+    confirm: Callable[[], None] = lambda: None
 
     def expect_end(self, expected: Following | None) -> None:
         """The libxc stream has been read: libxl's END comes, as `expected`, and nothing follows."""
@@ -73,21 +72,21 @@ def opened(image: str, name: str | None = None) -> Iterator[OpenedImage]:
 
 @contextmanager
 def incoming(request: RestoreRequest) -> Iterator[OpenedImage]:
-    """The image of a restore: as `opened`, and from who connects to a socket. That peer hears what came of it."""
+    """The image of a restore: as `opened`, and from who connects to a socket. That peer hears what came of it: see
+    `OpenedImage.confirm`."""
     address = address_of(request.image, tls=request.tls)
     if address is None:
         with opened(request.image, request.name) as found:
             yield found
         return
-    with _source_at(address, request.allowed) as source, opened_in(source, request.name) as found:
-        yield found
-
-
-def _source_at(address: Address, allowed: Allowed | None) -> AbstractContextManager[ImageSource]:
-    if address.kind != "fd":
-        return image_from(address, allowed)
-    fd = descriptor(address, writing=False)
-    return decompressed(FdSource(fd, f"descriptor {fd}", close_fd=False))
+    if address.kind == "fd":
+        fd = descriptor(address, writing=False)
+        given = FdSource(fd, f"descriptor {fd}", close_fd=False)
+        with decompressed(given) as source, opened_in(source, request.name) as found:
+            yield found
+        return
+    with sender_at(address, request.allowed) as sender, opened_in(sender.source, request.name) as found:
+        yield replace(found, confirm=sender.confirm)
 
 
 def is_file(image: str) -> bool:

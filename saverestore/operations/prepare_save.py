@@ -57,7 +57,7 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     with findings.check():
         # Locked first: what another save is doing to the domain is no state that somebody has to put right.
         stack.enter_context(host.locked(domain))
-        domain = host.find(str(domain.domid))
+        domain = host.again(domain)
         host.check_can_be_saved(domain)
     with findings.check():
         host.check_hypervisor(

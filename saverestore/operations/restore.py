@@ -15,11 +15,12 @@ from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remed
 from saverestore.guest.kinds import Architecture
 from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
-from saverestore.operations.image import OpenedImage, incoming
+from saverestore.operations.image import OpenedImage, incoming, opened
+from saverestore.operations.image_fit import Contents
 from saverestore.operations.pending import no_longer_pending
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.operations.requests import RestoreRequest
-from saverestore.operations.restoring import Restoring
+from saverestore.operations.restoring import NO_DOMAIN, Restoring
 from saverestore.operations.store import in_use
 from saverestore.process import ending
 from saverestore.toolstack import host_fit
@@ -76,6 +77,7 @@ def restore_domain(
             domid = fresh.fill(progress, report)
             with no_longer_pending(Path(request.image)):
                 fresh.activate()
+                image.confirm()
             report.domid = domid
         report.domain_state = DomainState.PAUSED if request.paused else DomainState.RUNNING
         if report.digest is None:
@@ -131,9 +133,12 @@ def _watch(host: Host, domid: int, name: str) -> None:
 
 
 def dry_run(request: RestoreRequest, *, host: Host | None = None) -> Findings:
-    """What a restore would do and what stands in its way. Of standard input, the head is read."""
+    """What a restore would do and what stands in its way. Of standard input, the head is read.
+
+    Not of an address: whoever sends there would take this for a restore.
+    """
     findings = Findings(dry=True)
-    with findings.check(), incoming(request) as image, ExitStack() as stack:
+    with findings.check(), opened(request.image, request.name) as image, ExitStack() as stack:
         guest_config, source = image.config, image.source
         state = "paused" if request.paused else "running"
         findings.note(
@@ -172,7 +177,7 @@ def _prepare(
         host.check_free(guest_config)
     contents = None
     with findings.check():
-        contents = host.contents_of(request.image)
+        contents = _contents_of(host, request.image, findings)
     with findings.check():
         host.check_memory(guest_config, contents.pages if contents else 0)
     if contents is not None:
@@ -187,6 +192,15 @@ def _prepare(
         with findings.check():
             host.check_disks(guest_config, contents, force=request.force)
     return _Prepared(guest_config, libxl)
+
+
+def _contents_of(host: Host, image: str, findings: Findings) -> Contents | None:
+    try:
+        return host.contents_of(image)
+    except ImageError as error:
+        if not findings.dry:
+            error.add_note(NO_DOMAIN)
+        raise
 
 
 def _check_unsupported(

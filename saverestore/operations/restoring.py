@@ -97,6 +97,10 @@ class Restoring(ABC):
             if NO_DOMAIN not in getattr(error, "__notes__", []):
                 error.add_note(NO_DOMAIN)
             return
+        if left != self._domid:  # one that libxl has not named; or somebody else's, made meanwhile
+            error.add_note(f"domain {left} has the image's UUID, and may be an incomplete one that was left")
+            advise(error, Advice(Remedy.LIST_DOMAINS))
+            return
         why = "" if failure is None else f" ({failure})"
         error.add_note(f"domain {left} is incomplete, and could not be destroyed{why}")
         advise(error, Advice(Remedy.DESTROY_LEFT, left))

@@ -16,7 +16,7 @@ import logging
 import os
 import stat
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,26 @@ Disk = dict[str, Any]
 COMPARED = ("bytes", "mtime_ns", "sectors_written")
 
 
-def noted(config: GuestConfig) -> list[Disk]:
-    """Its disks that can be written to and that this host serves from a file or block device, as they are now."""
-    found = []
+def served(config: GuestConfig) -> Iterator[tuple[str, str, Disk]]:
+    """Its disks that this host serves from a file or block device: name in the guest, path, and libxl's fields."""
     for number, disk in enumerate(config.raw.get("disks") or []):
-        path = disk.get("pdev_path") or ""
-        writable = str(disk.get("readwrite", 1)) != "0" and str(disk.get("is_cdrom", 0)) in ("0", "False")
-        if path.startswith("/") and writable and is_served_here(disk):
-            found.append({"vdev": disk.get("vdev") or str(number), "path": path, **_facts(path)})
-    return found
+        path = str(disk.get("pdev_path") or "")
+        if path.startswith("/") and is_served_here(disk):
+            yield str(disk.get("vdev") or number), path, disk
+
+
+def written(config: GuestConfig) -> list[tuple[str, str]]:
+    """Name and path of those that can be written to."""
+    return [
+        (name, path)
+        for name, path, disk in served(config)
+        if str(disk.get("readwrite", 1)) != "0" and str(disk.get("is_cdrom", 0)) in ("0", "False")
+    ]
+
+
+def noted(config: GuestConfig) -> list[Disk]:
+    """Its disks that can be written to, as they are now."""
+    return [{"vdev": name, "path": path, **_facts(path)} for name, path in written(config)]
 
 
 def _facts(path: str) -> Disk:
@@ -64,11 +75,7 @@ def _facts(path: str) -> Disk:
 
 
 def _facts_of_device(path: str, number: int) -> Disk:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        length = os.lseek(descriptor, 0, os.SEEK_END)
-    finally:
-        os.close(descriptor)
+    length = length_of(path)
     counters = SYS_BLOCK / f"{os.major(number)}:{os.minor(number)}" / "stat"
     return {
         "bytes": length,
@@ -76,6 +83,15 @@ def _facts_of_device(path: str, number: int) -> Disk:
         "sectors_written": int(counters.read_text().split()[SECTORS_WRITTEN]),
         "boot": BOOT_ID.read_text().strip(),
     }
+
+
+def length_of(path: str) -> int:
+    """Of a file or block device, in bytes. OSError when it cannot be opened."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
 
 
 def settle(domain_uuid: uuid.UUID, before: Sequence[Disk], *, folder: Path | None = None) -> None:

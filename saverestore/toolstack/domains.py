@@ -86,6 +86,16 @@ def find(handles: Handles, text: str) -> Domain:
     return named[0]
 
 
+def again(handles: Handles, domain: Domain) -> Domain:
+    """The same domain as it is now. DomainError when it is gone: another one may have its name by now."""
+    for now in all_domains(handles):
+        if (now.domid, now.info.uuid) == (domain.domid, domain.info.uuid):
+            return now
+    raise DomainError(
+        f"{domain} is gone", name=ErrorName.DOMAIN_NOT_FOUND, remedies=[Advice(Remedy.LIST_DOMAINS)]
+    )
+
+
 def check_can_be_saved(domain: Domain) -> None:
     """DomainError unless the domain is one that can be suspended now."""
     info = domain.info

@@ -14,17 +14,16 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from saverestore.errors import DomainError, ErrorName
+from saverestore.toolstack import disks
 from saverestore.toolstack.config import DEVICE_LISTS, GuestConfig
-from saverestore.toolstack.host_fit import is_served_here
+from saverestore.toolstack.disks import SYS_BLOCK
 
 MOVED = ("disks", "nics", "vfbs", "vkbs", "channels")
 """Kinds of devices that are attached anew at the other host, from the configuration alone."""
 
-SYS_BLOCK = Path("/sys/dev/block")
 BLKID = ("blkid", "-p", "-s", "UUID", "-s", "PTUUID", "-o", "value")
 BLKID_TIMEOUT_S = 20.0
 IN_FLIGHT_TIMEOUT_S = 30.0
@@ -56,12 +55,11 @@ def unmovable(config: GuestConfig) -> list[str]:
 
 def of_config(config: GuestConfig) -> list[SharedDisk]:
     """The disks that this host would serve, from a file or block device, as they are seen here."""
-    found = []
-    for number, disk in enumerate(config.raw.get("disks") or []):
-        path = str(disk.get("pdev_path") or "")
-        if path.startswith("/") and not disk.get("script") and is_served_here(disk):
-            found.append(SharedDisk(str(disk.get("vdev") or number), path, _length(path), _mark(path)))
-    return found
+    return [
+        SharedDisk(name, path, _length(path), _mark(path))
+        for name, path, disk in disks.served(config)
+        if not disk.get("script")
+    ]
 
 
 def different(
@@ -89,41 +87,41 @@ def flush(config: GuestConfig) -> None:
 
     DomainError, naming the disk, when that fails or takes longer than IN_FLIGHT_TIMEOUT_S.
     """
-    for disk in of_config(config):
+    for name, path in disks.written(config):
         try:
-            descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(descriptor)
-                _await_in_flight(os.fstat(descriptor))
+                _await_writes(os.fstat(descriptor))
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise DomainError(
-                f"disk {disk.name}: what was written to {disk.path} cannot be flushed: {error.strerror or error}",
+                f"disk {name}: what was written to {path} cannot be flushed: {error.strerror or error}",
                 name=ErrorName.DISKS_UNFLUSHED,
             ) from error
 
 
-def _await_in_flight(status: os.stat_result) -> None:
-    """Until a block device has done what a backend of Xen has asked it for, past the page cache."""
+def _await_writes(status: os.stat_result) -> None:
+    """Until a block device has done what a backend of Xen has asked it for, past the page cache.
+
+    The counters are those of reads and of writes under way (kernel, Documentation/block/stat.rst).
+    """
     if not stat.S_ISBLK(status.st_mode):
         return
     counters = SYS_BLOCK / f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}" / "inflight"
     deadline = time.monotonic() + IN_FLIGHT_TIMEOUT_S
-    while any(int(word) for word in counters.read_text().split()):
+    while int(counters.read_text().split()[1]):
         if time.monotonic() > deadline:
-            raise OSError(f"requests are still under way after {IN_FLIGHT_TIMEOUT_S:g} s")
+            raise OSError(f"writes are still under way after {IN_FLIGHT_TIMEOUT_S:g} s")
         time.sleep(LOOK_S)
 
 
 def _length(path: str) -> int:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.lseek(descriptor, 0, os.SEEK_END)
-        finally:
-            os.close(descriptor)
-    return -1
+    try:
+        return disks.length_of(path)
+    except OSError:
+        return -1
 
 
 def _mark(path: str) -> str:

@@ -172,23 +172,39 @@ def receiver_at(address: Address) -> Iterator[Receiver]:
 # ---- the side that restores
 
 
-@contextmanager
-def image_from(address: Address, allowed: Allowed | None) -> Iterator[ImageSource]:
-    """Wait for who sends an image; it hears at the end of the block what came of it. Errors are `sockets.accepted`'s.
+class Sender:
+    """The peer that an image comes from. `source`: the image."""
 
-    Its image is whole only when it has closed its side: until then it may give up.
+    def __init__(self, connection: SocketConnection, source: ImageSource) -> None:
+        self.source = source
+        self.is_confirmed = False
+        self._connection = connection
+
+    def confirm(self) -> None:
+        """The domain is here for good: whatever fails from now on, the peer must not resume its own."""
+        self.is_confirmed = True
+        self._connection.deadline = time.monotonic() + LAST_WORDS_S
+        _say(self._connection, RESTORED)
+
+
+@contextmanager
+def sender_at(address: Address, allowed: Allowed | None) -> Iterator[Sender]:
+    """Wait for who sends an image. At the block's end it hears that there is no domain, unless one was confirmed.
+
+    Errors are `sockets.accepted`'s. Its image is whole only when it has closed its side: until then it may give up.
     """
     with accepted(address, allowed=allowed, timeout_s=TIMEOUT_S) as connection:
         connection.incoming.may_continue = False
+        sender: Sender | None = None
         try:
             connection.outgoing.write(RESTORES)
             with _opened(connection.incoming) as source:
-                yield source
-        except BaseException:
-            connection.deadline = time.monotonic() + LAST_WORDS_S
-            _say(connection, NOT_RESTORED)
-            raise
-        _say(connection, RESTORED)
+                sender = Sender(connection, source)
+                yield sender
+        finally:
+            if sender is None or not sender.is_confirmed:
+                connection.deadline = time.monotonic() + LAST_WORDS_S
+                _say(connection, NOT_RESTORED)
 
 
 def _say(connection: SocketConnection, verdict: bytes) -> None:

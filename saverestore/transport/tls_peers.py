@@ -249,7 +249,7 @@ def first_admitted(
 
 
 def _ready(server: socket.socket, arrivals: dict[int, Arrival]) -> list[Arrival]:
-    """Wait until something has come, a short time at most: arrivals that can go on, or whose time is over."""
+    """Wait a short time at most: the arrivals of which something has come, or whose time is over."""
     poll = select.poll()
     if len(arrivals) < MOST_ARRIVALS:
         poll.register(server, select.POLLIN)

@@ -39,8 +39,8 @@ examples:
   pymigrate --dry-run web1 host2        print all problems, on both hosts
 
 HOST is a host for ssh; tls://HOST[:PORT], where both sides have certificates; unix:PATH; or tcp://HOST:PORT on a
-network that both sides declare trusted. Domains with disks, network interfaces or a device model are unsupported: use
-'xl migrate'.
+network that both sides declare trusted. Disks are found by the same path on both hosts; those that are not raw, and
+devices that belong to one host, are unsupported.
 """
 
 OTHERS = {

@@ -29,6 +29,14 @@ UNITS = Path(__file__).parents[3] / "saverestore" / "systemd"
     [
         (pysave.main, ["--all", "web1"], "--all excludes DOMAIN"),
         (pysave.main, ["--all", "--recover"], "--all excludes --recover"),
+        (pysave.main, ["--all", "--events", "3"], "--all excludes --events"),
+        (pyrestore.main, ["--all", "--metrics", "/tmp/a.prom"], "--all excludes --metrics"),
+        (pysave.main, ["--json", "web1", "fd:1"], "--json and the image cannot both go to standard output"),
+        (
+            pysave.main,
+            ["--events", "1", "web1", "-"],
+            "--events 1 and the image cannot both go to standard output",
+        ),
         (pysave.main, ["--parallel", "3", "web1", "a.img"], "--parallel needs --all"),
         (pysave.main, ["--if-unsaveable", "leave", "web1", "a.img"], "--if-unsaveable needs --all"),
         (pysave.main, ["--all", "--max-rounds", "3"], "--max-rounds needs --live"),

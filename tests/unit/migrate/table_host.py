@@ -174,9 +174,12 @@ class TableHost:
     def find(self, text: str) -> Any:
         for info in self._infos():
             name = self.store.read(f"/local/domain/{info.domid}/name")
-            if text in (name, str(info.domid)):
+            if text == name:
                 return Domain(info, name)
         raise LookupError(text)
+
+    def again(self, domain: Any) -> Any:
+        return domain
 
     def check_can_be_saved(self, domain: Any) -> None:
         assert self.state_of(domain.domid) == "running"

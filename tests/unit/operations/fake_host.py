@@ -130,6 +130,9 @@ class FakeHost:
     def find(self, _text: str) -> Any:
         return self.domain
 
+    def again(self, domain: Any) -> Any:
+        return domain
+
     def check_can_be_saved(self, _domain: object) -> None:
         pass
 

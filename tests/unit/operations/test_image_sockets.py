@@ -150,6 +150,20 @@ def test_a_restore_that_fails_leaves_the_domain_running_where_it_was(pair_of, ki
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp", "tls"])
+def test_what_fails_once_the_domain_runs_there_does_not_resume_it_here(pair_of, kind):
+    pair = pair_of(kind)
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("the watcher's own mistake")
+
+    pair.there.watch = failing
+    toolstack = pair.run()
+    assert isinstance(pair.error, RuntimeError)
+    assert pair.there.running == {5}
+    assert toolstack.destroyed, "the domain runs on both hosts"
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp", "tls"])
 @pytest.mark.parametrize("compress", [None, 1])
 def test_a_save_that_is_given_up_once_all_was_sent_starts_nothing_there(pair_of, kind, compress, monkeypatch):
     from saverestore.transport.image_sockets import Receiver

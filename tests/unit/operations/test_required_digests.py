@@ -60,3 +60,13 @@ def test_no_domain_is_created_of_an_image_whose_required_digest_is_missing(witho
 def test_an_image_with_a_digest_has_it(tmp_path, form):
     path = image_in(tmp_path, MemoryDomain.pvh(64), form)
     assert dry_run(RestoreRequest(str(path), require_digest=True), host=reading_host()).errors == []
+
+
+def test_damage_that_is_found_beforehand_says_that_no_domain_was_left(tmp_path):
+    path = image_in(tmp_path, MemoryDomain.pvh(64))
+    path.write_bytes(path.read_bytes()[:-40])
+    host = reading_host()
+    with pytest.raises(ImageError) as caught:
+        restore_domain(RestoreRequest(str(path)), Silence(), host=host)
+    assert host.created == 0
+    assert caught.value.__notes__ == ["no domain was left"]

@@ -20,7 +20,7 @@ except ImportError as error:
 from fake_host import FakeHost
 
 from saverestore.engine.progress import RestoreReport, Silence
-from saverestore.errors import ImageError, Interrupted, SaveRestoreError, XenRefused, remedies_of
+from saverestore.errors import ImageError, Interrupted, Remedy, SaveRestoreError, XenRefused, remedies_of
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import handled
 from saverestore.operations.image import opened
@@ -321,4 +321,8 @@ def test_a_domain_that_libxl_itself_left_is_reported(image: Path):
         RestoringByLibxl(host, Failing(), found, RestoreRequest(str(image)), {}) as restoring,
     ):
         restoring.fill(Silence(), RestoreReport())
-    assert "domain 9 is incomplete, and could not be destroyed" in caught.value.__notes__
+    # Not "incomplete": it may be somebody else's, and must not be destroyed unseen.
+    assert (
+        "domain 9 has the image's UUID, and may be an incomplete one that was left" in caught.value.__notes__
+    )
+    assert [one.remedy for one in remedies_of(caught.value)] == [Remedy.LIST_DOMAINS]

@@ -51,6 +51,15 @@ def test_a_number_that_is_no_domains_may_be_a_name():
     assert domains.find(host(("17", Info(3))), "17").domid == 3
 
 
+def test_a_domain_that_is_gone_is_not_found_again_by_another_ones_name_or_number():
+    web = Info(17, WEB)
+    before = domains.find(host(("web1", web)), "web1")
+    assert domains.again(host(("web1", web)), before).info is web
+    for others in (host(("17", Info(3))), host(("web1", Info(18, WEB))), host(("web1", Info(17)))):
+        with pytest.raises(DomainError, match=r"web1 \(domain 17\) is gone"):
+            domains.again(others, before)
+
+
 def test_a_name_that_several_have_is_refused_with_their_numbers():
     handles = host(("web1", Info(3)), ("web1", Info(5)))
     with pytest.raises(DomainError, match=r"several domains are called 'web1': 3, 5; give the number"):
