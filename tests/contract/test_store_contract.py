@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import select
 from collections.abc import Callable, Iterator
 
@@ -17,7 +16,7 @@ except ImportError as error:
 
 from saverestore.testing.store import MemoryStore
 
-HOME = f"/tool/pysave-contract-{os.getpid()}"
+HOME = "/tool/pysave-contract"
 DEADLINE_S = 60
 
 
