@@ -35,6 +35,7 @@ How fast this project is, next to its peers: on the same bytes, in one run, in t
   tools/bench engine --no-qemu
   tools/bench memory
   tools/bench xen --kind pvh --mib 256
+  tools/bench migrate --pair --turns 5
 """
 
 _EPILOG = """\
@@ -111,7 +112,21 @@ def _parser() -> argparse.ArgumentParser:
     xen.add_argument("--variant", default="4.17", help="of the lab (default 4.17)")
     xen.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons")
     xen.set_defaults(run=_xen)
+    _add_migrate(commands)
     return parser
+
+
+def _add_migrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    migrate = commands.add_parser(
+        "migrate", help="pymigrate against xl migrate, between two hosts of the lab: an hour"
+    )
+    migrate.add_argument("--pair", action="store_true", required=True, help="on the lab's pair of hosts")
+    migrate.add_argument("--turns", type=_positive, default=PAIRS, help=f"default {PAIRS}")
+    migrate.add_argument("--rate", action="append", type=_positive, metavar="N",
+                         help="pages written a second (may be repeated; default 200, 1000 and 4000)")  # fmt: skip
+    migrate.add_argument("--over", action="append", choices=("ssh", "TLS"), help="only this (default: both)")
+    migrate.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons")
+    migrate.set_defaults(run=_migrate)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -259,6 +274,23 @@ def _xen(args: argparse.Namespace) -> int:
     print(f"seconds under emulation, medians of {args.pairs} pairs\n")
     print(comparison_table(found))
     print(f"\n{xen.spread_table(timed)}")
+    if args.json is not None:
+        write_json(args.json, found)
+    return OK
+
+
+def _migrate(args: argparse.Namespace) -> int:
+    from benchmarks import migrate
+    from benchmarks.results import comparison_table, write_json
+
+    print(_machine())
+    moved = migrate.measure(
+        (*(args.over or (migrate.SSH, migrate.TLS)), migrate.XL), args.rate or migrate.RATES, args.turns
+    )
+    found = migrate.comparisons(moved)
+    print(f"a PVH guest of {migrate.MIB} MiB under emulation, medians of {args.turns} turns\n")
+    print(comparison_table(found))
+    print(f"\n{migrate.spread_table(moved)}")
     if args.json is not None:
         write_json(args.json, found)
     return OK
