@@ -15,7 +15,12 @@ HEARD = "/run/heard"
 SHARED = "/dev/vdb"
 HVM_MEMORY_MIB = 160
 
-each_kind = pytest.mark.parametrize("guest", [("pvh", 1), ("pv", 1)], indirect=True, ids=["pvh", "pv"])
+
+def kinds(*slow_ones: tuple[str, int]) -> pytest.MarkDecorator:
+    """A guest of each of these kinds, by (kind, vcpus); those of `slow_ones` with --slow only."""
+    found = [pytest.param(("pvh", 1), id="pvh"), pytest.param(("pv", 1), id="pv")]
+    found += [pytest.param(one, marks=slow, id=f"{one[0]}-{one[1]}vcpus") for one in slow_ones]
+    return pytest.mark.parametrize("guest", found, indirect=True)
 
 
 def states_of(host: Host) -> list[str]:
@@ -32,7 +37,7 @@ def signal_to(host: Host, what: str, number: signal.Signals) -> None:
     must(host, f"kill -{int(number)} $(pgrep -f '^[^ ]*python3 [^ ]*{what}')")
 
 
-@each_kind
+@kinds(("pvh", 2), ("pv", 2))
 def test_a_guest_that_writes_is_moved_live_there_and_back(a: Host, b: Host, guest: Guest) -> None:
     before = guest.state()
     said = run(a, "pymigrate", guest.name, b.label)
@@ -47,6 +52,20 @@ def test_a_guest_that_writes_is_moved_live_there_and_back(a: Host, b: Host, gues
     guest.has_moved_to(a)
     guest.resumed(there)
     assert domains_of(b) == {}
+
+
+@slow
+def test_moved_live_by_digests_three_times_there_and_back(pair: Pair, a: Host, b: Host, guest: Guest) -> None:
+    state = guest.state()
+    for here, there in ((a, b), (b, a)) * 3:
+        said = run(here, "pymigrate", "--dirty", "digest", guest.name, there.label)
+        assert said.returncode == 0, said.stderr
+        guest.has_moved_to(there)
+        state = guest.resumed(state)
+        assert {host.label: list(domains_of(host)) for host in pair.hosts} == {
+            here.label: [],
+            there.label: [guest.name],
+        }
 
 
 LISTENER = f"""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xenlab import ssh
+from xenlab import certificates, ssh
 from xenlab.errors import LabError, say
 from xenlab.pair import Host, Pair, variants_of
 from xenlab.variants import DEFAULT
@@ -29,7 +28,6 @@ SCRIPT = Path(__file__).with_name("pair_times.py")
 THERE = "/run/pair_times.py"
 PORT = 7790
 CARD = "eth1"
-ADDRESSES = {"hosta": "10.0.9.1", "hostb": "10.0.9.2"}
 
 NAME = "bench"
 MIB = 128
@@ -73,7 +71,7 @@ def measure(tools: Sequence[str], rates: Sequence[int], turns: int) -> list[Move
         for host in pair.hosts:
             host.run(f"cat > {THERE}", stdin=SCRIPT.read_bytes())
         if TLS in tools:
-            give_certificates(pair.hosts)
+            certificates.give(pair.hosts)
         for rate in rates:
             say(f"{MIB} MiB, {rate} pages/s: {turns} turns of {', '.join(tools)}")
             bench = _Bench(pair.hosts, rate)
@@ -86,22 +84,6 @@ def measure(tools: Sequence[str], rates: Sequence[int], turns: int) -> list[Move
             finally:
                 bench.destroy()
     return found
-
-
-def give_certificates(hosts: Sequence[Host]) -> None:
-    """A CA for these hosts, and its certificates in them."""
-    from saverestore.transport import certificates
-
-    with tempfile.TemporaryDirectory() as folder:
-        ca = Path(folder) / "ca"
-        certificates.make_ca(ca)
-        made = {host: certificates.make_cert(ca, [host.label, ADDRESSES[host.label]]) for host in hosts}
-        allowed = "".join(f"{line}\n" for _, line in made.values()).encode()
-        for host, (where, _) in made.items():
-            host.run("mkdir -p -m 700 /etc/xen/pymigrate")
-            files = {path.name: path.read_bytes() for path in where.iterdir()} | {"allowed": allowed}
-            for name, data in files.items():
-                host.run(f"umask 077; cat > /etc/xen/pymigrate/{name}", stdin=data)
 
 
 class _Bench:
@@ -158,8 +140,8 @@ def _timed(tool: str, here: Host, there: Host) -> dict[str, float]:
         if arriving.stdout.readline().strip() != "ready":
             raise BenchError(f"{there.label}: {THERE} did not start")
         done = here.run(
-            ["python3", THERE, "leave", "--port", str(PORT), "--to", ADDRESSES[there.label], "--name", NAME,
-             "--card", CARD, "--", *command],
+            ["python3", THERE, "leave", "--port", str(PORT), "--to", certificates.ADDRESSES[there.label],
+             "--name", NAME, "--card", CARD, "--", *command],
             timeout=PATIENCE_S,
         )  # fmt: skip
         left: dict[str, Any] = json.loads(done.stdout)

@@ -1,0 +1,99 @@
+"""`pymigrate` over TLS between two real Xen hosts: who is let in, who is not, and what plain TCP needs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from pair_lab import Command, Guest, domains_of, must, run
+from test_migrations import is_running, states_of
+from xenlab import certificates
+from xenlab.pair import Host, Pair
+
+pytestmark = pytest.mark.slow
+
+OTHERS = "/run/other-certificates"
+LISTENS_WITHIN_S = 60.0
+
+
+@contextmanager
+def receiver(host: Host, *words: str) -> Iterator[Command]:
+    """A receiver that listens there at port 8701. It is ended after this block if it has not ended by then."""
+    under_way = Command(host, "pymigrate", "receive", "--listen", "tls://0.0.0.0", *words)
+    try:
+        deadline = time.monotonic() + LISTENS_WITHIN_S
+        while run(host, "ss -Hltn 'sport = :8701' | grep -q .").returncode != 0:
+            assert time.monotonic() < deadline, "it does not listen"
+            threading.Event().wait(0.5)
+        yield under_way
+    finally:
+        run(host, "kill -INT $(pgrep -f '^[^ ]*python3 [^ ]*pymigrate receive') 2> /dev/null")
+        under_way.finish()
+
+
+@pytest.fixture(scope="module")
+def certified(pair: Pair) -> Pair:
+    """Both hosts have certificates of one CA, and let each other in."""
+    certificates.give(pair.hosts)
+    return pair
+
+
+def test_a_guest_is_moved_over_tls_there_and_back(certified: Pair, a: Host, b: Host, guest: Guest) -> None:
+    state = guest.state()
+    for here, there in ((a, b), (b, a)):
+        with receiver(there) as receiving:
+            said = run(here, "pymigrate", guest.name, f"tls://{there.label}")
+            assert said.returncode == 0, said.stderr
+            assert receiving.finish() == 0, receiving.lines
+        guest.has_moved_to(there)
+        state = guest.resumed(state)
+        assert domains_of(here) == {}
+        assert is_running(there, guest.name)
+        assert (states_of(here)[-1], states_of(there)[-1]) == ("DONE", "RUNNING")
+
+
+@pytest.mark.parametrize(
+    ("whose", "reason"),
+    [
+        ("of another CA", "does not accept this host's certificate"),
+        ("expired", "has expired"),
+        ("not on the list", "not on"),
+    ],
+)
+def test_who_has_no_right_certificate_is_refused_and_the_guest_is_untouched(
+    certified: Pair, a: Host, b: Host, guest: Guest, whose: str, reason: str
+) -> None:
+    before = guest.state()
+    with certificates.authority() as ours, certificates.authority() as strange:
+        server, line_of_b = ours.certify(b.label)
+        own, line_of_a = (strange if whose == "of another CA" else ours).certify(
+            a.label, days=-3 if whose == "expired" else 30
+        )
+        lines = [line_of_b] if whose == "not on the list" else [line_of_a, line_of_b]
+        certificates.put(b, OTHERS, server | {"allowed": "".join(f"{line}\n" for line in lines).encode()})
+        certificates.put(a, OTHERS, own | {"ca.pem": server["ca.pem"]})
+    files = [word for name in ("cert", "key", "ca") for word in (f"--{name}", f"{OTHERS}/{name}.pem")]
+    with receiver(b, *files, "--allow", f"{OTHERS}/allowed") as receiving:
+        said = run(a, "pymigrate", *files, guest.name, f"tls://{b.label}")
+        assert said.returncode not in (0, 7), said.stderr
+        assert reason in said.stderr
+    assert any("refused" in line for line in receiving.lines), receiving.lines
+    guest.resumed(before)
+    assert is_running(a, guest.name)
+    assert domains_of(b) == {}
+
+
+def test_plain_tcp_is_refused_unless_both_sides_call_the_network_trusted(
+    a: Host, b: Host, guest: Guest
+) -> None:
+    said = run(a, "pymigrate", guest.name, "tcp://10.0.9.2:8700")
+    assert said.returncode == 2
+    assert "--trust-network" in said.stderr
+    said = run(b, "pymigrate", "receive", "--listen", "tcp://10.0.9.2:8700")
+    assert said.returncode == 2
+    assert "--trust-network" in said.stderr
+    assert is_running(a, guest.name)
+    must(b, "xl", "list")
