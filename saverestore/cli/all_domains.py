@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common, many
 from saverestore.cli.common import STORE
-from saverestore.cli.many import Process, Result, exit_code_of_all, run_all, say_result, summary
+from saverestore.cli.many import Process, Result
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -49,16 +48,16 @@ def save_all(given: argparse.Namespace) -> int:
     numbers = {name: domain.domid for name, domain in named_apart(domains)}
 
     def start(name: str) -> Process:
-        return Process("pysave", name, _one_of(given, domain=str(numbers[name]), store=str(folder)))
+        return Process("pysave", name, many.one_of(given, domain=str(numbers[name]), store=str(folder)))
 
     begun = time.monotonic()
-    results = _run(given, "pysave", list(numbers), start, lambda one: _saved_to(one, given))
+    results = many.run_named(given, "pysave", list(numbers), start, lambda one: _saved_to(one, given))
     unsaved = [one for one in results if one.exit_code != ExitCode.DONE]
     more = ""
     if unsaved and given.if_unsaveable == "shutdown" and not given.dry_run:
         stopped = shut_down({one.name: numbers[one.name] for one in unsaved})
         more = f"{len(stopped)} of {len(unsaved)} unsaved shut down"
-    return _finish(given, "pysave", "saved", results, begun, more)
+    return many.finish(given, "pysave", "saved", results, begun, more)
 
 
 def named_apart(domains: Sequence[Domain]) -> list[tuple[str, Domain]]:
@@ -106,52 +105,14 @@ def restore_all(given: argparse.Namespace) -> int:
     images = {one.id: str(one.path) for one in pending(Path(given.store or STORE))}
 
     def start(name: str) -> Process:
-        return Process("pyrestore", name, _one_of(given, image=images[name], store=None))
+        return Process("pyrestore", name, many.one_of(given, image=images[name], store=None))
 
     begun = time.monotonic()
-    results = _run(given, "pyrestore", list(images), start, lambda one: _restored_as(one, given))
-    return _finish(given, "pyrestore", "restored", results, begun, "")
+    results = many.run_named(given, "pyrestore", list(images), start, lambda one: _restored_as(one, given))
+    return many.finish(given, "pyrestore", "restored", results, begun, "")
 
 
 def _restored_as(result: Result, given: argparse.Namespace) -> str:
     if given.dry_run:
         return f"would be restored: {'; '.join(result.said.splitlines())}"
     return f"{result.facts.get('domain')} is {result.facts.get('domain_state')} as domain {result.facts.get('domid')}"
-
-
-def _one_of(given: argparse.Namespace, **more: object) -> argparse.Namespace:
-    """The options of one of them."""
-    own = {"all": False, "json": not given.dry_run, "quiet": True, "is_one_of_all": True}
-    return argparse.Namespace(**{**vars(given), **own, **more})
-
-
-def _run(
-    given: argparse.Namespace, prog: str, names: list[str], start: many.Start, good: Callable[[Result], str]
-) -> list[Result]:
-    def on_end(result: Result) -> None:
-        if result.exit_code != ExitCode.DONE or not given.quiet:
-            say_result(prog, result, good(result))
-
-    return run_all(
-        names,
-        start,
-        parallel=given.parallel or many.PARALLEL,
-        within_s=given.within,
-        stops=given.on_failure == "stop",
-        on_end=on_end,
-    )
-
-
-def _finish(
-    given: argparse.Namespace, prog: str, done: str, results: Sequence[Result], begun: float, more: str
-) -> int:
-    for one in results:
-        if one.exit_code is None:
-            common.say(f"{prog}: {one.name}: not begun")
-    if given.json:
-        common.answer(
-            json.dumps([{**one.facts, "name": one.name, "exit_code": one.exit_code} for one in results])
-        )
-    if not given.quiet:
-        common.say(summary(prog, done, results, time.monotonic() - begun, more))
-    return exit_code_of_all(results)

@@ -173,6 +173,47 @@ def run_all(
     return [done.get(name) or Result(name, None, "", {}, 0.0) for name in names]
 
 
+def one_of(given: argparse.Namespace, **more: object) -> argparse.Namespace:
+    """The options of one of them."""
+    own = {"all": False, "json": not given.dry_run, "quiet": True, "is_one_of_all": True}
+    return argparse.Namespace(**{**vars(given), **own, **more})
+
+
+def run_named(
+    given: argparse.Namespace, prog: str, names: Sequence[str], start: Start, good: Callable[[Result], str]
+) -> list[Result]:
+    """`run_all` by the options of `add_many`. Prints a line for each that ends, `good` of one that is done."""
+
+    def on_end(result: Result) -> None:
+        if result.exit_code != ExitCode.DONE or not given.quiet:
+            say_result(prog, result, good(result))
+
+    return run_all(
+        names,
+        start,
+        parallel=given.parallel or PARALLEL,
+        within_s=given.within,
+        stops=given.on_failure == "stop",
+        on_end=on_end,
+    )
+
+
+def finish(
+    given: argparse.Namespace, prog: str, done: str, results: Sequence[Result], began: float, more: str = ""
+) -> int:
+    """Print what became of all, also for programs where that was asked for: the exit code."""
+    for one in results:
+        if one.exit_code is None:
+            common.say(f"{prog}: {one.name}: not begun")
+    if given.json:
+        common.answer(
+            json.dumps([{**one.facts, "name": one.name, "exit_code": one.exit_code} for one in results])
+        )
+    if not given.quiet:
+        common.say(summary(prog, done, results, time.monotonic() - began, more))
+    return exit_code_of_all(results)
+
+
 def _terminate(begun: dict[str, _Begun]) -> None:
     for one in begun.values():
         one.running.terminate()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
-from saverestore.cli.pymigrate import certify, receive, settle
+from saverestore.cli.pymigrate import certify, receive, settle, several
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 PROG = "pymigrate"
 
 DESCRIPTION = """\
-Move a running domain to another host, live. At every moment at most one of the two hosts runs it. Until the other
-host has all of the domain and has verified it, any failure, and Ctrl-C, leaves the domain running here and nothing
-there.
+Move a running domain, or several, to another host, live. At every moment at most one of the two hosts runs a domain.
+Until the other host has all of it and has verified it, any failure, and Ctrl-C, leaves the domain running here and
+nothing there.
 """
 
 EPILOG = """\
@@ -37,6 +37,7 @@ examples:
   pymigrate web1 host2
   pymigrate --downtime-ms 300 --report web1.html web1 root@host2
   pymigrate --dry-run web1 host2        print all problems, on both hosts
+  pymigrate web1 web2 db1 host2         some at a time; 'pymigrate --all host2' empties this host
 
 HOST is a host for ssh; tls://HOST[:PORT], where both sides have certificates; unix:PATH; or tcp://HOST:PORT on a
 network that both sides declare trusted. Disks are found by the same path on both hosts; those that are not raw, and
@@ -58,10 +59,13 @@ def command_parser() -> arguments.Parser:
     """What reads the command line, unless its first word is one of OTHERS."""
     parser = arguments.parser(PROG, DESCRIPTION, EPILOG)
     parser.others = {word: make for word, (make, _) in OTHERS.items()}
-    domain = parser.add_argument("domain", metavar="DOMAIN", help="number, name or UUID of the domain")
-    arguments.complete(domain, arguments.MIGRATE)
+    domains = parser.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", help="number, name or UUID of a domain; one or more"
+    )
+    arguments.complete(domains, arguments.MIGRATE)
     parser.add_argument("host", metavar="HOST", help="the host that the domain moves to")
     _add_common(parser.add_argument_group("common options"))
+    several.add_several(parser)
     _add_live(parser.add_argument_group("live rounds"))
     _add_hosts(parser.add_argument_group("the two hosts"))
     _add_domain(parser.add_argument_group("the domain"))
@@ -77,6 +81,7 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     common.add_dry_run(group, "migration")
     reporting.add_report(group, "migration")
     reporting.add_following(group, "migration")
+    reporting.add_json(group, "migration")
 
 
 def _add_live(group: argparse._ArgumentGroup) -> None:
@@ -160,6 +165,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--name must not be empty")
     given.image = None  # a migration makes none
     reporting.check_report(parser, given)
+    if given.json and given.events == "1":
+        parser.error("--json and --events 1 cannot both go to standard output")
+    if several.check(parser, given):
+        return common.run(PROG, given, lambda: several.migrate_several(given))
+    (given.domain,) = given.domains
+    return run_one(given)
+
+
+def run_one(given: argparse.Namespace) -> int:
+    """One migration, of `given.domain`, with options that were checked: its exit code."""
     return common.run(PROG, given, lambda: _migrate(given))
 
 

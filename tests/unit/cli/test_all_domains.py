@@ -15,7 +15,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from stream_samples import golden
 
-from saverestore.cli import all_domains, pyimage, pyrestore, pysave
+from saverestore.cli import all_domains, many, pyimage, pyrestore, pysave
 from saverestore.cli.many import Process, Result
 from saverestore.errors import ExitCode
 from saverestore.operations.pending import to_be_restored
@@ -130,7 +130,7 @@ def test_a_domain_that_could_not_be_saved_is_left_or_shut_down(tmp_path, monkeyp
         Result("web1", 0, "", {"image": "x", "domain_state": "destroyed"}, 1.0),
         Result("web2", ExitCode.DOMAIN, "", {"error": "it does not answer"}, 1.0),
     ]
-    monkeypatch.setattr(all_domains, "run_all", lambda *_, **__: results)
+    monkeypatch.setattr(many, "run_all", lambda *_, **__: results)
     words = ["--all", "--store", str(tmp_path), "--if-unsaveable", choice]
     assert pysave.main(words) == ExitCode.DOMAIN
     assert stopped == asked

@@ -45,7 +45,8 @@ def run(
     [
         [],
         ["web1"],
-        ["web1", "b", "c"],
+        ["web1", "web1", "c"],
+        ["web1", "web2", "tcp://b:8700"],
         ["--downtime-ms", "0", "web1", "b"],
         ["--name", "", "web1", "b"],
         ["recover"],

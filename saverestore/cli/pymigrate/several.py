@@ -1,0 +1,81 @@
+"""`pymigrate --all HOST` and `pymigrate DOMAIN DOMAIN … HOST`: several migrations, each by a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from saverestore.cli import arguments, certificates, many
+from saverestore.cli.many import Process, Result
+
+PROG = "pymigrate"
+
+OF_SEVERAL = ("parallel", "within", "on_failure")
+OF_ONE = ("name", "report", "events", "metrics")
+"""Options that describe one migration."""
+
+
+def add_several(parser: arguments.Parser) -> None:
+    """--all, and what goes with several domains."""
+    group = parser.add_argument_group("several domains")
+    group.add_argument(
+        "--all", action="store_true", help="migrate all domains of this host, in place of DOMAIN"
+    )
+    many.add_many(group, "migration")
+
+
+def check(parser: arguments.Parser, given: argparse.Namespace) -> bool:
+    """Whether there are several to be migrated; exits where the options do not fit that."""
+    if given.all and given.domains:
+        parser.error("--all excludes DOMAIN")
+    if not given.all and not given.domains:
+        parser.error("DOMAIN or HOST is missing")
+    if twice := [name for name in given.domains if given.domains.count(name) > 1]:
+        parser.error(f"{twice[0]} is named twice")
+    is_one = len(given.domains) == 1
+    for name in OF_SEVERAL if is_one else OF_ONE:
+        if vars(given).get(name):
+            option = f"--{name.replace('_', '-')}"
+            parser.error(
+                f"{option} needs --all or several domains" if is_one else f"{option} is for one domain only"
+            )
+    return not is_one
+
+
+def migrate_several(given: argparse.Namespace) -> int:
+    """Migrate them, some at a time: the exit code of the first that could not be migrated."""
+    from saverestore.migrate import addresses
+
+    # What cannot be right for any of them is found before the first is begun.
+    destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
+    addresses.check_trusted(destination, trusted=given.trust_network)
+    numbers = _all_domains() if given.all else {name: name for name in given.domains}
+
+    def start(name: str) -> Process:
+        return Process(PROG, name, many.one_of(given, domain=numbers[name]))
+
+    began = time.monotonic()
+    results = many.run_named(given, PROG, list(numbers), start, lambda one: _moved(one, given))
+    return _finish(given, results, began)
+
+
+def _all_domains() -> dict[str, str]:
+    """Number of each domain of this host, by a name of its own."""
+    from saverestore.cli.all_domains import named_apart
+    from saverestore.operations.host import opened_host
+
+    with opened_host() as host:
+        return {name: str(domain.domid) for name, domain in named_apart(host.guests())}
+
+
+def _moved(result: Result, given: argparse.Namespace) -> str:
+    if given.dry_run:
+        return f"would be migrated: {'; '.join(result.said.splitlines())}"
+    downtime = result.facts.get("downtime")
+    return f"is at {given.host}" + ("" if downtime is None else f"; downtime here {downtime['total_s']:.2f} s")
+
+
+def _finish(given: argparse.Namespace, results: Sequence[Result], began: float) -> int:
+    done = "would be migrated" if given.dry_run else f"migrated to {given.host}"
+    return many.finish(given, PROG, done, results, began)
