@@ -248,7 +248,9 @@ def _told(side: Side, head: Head) -> str:
         (Role.DESTINATION, State.READY): "waits, complete and paused, for what the source says",
         (Role.DESTINATION, State.COMMITTED): "is this host's, and not started yet",
     }
-    lost = "was lost when this host was started anew; the other host may have a copy"
+    booted = head.boot != boot_id()
+    why = "when this host was booted again" if booted else "as its domain is not on this host any more"
+    lost = f"was lost, {why}; the other host may have a copy"
     state = side.state
     text = lost if state is State.LOST else texts.get((side.role, state or State.OFFERED), f"is {state}")
     return f"the migration of {head.name or head.migration} {text}"

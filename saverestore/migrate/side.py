@@ -177,7 +177,7 @@ class Side:
             case MessageType.ASK:
                 return Ask(migration)
             case MessageType.LOST:
-                return Lost(migration, reason or "its host was started anew since")
+                return Lost(migration, reason or "the domain is not on its host any more")
             case MessageType.UNKNOWN:
                 return Unknown(migration)
             case _:

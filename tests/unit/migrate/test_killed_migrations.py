@@ -205,6 +205,14 @@ def test_recovery_without_the_other_host_keeps_what_is_in_doubt_and_a_person_can
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
 
 
+def test_a_domain_that_crashed_when_its_source_was_killed_is_reported_lost_and_no_boot_is_blamed(tmp_path):
+    migrate_in_two_processes(tmp_path, "after STREAMING", None)
+    pair = Pair(tmp_path)
+    (pair.a.folder / "domains" / "1").unlink()
+    (said,) = recover_all(pair, pair.a, pair.b)
+    assert "was lost, as its domain is not on this host any more" in said
+
+
 def test_a_source_that_was_granted_and_switched_off_has_the_destination_run_the_domain(tmp_path):
     migrate_in_two_processes(tmp_path, "after GRANTED", None)
     pair = Pair(tmp_path)
