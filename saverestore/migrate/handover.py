@@ -19,8 +19,8 @@ At every moment, whatever is killed or cut, at most one host runs the domain; no
 - The destination gives up by itself until it is READY. Then it keeps its paused copy until the source has said what
   holds.
 - ABORTED is final, and is a tombstone: a grant that comes later is refused.
-- LOST: whoever owned the domain does not have it any more: its host was booted again, or it crashed. The other copy may
-  be the last, so a person decides.
+- LOST: whoever owned the domain does not have it any more: its host was booted again, or it crashed. The other copy
+  may be the last, so a person decides.
 
 `decide` is all of it. What carries the steps out takes them in this order, one after the other; it may die between
 any two. `is_here`: whether this host still has its copy of the domain.

@@ -87,7 +87,7 @@ def _points() -> list[Point]:
 POINTS = [pytest.param(one, id=str(one), marks=() if one.core else pytest.mark.slow) for one in _points()]
 
 kept: list[Guest] = []
-"""The guest of the last point, which stays where it is: the next one migrates it from there. Booting takes longest."""
+"""The guest of the last point. It stays where it is, and the next point migrates it from there: booting takes long."""
 
 
 @pytest.fixture(scope="module", autouse=True)
