@@ -87,7 +87,7 @@ def _points() -> list[Point]:
 POINTS = [pytest.param(one, id=str(one), marks=() if one.core else pytest.mark.slow) for one in _points()]
 
 kept: list[Guest] = []
-"""The guest of the last point. It stays where it is, and the next point migrates it from there: booting takes long."""
+"""The guest of the last point. It stays where it is; the next point migrates it from there, as booting takes long."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,7 +123,7 @@ def guest(pair: Pair) -> Guest:
         kept.pop().destroy()
     if not kept:
         found = Guest(pair, "moving")
-        found.create(pair.a)
+        found.create(pair.a, pages=512, rate=50)  # it does not matter here how much it writes
         kept.append(found)
     return kept[0]
 
