@@ -32,7 +32,12 @@ POLL_S = 0.1
 GRACE_S = 2.0
 """How long `resume` waits for a guest that has taken the request: signals are held back meanwhile."""
 
+MOST_EVENTS = 1000
+"""Taken at one time: who writes to a node without end must not keep us from looking at the clock."""
+
 REQUEST = "suspend"
+REQUESTS = {REQUEST: "suspend", "poweroff": "power off", "halt": "power off", "reboot": "reboot"}
+"""What a guest is asked for in control/shutdown, for people. Linux leaves what it does not know there for ever."""
 
 STOPPED = {
     0: "has powered off",
@@ -182,10 +187,10 @@ class Suspender:
                 name=ErrorName.DOMAIN_CANNOT_SUSPEND,
             )
         with shield():
-            self._store.write(control, REQUEST)
+            self._ask()
             self._requested = True
         # The guest answers by emptying the node before it suspends.
-        while self._store.read(control) == REQUEST:
+        while (value := self._store.read(control)) == REQUEST:
             if self._stopped():
                 return
             if time.monotonic() > self._deadline:
@@ -198,7 +203,23 @@ class Suspender:
                     )
                 break
             self._wait_for_event(POLL_S)
+        if value and value != REQUEST and not self._stopped():
+            # It may have taken ours before; then `resume` sees to that.
+            raise DomainError(
+                f"another program has asked domain {self._domid} to {REQUESTS.get(value, 'do something else')} "
+                "while it was asked to suspend",
+                name=ErrorName.DOMAIN_BUSY,
+            )
         self._wait_for_shutdown("took the request to suspend, but did not suspend")
+
+    def _ask(self) -> None:
+        """Write the request, unless somebody else's is there. In a transaction, as it is looked at first."""
+
+        def ask(transaction: Transaction) -> None:
+            check_not_asked(transaction, self._domid, f"domain {self._domid}")
+            transaction.write(f"{self._path}/control/shutdown", REQUEST)
+
+        in_transaction(self._store, ask)
 
     def _withdraw(self) -> bool:
         """Take the request back unless the guest has it already; whether that came in time."""
@@ -254,11 +275,8 @@ class Suspender:
 
     def _wait_for_event(self, timeout_s: float) -> None:
         """Until a watch fires, at most `timeout_s`. The watch only shortens the wait; polling decides."""
-        poll = select.poll()
-        poll.register(self._store.fileno(), select.POLLIN)
-        if poll.poll(timeout_s * 1000):
-            while self._store.take_watch_event() is not None:
-                pass
+        wait_for_event(self._store, timeout_s)
+        take_events(self._store)
 
 
 class Resumption:
@@ -316,6 +334,35 @@ class Resumption:
     def _unpause(self) -> None:
         self._xen.unpause(self._domid)
         self._is_paused = False
+
+
+def wait_for_event(store: XenStore, timeout_s: float) -> None:
+    """Until a watch has fired, at most so long. What has fired stays to be taken."""
+    poll = select.poll()
+    poll.register(store.fileno(), select.POLLIN)
+    poll.poll(timeout_s * 1000)
+
+
+def take_events(store: XenStore) -> int:
+    """How many watches have fired, MOST_EVENTS at most, which are taken. Does not wait."""
+    number = 0
+    while number < MOST_EVENTS and store.take_watch_event() is not None:
+        number += 1
+    return number
+
+
+def check_not_asked(store: Transaction, domid: int, who: str) -> None:
+    """DomainError when the guest has still to answer another program's request to suspend, power off or reboot.
+
+    `who`: the domain, for people. Two programs that suspend a domain both take it for theirs, to resume or destroy.
+    """
+    value = store.read(f"/local/domain/{domid}/control/shutdown")
+    if value in REQUESTS:
+        raise DomainError(
+            f"another program has asked {who} to {REQUESTS[value]}, and it has not answered",
+            name=ErrorName.DOMAIN_BUSY,
+            remedies=[Advice(Remedy.TRY_AGAIN), Advice(Remedy.RECOVER, domid)] if value == REQUEST else [],
+        )
 
 
 def withdraw_request(store: XenStore, domid: int) -> bool:
