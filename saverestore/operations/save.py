@@ -131,7 +131,7 @@ def _look_outside_memory(
     """What the image is to know of the suspended domain's disks, once the command that was asked for has been run."""
     if request.while_suspended is not None:
         while_suspended.run(request.while_suspended, prepared.domain, request.image)
-    noted = host.disks_of(prepared.config)
+    noted = host.disks_of(prepared.config) if request.note_disks else []
     if noted and not request.plain:
         session.note(Disks({"disks": noted}))
     return noted

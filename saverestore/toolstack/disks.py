@@ -61,7 +61,12 @@ def noted(config: GuestConfig) -> list[Disk]:
 def _facts(path: str) -> Disk:
     """Empty where it cannot be looked at."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        status = Path(path).stat()
+        # What NFS has in its cache may be a minute old, and is compared with the server's when a file is opened.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
         if stat.S_ISREG(status.st_mode):
             written = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
             return {

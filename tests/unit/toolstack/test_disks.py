@@ -43,6 +43,22 @@ def test_a_disk_that_nobody_touched_is_what_it_was(disk, tmp_path):
     assert changed(found, tmp_path) == []
 
 
+def test_a_disk_is_opened_to_be_looked_at(disk, monkeypatch):
+    """By its name alone, NFS answers with what it remembers, for up to a minute."""
+
+    def stale(*_: object, **__: object) -> None:
+        raise AssertionError("looked at by name")
+
+    monkeypatch.setattr(disks.Path, "stat", stale)
+    monkeypatch.setattr(disks.os, "stat", stale)
+    assert noted(disk)[0]["bytes"] == 1 << 16
+
+
+def test_a_disk_that_is_a_pipe_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert noted(tmp_path / "pipe") == [{"vdev": "xvda", "path": str(tmp_path / "pipe")}]
+
+
 def test_a_disk_that_was_written_to_is_named_with_when(disk, tmp_path):
     found = noted(disk)
     os.utime(disk, ns=(0, 1_700_000_012_000_000_000))
