@@ -133,7 +133,7 @@ def _add_all(group: argparse._ArgumentGroup) -> None:
         "--if-unsaveable",
         choices=("leave", "shutdown"),
         help="what becomes of a domain that could not be saved, for whatever reason: leave (the default) it running; "
-        "shutdown has it power off, and waits up to two minutes for that",
+        "shutdown has it power off, unless somebody else saves or moves it, and waits up to two minutes for that",
     )
 
 
