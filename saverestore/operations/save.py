@@ -75,7 +75,7 @@ def save_domain(
         report.image = request.image if request.store is not None else None
         try:
             with opened_commit(request, prepared) as commit:
-                check_room(commit, prepared.guest, prepared.domain)
+                check_room(commit, prepared.guest, prepared.domain, force=request.force)
                 _speed_up(host, prepared.domain)
                 with _reporting_leftovers(host, commit, prepared, report):
                     stream, settings = _write_head(host, prepared, request, commit.sink)
@@ -93,7 +93,7 @@ def save_domain(
                             _resume_early(host, prepared, session)
                         _commit_image(host, commit, session, report)
                 final_state = commit.final_state(request.final_state)
-                with _noted_for_boot(request, final_state):
+                with _noted_for_boot(host, prepared.domain, request, final_state):
                     _make_final(host, prepared, replace(request, final_state=final_state), session, report)
                 if final_state is FinalState.DESTROY:
                     _settle(host, prepared.domain, noted)
@@ -177,11 +177,17 @@ def _commit_image(host: Host, commit: Commit, session: SaveSession, report: Save
         interrupts.too_late()
 
 
-def _noted_for_boot(request: SaveRequest, final_state: FinalState) -> AbstractContextManager[None]:
+def _noted_for_boot(
+    host: Host, domain: Domain, request: SaveRequest, final_state: FinalState
+) -> AbstractContextManager[None]:
     """Before the domain is destroyed: the power may fail next."""
-    if request.restored_at_boot and final_state is FinalState.DESTROY:
-        return to_be_restored(Path(request.image))
-    return nullcontext()
+    if not request.restored_at_boot or final_state is not FinalState.DESTROY:
+        return nullcontext()
+
+    def still_there() -> bool:  # libxl may fail at its devices when the domain itself is destroyed
+        return account_of(host, domain).state not in (DomainState.GONE, DomainState.DYING)
+
+    return to_be_restored(Path(request.image), still_there)
 
 
 def _make_final(

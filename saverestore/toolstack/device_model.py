@@ -309,6 +309,11 @@ class SuspenderWithDeviceModel:
         """See Suspending."""
         return self._guest.is_late
 
+    @property
+    def has_ended(self) -> bool:
+        """See Suspending."""
+        return self._guest.has_ended
+
     def suspend(self) -> None:
         """Return once both are stopped. The guest is not asked where its device model cannot be reached."""
         self._device_model.hold()
@@ -316,8 +321,16 @@ class SuspenderWithDeviceModel:
         self._device_model.stop()
 
     def resume(self) -> None:
-        """Resume both. A device model that does not answer keeps nobody from resuming the guest."""
+        """Resume both. A device model that does not answer keeps nobody from resuming the guest.
+
+        It is no failure where the guest has ended, as the device model then ends, too.
+        """
+        failure: DomainError | None = None
         try:
             self._device_model.resume()
+        except DomainError as error:
+            failure = error
         finally:
             self._guest.resume()
+        if failure is not None and not self._guest.has_ended:
+            raise failure

@@ -60,6 +60,10 @@ class Suspending(Protocol):
     def is_late(self) -> bool:
         """Whether the guest has taken a request to suspend that nobody waits for any more: it may suspend later."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether `resume` found that it has crashed, powered off or been destroyed: there is nothing to resume."""
+
     def suspend(self) -> None:
         """Return once the domain is suspended; DomainError when it does not."""
 
@@ -93,7 +97,8 @@ class Suspender:
         self._timeout_s = timeout_s or SUSPEND_TIMEOUT_S
         self._deadline = 0.0
         self._requested = requested
-        self._is_late = False
+        self._is_taken = False
+        self._is_late = self._has_ended = False
         self._has_suspended = False
         self._has_begun_to_resume = False
         self._emulated = emulated
@@ -104,6 +109,11 @@ class Suspender:
         """See Suspending. Known once `resume` has returned."""
         return self._is_late
 
+    @property
+    def has_ended(self) -> bool:
+        """See Suspending. Known once `resume` has returned."""
+        return self._has_ended
+
     def suspend(self) -> None:
         """Return once the domain is shut down with reason "suspend".
 
@@ -111,7 +121,7 @@ class Suspender:
         taken back; one that it has taken is seen to by `resume`.
         """
         self._deadline = time.monotonic() + self._timeout_s
-        self._is_late = False
+        self._is_late = self._has_ended = self._is_taken = False
         port = self._store.read(f"{self._path}/device/suspend/event-channel")
         token = f"pysave-suspend-{self._domid}"
         self._store.watch("@releaseDomain", token)
@@ -139,6 +149,7 @@ class Suspender:
         except XenError as error:
             if error.errno != errno.ESRCH:  # somebody destroyed it meanwhile: there is nothing to resume
                 raise
+            self._has_ended = True
         self._requested = self._has_suspended = self._has_begun_to_resume = False
 
     def _resume(self) -> None:
@@ -151,7 +162,9 @@ class Suspender:
             if not shutdown and not self._withdraw() and not self._has_stopped_within(GRACE_S):
                 self._is_late = True
                 return
-            if not self._xen.domain(self._domid).suspended:
+            info = self._xen.domain(self._domid)
+            self._has_ended = info.dying or (info.shutdown and not info.suspended)
+            if self._has_ended or not info.suspended:
                 return
             self._has_begun_to_resume = True
         self._resume_domain()
@@ -176,7 +189,7 @@ class Suspender:
             self._xen.subscribe_for_suspend(self._domid, port)
             with shield():  # from the moment that it is asked, `resume` must know of it
                 events.notify(port)
-                self._requested = True
+                self._requested = self._is_taken = True
             self._wait_for_shutdown("was sent an event on its suspend channel and did not suspend")
 
     def _suspend_by_store(self) -> None:
@@ -201,8 +214,10 @@ class Suspender:
                         name=ErrorName.DOMAIN_UNRESPONSIVE,
                         remedies=[Advice(Remedy.WAIT_LONGER)],
                     )
+                value = self._store.read(control)
                 break
             self._wait_for_event(POLL_S)
+        self._is_taken = True
         if value and value != REQUEST and not self._stopped():
             # It may have taken ours before; then `resume` sees to that.
             raise DomainError(
@@ -223,9 +238,11 @@ class Suspender:
 
     def _withdraw(self) -> bool:
         """Take the request back unless the guest has it already; whether that came in time."""
+        if self._is_taken:  # what is there now is another program's
+            return False
         taken_back = withdraw_request(self._store, self._domid)
-        if taken_back:
-            self._requested = False
+        self._requested = not taken_back
+        self._is_taken = not taken_back
         return taken_back
 
     # ---- waiting ---------------------------------------------------------------------------------

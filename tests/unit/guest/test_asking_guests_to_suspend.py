@@ -198,7 +198,31 @@ def test_a_guest_that_has_stopped_is_nothing_to_resume_and_no_failure(guest, sta
         suspender.suspend()
     suspender.resume()
     assert not suspender.is_late
+    assert suspender.has_ended
     assert guest.resumed == 0
+
+
+def test_a_guest_that_is_being_destroyed_when_it_had_suspended_is_nothing_to_resume(guest):
+    """Its pages may be held for long: calls on it fail."""
+    guest.answers("read", ANSWER, guest.suspends)
+    suspender = guest.suspender()
+    suspender.suspend()
+    guest.info.dying = True
+    suspender.resume()
+    assert (guest.resumed, suspender.has_ended) == (0, True)
+
+
+def test_a_guest_that_runs_again_has_not_ended(guest):
+    guest.answers("read", ANSWER, guest.suspends)
+    suspender = guest.suspender()
+    suspender.suspend()
+    suspender.resume()
+    assert not suspender.has_ended
+    guest.answers("read", ANSWER + 3, lambda: None)
+    with pytest.raises(DomainError, match="did not answer"):
+        suspender.suspend()
+    suspender.resume()
+    assert not suspender.has_ended
 
 
 def test_a_guest_that_is_destroyed_while_it_is_asked_is_told_as_that(guest, monkeypatch):
@@ -212,6 +236,7 @@ def test_a_guest_that_is_destroyed_while_it_is_asked_is_told_as_that(guest, monk
     assert caught.value.name is ErrorName.DOMAIN_STOPPED
     suspender.resume()
     assert guest.resumed == 0
+    assert suspender.has_ended
 
 
 # ---- other programs ask, too ----------------------------------------------------------------------
@@ -263,6 +288,30 @@ def test_a_request_that_another_program_overwrites_is_not_waited_for(guest, monk
     # It may have taken ours just before.
     assert suspender.is_late
     assert guest.resumed == 0
+
+
+def test_another_programs_request_is_not_withdrawn_when_the_guest_had_taken_ours(guest, monkeypatch):
+    """It would be taken for ours, and a guest that suspends late would have nobody to resume it."""
+    monkeypatch.setattr(suspend, "GRACE_S", 0.05)
+    guest.answers("read", ANSWER, lambda: guest.store.write(CONTROL, ""))
+    suspender = guest.suspender()
+    with pytest.raises(DomainError, match="took the request to suspend, but did not"):
+        suspender.suspend()
+    guest.store.write(CONTROL, REQUEST)
+    suspender.resume()
+    assert guest.store.read(CONTROL) == REQUEST
+    assert suspender.is_late
+
+
+def test_a_guest_that_answers_while_the_request_is_taken_back_had_taken_it(guest, monkeypatch):
+    monkeypatch.setattr(suspend, "GRACE_S", 0.05)
+    guest.answers("transaction_end", 1, lambda: guest.store.write(CONTROL, ""))
+    suspender = guest.suspender()
+    with pytest.raises(DomainError, match="took the request to suspend, but did not"):
+        suspender.suspend()
+    guest.store.write(CONTROL, REQUEST)
+    suspender.resume()
+    assert (guest.store.read(CONTROL), suspender.is_late) == (REQUEST, True)
 
 
 def test_a_guest_that_suspends_and_is_then_asked_to_power_off_has_suspended(guest):

@@ -116,6 +116,7 @@ class TableHost:
         self.restored: MemoryRestore | None = None
         self.watched: list[tuple[int, str]] = []
         self.devices: list[dict[str, str]] = []
+        self.dying: set[int] = set()
         self.pages_asked: list[int] = []
         self.noted_disks: list[dict[str, Any]] = []
         self.settled: list[object] = []
@@ -166,7 +167,7 @@ class TableHost:
             SimpleNamespace(
                 domid=int(one.name),
                 uuid=uuid.UUID(self._entry(int(one.name))["uuid"]),
-                dying=False,
+                dying=int(one.name) in self.dying,
                 paused=self.state_of(int(one.name)) == "paused",
             )
             for one in self._files()

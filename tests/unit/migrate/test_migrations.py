@@ -113,6 +113,17 @@ def test_what_another_host_sees_of_a_disks_times_ends_no_migration(pair, tmp_pat
     assert pair.a.settled == [[]]
 
 
+def test_a_domain_that_is_being_destroyed_there_has_no_name(pair):
+    """A process may hold a page of it for long. It has had the domain's name before, and while it came in."""
+    names = {CONFIG["c_info"]["name"], "web1--incoming"}
+    for name in names:
+        pair.b.dying.add(pair.b.add({**CONFIG, "c_info": CONFIG["c_info"] | {"name": name}}, "suspended"))
+    pair.migrate()
+    pair.join()
+    assert pair.b.watched == [(3, "web1")]
+    assert pair.b.state_of(3) == "running"
+
+
 def test_a_disk_that_is_another_one_there_is_refused_before_anything_is_done(pair, monkeypatch):
     pair.a.devices = [{"vdev": "xvda", "pdev_path": "/dev/x", "format": "raw"}]
     seen = iter([4096, 8192])

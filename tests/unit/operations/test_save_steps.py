@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -88,6 +89,21 @@ def test_of_a_domain_that_is_destroyed_nothing_is_remembered(tmp_path, guest, ho
 @pytest.mark.parametrize("text", ["", "rubbish", "1", "1 2 3", "-1 5", "1.5 2", "9999999999 1"])
 def test_a_note_that_makes_no_sense_is_passed_over(text):
     assert last_downtime.known(FakeStore({NOTE: text}), 7) is None
+
+
+def test_a_place_that_seems_too_small_is_refused_unless_that_is_forced(
+    tmp_path, guest, host, monkeypatch, caplog
+):
+    """How much zeroes and compression save is not known beforehand: somebody may know better."""
+    monkeypatch.setattr("saverestore.transport.newfile.free_bytes", lambda _: 4096)
+    request = SaveRequest("web1", str(tmp_path / "a.img"))
+    with pytest.raises(TransportError, match="has room for 0 MiB; no changes were made") as caught:
+        save_domain(request, Silence(), host=host)
+    assert [one.remedy for one in caught.value.remedies] == [Remedy.OTHER_PLACE, Remedy.SAVE_ANYWAY]
+    assert guest.moments.calls.count("suspend") == 0
+    save_domain(replace(request, force=True), Silence(), host=host)
+    assert (tmp_path / "a.img").exists()
+    assert "because of the request" in caplog.text
 
 
 def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, guest, host):

@@ -311,7 +311,7 @@ def test_a_status_that_says_nothing_starts_nothing(qemu, status):
 
 
 def test_the_guest_stops_first_and_resumes_last_even_when_the_device_model_does_not_answer(qemu):
-    guest = SimpleNamespace(seen=[])
+    guest = SimpleNamespace(seen=[], has_ended=False)
     guest.suspend = lambda: guest.seen.append(("suspend", qemu.running))
     guest.resume = lambda: guest.seen.append(("resume", qemu.running))
     both = SuspenderWithDeviceModel(guest, client_of(qemu))
@@ -323,6 +323,16 @@ def test_the_guest_stops_first_and_resumes_last_even_when_the_device_model_does_
     with pytest.raises(QmpError):
         both.resume()
     assert guest.seen[-1] == ("resume", False)
+
+
+def test_a_device_model_that_ended_with_its_guest_is_no_failure_to_resume(qemu):
+    guest = SimpleNamespace(has_ended=False, suspend=lambda: None)
+    guest.resume = lambda: vars(guest).update(has_ended=True)
+    both = SuspenderWithDeviceModel(guest, client_of(qemu))
+    both.suspend()
+    qemu.instead_of("cont", lambda conversation: conversation.close())
+    both.resume()
+    assert both.has_ended
 
 
 def hold(qemu: FakeQemu) -> socket.socket:
