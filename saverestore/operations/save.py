@@ -38,6 +38,7 @@ from saverestore.stream.records import Disks
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import last_downtime, processor_cap
+from saverestore.toolstack.condition import Condition
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.transport.base import ByteSink
@@ -90,8 +91,9 @@ def save_domain(
                         noted = _look_outside_memory(host, prepared, request, session)
                         session.end(_trailer(stream, commit.sink.name, prepared.device_model))
                         if request.final_state is FinalState.RUN:
+                            _check_suspended(host, prepared.domain)
                             _resume_early(host, prepared, session)
-                        _commit_image(host, commit, session, report)
+                        _commit_image(host, prepared.domain, request, commit, session, report)
                 final_state = commit.final_state(request.final_state)
                 with _noted_for_boot(host, prepared.domain, request, final_state):
                     _make_final(host, prepared, replace(request, final_state=final_state), session, report)
@@ -164,13 +166,36 @@ def _resume_early(host: Host, prepared: Prepared, session: SaveSession) -> None:
         host.handles.memory.unmap_lingering()
 
 
-def _commit_image(host: Host, commit: Commit, session: SaveSession, report: SaveReport) -> None:
+def _check_suspended(host: Host, domain: Domain) -> None:
+    """DomainError when somebody has resumed the domain: its image is of several moments, and it has run on.
+
+    One that was destroyed is as good: all of it had been read by then.
+    """
+    found = host.look_up(domain)
+    if found.condition not in (Condition.SUSPENDED, Condition.DYING, Condition.GONE, Condition.UNKNOWN):
+        raise DomainError(
+            f"{domain} {found.what}: another program has resumed it while it was saved",
+            name=ErrorName.DOMAIN_BUSY,
+            remedies=[Advice(Remedy.TRY_AGAIN)],
+        )
+
+
+def _commit_image(
+    host: Host,
+    domain: Domain,
+    request: SaveRequest,
+    commit: Commit,
+    session: SaveSession,
+    report: SaveReport,
+) -> None:
     """The image is on the disk and has its name: from here on the request is carried out, not given up."""
     written_at = host.clock()
     commit.finish()
     report.stored_bytes = commit.stored_bytes
     report.sync_s = host.clock() - written_at
     with shield():
+        if request.final_state is not FinalState.RUN:  # else it may have been resumed already
+            _check_suspended(host, domain)
         if commit.hands_over:
             session.give_away()
         commit.commit()
