@@ -46,14 +46,11 @@ def account_after_failure(host: Host, prepared: Prepared, report: SaveReport) ->
 def _of_running(host: Host, prepared: Prepared, report: SaveReport, found: Found) -> Account:
     domain = prepared.domain
     if report.domain_state is DomainState.STUCK:
-        left = (
-            "its device model may still be stopped"
-            if prepared.device_model
-            else "may still be asked to suspend"
-        )
-        return Account(
-            DomainState.HALF_RESUMED, f"is running, but {left}", (Advice(Remedy.RECOVER, domain.domid),)
-        )
+        recover = (Advice(Remedy.RECOVER, domain.domid),)
+        if prepared.device_model is not None:
+            what = "is running, but its device model may still be stopped"
+            return Account(DomainState.HALF_RESUMED, what, recover)
+        return Account(DomainState.RUNNING, "is running, but may still be asked to suspend", recover)
     if prepared.suspending.is_late:
         what = "is running, and may still suspend, as it has taken the request"
         try:

@@ -1,7 +1,7 @@
 """A machine without Xen whose one domain can be crashed, destroyed or paused by others at any step of a save.
 
-What the domain is then is looked up as on a real host, and it is asked to suspend in the same way: by the product's own
-code, on the little of Xen and xenstore that is here.
+What the domain is then is looked up as on a real host, and it is asked to suspend in the same way: by the product's
+own code, on the little of Xen and xenstore that is here.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_a_running_domain_whose_request_could_not_be_taken_back_is_told_as_that(
     error, report = failed(tmp_path, host, DomainError("no registers"))
     assert fact_of(error).endswith("web1 (domain 7) is running, but may still be asked to suspend")
     assert remedies_of(error) == (Advice(Remedy.RECOVER, 7),)
-    assert report.domain_state is DomainState.HALF_RESUMED
+    assert report.domain_state is DomainState.RUNNING
 
 
 # ---- the image is safe ---------------------------------------------------------------------------
