@@ -169,10 +169,10 @@ def _resume_early(host: Host, prepared: Prepared, session: SaveSession) -> None:
 def _check_suspended(host: Host, domain: Domain) -> None:
     """DomainError when somebody has resumed the domain: its image is of several moments, and it has run on.
 
-    One that was destroyed is as good: all of it had been read by then.
+    One of arm64 is paused by now, see the kind. One that was destroyed is as good: all of it had been read by then.
     """
     found = host.look_up(domain)
-    if found.condition not in (Condition.SUSPENDED, Condition.DYING, Condition.GONE, Condition.UNKNOWN):
+    if found.condition in (Condition.RUNNING, Condition.CRASHED, Condition.STOPPED):
         raise DomainError(
             f"{domain} {found.what}: another program has resumed it while it was saved",
             name=ErrorName.DOMAIN_BUSY,

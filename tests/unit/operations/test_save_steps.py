@@ -24,6 +24,7 @@ from saverestore.stream.survey import survey
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
 from saverestore.toolstack import last_downtime
+from saverestore.toolstack.condition import Condition, Found
 from saverestore.transport.opening import open_image
 
 
@@ -89,6 +90,17 @@ def test_of_a_domain_that_is_destroyed_nothing_is_remembered(tmp_path, guest, ho
 @pytest.mark.parametrize("text", ["", "rubbish", "1", "1 2 3", "-1 5", "1.5 2", "9999999999 1"])
 def test_a_note_that_makes_no_sense_is_passed_over(text):
     assert last_downtime.known(FakeStore({NOTE: text}), 7) is None
+
+
+@pytest.mark.parametrize("final_state", FinalState)
+def test_a_domain_that_its_kind_has_left_paused_is_as_good_as_suspended(tmp_path, guest, host, final_state):
+    """On arm64: its processors have run our code since, and it is not shut down any more."""
+    guest.moments.on("end_records", 0, lambda: setattr(host, "found", Found(Condition.PAUSED, "is paused")))
+    guest.moments.on("resume", 0, lambda: setattr(host, "found", None))
+    report = save_domain(
+        SaveRequest("web1", str(tmp_path / "a.img"), final_state=final_state), Silence(), host=host
+    )
+    assert report.domain_state is DomainState(final_state.value)
 
 
 def test_a_place_that_seems_too_small_is_refused_unless_that_is_forced(
