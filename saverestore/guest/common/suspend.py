@@ -35,6 +35,9 @@ GRACE_S = 2.0
 MOST_EVENTS = 1000
 """Taken at one time: who writes to a node without end must not keep us from looking at the clock."""
 
+LONGEST_REASON = 200
+"""Characters of what a guest says that are printed."""
+
 REQUEST = "suspend"
 REQUESTS = {REQUEST: "suspend", "poweroff": "power off", "halt": "power off", "reboot": "reboot"}
 """What a guest is asked for in control/shutdown, for people. Linux leaves what it does not know there for ever."""
@@ -194,11 +197,7 @@ class Suspender:
 
     def _suspend_by_store(self) -> None:
         control = f"{self._path}/control/shutdown"
-        if self._store.read(f"{self._path}/control/feature-suspend") == "0":
-            raise DomainError(
-                f"domain {self._domid} reports that it cannot suspend (control/feature-suspend is 0 in xenstore)",
-                name=ErrorName.DOMAIN_CANNOT_SUSPEND,
-            )
+        check_can_suspend(self._store, self._domid, f"domain {self._domid}")
         with shield():
             self._ask()
             self._requested = True
@@ -366,6 +365,27 @@ def take_events(store: XenStore) -> int:
     while number < MOST_EVENTS and store.take_watch_event() is not None:
         number += 1
     return number
+
+
+def check_can_suspend(store: Transaction, domid: int, who: str) -> None:
+    """DomainError when the guest reports that it cannot suspend now. `who`: the domain, for people.
+
+    Drivers of Windows say why, in data/cant_suspend_reason (xenopsd), and such a guest crashes if it is asked all
+    the same.
+    """
+    path = f"/local/domain/{domid}"
+    reason = store.read(f"{path}/data/cant_suspend_reason") or ""
+    if store.read(f"{path}/control/feature-suspend") == "0":
+        reason = "control/feature-suspend is 0 in xenstore"
+    if reason:
+        raise DomainError(
+            f"{who} reports that it cannot suspend ({_shown(reason)})", name=ErrorName.DOMAIN_CANNOT_SUSPEND
+        )
+
+
+def _shown(text: str) -> str:
+    """What a guest wrote, fit to be printed."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST_REASON])
 
 
 def check_not_asked(store: Transaction, domid: int, who: str) -> None:

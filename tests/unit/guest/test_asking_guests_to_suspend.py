@@ -25,9 +25,9 @@ from saverestore.testing.store import MemoryStore
 DOMID = 7
 CONTROL = f"/local/domain/{DOMID}/control/shutdown"
 TIMEOUT_S = 0.05
-ANSWER = 3
-"""The number of the first read that looks for the guest's answer: before it, what kind of request, and whether one
-is there already."""
+ANSWER = 4
+"""The number of the first read that looks for the guest's answer: before it, what kind of request, whether it can
+suspend, and whether a request is there already."""
 
 
 class Guest:
@@ -90,6 +90,24 @@ def test_a_guest_that_says_it_cannot_is_not_asked(guest):
     assert nothing_is_left_of_the_request(guest)
     suspender.resume()
     assert guest.resumed == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("PV drivers of a disk are too old", "PV drivers of a disk are too old"),
+        ("a\x1b[2Jb\n" + 500 * "x", "a [2Jb " + 193 * "x"),
+    ],
+)
+def test_a_guest_that_says_why_it_cannot_is_not_asked(guest, reason, shown):
+    """Windows with a device whose driver cannot suspend: asked all the same, it crashes."""
+    guest.store.write(f"/local/domain/{DOMID}/data/cant_suspend_reason", reason)
+    suspender = guest.suspender()
+    with pytest.raises(DomainError) as caught:
+        suspender.suspend()
+    assert str(caught.value) == f"domain 7 reports that it cannot suspend ({shown})"
+    assert caught.value.name is ErrorName.DOMAIN_CANNOT_SUSPEND
+    assert guest.store.read(CONTROL) == ""
 
 
 def test_from_a_guest_that_does_not_answer_the_request_is_taken_back(guest):

@@ -130,3 +130,6 @@ def test_a_domain_that_another_program_has_asked_to_power_off_is_refused_before_
         assert caught.value.name is ErrorName.DOMAIN_BUSY
         store.write("/local/domain/7/control/shutdown", "")
         host.check_can_be_saved(Domain(info, "web1"))
+        store.write("/local/domain/7/data/cant_suspend_reason", "an old driver")
+        with pytest.raises(DomainError, match=r"web1 \(domain 7\) reports that it cannot suspend \(an old"):
+            host.check_can_be_saved(Domain(info, "web1"))

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from saverestore.errors import DomainError, Interrupted
+from saverestore.errors import DomainError, ErrorName, Interrupted
 from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, LibxlRecordType
 from saverestore.testing.qmp import Conversation, FakeQemu
 from saverestore.testing.store import MemoryStore
@@ -42,7 +42,24 @@ def client_of(
 
 def test_one_of_libxls_that_answers_can_be_saved(qemu):
     client_of(qemu).check()
-    assert qemu.commands == ["qmp_capabilities", "query-status"]
+    assert qemu.commands == ["qmp_capabilities", "query-status", "query-migrate"]
+
+
+def test_one_with_a_device_whose_state_would_be_left_out_is_refused_while_the_guest_runs(qemu):
+    """An NVMe disk: QEMU 7.2 crashes when its state is asked for."""
+    qemu.blocked = [
+        "non-migratable device: 0000:00:02.0/nvme",
+        "The vpc format does not support live migration",
+    ]
+    with pytest.raises(DomainError, match=r"whose state it cannot save: non-migratable .*/nvme$") as caught:
+        client_of(qemu).check()
+    assert caught.value.name is ErrorName.DEVICES_UNSUPPORTED
+    assert "stop" not in qemu.commands
+
+
+def test_what_blocks_only_a_move_of_the_running_qemu_is_no_reason_to_refuse(qemu):
+    qemu.blocked = ["The vpc format used by node 'xvda' does not support live migration"]
+    client_of(qemu).check()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +287,7 @@ def test_libxls_socket_is_used_unless_another_is_given(monkeypatch, tmp_path, qe
         def serve() -> None:
             accepted, _ = listening.accept()
             with accepted:
-                for message in ({"QMP": {}}, {"return": {}}, {"return": {}}):
+                for message in ({"QMP": {}}, *3 * ({"return": {}},)):
                     accepted.sendall(json.dumps(message).encode() + b"\n")
                     accepted.recv(4096)
 
