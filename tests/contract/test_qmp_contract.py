@@ -51,11 +51,12 @@ def real_qemu(folder: Path, *machine: str) -> Iterator[Connect]:
         started = b""
         try:
             deadline = time.monotonic() + DEADLINE_S
-            while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+            while not started and process.poll() is None and time.monotonic() < deadline:
+                # Its socket is there a moment before it listens.
+                with contextlib.suppress(OSError), connect() as first:
+                    first.settimeout(DEADLINE_S)
+                    started = first.recv(1)
                 time.sleep(0.02)
-            with contextlib.suppress(OSError), connect() as first:
-                first.settimeout(DEADLINE_S)
-                started = first.recv(1)
             if not started:
                 pytest.skip(f"{program} does not run here: {log.read_text()}")
             yield connect
