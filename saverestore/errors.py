@@ -224,6 +224,7 @@ class Remedy(Enum):
     WAIT_LONGER = auto()  # for the guest to suspend
     SAVE_WITHOUT_DEVICES = auto()  # the command that brings them back, or None
     SAVE_PAUSED_AND_DESTROY = auto()  # domid
+    SAVE_ANYWAY = auto()  # although there may be too little room
     BARE_TOOLSTACK = auto()  # which loses all devices
     USE_XL = auto()  # Xen's own tool may do what is unsupported here
 

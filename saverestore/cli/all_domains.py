@@ -7,15 +7,17 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common, many
 from saverestore.cli.common import STORE
 from saverestore.cli.many import Process, Result
-from saverestore.errors import ExitCode
+from saverestore.errors import ExitCode, SaveRestoreError, fact_of
 
 if TYPE_CHECKING:
+    from saverestore.operations.host import Host
     from saverestore.toolstack.domains import Domain
 
 SHUTDOWN_S = 120
@@ -45,17 +47,20 @@ def save_all(given: argparse.Namespace) -> int:
     folder = opened(Path(given.store or STORE))
     with opened_host() as host:
         domains = host.guests()
-    numbers = {name: domain.domid for name, domain in named_apart(domains)}
+    known = dict(named_apart(domains))
 
     def start(name: str) -> Process:
-        return Process("pysave", name, many.one_of(given, domain=str(numbers[name]), store=str(folder)))
+        # By its UUID: one that rebooted while it waited for its turn has another number.
+        uuid = str(known[name].info.uuid)
+        return Process("pysave", name, many.one_of(given, domain=uuid, store=str(folder)))
 
     begun = time.monotonic()
-    results = many.run_named(given, "pysave", list(numbers), start, lambda one: _saved_to(one, given))
+    results = many.run_named(given, "pysave", list(known), start, lambda one: _saved_to(one, given))
     unsaved = [one for one in results if one.exit_code != ExitCode.DONE]
     more = ""
     if unsaved and given.if_unsaveable == "shutdown" and not given.dry_run:
-        stopped = shut_down({one.name: numbers[one.name] for one in unsaved})
+        with opened_host() as host:
+            stopped = shut_down(host, {one.name: known[one.name] for one in unsaved})
         more = f"{len(stopped)} of {len(unsaved)} unsaved shut down"
     return many.finish(given, "pysave", "saved", results, begun, more)
 
@@ -72,29 +77,40 @@ def _saved_to(result: Result, given: argparse.Namespace) -> str:
     return f"saved to {result.facts.get('image')}; the domain is {result.facts.get('domain_state')}"
 
 
-def shut_down(numbers: dict[str, int]) -> list[str]:
-    """Have guests power off, all at once, and wait for them: the names of those that did. Prints a line for each."""
-    begun = {}
-    for name, domid in numbers.items():
-        try:
-            # -F: by ACPI where the guest has no PV drivers.
-            begun[name] = subprocess.Popen(
-                ["xl", "shutdown", "-F", "-w", str(domid)], stdin=subprocess.DEVNULL
-            )
-        except OSError as error:
-            common.say(f"pysave: {name}: could not be shut down: xl: {error.strerror}")
-    end, stopped = time.monotonic() + SHUTDOWN_S, []
-    for name, process in begun.items():
-        try:
-            code = process.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            common.say(f"pysave: {name}: has not shut down within {SHUTDOWN_S} s, and is left as it is")
-            continue
-        if code == 0:
-            stopped.append(name)
-        common.say(f"pysave: {name}: {'was shut down' if code == 0 else 'could not be shut down'}")
+def shut_down(host: Host, domains: dict[str, Domain]) -> list[str]:
+    """Have guests power off, all at once, and wait for them: the names of those that did. Prints a line for each.
+
+    Only guests that run and that nobody saves, moves or restores; nobody of ours begins to until they are off.
+    """
+    from saverestore.operations.undisturbed import undisturbed
+
+    begun: dict[str, subprocess.Popen[bytes]] = {}
+    stopped: list[str] = []
+    with ExitStack() as held:
+        for name, domain in domains.items():
+            try:
+                now = host.find(str(domain.info.uuid))
+                held.enter_context(undisturbed(host, now))
+                # -F: by ACPI where the guest has no PV drivers.
+                begun[name] = subprocess.Popen(
+                    ["xl", "shutdown", "-F", "-w", str(now.domid)], stdin=subprocess.DEVNULL
+                )
+            except SaveRestoreError as error:
+                common.say(f"pysave: {name}: is not shut down: {fact_of(error)}")
+            except OSError as error:
+                common.say(f"pysave: {name}: could not be shut down: xl: {error.strerror}")
+        end = time.monotonic() + SHUTDOWN_S
+        for name, process in begun.items():
+            try:
+                code = process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                common.say(f"pysave: {name}: has not shut down within {SHUTDOWN_S} s, and is left as it is")
+                continue
+            if code == 0:
+                stopped.append(name)
+            common.say(f"pysave: {name}: {'was shut down' if code == 0 else 'could not be shut down'}")
     return stopped
 
 

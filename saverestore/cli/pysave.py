@@ -133,7 +133,7 @@ def _add_all(group: argparse._ArgumentGroup) -> None:
         "--if-unsaveable",
         choices=("leave", "shutdown"),
         help="what becomes of a domain that could not be saved, for whatever reason: leave (the default) it running; "
-        "shutdown has it power off, and waits up to two minutes for that",
+        "shutdown has it power off, unless somebody else saves or moves it, and waits up to two minutes for that",
     )
 
 
@@ -219,7 +219,8 @@ def _add_domain(group: argparse._ArgumentGroup) -> None:
         "--force",
         action="store_true",
         help="with the bare toolstack and -c or -p: save a domain with devices all the same; only libxl, that is "
-        "'pyrestore' or 'xl restore', restores these. Also: save on a Xen that is known to break saves",
+        "'pyrestore' or 'xl restore', restores these. Also: save on a Xen that is known to break saves, "
+        "and where there may be too little room for the image",
     )
 
 

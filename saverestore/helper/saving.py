@@ -45,6 +45,9 @@ class LibxlSuspender:
     is_late = False
     """libxl takes its request back, or waits."""
 
+    has_ended = False
+    """libxl finds out."""
+
     def __init__(self, channel: Channel, handles: Handles, domain: Domain) -> None:
         self._channel = channel
         self._handles = handles

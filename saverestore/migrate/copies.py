@@ -79,9 +79,9 @@ class HostCopy:
 
 
 def check_name_free(host: Host, name: str) -> None:
-    """DomainError when a domain of this name is there."""
+    """DomainError when a domain of this name is there; one that is being destroyed has none any more."""
     for domain in domains.all_domains(host.handles):
-        if domain.name == name:
+        if domain.name == name and not domain.info.dying:
             raise DomainError(
                 f"there is a domain called {name!r} already (domain {domain.domid})",
                 name=ErrorName.DOMAIN_NAME_TAKEN,

@@ -111,7 +111,9 @@ class _Receiver:
         self._journals = journals
         self._helper = helper
         self._offer = offer
-        self._request = RestoreRequest(image=STDIN, paused=True, require_digest=True)
+        self._request = RestoreRequest(
+            image=STDIN, paused=True, require_digest=True, pages=offer.memory_kib // 4
+        )
         self._config: GuestConfig | None = None
         self._hello = hello
         self._copy_of = copy_of

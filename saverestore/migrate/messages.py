@@ -71,7 +71,8 @@ class Hello:
 
 @dataclass(frozen=True)
 class Offer:
-    """Source: take this domain. `config`: libxl's JSON of it, by its final name. `memory_kib`: what it has now.
+    """Source: take this domain. `config`: libxl's JSON of it, by its final name. `memory_kib`: what it has now,
+    which may be more than its target.
 
     `dry_run`: report what stands in the way, and do nothing. `source`: where the destination finds the source again.
     `disk_names`, `disk_bytes`, `disk_marks`: its disks, as the source sees them, see toolstack.shared_disks.

@@ -100,6 +100,9 @@ class MigrateRequest:
             limits=self.limits,
             suspend_timeout_s=self.suspend_timeout_s,
             toolstack=self.toolstack,
+            # They are compared when it is offered. What comes is restored at once, and what the other host sees of
+            # a shared file's times may be older.
+            note_disks=False,
         )
 
 
@@ -397,7 +400,7 @@ def offer_of(
     return Offer(
         migration,
         text,
-        config.target_kib,
+        max(config.target_kib, prepared.guest.populated_pages * 4),
         request.back or socket.gethostname(),
         paused=request.paused,
         dry_run=dry_run,

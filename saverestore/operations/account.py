@@ -45,12 +45,12 @@ def account_after_failure(host: Host, prepared: Prepared, report: SaveReport) ->
 
 def _of_running(host: Host, prepared: Prepared, report: SaveReport, found: Found) -> Account:
     domain = prepared.domain
-    if report.domain_state is DomainState.STUCK and prepared.device_model is not None:
-        return Account(
-            DomainState.HALF_RESUMED,
-            "is running, but its device model may still be stopped",
-            (Advice(Remedy.RECOVER, domain.domid),),
-        )
+    if report.domain_state is DomainState.STUCK:
+        recover = (Advice(Remedy.RECOVER, domain.domid),)
+        if prepared.device_model is not None:
+            what = "is running, but its device model may still be stopped"
+            return Account(DomainState.HALF_RESUMED, what, recover)
+        return Account(DomainState.RUNNING, "is running, but may still be asked to suspend", recover)
     if prepared.suspending.is_late:
         what = "is running, and may still suspend, as it has taken the request"
         try:

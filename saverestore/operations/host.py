@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from saverestore.guest.common.handles import Handles, open_handles
-from saverestore.guest.common.suspend import Suspending
+from saverestore.guest.common.suspend import Suspending, check_can_suspend, check_not_asked
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
 from saverestore.operations import image_fit
@@ -63,6 +63,8 @@ class Host:
     def check_can_be_saved(self, domain: Domain) -> None:
         """DomainError unless it can be suspended now."""
         domains.check_can_be_saved(domain)
+        check_can_suspend(self.handles.store, domain.domid, str(domain))
+        check_not_asked(self.handles.store, domain.domid, str(domain))
 
     def check_hypervisor(self, domain: Domain, *, resumes: bool, force: bool) -> None:
         """DomainError where this Xen is known to break that. `resumes`: the domain is to run after the save."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import select
 import time
 import uuid
 
 from saverestore.errors import DomainError, ErrorName
 from saverestore.guest.common.handles import Handles, XenError, open_handles
-from saverestore.guest.common.suspend import REQUEST
+from saverestore.guest.common.suspend import MOST_EVENTS, REQUEST, take_events, wait_for_event
 from saverestore.guest.kinds import this_host
 from saverestore.operations.recover import recover_locked
 from saverestore.toolstack import moving
@@ -39,8 +38,7 @@ def watch_for_late(handles: Handles, domid: int, domain_uuid: uuid.UUID, *, seco
     end = time.monotonic() + seconds
     store.watch(control, control)
     try:
-        _events(handles, 0)  # a watch fires once at first
-        asked = store.read(control) == REQUEST
+        asked = _is_asked(handles, control, expected=1)  # a watch fires once at first
         while time.monotonic() < end:
             try:
                 info = handles.xen.domain(domid)
@@ -48,6 +46,8 @@ def watch_for_late(handles: Handles, domid: int, domain_uuid: uuid.UUID, *, seco
                 if error.errno != errno.ESRCH:
                     raise
                 return "it is gone"
+            # After that look: who made it suspend has asked before.
+            asked = asked or _is_asked(handles, control)
             if info.uuid != domain_uuid or info.dying:
                 return "it is gone"
             if asked:
@@ -58,11 +58,29 @@ def watch_for_late(handles: Handles, domid: int, domain_uuid: uuid.UUID, *, seco
                     return done
             elif info.shutdown:
                 return "it has stopped"
-            # Whoever asks writes there, and so does the guest when it answers.
-            asked = _events(handles, POLL_S) > 0
+            wait_for_event(store, POLL_S)
     finally:
         store.unwatch(control, control)
     return f"it did not suspend within {seconds:.0f} s"
+
+
+def _is_asked(handles: Handles, control: str, *, expected: int = 0) -> bool:
+    """Whether somebody has asked the guest to suspend since the last look, or may have. It has taken our request.
+
+    The node has what was written last, and its watch fires at each write: at one, that is all there was, such as a
+    request to power off, or the guest's answer to one that was seen before. Of more, one may have been a request to
+    suspend that the guest has answered already. `expected`: how often it fires without a write.
+    """
+    fired = -expected
+    while fired < MOST_EVENTS:
+        if handles.store.read(control) == REQUEST:
+            return True
+        # What was written before the answer to that read has fired by now; what has fired later is read anew.
+        more = take_events(handles.store)
+        if not more:
+            return fired > 1
+        fired += more
+    return True
 
 
 def _resume(handles: Handles, domain: Domain) -> str | None:
@@ -78,13 +96,3 @@ def _resume(handles: Handles, domain: Domain) -> str | None:
         if error.name is not ErrorName.DOMAIN_BUSY:
             raise
         return None
-
-
-def _events(handles: Handles, timeout_s: float) -> int:
-    """How many watches have fired, after at most so long."""
-    poll, number = select.poll(), 0
-    poll.register(handles.store.fileno(), select.POLLIN)
-    if poll.poll(timeout_s * 1000):
-        while handles.store.take_watch_event() is not None:
-            number += 1
-    return number

@@ -10,7 +10,7 @@ The link goes whoever restores the image, so none is restored twice.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,13 +32,17 @@ def pending(folder: Path) -> list[Entry]:
 
 
 @contextmanager
-def to_be_restored(image: Path) -> Iterator[None]:
-    """From here on the image is pending; not if the block fails. TransportError when it cannot be noted."""
+def to_be_restored(image: Path, still_there: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """From here on the image is pending; not if the block fails. TransportError when it cannot be noted.
+
+    `still_there`: asked after a failure, whether the domain may run again. If not, the image stays pending.
+    """
     _link(image)
     try:
         yield
     except BaseException:
-        _unlink(image)
+        if still_there():
+            _unlink(image)
         raise
 
 

@@ -149,20 +149,26 @@ def placed(request: SaveRequest, prepared: Prepared) -> SaveRequest:
     return replace(request, image=str(path))
 
 
-def check_room(commit: Commit, guest: SaveGuest, domain: Domain) -> None:
-    """Before the guest is touched: is there room for it?"""
+def check_room(commit: Commit, guest: SaveGuest, domain: Domain, *, force: bool) -> None:
+    """Before the guest is touched: is there room for it? TransportError, or with `force` a warning, if not.
+
+    Where room ends in the middle of a save, that leaves no image and the domain running.
+    """
     free = commit.free_bytes()
     if free is None:
         return
     # Pages that are all zero, or that compress well, take less. Which ones do is not known before they are read.
     needed = _size_bytes(guest)
-    if needed > free:
+    if needed <= free:
+        return
+    fact = f"{domain} needs about {needed >> 20} MiB, {commit.name} has room for {free >> 20} MiB"
+    if not force:
         raise TransportError(
-            f"{domain} needs about {needed >> 20} MiB, {commit.name} has room for {free >> 20} MiB; "
-            "no changes were made",
+            f"{fact}; no changes were made",
             name=ErrorName.DISK_FULL,
-            remedies=[Advice(Remedy.OTHER_PLACE)],
+            remedies=[Advice(Remedy.OTHER_PLACE), Advice(Remedy.SAVE_ANYWAY)],
         )
+    LOG.warning("%s; saved all the same, because of the request", fact)
 
 
 def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
@@ -177,7 +183,7 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
             _describe(host, prepared, request, findings)
             with findings.check(), _dry_commit(request) as commit:
                 if commit is not None:
-                    check_room(commit, prepared.guest, prepared.domain)
+                    check_room(commit, prepared.guest, prepared.domain, force=request.force)
         finally:
             prepared.guest.close()
     return findings

@@ -78,7 +78,7 @@ def _resume(handles: Handles, domain: Domain, host: Architecture, done: list[str
     if withdraw_request(handles.store, domain.domid):
         done.append("a request to suspend was withdrawn")
     info = handles.xen.domain(domain.domid)
-    if info.shutdown and not info.suspended:
+    if info.dying or (info.shutdown and not info.suspended):
         domains.check_can_be_saved(Domain(info, domain.name))
     kind = host.of_domain(handles, info)
     if kind.has_device_model:

@@ -36,7 +36,7 @@ class SaveRequest:
     `while_suspended`: a command line for sh(1), to be run while the domain is suspended. `tls`: of an image that goes
     to tcp://HOST:PORT, where that is to be by TLS. `store`: the folder in which the image gets a name made of domain
     and time; `image` is then not used. `restored_at_boot`: an image in a store, whose domain is destroyed, is noted
-    as one that is to be restored (`pending`).
+    as one that is to be restored (`pending`). `note_disks`: what its disks are is written into the image.
     """
 
     domain: str
@@ -57,6 +57,7 @@ class SaveRequest:
     tls: Credentials | None = None
     store: Path | None = None
     restored_at_boot: bool = False
+    note_disks: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class RestoreRequest:
 
     `require_digest`: an image without a digest is refused. `watch`: a process is left behind that looks after the
     domain when it powers off, reboots or crashes. `tls`, `allowed`: of an image that comes to tcp://HOST:PORT, where
-    that is to be by TLS, and who may send it.
+    that is to be by TLS, and who may send it. `pages`: how many the domain has, where that is known otherwise.
     """
 
     image: str
@@ -77,3 +78,4 @@ class RestoreRequest:
     watch: bool = True
     tls: Credentials | None = None
     allowed: Allowed | None = None
+    pages: int = 0

@@ -179,7 +179,7 @@ def _prepare(
     with findings.check():
         contents = _contents_of(host, request.image, findings)
     with findings.check():
-        host.check_memory(guest_config, contents.pages if contents else 0)
+        host.check_memory(guest_config, max(request.pages, contents.pages if contents else 0))
     if contents is not None:
         with findings.check():
             if request.require_digest and contents.has_digest is False:

@@ -38,6 +38,7 @@ from saverestore.stream.records import Disks
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.xl import XlHeader
 from saverestore.toolstack import last_downtime, processor_cap
+from saverestore.toolstack.condition import Condition
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.transport.base import ByteSink
@@ -75,7 +76,7 @@ def save_domain(
         report.image = request.image if request.store is not None else None
         try:
             with opened_commit(request, prepared) as commit:
-                check_room(commit, prepared.guest, prepared.domain)
+                check_room(commit, prepared.guest, prepared.domain, force=request.force)
                 _speed_up(host, prepared.domain)
                 with _reporting_leftovers(host, commit, prepared, report):
                     stream, settings = _write_head(host, prepared, request, commit.sink)
@@ -90,10 +91,11 @@ def save_domain(
                         noted = _look_outside_memory(host, prepared, request, session)
                         session.end(_trailer(stream, commit.sink.name, prepared.device_model))
                         if request.final_state is FinalState.RUN:
+                            _check_suspended(host, prepared.domain)
                             _resume_early(host, prepared, session)
-                        _commit_image(host, commit, session, report)
+                        _commit_image(host, prepared.domain, request, commit, session, report)
                 final_state = commit.final_state(request.final_state)
-                with _noted_for_boot(request, final_state):
+                with _noted_for_boot(host, prepared.domain, request, final_state):
                     _make_final(host, prepared, replace(request, final_state=final_state), session, report)
                 if final_state is FinalState.DESTROY:
                     _settle(host, prepared.domain, noted)
@@ -131,7 +133,7 @@ def _look_outside_memory(
     """What the image is to know of the suspended domain's disks, once the command that was asked for has been run."""
     if request.while_suspended is not None:
         while_suspended.run(request.while_suspended, prepared.domain, request.image)
-    noted = host.disks_of(prepared.config)
+    noted = host.disks_of(prepared.config) if request.note_disks else []
     if noted and not request.plain:
         session.note(Disks({"disks": noted}))
     return noted
@@ -164,24 +166,53 @@ def _resume_early(host: Host, prepared: Prepared, session: SaveSession) -> None:
         host.handles.memory.unmap_lingering()
 
 
-def _commit_image(host: Host, commit: Commit, session: SaveSession, report: SaveReport) -> None:
+def _check_suspended(host: Host, domain: Domain) -> None:
+    """DomainError when somebody has resumed the domain: its image is of several moments, and it has run on.
+
+    One of arm64 is paused by now, see the kind. One that was destroyed is as good: all of it had been read by then.
+    """
+    found = host.look_up(domain)
+    if found.condition in (Condition.RUNNING, Condition.CRASHED, Condition.STOPPED):
+        raise DomainError(
+            f"{domain} {found.what}: another program has resumed it while it was saved",
+            name=ErrorName.DOMAIN_BUSY,
+            remedies=[Advice(Remedy.TRY_AGAIN)],
+        )
+
+
+def _commit_image(
+    host: Host,
+    domain: Domain,
+    request: SaveRequest,
+    commit: Commit,
+    session: SaveSession,
+    report: SaveReport,
+) -> None:
     """The image is on the disk and has its name: from here on the request is carried out, not given up."""
     written_at = host.clock()
     commit.finish()
     report.stored_bytes = commit.stored_bytes
     report.sync_s = host.clock() - written_at
     with shield():
+        if request.final_state is not FinalState.RUN:  # else it may have been resumed already
+            _check_suspended(host, domain)
         if commit.hands_over:
             session.give_away()
         commit.commit()
         interrupts.too_late()
 
 
-def _noted_for_boot(request: SaveRequest, final_state: FinalState) -> AbstractContextManager[None]:
+def _noted_for_boot(
+    host: Host, domain: Domain, request: SaveRequest, final_state: FinalState
+) -> AbstractContextManager[None]:
     """Before the domain is destroyed: the power may fail next."""
-    if request.restored_at_boot and final_state is FinalState.DESTROY:
-        return to_be_restored(Path(request.image))
-    return nullcontext()
+    if not request.restored_at_boot or final_state is not FinalState.DESTROY:
+        return nullcontext()
+
+    def still_there() -> bool:  # libxl may fail at its devices when the domain itself is destroyed
+        return account_of(host, domain).state not in (DomainState.GONE, DomainState.DYING)
+
+    return to_be_restored(Path(request.image), still_there)
 
 
 def _make_final(

@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,9 @@ from saverestore.toolstack.programs import HELPER
 MOST_WORDS = 1 << 16
 LONGEST_INTERPRETER = 100
 """Bytes; kernels before 5.1 cut the first line of a program at 127."""
+
+KILLED_S = 10.0
+REAP_POLL_S = 0.002
 
 MOST_DESCRIPTORS = 5
 """Standard input, output and error; the stream, and where libxl wants to be answered."""
@@ -108,7 +112,14 @@ def _forked(listening: socket.socket, main: Main, preload: Preload) -> Iterator[
             if pid is not None:
                 # It has ended by now, or waits in vain; or works on for a stand-in that was killed.
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                _reap(pid)
+
+
+def _reap(pid: int) -> None:
+    """Until it has ended, or for KILLED_S: the kernel cannot kill one that waits for a disk which does not answer."""
+    end = time.monotonic() + KILLED_S
+    while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < end:
+        time.sleep(REAP_POLL_S)
 
 
 def _be_helper(

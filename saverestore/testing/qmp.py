@@ -74,15 +74,16 @@ class Conversation:
 class FakeQemu:
     """The device model of one domain: `running`, `dirty_log` and `state`, what it would save of its devices.
 
-    `commands` are the names of the commands that came, in order; `nr_fds` counts descriptors that it was given and
-    still holds. It serves one client at a time, as QEMU does: the next gets its greeting when the first has hung up.
-    A context manager: at the end all conversations are over.
+    `blocked`: reasons why it could not be migrated. `commands` are the names of the commands that came, in order;
+    `nr_fds` counts descriptors that it was given and still holds. It serves one client at a time, as QEMU does: the
+    next gets its greeting when the first has hung up. A context manager: at the end all conversations are over.
     """
 
     def __init__(self, state: bytes = b"state of devices") -> None:
         self.state = state
         self.running = True
         self.dirty_log = False
+        self.blocked: list[str] = []
         self.alive = True
         self.commands: list[str] = []
         self._fdsets: dict[int, list[int]] = {}
@@ -182,6 +183,8 @@ class FakeQemu:
         match name:
             case "qmp_capabilities":
                 return {}
+            case "query-migrate":
+                return {"blocked-reasons": self.blocked} if self.blocked else {}
             case "query-status":
                 return {"status": "running" if self.running else "paused", "running": self.running}
             case "stop" | "cont":

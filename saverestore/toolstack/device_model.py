@@ -28,6 +28,9 @@ TIMEOUT_S = 30.0
 AGAIN_S = 5.0
 """The same when it is to run again after a failure: the guest stands still meanwhile."""
 
+NOT_IN_STATE = "non-migratable device"
+"""How QEMU, from 6.0 on, names a device whose state it would leave out without a word (migration/savevm.c)."""
+
 LONGEST_ANSWER = 1 << 20
 T = TypeVar("T")
 PHYSMAP_KEYS = ("start_addr", "size", "name")
@@ -216,6 +219,16 @@ class DeviceModel:
             )
         with self._qmp() as qmp:
             qmp.command("query-status")
+            answer = qmp.command("query-migrate")
+        reasons = answer.get("blocked-reasons") if isinstance(answer, dict) else None
+        # Others, such as formats of disks, block what moves a running QEMU; its state on its own is whole.
+        lost = [one for one in reasons or [] if isinstance(one, str) and NOT_IN_STATE in one]
+        if lost:
+            raise DomainError(
+                f"the device model of domain {self._domid} has devices whose state it cannot save: "
+                f"{'; '.join(lost)}",
+                name=ErrorName.DEVICES_UNSUPPORTED,
+            )
 
     def log_dirty(self, *, on: bool) -> None:
         """Have it tell the hypervisor which pages of the domain it writes, or no longer."""
@@ -309,6 +322,11 @@ class SuspenderWithDeviceModel:
         """See Suspending."""
         return self._guest.is_late
 
+    @property
+    def has_ended(self) -> bool:
+        """See Suspending."""
+        return self._guest.has_ended
+
     def suspend(self) -> None:
         """Return once both are stopped. The guest is not asked where its device model cannot be reached."""
         self._device_model.hold()
@@ -316,8 +334,16 @@ class SuspenderWithDeviceModel:
         self._device_model.stop()
 
     def resume(self) -> None:
-        """Resume both. A device model that does not answer keeps nobody from resuming the guest."""
+        """Resume both. A device model that does not answer keeps nobody from resuming the guest.
+
+        It is no failure where the guest has ended, as the device model then ends, too.
+        """
+        failure: DomainError | None = None
         try:
             self._device_model.resume()
+        except DomainError as error:
+            failure = error
         finally:
             self._guest.resume()
+        if failure is not None and not self._guest.has_ended:
+            raise failure

@@ -30,13 +30,14 @@ def locked(domain: Domain) -> Iterator[None]:
 
 
 @contextmanager
-def restoring(domain_uuid: uuid.UUID, name: str | None) -> Iterator[None]:
+def restoring(domain_uuid: uuid.UUID, name: str | None, *, wait_s: float = 0.0) -> Iterator[None]:
     """Inside this block no other restore makes a domain with this UUID or name. DomainError when one does.
 
     From before it is looked whether they are free until the domain can be found: or two restores of one image find
-    both free, and make two domains of one. `name`: None where somebody else sees to that.
+    both free, and make two domains of one. `name`: None where somebody else sees to that. `wait_s`: see `held`.
     """
-    with held(f"restore-{domain_uuid}", f"a domain with the UUID {domain_uuid} is being restored"):
+    busy = f"a domain with the UUID {domain_uuid} is being restored"
+    with held(f"restore-{domain_uuid}", busy, wait_s=wait_s):
         if name is None:
             yield
             return
@@ -44,6 +45,7 @@ def restoring(domain_uuid: uuid.UUID, name: str | None) -> Iterator[None]:
         with held(
             f"restore-name-{hashlib.sha256(name.encode()).hexdigest()[:32]}",
             f"a domain called {name!r} is being restored",
+            wait_s=wait_s,
         ):
             yield
 

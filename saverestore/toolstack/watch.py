@@ -11,16 +11,17 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from pyxc.control import ShutdownReason
 from pyxc.errors import XenError
 from saverestore.errors import DomainError, ErrorName, XenRefused
-from saverestore.toolstack.lock import held
+from saverestore.toolstack.lock import held, restoring
 
 if TYPE_CHECKING:
     from pyxc.libxl import Libxl
@@ -38,6 +39,9 @@ SHORTEST_LIFE_S = 10.0
 
 LAST_WATCHER_S = 10.0
 """How long the watcher of a domain that was saved and restored may take to find that it is gone."""
+
+RESTORE_S = 60.0
+"""How long a restore of the same domain is waited for: it finds that there is one, and is refused in moments."""
 
 SUSPENDED_S = 1.0
 """How often to look whether a suspended domain goes on."""
@@ -82,7 +86,13 @@ def watch_domain(
         # Two would both start it anew. A UUID outlives reboots. Who watched it before it was saved ends about now.
         busy = f"{name} (domain {domid}) is being watched already,"
         with held(f"watch-{uuid}", busy, wait_s=LAST_WATCHER_S):
-            watch(libxl, domid, ready=ready, undisturbed=undisturbed)
+            watch(
+                libxl,
+                domid,
+                ready=ready,
+                undisturbed=undisturbed,
+                alone=lambda: restoring(UUID(uuid), name, wait_s=RESTORE_S),
+            )
 
 
 def _find(libxl: Libxl, wanted: str) -> tuple[int, dict[str, Any]]:
@@ -103,6 +113,7 @@ def watch(
     *,
     ready: Callable[[], None] = lambda: None,
     undisturbed: Callable[[], AbstractContextManager[None]],
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     dumps: Path = DUMP_DIR,
@@ -110,7 +121,8 @@ def watch(
     """Watch a domain, and what it is restarted as, until there is nothing left to watch.
 
     `ready` is called whenever a domain is watched. What is done to a domain is done in `undisturbed`: half of it
-    would be worse than nothing. An error leaves the domain as it then is.
+    would be worse than nothing; and in `alone`: between the old domain and the new one there is none, and a restore
+    would find its UUID free. An error leaves the domain as it then is.
     """
     since = clock()
     while True:
@@ -124,21 +136,23 @@ def watch(
             # It is being saved, and goes on perhaps. libxl tells of one shutdown only, so it is watched anew.
             sleep(SUSPENDED_S)
             continue
-        with undisturbed():
-            config = _act(libxl, domid, reason, dumps)
-        if config is None:
-            return
-        sleep(max(SETTLE_S, SHORTEST_LIFE_S - (clock() - since)))
-        since = clock()
-        with undisturbed():
-            try:
-                domid = libxl.create(config)
-                libxl.unpause(domid)
-            except XenError as error:
-                raise XenRefused(
-                    f"what was domain {domid} could not be started again: {error}; it is off, 'xl create' starts it",
-                    name=ErrorName.LIBXL_FAILED,
-                ) from error
+        with alone():
+            with undisturbed():
+                config = _act(libxl, domid, reason, dumps)
+            if config is None:
+                return
+            sleep(max(SETTLE_S, SHORTEST_LIFE_S - (clock() - since)))
+            since = clock()
+            with undisturbed():
+                try:
+                    domid = libxl.create(config)
+                    libxl.unpause(domid)
+                except XenError as error:
+                    raise XenRefused(
+                        f"what was domain {domid} could not be started again: {error}; it is off, 'xl create' "
+                        "starts it",
+                        name=ErrorName.LIBXL_FAILED,
+                    ) from error
         LOG.info("restarted as domain %d", domid)
 
 

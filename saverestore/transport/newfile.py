@@ -206,10 +206,11 @@ class NewFile:
 
         TransportError when it cannot be; the temporary file is then still removed by the end of the block.
         """
-        temporary = self._temporary
-        identity = _identity(os.fstat(self.sink.fileno())) if temporary is not None else None
-        self.sink.close()
+        temporary, identity = self._temporary, None
         try:
+            if temporary is not None:
+                identity = _identity(os.fstat(self.sink.fileno()))
+            self.sink.close()
             if temporary is not None:
                 self._name(temporary, identity)
                 sync_folder(self._final.parent)
@@ -258,12 +259,23 @@ class NewFile:
             return self
         self._remove_abandoned()
         try:
-            self.sink = SparseFileSink(self._open_temporary(), str(self.path))
+            self.sink = self._sink()
         except BaseException as error:
             if self._temporary is not None:
                 self._remove(self._temporary, error)
             raise
         return self
+
+    def _sink(self) -> FdSink:
+        """Over a temporary file."""
+        descriptor = self._open_temporary()
+        try:
+            return SparseFileSink(descriptor, str(self.path))
+        except OSError as error:
+            os.close(descriptor)
+            raise TransportError(
+                f"cannot write {self.path}: {error.strerror}", name=name_of_errno(error.errno)
+            ) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

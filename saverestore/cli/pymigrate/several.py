@@ -61,12 +61,12 @@ def migrate_several(given: argparse.Namespace) -> int:
 
 
 def _all_domains() -> dict[str, str]:
-    """Number of each domain of this host, by a name of its own."""
+    """UUID of each domain of this host, by a name of its own: one that reboots meanwhile gets another number."""
     from saverestore.cli.all_domains import named_apart
     from saverestore.operations.host import opened_host
 
     with opened_host() as host:
-        return {name: str(domain.domid) for name, domain in named_apart(host.guests())}
+        return {name: str(domain.info.uuid) for name, domain in named_apart(host.guests())}
 
 
 def _moved(result: Result, given: argparse.Namespace) -> str:

@@ -126,13 +126,14 @@ def settle(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> N
 
 
 def is_settled(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> bool:
-    """Whether somebody died between `settle` and `remove`."""
-    return _settled(path_of(domid, domain_uuid, directory)).exists()
+    """Whether somebody died between `settle` and `remove`, since this host was booted."""
+    return _is_of_this_boot(_settled(path_of(domid, domain_uuid, directory)))
 
 
 def is_there(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> bool:
     """Whether the domain has one, settled or not."""
-    return path_of(domid, domain_uuid, directory).exists() or is_settled(domid, domain_uuid, directory)
+    path = path_of(domid, domain_uuid, directory)
+    return _is_of_this_boot(path) or is_settled(domid, domain_uuid, directory)
 
 
 def remove(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> None:
@@ -140,6 +141,17 @@ def remove(domid: int, domain_uuid: uuid.UUID, directory: Path = DIRECTORY) -> N
     path = path_of(domid, domain_uuid, directory)
     path.unlink(missing_ok=True)
     _settled(path).unlink(missing_ok=True)
+
+
+def _is_of_this_boot(path: Path) -> bool:
+    """Whether it is there, and speaks of a domain of this boot; one that cannot be read may do so."""
+    try:
+        found: object = json.loads(path.read_text())["boot"]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    return found == _boot_id()
 
 
 def _settled(path: Path) -> Path:

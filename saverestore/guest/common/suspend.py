@@ -32,7 +32,15 @@ POLL_S = 0.1
 GRACE_S = 2.0
 """How long `resume` waits for a guest that has taken the request: signals are held back meanwhile."""
 
+MOST_EVENTS = 1000
+"""Taken at one time: who writes to a node without end must not keep us from looking at the clock."""
+
+LONGEST_REASON = 200
+"""Characters of what a guest says that are printed."""
+
 REQUEST = "suspend"
+REQUESTS = {REQUEST: "suspend", "poweroff": "power off", "halt": "power off", "reboot": "reboot"}
+"""What a guest is asked for in control/shutdown, for people. Linux leaves what it does not know there for ever."""
 
 STOPPED = {
     0: "has powered off",
@@ -54,6 +62,10 @@ class Suspending(Protocol):
     @property
     def is_late(self) -> bool:
         """Whether the guest has taken a request to suspend that nobody waits for any more: it may suspend later."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `resume` found that it has crashed, powered off or been destroyed: there is nothing to resume."""
 
     def suspend(self) -> None:
         """Return once the domain is suspended; DomainError when it does not."""
@@ -88,7 +100,8 @@ class Suspender:
         self._timeout_s = timeout_s or SUSPEND_TIMEOUT_S
         self._deadline = 0.0
         self._requested = requested
-        self._is_late = False
+        self._is_taken = False
+        self._is_late = self._has_ended = False
         self._has_suspended = False
         self._has_begun_to_resume = False
         self._emulated = emulated
@@ -99,6 +112,11 @@ class Suspender:
         """See Suspending. Known once `resume` has returned."""
         return self._is_late
 
+    @property
+    def has_ended(self) -> bool:
+        """See Suspending. Known once `resume` has returned."""
+        return self._has_ended
+
     def suspend(self) -> None:
         """Return once the domain is shut down with reason "suspend".
 
@@ -106,7 +124,7 @@ class Suspender:
         taken back; one that it has taken is seen to by `resume`.
         """
         self._deadline = time.monotonic() + self._timeout_s
-        self._is_late = False
+        self._is_late = self._has_ended = self._is_taken = False
         port = self._store.read(f"{self._path}/device/suspend/event-channel")
         token = f"pysave-suspend-{self._domid}"
         self._store.watch("@releaseDomain", token)
@@ -134,6 +152,7 @@ class Suspender:
         except XenError as error:
             if error.errno != errno.ESRCH:  # somebody destroyed it meanwhile: there is nothing to resume
                 raise
+            self._has_ended = True
         self._requested = self._has_suspended = self._has_begun_to_resume = False
 
     def _resume(self) -> None:
@@ -146,7 +165,9 @@ class Suspender:
             if not shutdown and not self._withdraw() and not self._has_stopped_within(GRACE_S):
                 self._is_late = True
                 return
-            if not self._xen.domain(self._domid).suspended:
+            info = self._xen.domain(self._domid)
+            self._has_ended = info.dying or (info.shutdown and not info.suspended)
+            if self._has_ended or not info.suspended:
                 return
             self._has_begun_to_resume = True
         self._resume_domain()
@@ -171,21 +192,17 @@ class Suspender:
             self._xen.subscribe_for_suspend(self._domid, port)
             with shield():  # from the moment that it is asked, `resume` must know of it
                 events.notify(port)
-                self._requested = True
+                self._requested = self._is_taken = True
             self._wait_for_shutdown("was sent an event on its suspend channel and did not suspend")
 
     def _suspend_by_store(self) -> None:
         control = f"{self._path}/control/shutdown"
-        if self._store.read(f"{self._path}/control/feature-suspend") == "0":
-            raise DomainError(
-                f"domain {self._domid} reports that it cannot suspend (control/feature-suspend is 0 in xenstore)",
-                name=ErrorName.DOMAIN_CANNOT_SUSPEND,
-            )
+        check_can_suspend(self._store, self._domid, f"domain {self._domid}")
         with shield():
-            self._store.write(control, REQUEST)
+            self._ask()
             self._requested = True
         # The guest answers by emptying the node before it suspends.
-        while self._store.read(control) == REQUEST:
+        while (value := self._store.read(control)) == REQUEST:
             if self._stopped():
                 return
             if time.monotonic() > self._deadline:
@@ -196,15 +213,35 @@ class Suspender:
                         name=ErrorName.DOMAIN_UNRESPONSIVE,
                         remedies=[Advice(Remedy.WAIT_LONGER)],
                     )
+                value = self._store.read(control)
                 break
             self._wait_for_event(POLL_S)
+        self._is_taken = True
+        if value and value != REQUEST and not self._stopped():
+            # It may have taken ours before; then `resume` sees to that.
+            raise DomainError(
+                f"another program has asked domain {self._domid} to {REQUESTS.get(value, 'do something else')} "
+                "while it was asked to suspend",
+                name=ErrorName.DOMAIN_BUSY,
+            )
         self._wait_for_shutdown("took the request to suspend, but did not suspend")
+
+    def _ask(self) -> None:
+        """Write the request, unless somebody else's is there. In a transaction, as it is looked at first."""
+
+        def ask(transaction: Transaction) -> None:
+            check_not_asked(transaction, self._domid, f"domain {self._domid}")
+            transaction.write(f"{self._path}/control/shutdown", REQUEST)
+
+        in_transaction(self._store, ask)
 
     def _withdraw(self) -> bool:
         """Take the request back unless the guest has it already; whether that came in time."""
+        if self._is_taken:  # what is there now is another program's
+            return False
         taken_back = withdraw_request(self._store, self._domid)
-        if taken_back:
-            self._requested = False
+        self._requested = not taken_back
+        self._is_taken = not taken_back
         return taken_back
 
     # ---- waiting ---------------------------------------------------------------------------------
@@ -254,11 +291,8 @@ class Suspender:
 
     def _wait_for_event(self, timeout_s: float) -> None:
         """Until a watch fires, at most `timeout_s`. The watch only shortens the wait; polling decides."""
-        poll = select.poll()
-        poll.register(self._store.fileno(), select.POLLIN)
-        if poll.poll(timeout_s * 1000):
-            while self._store.take_watch_event() is not None:
-                pass
+        wait_for_event(self._store, timeout_s)
+        take_events(self._store)
 
 
 class Resumption:
@@ -316,6 +350,56 @@ class Resumption:
     def _unpause(self) -> None:
         self._xen.unpause(self._domid)
         self._is_paused = False
+
+
+def wait_for_event(store: XenStore, timeout_s: float) -> None:
+    """Until a watch has fired, at most so long. What has fired stays to be taken."""
+    poll = select.poll()
+    poll.register(store.fileno(), select.POLLIN)
+    poll.poll(timeout_s * 1000)
+
+
+def take_events(store: XenStore) -> int:
+    """How many watches have fired, MOST_EVENTS at most, which are taken. Does not wait."""
+    number = 0
+    while number < MOST_EVENTS and store.take_watch_event() is not None:
+        number += 1
+    return number
+
+
+def check_can_suspend(store: Transaction, domid: int, who: str) -> None:
+    """DomainError when the guest reports that it cannot suspend now. `who`: the domain, for people.
+
+    Drivers of Windows say why, in data/cant_suspend_reason (xenopsd), and such a guest crashes if it is asked all
+    the same.
+    """
+    path = f"/local/domain/{domid}"
+    reason = store.read(f"{path}/data/cant_suspend_reason") or ""
+    if store.read(f"{path}/control/feature-suspend") == "0":
+        reason = "control/feature-suspend is 0 in xenstore"
+    if reason:
+        raise DomainError(
+            f"{who} reports that it cannot suspend ({_shown(reason)})", name=ErrorName.DOMAIN_CANNOT_SUSPEND
+        )
+
+
+def _shown(text: str) -> str:
+    """What a guest wrote, fit to be printed."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST_REASON])
+
+
+def check_not_asked(store: Transaction, domid: int, who: str) -> None:
+    """DomainError when the guest has still to answer another program's request to suspend, power off or reboot.
+
+    `who`: the domain, for people. Two programs that suspend a domain both take it for theirs, to resume or destroy.
+    """
+    value = store.read(f"/local/domain/{domid}/control/shutdown")
+    if value in REQUESTS:
+        raise DomainError(
+            f"another program has asked {who} to {REQUESTS[value]}, and it has not answered",
+            name=ErrorName.DOMAIN_BUSY,
+            remedies=[Advice(Remedy.TRY_AGAIN), Advice(Remedy.RECOVER, domid)] if value == REQUEST else [],
+        )
 
 
 def withdraw_request(store: XenStore, domid: int) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import time
+import uuid
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +16,21 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
+from fake_host import FakeHost
 from stream_samples import golden
 
 from saverestore.cli import all_domains, many, pyimage, pyrestore, pysave
 from saverestore.cli.many import Process, Result
-from saverestore.errors import ExitCode
+from saverestore.errors import DomainError, ErrorName, ExitCode
 from saverestore.operations.pending import to_be_restored
+from saverestore.toolstack import moving
+from saverestore.toolstack.condition import Condition, Found
 from saverestore.toolstack.domains import Domain, is_guest
+
+
+def info(domid: int) -> SimpleNamespace:
+    return SimpleNamespace(domid=domid, uuid=uuid.UUID(int=domid))
+
 
 UNITS = Path(__file__).parents[3] / "saverestore" / "systemd"
 
@@ -112,10 +123,10 @@ def test_domains_of_one_name_are_told_apart_by_their_numbers():
     assert names == ["a (domain 7)", "b", "a (domain 9)"]
 
 
-@pytest.mark.parametrize(("choice", "asked"), [("leave", []), ("shutdown", [{"web2": 8}])])
+@pytest.mark.parametrize(("choice", "asked"), [("leave", []), ("shutdown", [["web2"]])])
 def test_a_domain_that_could_not_be_saved_is_left_or_shut_down(tmp_path, monkeypatch, capsys, choice, asked):
-    stopped: list[dict[str, int]] = []
-    domains = [Domain(SimpleNamespace(domid=domid), f"web{domid - 6}") for domid in (7, 8)]
+    stopped: list[dict[str, Domain]] = []
+    domains = [Domain(info(domid), f"web{domid - 6}") for domid in (7, 8)]
 
     class Host:
         def __enter__(self):
@@ -125,7 +136,7 @@ def test_a_domain_that_could_not_be_saved_is_left_or_shut_down(tmp_path, monkeyp
             return None
 
     monkeypatch.setattr("saverestore.operations.host.opened_host", Host)
-    monkeypatch.setattr(all_domains, "shut_down", lambda numbers: stopped.append(numbers) or list(numbers))
+    monkeypatch.setattr(all_domains, "shut_down", lambda _, found: stopped.append(found) or list(found))
     results = [
         Result("web1", 0, "", {"image": "x", "domain_state": "destroyed"}, 1.0),
         Result("web2", ExitCode.DOMAIN, "", {"error": "it does not answer"}, 1.0),
@@ -133,9 +144,106 @@ def test_a_domain_that_could_not_be_saved_is_left_or_shut_down(tmp_path, monkeyp
     monkeypatch.setattr(many, "run_all", lambda *_, **__: results)
     words = ["--all", "--store", str(tmp_path), "--if-unsaveable", choice]
     assert pysave.main(words) == ExitCode.DOMAIN
-    assert stopped == asked
+    assert stopped == [dict.fromkeys(names, domains[1]) for names in asked]
     said = capsys.readouterr().err
     assert ("1 of 1 unsaved shut down" in said) is (choice == "shutdown")
+
+
+class Host(FakeHost):
+    """A host of web1; `busy`: another process of ours works on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.domain = Domain(info(7), "web1")
+        self.busy = False
+
+    @contextmanager
+    def locked(self, domain):
+        if self.busy:
+            raise DomainError(f"{domain} is being saved by process 42", name=ErrorName.DOMAIN_BUSY)
+        self.busy = True
+        yield
+        self.busy = False
+
+
+@pytest.fixture
+def xl(tmp_path, monkeypatch):
+    """An `xl` that notes what it is called with."""
+    program = tmp_path / "bin" / "xl"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/called\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return tmp_path / "called"
+
+
+def test_a_guest_that_runs_and_that_nobody_works_on_is_shut_down(xl, capsys):
+    host = Host()
+    assert all_domains.shut_down(host, {"web1": host.domain}) == ["web1"]
+    assert xl.read_text() == "shutdown -F -w 7\n"
+    assert not host.busy
+    assert capsys.readouterr().err == "pysave: web1: was shut down\n"
+
+
+def test_while_a_guest_powers_off_nobody_begins_to_work_on_it(xl, tmp_path, monkeypatch):
+    host, seen = Host(), []
+    wait = all_domains.subprocess.Popen.wait
+    monkeypatch.setattr(
+        all_domains.subprocess.Popen, "wait", lambda *given: seen.append(host.busy) or wait(*given)
+    )
+    all_domains.shut_down(host, {"web1": host.domain})
+    assert seen[0] is True
+
+
+CONDITIONS = [
+    (Condition.SUSPENDED, "is suspended"),
+    (Condition.PAUSED, "is paused"),
+    (Condition.CRASHED, "has crashed"),
+    (Condition.DYING, "is being destroyed"),
+    (Condition.GONE, "is gone"),
+]
+
+
+@pytest.mark.parametrize(("condition", "what"), CONDITIONS)
+def test_a_domain_that_does_not_run_is_not_shut_down(xl, capsys, condition, what):
+    """Another program saves it, or it is one that comes from another host and is not complete."""
+    host = Host()
+    host.found = Found(condition, what)
+    assert all_domains.shut_down(host, {"web1": host.domain}) == []
+    assert not xl.exists()
+    assert capsys.readouterr().err == f"pysave: web1: is not shut down: web1 (domain 7) {what}\n"
+
+
+def test_a_domain_that_is_being_saved_or_migrated_is_not_shut_down(xl, capsys):
+    host = Host()
+    host.busy = True
+    assert all_domains.shut_down(host, {"web1": host.domain}) == []
+    assert not xl.exists()
+    assert "is not shut down: web1 (domain 7) is being saved by process 42" in capsys.readouterr().err
+
+
+def test_a_domain_that_another_host_may_run_is_not_shut_down(xl, capsys):
+    host = Host()
+    moving.note(host.store, 7, "m")
+    assert all_domains.shut_down(host, {"web1": host.domain}) == []
+    assert not xl.exists()
+    assert "moves to another host" in capsys.readouterr().err
+
+
+def test_a_domain_that_another_program_has_asked_to_suspend_is_not_shut_down(xl, capsys):
+    host = Host()
+    host.store.write("/local/domain/7/control/shutdown", "suspend")
+    assert all_domains.shut_down(host, {"web1": host.domain}) == []
+    assert not xl.exists()
+    assert "another program has asked web1 (domain 7) to suspend" in capsys.readouterr().err
+
+
+def test_where_there_is_no_xl_that_is_said_and_nothing_stays_locked(monkeypatch, tmp_path, capsys):
+    host = Host()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert all_domains.shut_down(host, {"web1": host.domain}) == []
+    assert not host.busy
+    assert "could not be shut down: xl: No such file" in capsys.readouterr().err
 
 
 # ---- units -------------------------------------------------------------------------------------------

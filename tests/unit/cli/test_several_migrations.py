@@ -86,7 +86,7 @@ def test_each_domain_gets_a_line_and_a_failure_is_the_exit_code(monkeypatch, cap
     assert "pymigrate: 2 domains migrated to hostb, 1 failed" in said
 
 
-def test_all_are_the_domains_of_this_host_by_number(monkeypatch, capsys):
+def test_all_are_the_domains_of_this_host(monkeypatch, capsys):
     monkeypatch.setattr(several, "_all_domains", lambda: {"web1": "7", "web2": "9"})
     asked = {}
     monkeypatch.setattr(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,10 @@ class FakeDomain:
 
     def read(self, path: str) -> str:
         return ""
+
+    @contextmanager
+    def transaction(self):
+        yield self
 
     def watch(self, *_: str) -> None:
         pass
@@ -117,6 +122,7 @@ class Domain:
             write=lambda path, value: self._suspend(),
             watch=lambda *_: None,
             unwatch=lambda *_: None,
+            transaction=lambda: nullcontext(self.store),
             resume_domain=lambda _: self._do("xenstored"),
         )
         self.handles = SimpleNamespace(xen=self.xen, store=self.store)

@@ -116,6 +116,10 @@ class TableHost:
         self.restored: MemoryRestore | None = None
         self.watched: list[tuple[int, str]] = []
         self.devices: list[dict[str, str]] = []
+        self.dying: set[int] = set()
+        self.pages_asked: list[int] = []
+        self.noted_disks: list[dict[str, Any]] = []
+        self.settled: list[object] = []
         self.flushed: list[str] = []
         """The domain's state whenever its disks were flushed."""
         self.fails: dict[str, BaseException] = {}
@@ -163,7 +167,7 @@ class TableHost:
             SimpleNamespace(
                 domid=int(one.name),
                 uuid=uuid.UUID(self._entry(int(one.name))["uuid"]),
-                dying=False,
+                dying=int(one.name) in self.dying,
                 paused=self.state_of(int(one.name)) == "paused",
             )
             for one in self._files()
@@ -213,10 +217,10 @@ class TableHost:
         self.flushed += self.table().values()
 
     def disks_of(self, _config: object) -> list[dict[str, Any]]:
-        return []
+        return self.noted_disks
 
-    def settle_disks(self, _domain: object, _noted: object) -> None:
-        pass
+    def settle_disks(self, _domain: object, noted: object) -> None:
+        self.settled.append(noted)
 
     def look_up(self, domain: Any) -> Found:
         try:
@@ -251,8 +255,9 @@ class TableHost:
     def contents_of(self, _image: str) -> None:
         return None
 
-    def check_memory(self, *_: object) -> None:
+    def check_memory(self, _config: object, pages: int) -> None:
         self._fail("check_memory")
+        self.pages_asked.append(pages)
 
     def check_image(self, *_: object, **__: object) -> None:
         pass

@@ -90,6 +90,40 @@ def test_disks_are_flushed_while_the_domain_is_suspended(pair):
     assert pair.b.flushed == []
 
 
+def test_the_destination_looks_for_as_much_memory_as_the_domain_has_and_not_as_its_target(pair):
+    """A guest that was asked to give memory back and has not."""
+    pair.a.switch_off()
+    pair.a.add(CONFIG | {"b_info": CONFIG["b_info"] | {"target_memkb": 512}}, "running")
+    pair.migrate()
+    pair.join()
+    assert set(pair.b.pages_asked) == {pair.a.guest.populated_pages}
+    assert pair.a.guest.populated_pages > 512 // 4
+
+
+def test_what_another_host_sees_of_a_disks_times_ends_no_migration(pair, tmp_path):
+    """NFS may show the destination what was so a minute ago. Disks are compared when the domain is offered."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(4096))
+    pair.a.noted_disks = [
+        {"vdev": "xvda", "path": str(disk), "bytes": 4096, "mtime_ns": 1, "written": "then"}
+    ]
+    pair.migrate()
+    pair.join()
+    assert pair.b.table() == {"web1": "running"}
+    assert pair.a.settled == [[]]
+
+
+def test_a_domain_that_is_being_destroyed_there_has_no_name(pair):
+    """A process may hold a page of it for long. It has had the domain's name before, and while it came in."""
+    names = {CONFIG["c_info"]["name"], "web1--incoming"}
+    for name in names:
+        pair.b.dying.add(pair.b.add({**CONFIG, "c_info": CONFIG["c_info"] | {"name": name}}, "suspended"))
+    pair.migrate()
+    pair.join()
+    assert pair.b.watched == [(3, "web1")]
+    assert pair.b.state_of(3) == "running"
+
+
 def test_a_disk_that_is_another_one_there_is_refused_before_anything_is_done(pair, monkeypatch):
     pair.a.devices = [{"vdev": "xvda", "pdev_path": "/dev/x", "format": "raw"}]
     seen = iter([4096, 8192])

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from fake_host import FakeHost, FakeToolstack, commit_with
+from fake_host import FakeHost, FakeToolstack
 from memory_guests import MAKERS
 
 from pyxc import XenError
@@ -124,6 +124,21 @@ def test_a_device_model_that_could_not_be_resumed_is_told_apart_from_the_guest(t
     assert report.domain_state is DomainState.HALF_RESUMED
 
 
+def test_a_running_domain_whose_request_could_not_be_taken_back_is_told_as_that(tmp_path, host, guest):
+    """Xenstore was full: the request stands there, and the guest may still take it."""
+    resume = guest.resume
+
+    def only_the_guest() -> None:
+        resume()
+        raise XenError("xs_transaction_end", errno.ENOSPC)
+
+    guest.resume = only_the_guest
+    error, report = failed(tmp_path, host, DomainError("no registers"))
+    assert fact_of(error).endswith("web1 (domain 7) is running, but may still be asked to suspend")
+    assert remedies_of(error) == (Advice(Remedy.RECOVER, 7),)
+    assert report.domain_state is DomainState.RUNNING
+
+
 # ---- the image is safe ---------------------------------------------------------------------------
 
 
@@ -140,16 +155,13 @@ def test_a_domain_that_somebody_destroyed_while_the_image_became_safe_is_destroy
 
 @pytest.mark.parametrize("final_state", [FinalState.RUN, FinalState.PAUSE])
 def test_a_domain_that_did_not_live_to_run_again_is_reported_as_what_it_is(
-    tmp_path, host, caplog, final_state
+    tmp_path, host, guest, caplog, final_state
 ):
     def crashes() -> None:
         host.found = Found(Condition.CRASHED, "has crashed")
 
-    report = save_domain(
-        SaveRequest("web1", str(tmp_path / "a.img"), final_state=final_state),
-        Silence(),
-        host=host,
-        opened_commit=commit_with(crashes),
-    )
+    guest.moments.on("resume", 0, crashes)
+    request = SaveRequest("web1", str(tmp_path / "a.img"), final_state=final_state)
+    report = save_domain(request, Silence(), host=host)
     assert report.domain_state is DomainState.CRASHED
     assert "web1 (domain 7) has crashed" in caplog.text

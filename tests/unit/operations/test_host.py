@@ -8,8 +8,11 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
+from saverestore.errors import DomainError, ErrorName
 from saverestore.operations.host import Host
+from saverestore.testing.store import MemoryStore
 from saverestore.toolstack.device_model import SuspenderWithDeviceModel
+from saverestore.toolstack.domains import Domain
 
 HANDLES = SimpleNamespace(xen=SimpleNamespace(domain=lambda domid: f"info of {domid}"))
 CONFIG = SimpleNamespace(gic_version="v3", max_kib=4096)
@@ -114,3 +117,19 @@ def test_a_fresh_domain_is_filled_by_its_kind_within_what_it_may_have(host, kind
         "check_cpu": not force,
         "is_built": is_built,
     }
+
+
+def test_a_domain_that_another_program_has_asked_to_power_off_is_refused_before_it_is_touched():
+    info = SimpleNamespace(domid=7, dying=False, suspended=False, shutdown=False, paused=False)
+    with MemoryStore({"/local/domain/7/control/shutdown": "poweroff"}) as store:
+        host = Host(SimpleNamespace(store=store))
+        with pytest.raises(
+            DomainError, match=r"asked web1 \(domain 7\) to power off, and it has not"
+        ) as caught:
+            host.check_can_be_saved(Domain(info, "web1"))
+        assert caught.value.name is ErrorName.DOMAIN_BUSY
+        store.write("/local/domain/7/control/shutdown", "")
+        host.check_can_be_saved(Domain(info, "web1"))
+        store.write("/local/domain/7/data/cant_suspend_reason", "an old driver")
+        with pytest.raises(DomainError, match=r"web1 \(domain 7\) reports that it cannot suspend \(an old"):
+            host.check_can_be_saved(Domain(info, "web1"))

@@ -87,12 +87,51 @@ def test_one_that_never_suspends_is_left_alone_after_a_while(guest):
     assert guest.recovered == 0
 
 
-@pytest.mark.parametrize("value", ["suspend", "poweroff", ""])
-def test_one_that_somebody_else_asks_is_theirs(guest, value):
-    guest.at[2] = lambda: guest.store.write(CONTROL, value)
-    guest.at[3] = guest.set(suspended=True)
+@pytest.mark.parametrize("values", [["suspend"], ["suspend", ""]], ids=["asked", "asked and answered"])
+@pytest.mark.parametrize("between", [1, 0], ids=["before", "at once"])
+def test_one_that_somebody_else_asks_is_theirs(guest, values, between):
+    def ask() -> None:
+        for value in values:
+            guest.store.write(CONTROL, value)
+
+    def suspend() -> None:
+        if not between:
+            ask()
+        guest.suspended = True
+
+    if between:
+        guest.at[2] = ask
+    guest.at[2 + between] = suspend
     assert guest.watch() == "somebody else has asked it to suspend"
     assert guest.recovered == 0
+
+
+@pytest.mark.parametrize("value", ["poweroff", "", "s3"])
+def test_a_write_that_asks_for_something_else_leaves_its_suspension_to_us(guest, value):
+    """A guest may answer twice; and one that is to power off must run for that."""
+    guest.at[2] = lambda: guest.store.write(CONTROL, value)
+    guest.at[4] = guest.set(suspended=True)
+    assert guest.watch() == "it was suspended and resumes"
+
+
+def test_a_request_written_while_the_node_is_read_is_seen(guest):
+    """Between the answer to the read and a look at the watch."""
+    guest.store.moments.on("read", 2, lambda: guest.store.write(CONTROL, ""))
+    guest.store.moments.on("read", 3, lambda: guest.store.write(CONTROL, "suspend"))
+    guest.at[3] = guest.set(suspended=True)
+    assert guest.watch() == "somebody else has asked it to suspend"
+
+
+def test_somebody_who_writes_there_without_end_cannot_keep_it_from_ending(guest, monkeypatch):
+    """Each event that is taken is followed by another."""
+    take = guest.store.take_watch_event
+
+    def taking() -> tuple[str, str] | None:
+        guest.store.write(CONTROL, "")
+        return take()
+
+    monkeypatch.setattr(guest.store, "take_watch_event", taking)
+    assert guest.watch() == "somebody else has asked it to suspend"
 
 
 def test_one_that_somebody_else_had_asked_before_is_theirs_too(guest):

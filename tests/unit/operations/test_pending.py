@@ -61,6 +61,22 @@ def test_a_domain_that_could_not_be_destroyed_is_not_noted(tmp_path, host, tools
     assert pending(tmp_path) == []
 
 
+@pytest.mark.parametrize(("condition", "is_pending"), [(Condition.DYING, True), (Condition.UNKNOWN, False)])
+def test_an_image_whose_domain_can_never_run_again_stays_pending_although_destroying_it_failed(
+    tmp_path, host, toolstack, condition, is_pending
+):
+    """A hotplug script that failed, or a process that holds a page of it: the image is the domain now."""
+
+    def refuse() -> None:
+        host.found = Found(condition, "is being destroyed", ())
+        raise DomainError("a device could not be removed")
+
+    toolstack.on_destroy = refuse
+    with pytest.raises(XenRefused):
+        save(host, tmp_path)
+    assert bool(pending(tmp_path)) is is_pending
+
+
 @pytest.fixture
 def image(tmp_path):
     domain = MAKERS["pvh"]()

@@ -48,6 +48,7 @@ class KilledSave:
             uuid=uuid.uuid4(),
             hvm=True,
             cpupool=0,
+            dying=False,
             shutdown=False,
             suspended=False,
             shutdown_reason=0,
@@ -70,6 +71,12 @@ class KilledSave:
 @pytest.fixture
 def killed(monkeypatch) -> KilledSave:
     return KilledSave(monkeypatch)
+
+
+def test_a_domain_that_is_being_destroyed_is_not_resumed(killed):
+    killed.info.dying = killed.info.shutdown = killed.info.suspended = True
+    with pytest.raises(DomainError, match="is being destroyed"):
+        recover_locked(killed.handles, killed.domain, X86_HOST)
 
 
 BOTH = pytest.mark.parametrize("host", [X86_HOST, ARM64_HOST], ids=["x86", "arm64"])

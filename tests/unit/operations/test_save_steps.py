@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ from saverestore.stream.survey import survey
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
 from saverestore.toolstack import last_downtime
+from saverestore.toolstack.condition import Condition, Found
 from saverestore.transport.opening import open_image
 
 
@@ -88,6 +90,32 @@ def test_of_a_domain_that_is_destroyed_nothing_is_remembered(tmp_path, guest, ho
 @pytest.mark.parametrize("text", ["", "rubbish", "1", "1 2 3", "-1 5", "1.5 2", "9999999999 1"])
 def test_a_note_that_makes_no_sense_is_passed_over(text):
     assert last_downtime.known(FakeStore({NOTE: text}), 7) is None
+
+
+@pytest.mark.parametrize("final_state", FinalState)
+def test_a_domain_that_its_kind_has_left_paused_is_as_good_as_suspended(tmp_path, guest, host, final_state):
+    """On arm64: its processors have run our code since, and it is not shut down any more."""
+    guest.moments.on("end_records", 0, lambda: setattr(host, "found", Found(Condition.PAUSED, "is paused")))
+    guest.moments.on("resume", 0, lambda: setattr(host, "found", None))
+    report = save_domain(
+        SaveRequest("web1", str(tmp_path / "a.img"), final_state=final_state), Silence(), host=host
+    )
+    assert report.domain_state is DomainState(final_state.value)
+
+
+def test_a_place_that_seems_too_small_is_refused_unless_that_is_forced(
+    tmp_path, guest, host, monkeypatch, caplog
+):
+    """How much zeroes and compression save is not known beforehand: somebody may know better."""
+    monkeypatch.setattr("saverestore.transport.newfile.free_bytes", lambda _: 4096)
+    request = SaveRequest("web1", str(tmp_path / "a.img"))
+    with pytest.raises(TransportError, match="has room for 0 MiB; no changes were made") as caught:
+        save_domain(request, Silence(), host=host)
+    assert [one.remedy for one in caught.value.remedies] == [Remedy.OTHER_PLACE, Remedy.SAVE_ANYWAY]
+    assert guest.moments.calls.count("suspend") == 0
+    save_domain(replace(request, force=True), Silence(), host=host)
+    assert (tmp_path / "a.img").exists()
+    assert "because of the request" in caplog.text
 
 
 def test_a_disk_that_fails_late_leaves_no_image_and_a_running_domain(tmp_path, guest, host):

@@ -88,7 +88,8 @@ def setup(chance: random.Random, folder: Path) -> Setup:
 
     for number in range(6):
         guest.moments.on("check_layout", number, write)
-    found.host.found = chance.choice([None, None, None, *CONDITIONS])
+    condition = chance.choice([None, None, None, *CONDITIONS])
+    guest.moments.on("resume", 0, lambda: setattr(found.host, "found", condition))
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from saverestore.errors import TransportError
-from saverestore.process import stand_in
+from saverestore.process import ready, stand_in
 from saverestore.process.ready import ready_helper
 from saverestore.toolstack import helper_link
 from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE
@@ -199,6 +199,15 @@ def test_ctrl_c_while_it_waits_tells_nothing(capfd):
         os.kill(waiting, signal.SIGINT)
         assert gone(waiting)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_helper_that_the_kernel_cannot_kill_is_not_waited_for_without_end(monkeypatch):
+    """It waits for a disk that does not answer, and whoever waits for it holds signals back."""
+    monkeypatch.setattr(ready, "KILLED_S", 0.05)
+    monkeypatch.setattr(ready.os, "waitpid", lambda *_: (0, 0))
+    before = time.monotonic()
+    ready._reap(1)
+    assert 0.05 <= time.monotonic() - before < 5
 
 
 def refused(*_: object) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from saverestore.errors import DomainError, Interrupted
+from saverestore.errors import DomainError, ErrorName, Interrupted
 from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, LibxlRecordType
 from saverestore.testing.qmp import Conversation, FakeQemu
 from saverestore.testing.store import MemoryStore
@@ -42,7 +42,24 @@ def client_of(
 
 def test_one_of_libxls_that_answers_can_be_saved(qemu):
     client_of(qemu).check()
-    assert qemu.commands == ["qmp_capabilities", "query-status"]
+    assert qemu.commands == ["qmp_capabilities", "query-status", "query-migrate"]
+
+
+def test_one_with_a_device_whose_state_would_be_left_out_is_refused_while_the_guest_runs(qemu):
+    """An NVMe disk: QEMU 7.2 crashes when its state is asked for."""
+    qemu.blocked = [
+        "non-migratable device: 0000:00:02.0/nvme",
+        "The vpc format does not support live migration",
+    ]
+    with pytest.raises(DomainError, match=r"whose state it cannot save: non-migratable .*/nvme$") as caught:
+        client_of(qemu).check()
+    assert caught.value.name is ErrorName.DEVICES_UNSUPPORTED
+    assert "stop" not in qemu.commands
+
+
+def test_what_blocks_only_a_move_of_the_running_qemu_is_no_reason_to_refuse(qemu):
+    qemu.blocked = ["The vpc format used by node 'xvda' does not support live migration"]
+    client_of(qemu).check()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +287,7 @@ def test_libxls_socket_is_used_unless_another_is_given(monkeypatch, tmp_path, qe
         def serve() -> None:
             accepted, _ = listening.accept()
             with accepted:
-                for message in ({"QMP": {}}, {"return": {}}, {"return": {}}):
+                for message in ({"QMP": {}}, *3 * ({"return": {}},)):
                     accepted.sendall(json.dumps(message).encode() + b"\n")
                     accepted.recv(4096)
 
@@ -311,7 +328,7 @@ def test_a_status_that_says_nothing_starts_nothing(qemu, status):
 
 
 def test_the_guest_stops_first_and_resumes_last_even_when_the_device_model_does_not_answer(qemu):
-    guest = SimpleNamespace(seen=[])
+    guest = SimpleNamespace(seen=[], has_ended=False)
     guest.suspend = lambda: guest.seen.append(("suspend", qemu.running))
     guest.resume = lambda: guest.seen.append(("resume", qemu.running))
     both = SuspenderWithDeviceModel(guest, client_of(qemu))
@@ -323,6 +340,16 @@ def test_the_guest_stops_first_and_resumes_last_even_when_the_device_model_does_
     with pytest.raises(QmpError):
         both.resume()
     assert guest.seen[-1] == ("resume", False)
+
+
+def test_a_device_model_that_ended_with_its_guest_is_no_failure_to_resume(qemu):
+    guest = SimpleNamespace(has_ended=False, suspend=lambda: None)
+    guest.resume = lambda: vars(guest).update(has_ended=True)
+    both = SuspenderWithDeviceModel(guest, client_of(qemu))
+    both.suspend()
+    qemu.instead_of("cont", lambda conversation: conversation.close())
+    both.resume()
+    assert both.has_ended
 
 
 def hold(qemu: FakeQemu) -> socket.socket:

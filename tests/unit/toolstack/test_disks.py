@@ -43,6 +43,22 @@ def test_a_disk_that_nobody_touched_is_what_it_was(disk, tmp_path):
     assert changed(found, tmp_path) == []
 
 
+def test_a_disk_is_opened_to_be_looked_at(disk, monkeypatch):
+    """By its name alone, NFS answers with what it remembers, for up to a minute."""
+
+    def stale(*_: object, **__: object) -> None:
+        raise AssertionError("looked at by name")
+
+    monkeypatch.setattr(disks.Path, "stat", stale)
+    monkeypatch.setattr(disks.os, "stat", stale)
+    assert noted(disk)[0]["bytes"] == 1 << 16
+
+
+def test_a_disk_that_is_a_pipe_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert noted(tmp_path / "pipe") == [{"vdev": "xvda", "path": str(tmp_path / "pipe")}]
+
+
 def test_a_disk_that_was_written_to_is_named_with_when(disk, tmp_path):
     found = noted(disk)
     os.utime(disk, ns=(0, 1_700_000_012_000_000_000))
@@ -119,6 +135,37 @@ def test_of_a_block_device_what_was_written_to_it_is_compared_until_the_host_boo
         (facts | {"bytes": 8192, "boot": "b"}, 1),
     ):
         assert len(changed(then, tmp_path)) == number, now
+
+
+def test_a_block_device_that_was_mounted_before_the_host_booted_again_has_changed(monkeypatch, tmp_path):
+    """Repaired from a rescue system while its domain was saved: the counter of what was written begins anew."""
+    facts = {"bytes": 4096, "device": "253:0", "sectors_written": 100, "boot": "a", "start": "c0ffee"}
+    monkeypatch.setattr(disks, "_facts", lambda _path: now)
+    then = [{"vdev": "xvda", "path": "/dev/vg/web", **facts}]
+    for now, is_changed in (
+        (facts | {"start": "decaf"}, False),  # nothing was written to it, says the kernel
+        (facts | {"boot": "b", "sectors_written": 0}, False),
+        (facts | {"boot": "b", "sectors_written": 0, "start": "decaf"}, True),
+        ({name: facts[name] for name in ("bytes", "device")} | {"boot": "b"}, False),  # it cannot be read
+    ):
+        found = changed(then, tmp_path)
+        assert bool(found) is is_changed, now
+        assert not found or "/dev/vg/web has other content in its first 2 MiB than when" in found[0]
+
+
+def test_the_first_part_of_a_disk_is_read_past_the_page_cache(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4 << 20))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    before = disks.start_of(str(path))
+    if not before:
+        pytest.skip("this file system has no O_DIRECT")
+    with path.open("r+b") as file:
+        file.seek((1 << 20) + 1024)
+        file.write(b"mounted")
+    assert disks.start_of(str(path)) != before
+    assert disks.start_of(str(tmp_path / "absent")) == {}
 
 
 def test_a_restore_over_changed_disks_is_refused_by_name_unless_it_is_forced(

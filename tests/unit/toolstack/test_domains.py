@@ -60,6 +60,18 @@ def test_a_domain_that_is_gone_is_not_found_again_by_another_ones_name_or_number
             domains.again(others, before)
 
 
+def test_names_that_xenstore_has_of_domains_that_are_gone_are_nobodys():
+    """Left over by a tool that died: the first node of that name is not the domain."""
+    handles = host(("web1", Info(6, WEB)))
+    handles.store.write("/local/domain/1/name", "web1")
+    assert domains.find(handles, "web1").domid == 6
+    domains.check_free(handles, "web1-old", uuid.uuid4())
+    handles.store.write("/local/domain/1/name", "web2")
+    domains.check_free(handles, "web2", uuid.uuid4())
+    with pytest.raises(DomainError, match="there is no domain 'web2'"):
+        domains.find(handles, "web2")
+
+
 def test_a_name_that_several_have_is_refused_with_their_numbers():
     handles = host(("web1", Info(3)), ("web1", Info(5)))
     with pytest.raises(DomainError, match=r"several domains are called 'web1': 3, 5; give the number"):

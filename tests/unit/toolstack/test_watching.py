@@ -100,6 +100,23 @@ def test_one_that_reboots_is_created_anew_and_watched_on():
     assert watched(libxl) == ["watch 7", "destroy 7", "create 8", "unpause 8", "watch 8", "destroy 8"]
 
 
+def test_nobody_can_restore_it_between_its_end_and_its_new_start():
+    """There is no domain of its UUID then, for seconds: a restore would make a second one."""
+    libxl = ScriptedLibxl(Reason.REBOOT, Reason.POWEROFF, on_reboot="restart")
+
+    @contextmanager
+    def alone():
+        libxl.done.append("locked")
+        yield
+        libxl.done.append("unlocked")
+
+    watch(libxl, 7, undisturbed=nullcontext, alone=alone, sleep=lambda _: None, clock=lambda: 0.0)
+    assert libxl.done == [
+        *("watch 7", "locked", "destroy 7", "create 8", "unpause 8", "unlocked"),
+        *("watch 8", "locked", "destroy 8", "unlocked"),
+    ]
+
+
 def test_one_that_reboots_at_once_has_to_wait():
     slept: list[float] = []
     watched(ScriptedLibxl(Reason.REBOOT, GONE, on_reboot="restart"), slept=slept)

@@ -191,11 +191,25 @@ def test_a_domain_without_a_journal_has_none_and_one_can_be_removed_twice(tmp_pa
 
 
 def test_a_journal_of_an_earlier_boot_is_not_believed(tmp_path, monkeypatch):
-    journals.write(a_journal(), tmp_path)
-    other = tmp_path / "boot_id"
-    other.write_text("another\n")
-    monkeypatch.setattr(journals, "BOOT_ID", other)
-    assert journals.read(3, UUID, tmp_path) is None
+    """A domain of the same number and UUID after the host's crash is not in the state that it speaks of."""
+    for settled in (False, True):
+        with monkeypatch.context() as later:
+            journals.write(a_journal(), tmp_path)
+            if settled:
+                journals.settle(3, UUID, tmp_path)
+            assert journals.is_there(3, UUID, tmp_path)
+            assert journals.is_settled(3, UUID, tmp_path) is settled
+            other = tmp_path / "boot_id"
+            other.write_text("another\n")
+            later.setattr(journals, "BOOT_ID", other)
+            assert journals.read(3, UUID, tmp_path) is None
+            assert not journals.is_there(3, UUID, tmp_path)
+            assert not journals.is_settled(3, UUID, tmp_path)
+
+
+def test_a_damaged_journal_is_there(tmp_path):
+    journals.path_of(3, UUID, tmp_path).write_text("{")
+    assert journals.is_there(3, UUID, tmp_path)
 
 
 @pytest.mark.parametrize(
