@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
 from saverestore.cli.pymigrate import certify, receive, settle
-from saverestore.errors import ExitCode
+from saverestore.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
@@ -37,10 +37,15 @@ examples:
   pymigrate web1 host2
   pymigrate --downtime-ms 300 --report web1.html web1 root@host2
   pymigrate --dry-run web1 host2        print all problems, on both hosts
+  pymigrate --to-xl web1 host3          host3 has Xen and xl, and no pysave
 
 HOST is a host for ssh; tls://HOST[:PORT], where both sides have certificates; unix:PATH; or tcp://HOST:PORT on a
 network that both sides declare trusted. Disks are found by the same path on both hosts; those that are not raw, and
 devices that belong to one host, are unsupported.
+
+--to-xl is for a host without pysave: ssh starts 'xl migrate-receive' there. xl checks nothing beforehand and keeps no
+journal. Up to the grant any failure leaves the domain running here, as usual. If the connection ends between the
+grant and xl's report, nobody can ask xl: the domain stays here, suspended, until a person has looked there.
 """
 
 OTHERS = {
@@ -108,6 +113,11 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 def _add_hosts(group: argparse._ArgumentGroup) -> None:
     add_ssh(group)
+    group.add_argument(
+        "--to-xl",
+        action="store_true",
+        help="HOST has no pysave: ssh starts stock 'xl migrate-receive' there; see below for what xl cannot promise",
+    )
     certificates.add_certificates(group)
     group.add_argument(
         "--trust-network",
@@ -125,7 +135,8 @@ def _add_hosts(group: argparse._ArgumentGroup) -> None:
         metavar="SECONDS",
         type=arguments.timeout,
         default=60.0,
-        help="how long to ask again when HOST does not answer to the grant; default 60. Then exit code 7",
+        help="how long to ask again when HOST does not answer to the grant, or to wait for xl's report; default 60. "
+        "Then exit code 7",
     )
 
 
@@ -158,6 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
     if given.name == "":
         parser.error("--name must not be empty")
+    if given.to_xl and (given.back is not None or given.trust_network):
+        parser.error(
+            "--to-xl excludes --back and --trust-network: xl is reached by ssh, and never reaches this host"
+        )
     given.image = None  # a migration makes none
     reporting.check_report(parser, given)
     return common.run(PROG, given, lambda: _migrate(given))
@@ -169,10 +184,13 @@ def _migrate(given: argparse.Namespace) -> int | None:
     from saverestore.engine.progress import SaveReport
     from saverestore.migrate import addresses
     from saverestore.migrate.source import MigrateRequest, dry_run, migrate_domain
+    from saverestore.migrate.to_xl import dry_run_to_xl, migrate_to_xl
     from saverestore.report.facts import facts_of_save
 
     destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     addresses.check_trusted(destination, trusted=given.trust_network)
+    if given.to_xl and destination.kind != "ssh":
+        raise UsageError(f"{given.host}: stock xl is reached by ssh only")
     request = MigrateRequest(
         domain=given.domain,
         destination=destination,
@@ -192,13 +210,14 @@ def _migrate(given: argparse.Namespace) -> int | None:
         ssh=addresses.words_of(given.ssh),
     )
     if given.dry_run:
-        return common.print_findings(PROG, dry_run(request))
+        return common.print_findings(PROG, (dry_run_to_xl if given.to_xl else dry_run)(request))
     report = SaveReport()
     with (
         reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)) as run,
         closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
-        migrated = migrate_domain(request, progress, report, process_ends=True)
+        migrate = migrate_to_xl if given.to_xl else migrate_domain
+        migrated = migrate(request, progress, report, process_ends=True)
     answer = migrated.answer
     if answer.error:
         common.say(

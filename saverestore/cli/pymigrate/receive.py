@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Receive a domain that 'pymigrate' sends, or answer to its recovery: one connection, on standard input and output. ssh
-starts this; start it yourself only to listen.
+starts this; start it yourself only to listen. With --from-xl, receive one that stock 'xl migrate' sends.
 """
 
 EPILOG = """\
@@ -29,6 +30,11 @@ examples:
 
 A key of ssh that may do this and nothing else, in root's authorized_keys:
   restrict,command="pymigrate receive" ssh-ed25519 AAAA… root@host1
+
+--from-xl, on the host that has the domain, which needs no pysave ('-s ""' makes xl run its last argument as it is):
+  xl migrate -s '' web1 'exec ssh host2 pymigrate receive --from-xl'
+If the connection ends before xl's permission has come, the domain stays here, paused, and xl may have its copy
+suspended: xl cannot be asked, so a person has to look there, see 'pymigrate recover --help'.
 """
 
 
@@ -47,6 +53,12 @@ def receive_parser() -> arguments.Parser:
         action="store_true",
         help="standard input is a connection for TLS, as systemd and inetd pass it",
     )
+    group.add_argument(
+        "--from-xl",
+        action="store_true",
+        help="the source is stock 'xl migrate', on standard input and output",
+    )
+    group.add_argument("-p", "--paused", action="store_true", help="with --from-xl: leave the domain paused")
     certificates.add_certificates(group)
     certificates.add_allow(group)
     group.add_argument(
@@ -65,6 +77,10 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.tls and given.listen is not None:
         parser.error("--tls is for standard input, and excludes --listen")
+    if given.from_xl and (given.tls or given.listen is not None):
+        parser.error("--from-xl is for standard input and output, and excludes --tls and --listen")
+    if given.paused and not given.from_xl:
+        parser.error("--paused needs --from-xl; otherwise the source says so")
     return common.run("pymigrate", given, lambda: _receive(given))
 
 
@@ -72,17 +88,27 @@ FORCED = "SSH_ORIGINAL_COMMAND"
 """sshd's: what the other side wanted to run, where its key may run this and nothing else."""
 
 
-def check_asked_for() -> None:
-    """UsageError when ssh was asked for something else than to receive: it would take what we say for its output."""
-    from saverestore.migrate.addresses import RECEIVE
+def check_asked_for(wanted: str) -> str:
+    """What ssh was asked to run: `wanted` where its key is not restricted.
 
-    asked = os.environ.get(FORCED)
-    if asked is not None and asked.split() != RECEIVE.split():
-        raise UsageError(f"this key may run '{RECEIVE}' and nothing else")
+    UsageError when that is something else than to receive: whoever asked would take what we say for its output.
+    """
+    from saverestore.migrate.addresses import RECEIVE
+    from saverestore.migrate.xl_words import asked_for
+
+    asked = os.environ.get(FORCED, wanted)
+    if asked.split() != wanted.split() and (wanted == RECEIVE or asked_for(asked) is None):
+        raise UsageError(f"this key may run '{wanted}' and nothing else")
+    return asked
 
 
 def _receive(given: argparse.Namespace) -> None:
-    check_asked_for()
+    from saverestore.migrate.addresses import RECEIVE
+
+    if given.from_xl:
+        _receive_from_xl(given)
+        return
+    check_asked_for(RECEIVE)
     quiet = given.quiet or (given.listen is None and not given.verbose)
     incoming = _incoming(given)
     with ExitStack() as stack:
@@ -92,6 +118,30 @@ def _receive(given: argparse.Namespace) -> None:
         if not given.tls:
             connection = stack.enter_context(incoming)
         received = _received(connection, opened, quiet)
+    _say_received(received, quiet)
+
+
+def _receive_from_xl(given: argparse.Namespace) -> None:
+    from saverestore.cli.progress import progress_for
+    from saverestore.migrate import addresses
+    from saverestore.migrate.from_xl import receive_from_xl
+    from saverestore.migrate.xl_peer import IMAGE_S, XlSender
+    from saverestore.migrate.xl_words import AskedFor, asked_for
+
+    asked = asked_for(check_asked_for(f"{addresses.RECEIVE} --from-xl")) or AskedFor()
+    asked = replace(asked, paused=asked.paused or given.paused)
+    quiet = given.quiet or not given.verbose
+    source = os.environ.get("SSH_CONNECTION", "").partition(" ")[0] or "the source"
+    with (
+        _opened() as (helper, host),
+        addresses.standard_streams(source, timeout_s=IMAGE_S) as connection,
+        closing(progress_for("pymigrate", quiet=quiet)) as progress,
+    ):
+        received = receive_from_xl(XlSender(connection), asked, host, progress, helper=helper)
+    _say_received(received, quiet)
+
+
+def _say_received(received: Received, quiet: bool) -> None:
     if received.name is not None and not quiet:
         common.say(f"pymigrate: {received.name} is here as domain {received.domid}")
 
