@@ -224,11 +224,11 @@ class _Receiver:
             self._peer.report_started()
         except SaveRestoreError as error:
             LOG.warning(
-                "%s is this host's now, and xl at %s could not be told: 'xl destroy %s--migratedaway' there (%s)",
+                "%s is this host's now, and xl at %s could not be told: %s",
                 head.name,
                 head.peer,
-                head.name,
                 error,
+                extra={"remedies": [Advice(Remedy.DESTROY_OUTGOING, head.name)]},
             )
 
     def _give_back(self, side: Side, error: BaseException) -> None:

@@ -13,7 +13,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 
 from saverestore.engine.progress import Progress, SaveReport
-from saverestore.errors import DomainError, ErrorName, SaveRestoreError, XenRefused, fact_of
+from saverestore.errors import (
+    Advice,
+    DomainError,
+    ErrorName,
+    Remedy,
+    SaveRestoreError,
+    XenRefused,
+    advise,
+    fact_of,
+)
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate import addresses, xl_words
 from saverestore.migrate.copies import incoming_name
@@ -185,7 +194,7 @@ class XlHandOver:
             why = fact_of(self._here.unsaid) if self._here.unsaid else self._why
             self._peer.give_up()
             self._aborted = MigrationAborted(f"{self.name} was not granted the domain: {why}")
-            self._aborted.add_note(self._left_there())
+            self._note_what_is_left(self._aborted)
             return FinalState.RUN
         try:
             self.is_there = self._peer.await_report(self._request.settle_for_s)
@@ -228,7 +237,7 @@ class XlHandOver:
             except (SaveRestoreError, XenError) as second:
                 better.add_note(f"that could not be written down: {second}")
             self._peer.give_up()
-            better.add_note(self._left_there())
+            self._note_what_is_left(better)
         if better is not error:
             raise better from error
 
@@ -241,17 +250,16 @@ class XlHandOver:
         better.remedies = error.remedies
         return better
 
-    def _left_there(self) -> str:
-        """After `give_up`, for people."""
+    def _note_what_is_left(self, error: BaseException) -> None:
+        """After `give_up`."""
         left = self._peer.left_there(CONFIRM_S)
         if left is Left.NOTHING:
-            return f"{self.name} has nothing left of it"
-        if left is Left.INCOMPLETE:
-            return f"{self.name} has an incomplete copy at most, which xl there removes"
-        return (
-            f"{self.name} has not confirmed that it removed its copy: where there is a {self._there}, "
-            f"'xl destroy {self._there}' there removes it"
-        )
+            error.add_note(f"{self.name} has nothing left of it")
+        elif left is Left.INCOMPLETE:
+            error.add_note(f"{self.name} has an incomplete copy at most, which xl there removes")
+        else:
+            error.add_note(f"{self.name} has not confirmed that it removed its copy, which it does not start")
+            advise(error, Advice(Remedy.DESTROY_THERE, self._there))
 
     @property
     def _here(self) -> Side:

@@ -21,9 +21,8 @@ def granted_to_xl(head: Head, there: str, why: str = "") -> InDoubt:
     """A domain was granted to xl, whose report is missing. `there`: what xl calls it until it starts it."""
     return InDoubt(
         f"{head.name} was granted to xl at {head.peer}, and it is not known whether it runs there"
-        f"{why and f': {why}'}; the domain is still here, suspended, and must not be resumed before that is known. "
-        f"Look there: where 'xl list' shows {there}, it was not started",
-        remedies=[Advice(Remedy.FORCE_MIGRATION, head.name)],
+        f"{why and f': {why}'}; the domain is still here, suspended, and must not be resumed before that is known",
+        remedies=[Advice(Remedy.LOOK_FOR_INCOMING, there), Advice(Remedy.FORCE_MIGRATION, head.name)],
     )
 
 
@@ -31,9 +30,8 @@ def not_granted_by_xl(head: Head, why: str = "") -> InDoubt:
     """A domain is complete here, and xl has not said whether it may run."""
     return InDoubt(
         f"{head.name} is complete here, paused, as {incoming_name(head.name)}, and xl at {head.peer} has not said "
-        f"whether it may run{why and f': {why}'}. Look there: where 'xl list' shows {head.name} or "
-        f"{head.name}--migratedaway, that host still has its copy",
-        remedies=[Advice(Remedy.FORCE_MIGRATION, head.name)],
+        f"whether it may run{why and f': {why}'}",
+        remedies=[Advice(Remedy.LOOK_FOR_OUTGOING, head.name), Advice(Remedy.FORCE_MIGRATION, head.name)],
     )
 
 
@@ -48,7 +46,7 @@ def settle(side: Side, head: Head) -> None:
     side.happen(Event.RECOVER, reason="recovered")
     if side.role is Role.SOURCE and side.state is State.ABORTED:
         LOG.warning(
-            "xl at %s may have a copy, which it cannot start: where 'xl list' there shows %s, destroy that",
+            "xl at %s may have a copy, which it does not start",
             head.peer,
-            there,
+            extra={"remedies": [Advice(Remedy.DESTROY_THERE, there)]},
         )
