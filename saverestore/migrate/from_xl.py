@@ -181,12 +181,11 @@ class _Receiver:
     def _give_up(self, side: Side, error: BaseException) -> None:
         """Nothing is left of it here."""
         assert side.journal is not None
+        # READY that could not be written down: it may be on the disk or not, and xl has not heard it.
+        event = Event.GIVEN_BACK if side.state is State.READY else Event.FAILED
         with side.journal:
-            if side.state is State.READY:  # its entry may be on the disk or not; xl has not heard of it
-                side.happen(Event.GIVEN_BACK, reason=fact_of(error))
-                return
             try:
-                side.happen(Event.FAILED, reason=fact_of(error), name=str(name_of(error)))
+                side.happen(event, reason=fact_of(error), name=str(name_of(error)))
             except (SaveRestoreError, XenError) as second:
                 error.add_note(f"its copy could not be taken away: {second}")
 
@@ -240,7 +239,7 @@ class _Receiver:
                 side.happen(Event.GIVEN_BACK, reason=fact_of(error), name=str(name_of(error)))
         except (SaveRestoreError, XenError) as second:
             error.add_note(f"giving it back failed: {fact_of(second)}")
-        if side.copy.is_here():
+        if not self._is_gone(side):
             error.add_note(f"a copy is still here, paused; xl at {self._peer.peer} does not resume its own")
             return
         try:
@@ -249,6 +248,12 @@ class _Receiver:
             error.add_note("xl has not heard that")
         else:
             error.add_note("nothing is left of it here, and xl has it back")
+
+    def _is_gone(self, side: Side) -> bool:
+        try:
+            return not side.copy.is_here()
+        except XenError:
+            return False
 
     def _watch(self, domid: int, name: str) -> None:
         try:

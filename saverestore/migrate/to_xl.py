@@ -19,6 +19,7 @@ from saverestore.errors import (
     ErrorName,
     Remedy,
     SaveRestoreError,
+    UsageError,
     XenRefused,
     advise,
     fact_of,
@@ -45,11 +46,18 @@ from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
 from saverestore.toolstack import moving, shared_disks
 from saverestore.transport.connection import BrokenPeer
+from saverestore.transport.sockets import Address
 
 CONFIRM_S = 30.0
 """xl destroys a complete domain, with its devices, before it says so."""
 
 ConnectXl = Callable[[MigrateRequest], AbstractContextManager[XlReceiver]]
+
+
+def check_by_ssh(address: Address) -> None:
+    """UsageError for another address than a host for ssh."""
+    if address.kind != "ssh":
+        raise UsageError(f"{address.text}: stock xl is reached by ssh only")
 
 
 @contextmanager
@@ -194,7 +202,6 @@ class XlHandOver:
             why = fact_of(self._here.unsaid) if self._here.unsaid else self._why
             self._peer.give_up()
             self._aborted = MigrationAborted(f"{self.name} was not granted the domain: {why}")
-            self._note_what_is_left(self._aborted)
             return FinalState.RUN
         try:
             self.is_there = self._peer.await_report(self._request.settle_for_s)
@@ -226,6 +233,8 @@ class XlHandOver:
         return Migrated(Running(side.migration, state), self._report, self._handover_s)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._aborted is not None and not self._peer.is_granted:
+            self._note_what_is_left(self._aborted)  # the domain runs again: it does not wait for this
         if error is None or self._side is None or self._side.journal is None:
             return
         with self._side.journal:
@@ -243,7 +252,7 @@ class XlHandOver:
 
     def _ended_early(self, error: BrokenPeer) -> MigrationAborted:
         better = MigrationAborted(
-            f"xl at {self.name} ended before it had the domain: what it has printed says why ({error})"
+            f"xl at {self.name} ended before it was ready: what it has printed says why ({error})"
         )
         for note in getattr(error, "__notes__", []):
             better.add_note(note)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
 from saverestore.cli.pymigrate import certify, receive, settle
-from saverestore.errors import ExitCode, UsageError
+from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
@@ -36,8 +36,8 @@ other commands, each with its own --help:
 examples:
   pymigrate web1 host2
   pymigrate --downtime-ms 300 --report web1.html web1 root@host2
-  pymigrate --dry-run web1 host2        print all problems, on both hosts
   pymigrate --to-xl web1 host3          host3 has Xen and xl, and no pysave
+  pymigrate --dry-run web1 host2        print all problems, on both hosts
 
 HOST is a host for ssh; tls://HOST[:PORT], where both sides have certificates; unix:PATH; or tcp://HOST:PORT on a
 network that both sides declare trusted. Disks are found by the same path on both hosts; those that are not raw, and
@@ -112,12 +112,12 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_hosts(group: argparse._ArgumentGroup) -> None:
-    add_ssh(group)
     group.add_argument(
         "--to-xl",
         action="store_true",
         help="HOST has no pysave: ssh starts stock 'xl migrate-receive' there; see below for what xl cannot promise",
     )
+    add_ssh(group)
     certificates.add_certificates(group)
     group.add_argument(
         "--trust-network",
@@ -184,13 +184,13 @@ def _migrate(given: argparse.Namespace) -> int | None:
     from saverestore.engine.progress import SaveReport
     from saverestore.migrate import addresses
     from saverestore.migrate.source import MigrateRequest, dry_run, migrate_domain
-    from saverestore.migrate.to_xl import dry_run_to_xl, migrate_to_xl
+    from saverestore.migrate.to_xl import check_by_ssh, dry_run_to_xl, migrate_to_xl
     from saverestore.report.facts import facts_of_save
 
     destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     addresses.check_trusted(destination, trusted=given.trust_network)
-    if given.to_xl and destination.kind != "ssh":
-        raise UsageError(f"{given.host}: stock xl is reached by ssh only")
+    if given.to_xl:
+        check_by_ssh(destination)
     request = MigrateRequest(
         domain=given.domain,
         destination=destination,
