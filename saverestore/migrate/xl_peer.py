@@ -23,6 +23,10 @@ IMAGE_S = 600.0
 READY_S = 600.0
 """A receiver attaches all devices, by hotplug scripts, before it says READY."""
 
+REPORT_S = 30.0
+"""At least so long a receiver may take to start the domain. It destroys one that does not start before it gives it
+back."""
+
 GRANT_S = 60.0
 """A sender renames its domain, and then grants it."""
 
@@ -71,11 +75,12 @@ class XlReceiver:
             self.is_granted = outgoing.offset - before == len(xl_words.GRANT)
 
     def await_report(self, timeout_s: float) -> bool:
-        """After GRANT: whether the domain has been started there.
+        """After GRANT: whether the domain has been started there. It may take `timeout_s`, or REPORT_S.
 
         When it returns False, xl has destroyed its copy, and the domain is this host's again. When it raises, nobody
         here knows.
         """
+        timeout_s = max(timeout_s, REPORT_S)
         self._connection.deadline = time.monotonic() + timeout_s
         _read_word(self._connection, xl_words.REPORT, "report", timeout_s)
         status = self._connection.incoming.read_some(1)
@@ -119,6 +124,7 @@ class XlSender:
         self.peer = connection.peer
         connection.timeout_s = IMAGE_S
         connection.incoming.may_continue = True
+        connection.incoming.name = f"the stream from xl at {connection.peer}"
         self.source: ImageSource = connection.incoming
 
     def greet(self) -> None:

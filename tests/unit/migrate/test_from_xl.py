@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from fake_xl import FakeMigrate, Script, uuid_of_another
+from stream_samples import golden, source_of
 from table_host import CONFIG, Pair, TableCopy
 from test_killed_migrations import in_a_child
 from test_migrations import entry_that_fails
@@ -34,7 +38,11 @@ from saverestore.migrate.peers import InDoubt, MigrationAborted
 from saverestore.migrate.recovery import RecoverRequest, Settled, recover
 from saverestore.migrate.xl_peer import XlSender
 from saverestore.migrate.xl_words import AskedFor
+from saverestore.operations.image import opened_in
+from saverestore.stream.libxl import CONTEXT_HEAD
+from saverestore.stream.xl import XlHeader
 from saverestore.transport.connection import PipeConnection, SocketConnection
+from saverestore.transport.relay import Relay
 
 
 @pytest.fixture
@@ -92,6 +100,26 @@ def test_it_is_paused_and_unwatched_where_xl_is_asked_for_that(pair):
     assert pair.b.table() == {"web1": "paused"}
     assert migration.xl.outcome == "successful"
     assert pair.b.watched == []
+
+
+def test_what_libxl_reads_of_the_image_ends_where_the_image_ends(pair):
+    """libxl reads from a pipe into which the image is passed on: what xl says behind the image stays where it is."""
+    image = golden("hvm-v2-xl")
+    with source_of(image) as old, io.BytesIO() as new:
+        XlHeader.read(old)
+        XlHeader.write(SimpleNamespace(writev=new.writelines), json.dumps(CONFIG).encode())  # type: ignore[arg-type]
+        image = new.getvalue() + image[old.offset :]
+    ours, theirs = socket.socketpair()
+    theirs.sendall(image + b"domain is yours")
+    with SocketConnection(ours, "10.0.9.1", timeout_s=5) as connection, theirs:
+        source = XlSender(connection).source
+        with opened_in(source) as opened, Relay(source, opened.follow, head=CONTEXT_HEAD) as relay:
+            read = b""
+            while part := os.read(relay.fileno(), 1 << 16):
+                read += part
+            relay.finish()
+        assert image.endswith(read)
+        assert source.read(15) == b"domain is yours"
 
 
 # ---- failures here before READY: xl resumes its own

@@ -36,7 +36,7 @@ def pair(tmp_path) -> Pair:
 def migrate(pair: Pair, there: Receives, **changes):
     try:
         return migrate_to_xl(
-            pair.request(settle_for_s=2.0, **changes),
+            pair.request(**changes),
             Silence(),
             host=pair.a,
             journals=pair.a.journals,
@@ -241,8 +241,9 @@ def test_a_name_that_is_taken_there_gives_the_domain_back(pair):
     ids=str,
 )
 def test_a_report_that_does_not_come_leaves_the_domain_suspended_here_for_a_person_to_decide(
-    pair, script, there
+    pair, script, there, monkeypatch
 ):
+    monkeypatch.setattr(xl_peer, "REPORT_S", 1.0)
     with pytest.raises(InDoubt) as caught:
         migrate(pair, Receives(pair.b, script))
     assert caught.value.exit_code == 7
