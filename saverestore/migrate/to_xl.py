@@ -19,7 +19,6 @@ from saverestore.errors import (
     ErrorName,
     Remedy,
     SaveRestoreError,
-    UsageError,
     XenRefused,
     advise,
     fact_of,
@@ -46,18 +45,11 @@ from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
 from saverestore.toolstack import moving, shared_disks
 from saverestore.transport.connection import BrokenPeer
-from saverestore.transport.sockets import Address
 
 CONFIRM_S = 30.0
 """xl destroys a complete domain, with its devices, before it says so."""
 
 ConnectXl = Callable[[MigrateRequest], AbstractContextManager[XlReceiver]]
-
-
-def check_by_ssh(address: Address) -> None:
-    """UsageError for another address than a host for ssh."""
-    if address.kind != "ssh":
-        raise UsageError(f"{address.text}: stock xl is reached by ssh only")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
-from saverestore.cli.pymigrate import certify, receive, settle
+from saverestore.cli.pymigrate import certify, receive, settle, xl
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -112,11 +112,7 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_hosts(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--to-xl",
-        action="store_true",
-        help="HOST has no pysave: ssh starts stock 'xl migrate-receive' there; see below for what xl cannot promise",
-    )
+    xl.add_to_xl(group)
     add_ssh(group)
     certificates.add_certificates(group)
     group.add_argument(
@@ -169,28 +165,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
     if given.name == "":
         parser.error("--name must not be empty")
-    if given.to_xl and (given.back is not None or given.trust_network):
-        parser.error(
-            "--to-xl excludes --back and --trust-network: xl is reached by ssh, and never reaches this host"
-        )
+    xl.check_to_xl(parser, given)
     given.image = None  # a migration makes none
     reporting.check_report(parser, given)
     return common.run(PROG, given, lambda: _migrate(given))
 
 
 def _migrate(given: argparse.Namespace) -> int | None:
+    if given.to_xl:
+        return xl.migrate_to_xl(given)
     from saverestore.cli.progress import progress_for
     from saverestore.engine.policy import Limits, OnStall
     from saverestore.engine.progress import SaveReport
     from saverestore.migrate import addresses
     from saverestore.migrate.source import MigrateRequest, dry_run, migrate_domain
-    from saverestore.migrate.to_xl import check_by_ssh, dry_run_to_xl, migrate_to_xl
     from saverestore.report.facts import facts_of_save
 
     destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     addresses.check_trusted(destination, trusted=given.trust_network)
-    if given.to_xl:
-        check_by_ssh(destination)
     request = MigrateRequest(
         domain=given.domain,
         destination=destination,
@@ -210,14 +202,13 @@ def _migrate(given: argparse.Namespace) -> int | None:
         ssh=addresses.words_of(given.ssh),
     )
     if given.dry_run:
-        return common.print_findings(PROG, (dry_run_to_xl if given.to_xl else dry_run)(request))
+        return common.print_findings(PROG, dry_run(request))
     report = SaveReport()
     with (
         reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)) as run,
         closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
-        migrate = migrate_to_xl if given.to_xl else migrate_domain
-        migrated = migrate(request, progress, report, process_ends=True)
+        migrated = migrate_domain(request, progress, report, process_ends=True)
     answer = migrated.answer
     if answer.error:
         common.say(

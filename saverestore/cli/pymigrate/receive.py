@@ -6,10 +6,10 @@ import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common
+from saverestore.cli.pymigrate import xl
 from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,12 +53,7 @@ def receive_parser() -> arguments.Parser:
         action="store_true",
         help="standard input is a connection for TLS, as systemd and inetd pass it",
     )
-    group.add_argument(
-        "--from-xl",
-        action="store_true",
-        help="the source is stock 'xl migrate', on standard input and output",
-    )
-    group.add_argument("-p", "--paused", action="store_true", help="with --from-xl: leave the domain paused")
+    xl.add_from_xl(group)
     certificates.add_certificates(group)
     certificates.add_allow(group)
     group.add_argument(
@@ -77,10 +72,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.tls and given.listen is not None:
         parser.error("--tls is for standard input, and excludes --listen")
-    if given.from_xl and (given.tls or given.listen is not None):
-        parser.error("--from-xl is for standard input and output, and excludes --tls and --listen")
-    if given.paused and not given.from_xl:
-        parser.error("--paused needs --from-xl; otherwise the source says so")
+    xl.check_from_xl(parser, given)
     return common.run("pymigrate", given, lambda: _receive(given))
 
 
@@ -105,10 +97,10 @@ def check_asked_for(wanted: str) -> str:
 def _receive(given: argparse.Namespace) -> None:
     from saverestore.migrate.addresses import RECEIVE
 
+    asked = check_asked_for(f"{RECEIVE} --from-xl" if given.from_xl else RECEIVE)
     if given.from_xl:
-        _receive_from_xl(given)
+        xl.receive_from_xl(given, asked, _opened())
         return
-    check_asked_for(RECEIVE)
     quiet = given.quiet or (given.listen is None and not given.verbose)
     incoming = _incoming(given)
     with ExitStack() as stack:
@@ -118,30 +110,6 @@ def _receive(given: argparse.Namespace) -> None:
         if not given.tls:
             connection = stack.enter_context(incoming)
         received = _received(connection, opened, quiet)
-    _say_received(received, quiet)
-
-
-def _receive_from_xl(given: argparse.Namespace) -> None:
-    from saverestore.cli.progress import progress_for
-    from saverestore.migrate import addresses
-    from saverestore.migrate.from_xl import receive_from_xl
-    from saverestore.migrate.xl_peer import IMAGE_S, XlSender
-    from saverestore.migrate.xl_words import AskedFor, asked_for
-
-    asked = asked_for(check_asked_for(f"{addresses.RECEIVE} --from-xl")) or AskedFor()
-    asked = replace(asked, paused=asked.paused or given.paused)
-    quiet = given.quiet or not given.verbose
-    source = os.environ.get("SSH_CONNECTION", "").partition(" ")[0] or "the source"
-    with (
-        _opened() as (helper, host),
-        addresses.standard_streams(source, timeout_s=IMAGE_S) as connection,
-        closing(progress_for("pymigrate", quiet=quiet)) as progress,
-    ):
-        received = receive_from_xl(XlSender(connection), asked, host, progress, helper=helper)
-    _say_received(received, quiet)
-
-
-def _say_received(received: Received, quiet: bool) -> None:
     if received.name is not None and not quiet:
         common.say(f"pymigrate: {received.name} is here as domain {received.domid}")
 
