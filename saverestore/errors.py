@@ -214,6 +214,10 @@ class Remedy(Enum):
     # ---- a migration
     RECOVER_MIGRATION = auto()  # name: ask the other host, and settle it
     FORCE_MIGRATION = auto()  # name: a person says who has the domain
+    LOOK_FOR_INCOMING = auto()  # name of a copy that stock xl has not started: look for it at the other host
+    LOOK_FOR_OUTGOING = auto()  # name: look whether the host that it comes from still has it
+    DESTROY_THERE = auto()  # name: what may be left at the other host
+    DESTROY_OUTGOING = auto()  # name: what is left at the host that it came from
     TRUST_NETWORK = auto()
     MAKE_CERTIFICATES = auto()
 

@@ -45,6 +45,12 @@ ANYWHERE = {
         "if the other host is known never to run it, 'pymigrate recover --force run {object}' runs it here; if the "
         "other host is known to have it, 'pymigrate recover --force destroy {object}' removes the copy here"
     ),
+    Remedy.LOOK_FOR_INCOMING: "look there: where 'xl list' shows {object}, it was not started",
+    Remedy.LOOK_FOR_OUTGOING: (
+        "look there: where 'xl list' shows {object} or {object}--migratedaway, that host still has its copy"
+    ),
+    Remedy.DESTROY_THERE: "where 'xl list' there shows {object}, 'xl destroy {object}' there removes it",
+    Remedy.DESTROY_OUTGOING: "'xl destroy {object}--migratedaway' there removes its copy",
     Remedy.MAKE_CERTIFICATES: "'pymigrate make-ca DIR' and 'pymigrate make-cert DIR HOST' make them",
     Remedy.TRUST_NETWORK: "'pymigrate --trust-network' and 'pymigrate receive --trust-network' declare it trusted",
     Remedy.SAVE_WITHOUT_LIVE: "save it without live rounds",

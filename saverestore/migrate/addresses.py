@@ -86,11 +86,14 @@ def check_trusted(address: Address, *, trusted: bool) -> None:
 
 @contextmanager
 def connected(
-    address: Address, *, ssh: Sequence[str] = ("ssh",), timeout_s: float = SILENCE_S
-) -> Iterator[Connection]:
-    """A connection to the receiver there, inside this block. Unreachable when there is none."""
+    address: Address, *, ssh: Sequence[str] = ("ssh",), timeout_s: float = SILENCE_S, command: str = RECEIVE
+) -> Iterator[SocketConnection]:
+    """A connection to the receiver there, inside this block. Unreachable when there is none.
+
+    `command`: what ssh is asked to run.
+    """
     if address.kind == "ssh":
-        with _by_ssh(address, ssh, timeout_s) as connection:
+        with _by_ssh(address, ssh, timeout_s, command) as connection:
             yield connection
         return
     with connect(address, timeout_s=timeout_s) as connection:
@@ -98,12 +101,14 @@ def connected(
 
 
 @contextmanager
-def _by_ssh(address: Address, ssh: Sequence[str], timeout_s: float) -> Iterator[Connection]:
+def _by_ssh(
+    address: Address, ssh: Sequence[str], timeout_s: float, command: str
+) -> Iterator[SocketConnection]:
     ours, theirs = socket.socketpair()
-    command = [*DEAF, *ssh, address.host, RECEIVE]
+    words = [*DEAF, *ssh, address.host, command]
     try:
         with shield(), theirs:
-            child = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno())
+            child = subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno())
     except OSError as error:
         ours.close()
         raise Unreachable(f"{ssh[0]} could not be started: {error.strerror}") from error
@@ -115,7 +120,7 @@ def _by_ssh(address: Address, ssh: Sequence[str], timeout_s: float) -> Iterator[
             with contextlib.suppress(subprocess.TimeoutExpired):
                 if (code := child.wait(CHILD_S)) and not connection.incoming.offset:
                     raise Unreachable(
-                        f"{address.host} cannot be reached, or has no {RECEIVE.split()[0]}: "
+                        f"{address.host} cannot be reached, or has no {command.split()[0]}: "
                         f"{shlex.join(ssh)} ended with exit code {code}"
                     ) from error
             raise
@@ -136,7 +141,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def standard_streams(peer: str, *, timeout_s: float = SILENCE_S) -> Iterator[Connection]:
+def standard_streams(peer: str, *, timeout_s: float = SILENCE_S) -> Iterator[PipeConnection]:
     """Whoever started this process, by its standard input and output. What is printed from now on goes nowhere."""
     try:
         incoming, outgoing = os.dup(0), os.dup(1)

@@ -15,7 +15,7 @@ At every moment, whatever is killed or cut, at most one host runs the domain; no
 
 - Until GRANTED is on the source's disk the source owns the domain. From then on it never resumes it by itself: only
   when the destination says ABORTED, or a person says that the destination will never run it.
-- Until COMMITTED is on its disk the destination never starts it. From then on it never gives it back.
+- Until COMMITTED is on its disk the destination never starts it. From then on it never gives it back, but to xl.
 - The destination gives up by itself until it is READY. Then it keeps its paused copy until the source has said what
   holds.
 - ABORTED is final, and is a tombstone: a grant that comes later is refused.
@@ -70,6 +70,9 @@ class Event(Enum):
     LINK_LOST = auto()  # the peer is gone or silent, which says nothing of what it does
     GRANT_UNWRITTEN = auto()  # source: writing GRANTED failed, it may be on the disk or not
     UNSTARTABLE = auto()  # destination: it is granted, and cannot be started here
+    GIVEN_BACK = (
+        auto()
+    )  # the same, where the source is xl: it waits for this, and has not destroyed its copy yet
 
     # ---- what the peer says
     HEARD_OFFER = auto()
@@ -223,6 +226,7 @@ def _destination() -> None:
 
     _row(role, State.COMMITTED, (Event.RECOVER, Event.HEARD_GRANT, Event.HEARD_ABORT), *run, gone=lost)
     _row(role, State.COMMITTED, Event.FAILED, Send(MessageType.RUNNING))
+    _row(role, (ready, State.COMMITTED), Event.GIVEN_BACK, *give_up, gone=tombstone)
     _row(role, State.COMMITTED, Event.LINK_LOST)
 
     asked = (Event.HEARD_GRANT, Event.HEARD_ABORT)

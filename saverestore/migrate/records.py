@@ -44,7 +44,8 @@ class Head:
 
     `name`, `uuid`: the domain's. `domid`: at the source, its number; -1 at the destination. `boot`: the boot of this
     host in which it began. `peer`: how the other host is reached; `peer_journals`: what names its folder of journals.
-    `paused`: the domain is to be paused at the destination.
+    `paused`: the domain is to be paused at the destination. `with_xl`: the other side is stock `xl`, which has no
+    journal and cannot be asked later.
     """
 
     role: Role
@@ -57,6 +58,7 @@ class Head:
     peer_journals: str
     began: str
     paused: bool = False
+    with_xl: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def unpack(data: bytes, name: str) -> Log:
             peer_journals=str(first["peer_journals"]),
             began=str(first["began"]),
             paused=bool(first["paused"]),
+            with_xl=bool(first.get("with_xl", False)),
         )
         entries = tuple(_entry(number, fields) for number, fields in enumerate(rest, 1))
         if not entries:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, fact_of
 from saverestore.guest.common.handles import XenError
-from saverestore.migrate import addresses
+from saverestore.migrate import addresses, xl_recovery
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incoming_name
 from saverestore.migrate.handover import Event, Role, State
@@ -103,6 +103,9 @@ def _settle(
     side: Side, journal: Journal, request: RecoverRequest, journals: Journals, connect: Connect, host: Host
 ) -> None:
     head = journal.log.head
+    if head.with_xl:
+        xl_recovery.settle(side, head)
+        return
     address = request.peer or head.peer
     if side.state is State.GRANTED:
         try:

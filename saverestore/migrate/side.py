@@ -127,7 +127,9 @@ class Side:
                     try:
                         self.copy.start()
                     except (XenError, SaveRestoreError) as error:
-                        LOG.warning("the domain is this host's now, but could not be started: %s", error)
+                        LOG.warning(
+                            "the domain was granted to this host, but could not be started: %s", error
+                        )
                         self.happen(Event.FAILED, **notes, started="committed", error=str(error))
                         return
                 case Do(deed):

@@ -12,12 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from saverestore.engine.policy import Limits
-from saverestore.engine.progress import DomainState, Progress, SaveReport
+from saverestore.engine.progress import Progress, SaveReport
 from saverestore.errors import (
-    Advice,
     DomainError,
     ErrorName,
-    Remedy,
     SaveRestoreError,
     XenRefused,
     fact_of,
@@ -52,6 +50,7 @@ from saverestore.migrate.peers import (
 )
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import Side
+from saverestore.migrate.source_copy import SourceCopy, copy_not_destroyed
 from saverestore.operations.commit import Commit
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings
@@ -148,12 +147,7 @@ def migrate_domain(
         except XenRefused as error:
             if not opened or opened[0].answer is None or error.name is not ErrorName.FINAL_STATE_FAILED:
                 raise
-            raise XenRefused(
-                f"{request.domain} is at {request.destination.text}, but this host's copy could not be destroyed: "
-                f"{error.__cause__}",
-                name=ErrorName.FINAL_STATE_FAILED,
-                remedies=[Advice(Remedy.RECOVER_MIGRATION, request.domain)],
-            ) from error
+            raise copy_not_destroyed(request.domain, request.destination.text, error) from error
         return opened[0].finished()
 
 
@@ -215,7 +209,11 @@ class HandOver:
         # On the disk before the other host hears of it: it may ask at any time.
         journal = self._journals.create(head, State.OFFERED, host=for_people(hello.host, 100))
         self._side = Side(
-            Role.SOURCE, head.migration, _SourceCopy(self), journal=journal, say=self._channel.say
+            Role.SOURCE,
+            head.migration,
+            SourceCopy(self._report, self._host, head.domid),
+            journal=journal,
+            say=self._channel.say,
         )
         try:
             moving.note(self._host.handles.store, head.domid, str(head.migration))
@@ -336,46 +334,6 @@ class HandOver:
     def _here(self) -> Side:
         assert self._side is not None
         return self._side
-
-    # ---- for _SourceCopy ---------------------------------------------------------------------------
-
-    @property
-    def domain_state(self) -> DomainState:
-        """What the save has made of the domain."""
-        return self._report.domain_state
-
-    def forget_note(self) -> None:
-        """The domain does not move any more."""
-        with contextlib.suppress(XenError):
-            moving.forget(self._host.handles.store, self._head.domid)
-
-
-NOT_RESUMED = (DomainState.SUSPENDED, DomainState.STUCK, DomainState.HALF_RESUMED, DomainState.UNKNOWN)
-"""After a migration that failed: states in which a domain may still have to be resumed. In any other it is resumed,
-or somebody else has paused, stopped or destroyed it."""
-
-
-class _SourceCopy:
-    """A `Copy` of which the save takes care: it has resumed or destroyed the domain by the time it is asked to."""
-
-    def __init__(self, owner: HandOver) -> None:
-        self._owner = owner
-
-    def is_here(self) -> bool:
-        return self._owner.domain_state not in (DomainState.DESTROYED, DomainState.GONE)
-
-    def resume(self) -> None:
-        state = self._owner.domain_state
-        if state in NOT_RESUMED:
-            raise DomainError(f"the domain is {state.value}", name=ErrorName.DOMAIN_NEEDS_RECOVERY)
-        self._owner.forget_note()
-
-    def destroy(self) -> None:
-        if self.is_here():
-            raise DomainError("the domain is still here", name=ErrorName.FINAL_STATE_FAILED)
-
-    def start(self) -> None:
-        """No step of a source's."""
 
 
 def offer_of(

@@ -70,6 +70,8 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     with findings.check():
         device_model = toolstack.device_model_of(domain)
     config = toolstack.config_of(domain)
+    if request.name is not None:
+        config = config.replaced(name=request.name)
     with findings.check():
         _check_passed_through(domain, config, request)
     with findings.check():

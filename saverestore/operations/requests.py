@@ -36,7 +36,8 @@ class SaveRequest:
     `while_suspended`: a command line for sh(1), to be run while the domain is suspended. `tls`: of an image that goes
     to tcp://HOST:PORT, where that is to be by TLS. `store`: the folder in which the image gets a name made of domain
     and time; `image` is then not used. `restored_at_boot`: an image in a store, whose domain is destroyed, is noted
-    as one that is to be restored (`pending`). `note_disks`: what its disks are is written into the image.
+    as one that is to be restored (`pending`). `note_disks`: what its disks are is written into the image. `name`: what
+    the image calls the domain; None: by its own name.
     """
 
     domain: str
@@ -58,6 +59,7 @@ class SaveRequest:
     store: Path | None = None
     restored_at_boot: bool = False
     note_disks: bool = True
+    name: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ A module imports from its own layer and from layers to its right, and:
   - `process` knows of this process and of what libxl is given to find it; nothing of domains, nor of what it runs.
   - `report` knows what the engine tells of its work, and nothing of domains or Xen.
   - `image` is of use to `cli` and `api` only: what works on domains does not need it.
-  - `migrate` is used by `cli` alone. Its rules (`handover`, `messages`, `protocol`, `records`) do no I/O at all.
+  - `migrate` is used by `cli` alone. Its rules (`handover`, `messages`, `protocol`, `records`, `xl_words`) do no I/O
+    at all. Stock xl's protocol is apart from our own: neither knows the other's words.
   - `stream` knows of transports what `transport.base` says.
   - TLS is `transport.tls` and `transport.tls_peers`: nobody else imports `ssl`. `transport.certificates` alone
     imports `cryptography`, when it is called; TLS itself works without it.
@@ -71,6 +72,7 @@ PURE = (
     "saverestore.migrate.messages",
     "saverestore.migrate.protocol",
     "saverestore.migrate.records",
+    "saverestore.migrate.xl_words",
     "saverestore.testing",
     "saverestore.testing.domain",
     "saverestore.testing.guest",
@@ -246,13 +248,31 @@ WITHOUT_IO = {
 }
 
 
-@pytest.mark.parametrize("module", ["handover", "messages", "protocol", "records"])
+RULES = ("handover", "messages", "protocol", "records", "xl_words")
+
+
+@pytest.mark.parametrize("module", RULES)
 def test_the_rules_of_migrations_do_no_input_or_output(module):
     found = set(imports_of(MODULES[f"saverestore.migrate.{module}"]))
     ours = {name for name in found if name.startswith("saverestore")}
     assert found - ours <= WITHOUT_IO
-    pure = {f"saverestore.migrate.{name}" for name in ("handover", "messages", "protocol", "records")}
+    pure = {f"saverestore.migrate.{name}" for name in RULES}
     assert ours <= pure | {"saverestore.errors"}
+
+
+def test_xls_protocol_and_our_own_do_not_know_each_other():
+    """What xl says is read and written in one place; sides, journals and recovery are shared."""
+    ours = {
+        f"saverestore.migrate.{name}" for name in ("channel", "data", "protocol", "source", "destination")
+    }
+    xl = {
+        f"saverestore.migrate.{name}" for name in ("from_xl", "to_xl", "xl_peer", "xl_recovery", "xl_words")
+    }
+    assert {(one, other) for one, other in ARROWS if one in ours and other in xl} == set()
+    assert {(one, other) for one, other in ARROWS if one in xl and other in ours} == {
+        ("saverestore.migrate.from_xl", "saverestore.migrate.destination"),  # Received
+        ("saverestore.migrate.to_xl", "saverestore.migrate.source"),  # MigrateRequest, Migrated
+    }
 
 
 def importers_of(package: str, *, at_once: bool = False) -> set[str]:

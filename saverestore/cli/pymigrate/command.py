@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
-from saverestore.cli.pymigrate import certify, receive, settle, several
+from saverestore.cli.pymigrate import certify, receive, settle, several, xl
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -36,12 +36,17 @@ other commands, each with its own --help:
 examples:
   pymigrate web1 host2
   pymigrate --downtime-ms 300 --report web1.html web1 root@host2
+  pymigrate --to-xl web1 host3          host3 has Xen and xl, and no pysave
   pymigrate --dry-run web1 host2        print all problems, on both hosts
   pymigrate web1 web2 db1 host2         some at a time; 'pymigrate --all host2' empties this host
 
 HOST is a host for ssh; tls://HOST[:PORT], where both sides have certificates; unix:PATH; or tcp://HOST:PORT on a
 network that both sides declare trusted. Disks are found by the same path on both hosts; those that are not raw, and
 devices that belong to one host, are unsupported.
+
+--to-xl is for a host without pysave: ssh starts 'xl migrate-receive' there. xl checks nothing beforehand and keeps no
+journal. Up to the grant any failure leaves the domain running here, as usual. If the connection ends between the
+grant and xl's report, nobody can ask xl: the domain stays here, suspended, until a person has looked there.
 """
 
 OTHERS = {
@@ -112,6 +117,7 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_hosts(group: argparse._ArgumentGroup) -> None:
+    xl.add_to_xl(group)
     add_ssh(group)
     certificates.add_certificates(group)
     group.add_argument(
@@ -130,7 +136,8 @@ def _add_hosts(group: argparse._ArgumentGroup) -> None:
         metavar="SECONDS",
         type=arguments.timeout,
         default=60.0,
-        help="how long to ask again when HOST does not answer to the grant; default 60. Then exit code 7",
+        help="how long to ask again when HOST does not answer to the grant, or to wait for xl's report; default 60. "
+        "Then exit code 7",
     )
 
 
@@ -163,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
     if given.name == "":
         parser.error("--name must not be empty")
+    xl.check_to_xl(parser, given)
     given.image = None  # a migration makes none
     reporting.check_report(parser, given)
     if given.json and given.events == "1":
@@ -179,6 +187,8 @@ def run_one(given: argparse.Namespace) -> int:
 
 
 def _migrate(given: argparse.Namespace) -> int | None:
+    if given.to_xl:
+        return xl.migrate_to_xl(given)
     from saverestore.cli.progress import progress_for
     from saverestore.engine.policy import Limits, OnStall
     from saverestore.engine.progress import SaveReport

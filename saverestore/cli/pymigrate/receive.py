@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common
+from saverestore.cli.pymigrate import xl
 from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Receive a domain that 'pymigrate' sends, or answer to its recovery: one connection, on standard input and output. ssh
-starts this; start it yourself only to listen.
+starts this; start it yourself only to listen. With --from-xl, receive one that stock 'xl migrate' sends.
 """
 
 EPILOG = """\
@@ -29,6 +30,11 @@ examples:
 
 A key of ssh that may do this and nothing else, in root's authorized_keys:
   restrict,command="pymigrate receive" ssh-ed25519 AAAA… root@host1
+
+--from-xl, on the host that has the domain, which needs no pysave ('-s ""' makes xl run its last argument as it is):
+  xl migrate -s '' web1 'exec ssh host2 pymigrate receive --from-xl'
+If the connection ends before xl's permission has come, the domain stays here, paused, and xl may have its copy
+suspended: xl cannot be asked, so a person has to look there, see 'pymigrate recover --help'.
 """
 
 
@@ -47,6 +53,7 @@ def receive_parser() -> arguments.Parser:
         action="store_true",
         help="standard input is a connection for TLS, as systemd and inetd pass it",
     )
+    xl.add_from_xl(group)
     certificates.add_certificates(group)
     certificates.add_allow(group)
     group.add_argument(
@@ -65,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.tls and given.listen is not None:
         parser.error("--tls is for standard input, and excludes --listen")
+    xl.check_from_xl(parser, given)
     return common.run("pymigrate", given, lambda: _receive(given))
 
 
@@ -72,17 +80,27 @@ FORCED = "SSH_ORIGINAL_COMMAND"
 """sshd's: what the other side wanted to run, where its key may run this and nothing else."""
 
 
-def check_asked_for() -> None:
-    """UsageError when ssh was asked for something else than to receive: it would take what we say for its output."""
-    from saverestore.migrate.addresses import RECEIVE
+def check_asked_for(wanted: str) -> str:
+    """What ssh was asked to run: `wanted` where its key is not restricted.
 
-    asked = os.environ.get(FORCED)
-    if asked is not None and asked.split() != RECEIVE.split():
-        raise UsageError(f"this key may run '{RECEIVE}' and nothing else")
+    UsageError when that is something else than to receive: whoever asked would take what we say for its output.
+    """
+    from saverestore.migrate.addresses import RECEIVE
+    from saverestore.migrate.xl_words import asked_for
+
+    asked = os.environ.get(FORCED, wanted)
+    if asked.split() != wanted.split() and (wanted == RECEIVE or asked_for(asked) is None):
+        raise UsageError(f"this key may run '{wanted}' and nothing else")
+    return asked
 
 
 def _receive(given: argparse.Namespace) -> None:
-    check_asked_for()
+    from saverestore.migrate.addresses import RECEIVE
+
+    asked = check_asked_for(f"{RECEIVE} --from-xl" if given.from_xl else RECEIVE)
+    if given.from_xl:
+        xl.receive_from_xl(given, asked, _opened())
+        return
     quiet = given.quiet or (given.listen is None and not given.verbose)
     incoming = _incoming(given)
     with ExitStack() as stack:

@@ -145,7 +145,8 @@ def _status(given: argparse.Namespace) -> int:
         for one in facts:
             worker = f", process {one['process']}" if one["process"] else ""
             common.answer(
-                f"{one['began'][:19]}  {one['domain']}  {one['role']} {one['state']}{worker}  {one['peer']}  "
+                f"{one['began'][:19]}  {one['domain']}  {one['role']} {one['state']}{worker}  "
+                f"{'xl at ' if one['with_xl'] else ''}{one['peer']}  "
                 f"{one['migration']}"
             )
     for error in errors:
@@ -163,6 +164,7 @@ def _facts(log: Log, journals: Journals) -> dict[str, Any]:
         "domain": head.name,
         "uuid": str(head.uuid),
         "peer": head.peer,
+        "with_xl": head.with_xl,
         "began": head.began,
         "state": str(last.state),
         "since": last.at,

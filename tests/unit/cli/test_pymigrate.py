@@ -60,6 +60,13 @@ def run(
         ["receive", "--listen", "host2"],
         ["web1", "tcp://b"],
         ["web1", "-oProxyCommand=x"],
+        ["--to-xl", "web1", "tls://b"],
+        ["--to-xl", "web1", "unix:/run/x"],
+        ["--to-xl", "--back", "a", "web1", "b"],
+        ["--to-xl", "--trust-network", "web1", "b"],
+        ["receive", "--from-xl", "--listen", "unix:/run/x"],
+        ["receive", "--from-xl", "--tls"],
+        ["receive", "--paused"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments):
@@ -136,6 +143,24 @@ def test_status_shows_each_migration_for_people_and_for_programs(tmp_path):
         None,
         "cancelled",
     )
+
+
+def test_status_and_recovery_name_an_xl_at_the_other_side(tmp_path):
+    from saverestore.migrate.handover import Role, State
+    from saverestore.migrate.journal import Journals
+    from saverestore.migrate.records import Head
+
+    head = Head(
+        *(Role.DESTINATION, uuid.uuid4(), "web1", uuid.UUID(int=1), -1, "boot", "10.0.9.1", ""),
+        "2026-11-28T12:00:00.000",
+        with_xl=True,
+    )
+    with Journals(tmp_path).create(head, State.ACCEPTED):
+        pass
+    done = run("status", journals=tmp_path)
+    assert "web1  destination ACCEPTED  xl at 10.0.9.1  " in done.stdout
+    (one,) = json.loads(run("status", "--json", journals=tmp_path).stdout)
+    assert one["with_xl"] is True
 
 
 def test_a_domain_that_has_no_migration_is_reported_as_such(tmp_path):

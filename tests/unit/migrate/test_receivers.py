@@ -137,9 +137,10 @@ def test_what_a_receiver_leaves_running_for_the_domain_outlives_it():
     assert unit("pymigrate@.service")["Service"]["KillMode"] == "process"
 
 
-def receive_by_ssh(asked: str) -> subprocess.CompletedProcess[bytes]:
-    """What sshd runs for a key with command="pymigrate receive"."""
-    code = "import sys\nfrom saverestore.cli import pymigrate\nsys.exit(pymigrate.main(['receive']))"
+def receive_by_ssh(asked: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    """What sshd runs for a key with command="pymigrate receive OPTIONS"."""
+    words = ["receive", *options]
+    code = f"import sys\nfrom saverestore.cli import pymigrate\nsys.exit(pymigrate.main({words}))"
     return subprocess.run(
         [sys.executable, "-c", code],
         input=b"",
@@ -167,3 +168,34 @@ def test_a_key_that_may_only_receive_can_receive():
 def test_the_documented_line_of_authorized_keys_runs_what_the_source_asks_for():
     text = (ROOT / "docs" / "how-to" / "migrate.md").read_text()
     assert f'restrict,command="{RECEIVE}" ' in text
+    assert f'restrict,command="{RECEIVE} --from-xl" ' in text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "",
+        "sh",
+        "xl list",
+        "xl migrate-receive; sh",
+        "xl migrate-receive -r",
+        "pymigrate receive",
+        "scp -t /etc",
+    ],
+)
+def test_a_key_for_stock_xl_runs_nothing_but_its_receiver(asked):
+    done = receive_by_ssh(asked, "--from-xl")
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, b"")
+    assert done.stderr == b"pymigrate: this key may run 'pymigrate receive --from-xl' and nothing else\n"
+
+
+@pytest.mark.parametrize(
+    "asked", ["pymigrate receive --from-xl", "xl -t migrate-receive -p", "xl migrate-receive"]
+)
+def test_a_key_for_stock_xl_takes_what_xl_migrate_asks_for(asked):
+    done = receive_by_ssh(asked, "--from-xl")
+    assert b"this key" not in done.stderr  # it came as far as this machine lets it
+
+
+def test_a_key_that_may_only_receive_does_not_take_xl_for_pymigrate():
+    assert b"this key may run" in receive_by_ssh("xl migrate-receive").stderr

@@ -1,0 +1,113 @@
+"""Between `pymigrate` and stock `xl` on two real Xen hosts, over ssh: there by --to-xl, back by `xl migrate`."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from pair_lab import Command, Guest, domains_of, must, run
+from test_migrations import is_running, signal_to, states_of
+from xenlab.pair import Host
+
+slow = pytest.mark.slow
+
+kinds = pytest.mark.parametrize(
+    "guest",
+    [pytest.param(("pvh", 1), id="pvh"), pytest.param(("pv", 1), marks=slow, id="pv")],
+    indirect=True,
+)
+
+
+def from_xl(guest: Guest, to: Host, *options: str) -> list[str]:
+    """`xl migrate` of a guest into our receiver. With an empty -s, xl runs its last argument as it is."""
+    receiver = f"exec ssh {to.label} pymigrate receive --from-xl"
+    return ["xl", "migrate", "-s", "", guest.name, " ".join([receiver, *options])]
+
+
+@kinds
+def test_a_guest_that_writes_goes_to_stock_xl_and_comes_back_from_it(a: Host, b: Host, guest: Guest) -> None:
+    before = guest.state()
+    said = run(a, "pymigrate", "--to-xl", guest.name, b.label)
+    assert said.returncode == 0, said.stderr
+    assert domains_of(a) == {}
+    guest.has_moved_to(b)
+    there = guest.resumed(before)
+    assert is_running(b, guest.name)
+    assert states_of(a)[-1] == "DONE"
+    said = run(b, *from_xl(guest, a))
+    assert said.returncode == 0, said.stderr
+    assert domains_of(b) == {}
+    guest.has_moved_to(a)
+    guest.resumed(there)
+    assert is_running(a, guest.name)
+    assert states_of(a)[-1] == "RUNNING"
+
+
+@slow
+def test_it_is_paused_at_either_end_where_that_is_asked_for(a: Host, b: Host, guest: Guest) -> None:
+    before = guest.state()
+    said = run(a, "pymigrate", "--to-xl", "-p", guest.name, b.label)
+    assert said.returncode == 0, said.stderr
+    assert "p" in domains_of(b)[guest.name]
+    guest.has_moved_to(b)  # which unpauses it
+    there = guest.resumed(before)
+    said = run(b, *from_xl(guest, a, "--paused"))
+    assert said.returncode == 0, said.stderr
+    assert "p" in domains_of(a)[guest.name]
+    guest.has_moved_to(a)
+    guest.resumed(there)
+
+
+def test_a_dry_run_finds_xl_there_and_changes_nothing(a: Host, b: Host, guest: Guest) -> None:
+    said = run(a, "pymigrate", "--dry-run", "--to-xl", guest.name, b.label)
+    assert said.returncode == 0, said.stderr
+    assert is_running(a, guest.name)
+    assert domains_of(b) == {}
+
+
+def test_ctrl_c_amid_the_rounds_leaves_it_running_here_and_nothing_with_xl(
+    a: Host, b: Host, guest: Guest
+) -> None:
+    before = guest.state()
+    migration = Command(a, "pymigrate", "-v", "--to-xl", guest.name, b.label)
+    migration.wait_for("round 0")
+    signal_to(a, f"pymigrate -v --to-xl {guest.name}", signal.SIGINT)
+    assert migration.finish() == 130, migration.lines
+    guest.resumed(before)
+    assert is_running(a, guest.name)
+    assert domains_of(b) == {}
+    assert states_of(a)[-1] == "ABORTED"
+
+
+def test_a_name_that_is_taken_there_has_xl_give_the_domain_back(a: Host, b: Host, guest: Guest) -> None:
+    """xl finds that out when it was granted the domain; it destroys its copy, and this host resumes its own."""
+    before = guest.state()
+    other = Guest(guest.pair, guest.name, guest.kind)
+    other.create(b)
+    try:
+        said = run(a, "pymigrate", "--to-xl", guest.name, b.label)
+        assert said.returncode == 5, said.stderr
+        assert "could not start the domain, and gave it back" in said.stderr
+        guest.resumed(before)
+        assert is_running(a, guest.name)
+        assert list(domains_of(b)) == [guest.name]
+        assert states_of(a)[-1] == "ABORTED"
+    finally:
+        run(b, "xl", "destroy", guest.name)
+
+
+@slow
+def test_a_receiver_for_xl_that_is_killed_leaves_the_domain_with_xl(a: Host, b: Host, guest: Guest) -> None:
+    before = guest.state()
+    said = run(a, "pymigrate", "--to-xl", guest.name, b.label)
+    assert said.returncode == 0, said.stderr
+    guest.has_moved_to(b)
+    there = guest.resumed(before)
+    migration = Command(b, *from_xl(guest, a))
+    must(a, f"timeout 120 sh -c 'until xl domid {guest.name}--incoming; do sleep 0.2; done' 2>/dev/null")
+    signal_to(a, "pymigrate receive --from-xl", signal.SIGKILL)
+    assert migration.finish() == 1, migration.lines
+    guest.resumed(there)
+    assert is_running(b, guest.name)
+    must(a, "pymigrate", "recover", "--all")
+    assert domains_of(a) == {}
