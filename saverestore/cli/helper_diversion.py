@@ -35,7 +35,8 @@ def enable(root: Path = Path("/")) -> int:
                 print(f"Xen {place.release}: left as it is; this package was built for Xen {release}")
         if not wanted:
             raise XenRefused(
-                f"{NO_XEN} of Xen {release}" if found else NO_XEN, name=ErrorName.TOOLSTACK_UNAVAILABLE
+                (f"no helper of Xen {release} was found" if found else NO_XEN),
+                name=ErrorName.TOOLSTACK_UNAVAILABLE,
             )
         diversion.require_unclaimed(wanted)
         for place in wanted:

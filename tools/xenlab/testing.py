@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not options.xen_only:
             python = environment.ensure()
-            for name, command in _checks(python, options.pytest).items():
+            for name, command in _checks(python, options.pytest, slow=options.slow).items():
                 _run(name, command, failed)
         if not options.no_xen:
             for variant, tests in tests_on_xen(options).items():
@@ -135,7 +135,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--slow",
         action="store_true",
-        help="on Xen, also guests with devices, with four vCPUs and with 1 GiB, all of arm64, and GICv2",
+        help="also Debian packages; on Xen, also guests with devices, with four vCPUs and with 1 GiB, all of arm64, "
+        "and GICv2",
     )
     limit = found.add_mutually_exclusive_group()
     limit.add_argument(
@@ -168,15 +169,17 @@ def _positive(text: str) -> float:
     return value
 
 
-def _checks(python: Path, more: list[str]) -> dict[str, list[str]]:
+def _checks(python: Path, more: list[str], *, slow: bool) -> dict[str, list[str]]:
     def module(name: str, *arguments: str) -> list[str]:
         return [str(python), "-m", name, *arguments]
 
+    packages = {"Debian packages": [str(CHECKOUT / "tools" / "package")]} if slow else {}
     return {
         "ruff check": module("ruff", "check", "."),
         "ruff format": module("ruff", "format", "--check", "."),
         "mypy --strict": module("mypy"),
-        "tests without Xen": module("pytest", "-q", *more),
+        **packages,
+        "tests without Xen": module("pytest", "-q", *(["--slow"] if slow else []), *more),
     }
 
 

@@ -51,6 +51,10 @@ def divert(root: Path, *options: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def diversions(root: Path) -> str:
     return divert(root, "--list")
 
@@ -84,12 +88,12 @@ def test_enabled_libxl_starts_ours_and_xens_own_is_kept_aside(place, ours):
 
 
 def test_disabled_all_is_as_before(place, ours):
-    before = sorted(os.listdir(place.folder))
+    before = names_in(place.folder)
     place.enable(ours)
     assert place.disable()
     assert place.state is State.STOCK
     assert (place.own.is_symlink(), place.own.read_text()) == (False, STOCK)
-    assert sorted(os.listdir(place.folder)) == before
+    assert names_in(place.folder) == before
     assert diversions(place.root) == ""
 
 
@@ -175,7 +179,7 @@ def test_a_second_run_completes_what_a_killed_one_left_and_libxl_always_had_a_he
     else:
         assert place.own.read_text() == STOCK
         assert diversions(place.root) == ""
-        assert sorted(os.listdir(place.folder)) == ["libxl-save-helper", "pygrub"]
+        assert names_in(place.folder) == ["libxl-save-helper", "pygrub"]
 
 
 def test_a_link_to_a_helper_that_is_gone_is_reported_and_taken_back(place, ours):
