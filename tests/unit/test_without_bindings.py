@@ -165,6 +165,14 @@ def test_pysave_says_what_to_install_in_one_line(installed: Path, tmp_path: Path
     assert done.stderr.endswith("Reading images (pyimage) works without it\n")
 
 
+def test_the_helper_is_not_enabled_without_the_binding_but_its_status_is_printed(installed: Path):
+    done = python(installed, MODULE, "saverestore.cli.helper", "--status")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = python(installed, MODULE, "saverestore.cli.helper", "--enable")
+    assert done.returncode == 6
+    assert "libxen-dev" in done.stderr
+
+
 def test_digests_fall_back_to_python(installed: Path):
     script = (
         "import numpy as np; from saverestore.kernels import xxh3;"
