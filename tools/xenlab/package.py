@@ -134,6 +134,13 @@ def path_of(suite: str) -> Path:
     return DIST / f"pysave_{version_for(suite)}_{variant_named(SUITES[suite]).arch}.deb"
 
 
+def built_for(variant: str) -> Path | None:
+    """Return the package that was built for a variant of the lab; None when there is none."""
+    return next(
+        (path for suite in SUITES if SUITES[suite] == variant and (path := path_of(suite)).is_file()), None
+    )
+
+
 def log_of(suite: str) -> Path:
     """Return where the output of a suite's last build is."""
     return cache.cache_root() / f"package-{suite}.log"

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from xenlab import environment, ssh
+from xenlab import environment, package, ssh
 from xenlab.errors import Interrupted, LabError, raise_on_signals, say
 from xenlab.machine import CHECKOUT, Machine
 from xenlab.pair import Pair, variants_of
@@ -75,6 +75,9 @@ LAST_TEST_S = 900
 
 LAST_FAILED_TEST_S = 120
 """The same where the run has failed by then, as not all was reached."""
+
+PACKAGE = "/root/pysave.deb"
+"""Where the Debian package is in dom0, with --slow."""
 
 SUMMARY = "/root/pysave-summary.json"
 """Where pytest leaves its counts in dom0."""
@@ -207,6 +210,8 @@ def _run_on_xen(
     started = time.monotonic()
     with Machine(variant).up_meanwhile() as machine:
         machine.run(["rm", "-f", SUMMARY])
+        if options.slow and (built := package.built_for(variant)):
+            machine.run(f"cat > {PACKAGE}", stdin=built.read_bytes())
         left_s = None if deadline is None else deadline - time.monotonic()
         line = _in_dom0(variant, arguments, left_s, all_reached=all_reached)
         _run(f"tests on Xen {variant}", ssh.command(variant, machine.require_up(), [line]), failed)

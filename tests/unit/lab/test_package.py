@@ -55,6 +55,14 @@ def test_the_packages_that_build_it_are_read_from_one_field():
         package.build_depends("Source: x\n")
 
 
+def test_a_package_is_for_the_xen_of_its_suite_once_it_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(package, "DIST", tmp_path)
+    assert package.built_for("4.20") is None
+    package.path_of("trixie").touch()
+    assert package.built_for("4.20") == tmp_path / f"pysave_{saverestore.__version__}+deb13_amd64.deb"
+    assert package.built_for("4.17-shadow") is None
+
+
 def test_an_unknown_suite_is_a_mistake(capsys):
     with pytest.raises(SystemExit) as caught:
         package.main(["bullseye"])
