@@ -4,12 +4,17 @@
 libxxhash-dev: it only makes digests and deltas of pages faster. Everything else is plain Python, so `pyimage` works
 on any machine. Man pages and completion are made where argparse-manpage and shtab are.
 `PYSAVE_REQUIRE=xen,libxl,kernels,pages` turns what is missing into an error, for packagers and tests.
+
+What a build makes on the way is in a temporary folder, so that `pip install .` leaves the checkout as it was.
+`PYSAVE_BUILD=FOLDER` keeps it there, so that the next build compiles only what has changed.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +27,12 @@ MODULES = {
     "xen": ("xenctrl.h", "pyxc/_xen_build.py:ffibuilder", "libxen-dev"),
     "libxl": ("libxl.h", "pyxc/_libxl_build.py:ffibuilder", "libxen-dev"),
     "kernels": ("xxhash.h", "saverestore/kernels/build.py:ffibuilder", "libxxhash-dev"),
+}
+
+WITHOUT = {
+    "xen": "the binding for Xen: only pyimage will work",
+    "libxl": "libxl: domains with devices cannot be saved or restored",
+    "kernels": "compiled kernels: digests will be slower",
 }
 
 
@@ -49,6 +60,28 @@ def xen_release() -> str:
     return found.group(1) if found else "unknown"
 
 
+def build_folder() -> Path:
+    """Where a build has what it makes on the way; gone when setup ends unless PYSAVE_BUILD names it."""
+    if kept := os.environ.get("PYSAVE_BUILD"):
+        folder = Path(kept)
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="pysave-build-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def note(text: str) -> None:
+    """Say what is left out. pip swallows a build's output, so a person at a terminal gets it there, once."""
+    print(f"setup: {text}", file=sys.stderr)
+    if BUILDS_NOW:
+        try:
+            with Path("/dev/tty").open("w") as terminal:
+                print(f"\npysave: {text}", file=terminal)
+        except OSError:  # no terminal
+            return
+
+
 def pages() -> list[tuple[str, list[str]]]:
     """Man pages and completion, made now, as setuptools' data_files has them; none without what makes them."""
     # argparse-manpage is the module build_manpages before its version 4, as in Debian 12.
@@ -59,13 +92,18 @@ def pages() -> list[tuple[str, list[str]]]:
         if not any(map(find_spec, modules)):
             if "pages" in required:
                 sys.exit(f"setup: {package} is missing: install python3-{package}")
-            print(f"setup: no {package}: installing without man pages and completion", file=sys.stderr)
+            note(f"no {package}: installing without man pages and completion")
             return []
     sys.path.insert(0, str(Path(__file__).parent))
     from saverestore.cli.pages import write_pages
 
-    return write_pages(Path("build/pages"))
+    return write_pages(BUILD / "pages")
 
+
+sys.dont_write_bytecode = True  # nor is there a __pycache__ of what is imported here
+BUILD = build_folder()
+BUILDS_NOW = bool({"bdist_wheel", "editable_wheel", "install", "develop"} & set(sys.argv))
+"""pip runs this file several times; this time is the one that compiles."""
 
 required = {name for name in os.environ.get("PYSAVE_REQUIRE", "").split(",") if name}
 cffi_modules = []
@@ -74,8 +112,8 @@ for name, (header, builder, package) in MODULES.items():
         cffi_modules.append(builder)
     elif name in required:
         sys.exit(f"setup: {header} is missing: install a C compiler and {package}")
-    else:
-        print(f"setup: no {header} ({package}): installing without it", file=sys.stderr)
+    elif name != "libxl" or cffi_modules:  # without the binding nobody asks for libxl
+        note(f"no {header}: installing without {WITHOUT[name]}. It needs a C compiler and {package}")
 
 
 def compiles_for_arm64() -> bool:
@@ -95,4 +133,8 @@ UNITS = (
     "lib/systemd/system",
     [str(path) for path in sorted(Path("saverestore/systemd").iterdir()) if path.suffix != ".py"],
 )
-setup(cffi_modules=cffi_modules, data_files=[*pages(), UNITS])
+setup(
+    cffi_modules=cffi_modules,
+    data_files=[*pages(), UNITS],
+    options={"build": {"build_base": str(BUILD)}, "egg_info": {"egg_base": str(BUILD)}},
+)

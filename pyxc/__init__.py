@@ -14,7 +14,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 try:
-    from pyxc import _xen  # noqa: F401  (imported here to tell a missing module from a mismatched one)
+    importlib.import_module("pyxc._xen")
+except ModuleNotFoundError as error:
+    if error.name == "pyxc._xen":
+        raise ImportError(
+            "pyxc has no compiled Xen binding: install libxen-dev, gcc and the Python headers "
+            "(Debian: apt install libxen-dev gcc python3-dev python3-cffi), then install this package again. "
+            "Reading images (pyimage) works without it"
+        ) from None
+    raise ImportError(f"pyxc needs the Python module {error.name}: install cffi") from error
 except ImportError as error:
     if "libxen" in str(error):
         raise ImportError(
@@ -22,9 +30,7 @@ except ImportError as error:
             "install it again on this host: pip install --force-reinstall --no-cache-dir pysave"
         ) from error
     raise ImportError(
-        "pyxc has no compiled Xen binding: install libxen-dev, gcc and the Python headers "
-        "(Debian: apt install libxen-dev gcc python3-dev python3-cffi), then install this package again. "
-        f"Reading images (pyimage) works without it. [{error}]"
+        f"pyxc's compiled Xen binding does not load: {error}; install this package again"
     ) from error
 
 from pyxc._arch import ARCHITECTURE, ARM64, X86

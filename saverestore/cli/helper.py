@@ -19,16 +19,25 @@ libxl runs this program instead of its own libxl-save-helper, and talks to it th
 
   LIBXL_SAVE_HELPER=/path/to/pyxc-save-helper xl save|restore|migrate ...
 
-pysave's engine then reads and writes memory and processors; libxl still handles devices. Nobody starts it by hand.
+pysave's engine then reads and writes memory and processors; libxl still handles devices. Nobody starts it so by hand.
+
+--enable makes it the helper of every xl on this host, and of migrations that arrive here: a diversion of dpkg's keeps
+Xen's own helper aside, also when Xen is upgraded. Domains that run are not touched.
 """
 
 EPILOG = """\
+examples:
+  pyxc-save-helper --check      is this host ready?
+  pyxc-save-helper --enable     xl save, restore and migrate run on this engine
+  pyxc-save-helper --status
+  pyxc-save-helper --disable    before this package is uninstalled
+
 settings, in {config} (or the file that ${config_variable} names), or as variables:
 {settings}
 The environment does not cross ssh: for 'xl migrate', set up the other host, too.
 """
 
-FOR_PEOPLE = ("--check", "--version", "--help", "-h")
+FOR_PEOPLE = ("--check", "--enable", "--disable", "--status", "--version", "--help", "-h")
 """What a person starts it with; everything else is from libxl."""
 
 
@@ -39,11 +48,14 @@ def command_parser() -> arguments.Parser:
 
     epilog = EPILOG.format(config=CONFIG, config_variable=CONFIG_VARIABLE, settings=table())
     parser = arguments.parser(PROG, DESCRIPTION, epilog)
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="read the settings and open Xen's interfaces, and report whether this host is ready",
-    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    for name, text in (
+        ("check", "read the settings and open Xen's interfaces, and report whether this host is ready"),
+        ("enable", "have every xl of this host start this helper instead of Xen's own; needs root"),
+        ("disable", "have xl start Xen's own helper again; needs root"),
+        ("status", "print whose helper xl starts, for each release of Xen that is installed"),
+    ):
+        what.add_argument(f"--{name}", dest="what", action="store_const", const=name, help=text)
     arguments.finish(parser, verbosity=False)
     return parser
 
@@ -55,8 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in FOR_PEOPLE:
-        command_parser().parse_args(words)
-        return _check()
+        from saverestore.cli.helper_diversion import WHAT
+
+        return {"check": _check, **WHAT}[command_parser().parse_args(words).what]()
 
     from saverestore.cli.common import say
     from saverestore.helper import session

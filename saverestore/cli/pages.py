@@ -1,8 +1,9 @@
-"""Man pages and completion scripts, made of the commands' parsers when the package is built.
+"""Man pages, completion scripts and the file of settings, made of the code when the package is built.
 
     share/man/man1/COMMAND.1                          argparse-manpage
     share/bash-completion/completions/COMMAND         shtab
     share/zsh/site-functions/_COMMAND                 shtab
+    share/doc/pysave/pysave.toml                      every setting, commented out: a start for /etc/xen/pysave.toml
 
 Used by setup.py, in a Python that has neither numpy nor
 Xen's bindings; without argparse-manpage and shtab there are no pages, see setup.py.
@@ -11,16 +12,21 @@ Xen's bindings; without argparse-manpage and shtab there are no pages, see setup
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import textwrap
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import saverestore
-from saverestore.cli.arguments import Parser
+from saverestore.cli.arguments import Parser, words_of
 from saverestore.cli.parsers import COMMANDS, subcommands_of
 from saverestore.cli.pymigrate import command as pymigrate
+from saverestore.helper.settings import VARIABLE_PREFIX, Choice, Settings
 
 MAN, BASH, ZSH = "share/man/man1", "share/bash-completion/completions", "share/zsh/site-functions"
+DOC = "share/doc/pysave"
 
 DATE = "2026-11-28"
 """Of the pages: that of the version, not of the build, so that two builds are the same."""
@@ -54,7 +60,7 @@ _pymigrate_words() {{
 
 def write_pages(folder: Path) -> list[tuple[str, list[str]]]:
     """Write all of them below a folder: (directory, files in it), as setuptools' data_files has them."""
-    written: dict[str, list[str]] = {MAN: [], BASH: [], ZSH: []}
+    written: dict[str, list[str]] = {MAN: [], BASH: [], ZSH: [], DOC: []}
     for place in written:
         (folder / place).mkdir(parents=True, exist_ok=True)
 
@@ -68,7 +74,24 @@ def write_pages(folder: Path) -> list[tuple[str, list[str]]]:
         write(MAN, f"{name}.1", man_page(parser, name, description))
         for place, file, shell in ((BASH, name, "bash"), (ZSH, f"_{name}", "zsh")):
             write(place, file, completion(make(), shell))
+    write(DOC, "pysave.toml", settings_file())
     return list(written.items())
+
+
+def settings_file() -> str:
+    """Every setting with its default, commented out: with this file, all is as without one."""
+    lines = [
+        "# Settings of pyxc-save-helper, by which xl runs on pysave's engine: see pyxc-save-helper(1).",
+        "# Each line that is commented out shows a default.",
+    ]
+    for one in fields(Settings):
+        kind, text = one.metadata["kind"], one.metadata["help"]
+        if isinstance(kind, Choice):
+            text = text.format(words=words_of(kind.words))
+        lines += ["", *textwrap.wrap(text, 98, initial_indent="# ", subsequent_indent="# ")]
+        lines.append(f"# Variable: {VARIABLE_PREFIX}{one.name.upper()}")
+        lines.append(f"#{one.name} = {json.dumps(one.default)}")
+    return "\n".join(lines) + "\n"
 
 
 def completion(parser: Parser, shell: str) -> str:

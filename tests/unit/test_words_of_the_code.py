@@ -173,9 +173,12 @@ OPTION_OR_COMMAND = re.compile(
     r"(?<![\w-])--[a-z]|(?<![\w/-])(?:pysave|pyrestore|pyimage|pymigrate|pyxc-save-helper|pyxc-watch) +[^ ]"
 )
 
+DPKG_DIVERT = ("root", "add", "remove", "local", "no-rename", "divert", "listpackage", "truename")
+
 PASSED_ON = {
     ("saverestore.helper.arguments", "--save-domain"),
     ("saverestore.helper.arguments", "--restore-domain"),
+    *(("saverestore.toolstack.diversion", f"--{option}") for option in DPKG_DIVERT),
     ("saverestore.toolstack.watcher", "--late"),
     ("saverestore.migrate.addresses", "pymigrate receive"),
     ("saverestore.migrate.copies", "--incoming"),  # what a domain's name ends with

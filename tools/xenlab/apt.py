@@ -133,6 +133,14 @@ def acquire_options() -> list[str]:
     return parse_acquire(dump.stdout)
 
 
+def write_configuration(folder: Path, inside: str, suite: str) -> None:
+    """Write apt.conf into `folder`, for an apt in a chroot that sees the folder as `inside`: it then takes the
+    suite's packages from where this machine takes its own, and as this machine does."""
+    (folder / "sources.list").write_text("".join(f"{source.line(suite)}\n" for source in machine_sources()))
+    lines = [f'Dir::Etc::sourcelist "{inside}/sources.list"', 'Dir::Etc::sourceparts "-"', *acquire_options()]
+    (folder / "apt.conf").write_text("".join(f"{line};\n" for line in lines))
+
+
 def missing_host_packages(programs: dict[str, str] | None = None) -> list[str]:
     """Return the Debian packages this machine lacks for the lab."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"

@@ -46,7 +46,7 @@ done
 _PIP = """set -e
 rm -rf /opt/target/*
 cd /opt/source
-python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
+PYSAVE_BUILD=build python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
     --no-build-isolation --no-index --no-compile --target=/opt/target .
 python3 -m compileall -q -s /opt/target -p /opt/pysave /opt/target
 """
@@ -55,8 +55,8 @@ _CROSS_PIP = """set -e
 target=$1 source=$2 root=$3
 rm -rf "$target"/*
 cd "$source"
-/usr/bin/python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
-    --no-build-isolation --no-index --no-compile --target="$target" .
+PYSAVE_BUILD=build /usr/bin/python3 -m pip install --quiet --disable-pip-version-check \
+    --root-user-action=ignore --no-deps --no-build-isolation --no-index --no-compile --target="$target" .
 # Under emulation compiling at each start costs seconds; another Python than dom0's would make what that cannot use.
 version=$(/usr/bin/python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 [ ! -d "$root/usr/lib/$version" ] || /usr/bin/python3 -m compileall -q -s "$target" -p /opt/pysave "$target"
@@ -88,7 +88,7 @@ def checkout_files(checkout: Path) -> list[Path]:
 
 
 def mirror(checkout: Path, files: list[Path], target: Path) -> int:
-    """Make `target` hold just `files`, besides build/ and *.egg-info; return how many were changed.
+    """Make `target` hold just `files`, besides build/; return how many were changed.
 
     A file keeps its time of change, so that the compiler runs only for what changed.
     """
@@ -97,7 +97,7 @@ def mirror(checkout: Path, files: list[Path], target: Path) -> int:
     for folder, folders, names in os.walk(target):
         here = Path(folder)
         if here == target:
-            folders[:] = [name for name in folders if name != "build" and not name.endswith(".egg-info")]
+            folders[:] = [name for name in folders if name != "build"]
         for name in names:
             if (here / name).relative_to(target) not in wanted:
                 (here / name).unlink()

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from xenlab import environment, ssh
+from xenlab import environment, package, ssh
 from xenlab.errors import Interrupted, LabError, raise_on_signals, say
 from xenlab.machine import CHECKOUT, Machine
 from xenlab.pair import Pair, variants_of
@@ -76,6 +76,9 @@ LAST_TEST_S = 900
 LAST_FAILED_TEST_S = 120
 """The same where the run has failed by then, as not all was reached."""
 
+PACKAGE = "/root/pysave.deb"
+"""Where the Debian package is in dom0, with --slow."""
+
 SUMMARY = "/root/pysave-summary.json"
 """Where pytest leaves its counts in dom0."""
 
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not options.xen_only:
             python = environment.ensure()
-            for name, command in _checks(python, options.pytest).items():
+            for name, command in _checks(python, options.pytest, slow=options.slow).items():
                 _run(name, command, failed)
         if not options.no_xen:
             for variant, tests in tests_on_xen(options).items():
@@ -135,7 +138,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--slow",
         action="store_true",
-        help="on Xen, also guests with devices, with four vCPUs and with 1 GiB, all of arm64, and GICv2",
+        help="also Debian packages; on Xen, also guests with devices, with four vCPUs and with 1 GiB, all of arm64, "
+        "and GICv2",
     )
     limit = found.add_mutually_exclusive_group()
     limit.add_argument(
@@ -168,15 +172,17 @@ def _positive(text: str) -> float:
     return value
 
 
-def _checks(python: Path, more: list[str]) -> dict[str, list[str]]:
+def _checks(python: Path, more: list[str], *, slow: bool) -> dict[str, list[str]]:
     def module(name: str, *arguments: str) -> list[str]:
         return [str(python), "-m", name, *arguments]
 
+    packages = {"Debian packages": [str(CHECKOUT / "tools" / "package")]} if slow else {}
     return {
         "ruff check": module("ruff", "check", "."),
         "ruff format": module("ruff", "format", "--check", "."),
         "mypy --strict": module("mypy"),
-        "tests without Xen": module("pytest", "-q", *more),
+        **packages,
+        "tests without Xen": module("pytest", "-q", *(["--slow"] if slow else []), *more),
     }
 
 
@@ -204,6 +210,8 @@ def _run_on_xen(
     started = time.monotonic()
     with Machine(variant).up_meanwhile() as machine:
         machine.run(["rm", "-f", SUMMARY])
+        if options.slow and (built := package.built_for(variant)):
+            machine.run(f"cat > {PACKAGE}", stdin=built.read_bytes())
         left_s = None if deadline is None else deadline - time.monotonic()
         line = _in_dom0(variant, arguments, left_s, all_reached=all_reached)
         _run(f"tests on Xen {variant}", ssh.command(variant, machine.require_up(), [line]), failed)

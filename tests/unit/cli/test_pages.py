@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from saverestore.cli.parsers import COMMANDS, subcommands_of
 pytest.importorskip("shtab", reason="shtab is not installed")
 pytest.importorskip("argparse_manpage", reason="argparse-manpage is not installed")
 
-from saverestore.cli.pages import BASH, MAN, ZSH, write_pages
+from saverestore.cli.pages import BASH, DOC, MAN, ZSH, write_pages
+from saverestore.helper.settings import KINDS, Settings, read_settings
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,15 @@ def test_a_man_page_is_shown_without_a_warning_and_has_every_option(pages, name)
 
 def test_a_line_that_starts_with_an_apostrophe_is_shown(pages):
     assert "'-' is standard input" in " ".join(read(pages / MAN / "pyimage.1").stdout.split())
+
+
+def test_the_file_of_settings_has_each_of_them_with_its_default_commented_out(pages, tmp_path):
+    text = (pages / DOC / "pysave.toml").read_text()
+    assert tomllib.loads(text) == {}
+    (tmp_path / "all.toml").write_text(re.sub(r"^#(?=\w)", "", text, flags=re.MULTILINE))
+    assert tomllib.loads((tmp_path / "all.toml").read_text()).keys() == KINDS.keys()
+    assert read_settings({"PYXC_CONFIG": str(tmp_path / "all.toml")}) == Settings()
+    assert max(map(len, text.splitlines())) <= 100
 
 
 XL = "xl() { printf 'Name ID\\nDomain-0 0\\nweb1 1\\nweb2 2\\n'; }"

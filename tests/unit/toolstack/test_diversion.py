@@ -1,0 +1,247 @@
+"""libxl's helper, diverted and put back by the real dpkg-divert below a root of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from saverestore.errors import ErrorName, TransportError, XenRefused
+from saverestore.toolstack import diversion
+from saverestore.toolstack.diversion import Place, State
+
+pytestmark = pytest.mark.skipif(shutil.which("dpkg-divert") is None, reason="dpkg is not installed")
+
+STOCK = "Xen's own\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "var/lib/dpkg").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def ours(root: Path) -> Path:
+    path = root / "usr/bin/pyxc-save-helper"
+    path.parent.mkdir(parents=True)
+    path.write_text("ours\n")
+    return path
+
+
+@pytest.fixture
+def place(root: Path) -> Place:
+    install_xen(root, "4.17")
+    (found,) = diversion.places(root)
+    return found
+
+
+def install_xen(root: Path, release: str) -> None:
+    folder = root / f"usr/lib/xen-{release}/bin"
+    folder.mkdir(parents=True)
+    (folder / "libxl-save-helper").write_text(STOCK)
+    (folder / "pygrub").touch()
+
+
+def divert(root: Path, *options: str) -> str:
+    command = ["dpkg-divert", "--root", str(root), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def diversions(root: Path) -> str:
+    return divert(root, "--list")
+
+
+def upgrade_xen(place: Place) -> None:
+    """What dpkg does: the new file goes to where the old one is diverted to."""
+    name = divert(place.root, "--truename", f"/{place.own.relative_to(place.root)}").strip()
+    target = place.root / name.lstrip("/")
+    new = target.with_name("libxl-save-helper.dpkg-new")
+    new.write_text("Xen's own, newer\n")
+    new.replace(target)
+
+
+def test_each_release_of_xen_is_found_by_its_helper(root):
+    assert diversion.places(root) == []
+    for release in ("4.20", "4.17"):
+        install_xen(root, release)
+    (root / "usr/lib/xen-common/bin").mkdir(parents=True)
+    assert [(one.release, one.state) for one in diversion.places(root)] == [
+        ("4.17", State.STOCK),
+        ("4.20", State.STOCK),
+    ]
+
+
+def test_enabled_libxl_starts_ours_and_xens_own_is_kept_aside(place, ours):
+    assert place.enable(ours)
+    assert place.state is State.OURS
+    assert place.own.read_text() == "ours\n"
+    assert place.stock.read_text() == STOCK
+    assert "local diversion of /usr/lib/xen-4.17/bin/libxl-save-helper to" in diversions(place.root)
+
+
+def test_disabled_all_is_as_before(place, ours):
+    before = names_in(place.folder)
+    place.enable(ours)
+    assert place.disable()
+    assert place.state is State.STOCK
+    assert (place.own.is_symlink(), place.own.read_text()) == (False, STOCK)
+    assert names_in(place.folder) == before
+    assert diversions(place.root) == ""
+
+
+def test_a_second_time_changes_nothing(place, ours):
+    assert not place.disable()
+    place.enable(ours)
+    before = place.own.lstat()
+    assert not place.enable(ours)
+    assert place.own.lstat() == before
+    place.disable()
+    assert not place.disable()
+
+
+def test_a_helper_elsewhere_takes_the_place_of_the_one_before(place, ours, tmp_path):
+    place.enable(ours)
+    other = tmp_path / "local/pyxc-save-helper"
+    other.parent.mkdir()
+    other.touch()
+    assert place.enable(other)
+    assert place.target == other
+    assert place.stock.read_text() == STOCK
+
+
+def test_an_upgrade_of_xen_leaves_ours_in_place_and_its_helper_comes_back(place, ours):
+    place.enable(ours)
+    upgrade_xen(place)
+    assert place.state is State.OURS
+    place.disable()
+    assert place.own.read_text() == "Xen's own, newer\n"
+
+
+def test_what_was_made_by_hand_is_recognised(place, ours):
+    name = f"/{place.own.relative_to(place.root)}"
+    divert(place.root, "--local", "--rename", "--divert", f"{name}.stock", "--add", name)
+    assert place.state is State.UNFINISHED
+    place.own.symlink_to(ours)
+    assert place.state is State.OURS
+    place.disable()
+    assert place.own.read_text() == STOCK
+
+
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+CHANGES = [(subprocess, "run"), (Path, "hardlink_to"), (Path, "symlink_to"), (Path, "replace")]
+
+
+@pytest.mark.parametrize("then", ["enable", "disable"])
+@pytest.mark.parametrize("first", ["enable", "disable"])
+@pytest.mark.parametrize("at", range(12))
+def test_a_second_run_completes_what_a_killed_one_left_and_libxl_always_had_a_helper(
+    place, ours, monkeypatch, first, then, at
+):
+    if first == "disable":
+        place.enable(ours)
+    calls = 0
+
+    def killed_before(real):
+        def call(*arguments, **more):
+            nonlocal calls
+            assert place.own.exists()
+            calls += 1
+            if calls > at:
+                raise Killed
+            return real(*arguments, **more)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for owner, name in CHANGES:
+            patched.setattr(owner, name, killed_before(getattr(owner, name)))
+        try:
+            place.enable(ours) if first == "enable" else place.disable()
+        except Killed:
+            assert at < 12
+    assert place.own.exists()
+    assert place.state in (State.STOCK, State.OURS, State.UNFINISHED)
+    place.enable(ours) if then == "enable" else place.disable()
+    assert place.state is (State.OURS if then == "enable" else State.STOCK)
+    if then == "enable":
+        assert place.stock.read_text() == STOCK
+    else:
+        assert place.own.read_text() == STOCK
+        assert diversions(place.root) == ""
+        assert names_in(place.folder) == ["libxl-save-helper", "pygrub"]
+
+
+def test_a_link_to_a_helper_that_is_gone_is_reported_and_taken_back(place, ours):
+    place.enable(ours)
+    ours.unlink()
+    assert place.state is State.LOST
+    place.disable()
+    assert place.own.read_text() == STOCK
+
+
+def test_when_xen_was_removed_meanwhile_disabling_leaves_nothing(place, ours):
+    place.enable(ours)
+    place.stock.unlink()
+    assert place.state is State.OURS
+    place.disable()
+    assert not os.path.lexists(place.own)
+    assert diversion.places(place.root) == []
+    assert diversions(place.root) == ""
+
+
+def wrapper(place: Place) -> None:
+    place.own.rename(place.folder / "real-helper")
+    place.own.symlink_to("real-helper")
+
+
+def file_of_others(place: Place) -> None:
+    place.own.rename(place.stock)
+    place.own.write_text("#!/bin/sh\n")
+
+
+def diverted_elsewhere(place: Place) -> None:
+    name = f"/{place.own.relative_to(place.root)}"
+    divert(place.root, "--package", "other", "--no-rename", "--divert", f"{name}.other", "--add", name)
+
+
+@pytest.mark.parametrize("change", [wrapper, file_of_others, diverted_elsewhere])
+def test_what_others_have_put_there_is_refused(place, change):
+    change(place)
+    assert place.state is State.OTHERS
+    with pytest.raises(XenRefused, match=r"no changes were made") as caught:
+        diversion.require_unclaimed([place])
+    assert caught.value.name is ErrorName.HOST_UNSUPPORTED
+
+
+def test_only_root_may(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    diversion.require_root()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(TransportError, match="only root") as caught:
+        diversion.require_root()
+    assert caught.value.name is ErrorName.PERMISSION_DENIED
+
+
+def test_a_failure_of_dpkg_names_the_file(place, ours):
+    shutil.rmtree(place.root / "var/lib/dpkg")
+    with pytest.raises(XenRefused, match=r"dpkg-divert, for .*/libxl-save-helper: ") as caught:
+        place.enable(ours)
+    assert caught.value.name is ErrorName.HOST_UNSUPPORTED
+    assert place.own.read_text() == STOCK
+
+
+def test_without_dpkg_the_host_is_unsupported(place, monkeypatch):
+    monkeypatch.setattr(diversion, "DIVERT", "/nonexistent/dpkg-divert")
+    with pytest.raises(XenRefused, match="only hosts with dpkg"):
+        place.state  # noqa: B018
