@@ -81,6 +81,8 @@ def restore(
     image: ImagePath,
     *,
     name: str | None = None,
+    config: ImagePath | None = None,
+    new_uuid: bool = False,
     paused: bool = False,
     require_digest: bool = False,
     force: bool = False,
@@ -90,9 +92,11 @@ def restore(
 ) -> Restored:
     """Restore a domain from an image of pysave or xl, as `pyrestore` does. Needs root in the control domain.
 
-    `name`: of the new domain, instead of the image's. `paused`: do not start it. `require_digest`: refuse an image
-    without a digest; one that is there is compared in any case. `force`: restore even if this host lacks a disk,
-    bridge or CPU feature, or if a disk was written to after the save. `watch`: start a `pyxc-watch` for it.
+    `name`: of the new domain, instead of the image's. `config`: a file of xl's, or libxl's JSON, that says what
+    surrounds it: disks, NICs. `new_uuid`: a copy beside the original, with a UUID of its own. `paused`: do not start
+    it. `require_digest`: refuse an image without a digest; one that is there is compared in any case. `force`:
+    restore even if this host lacks a disk, bridge or CPU feature, if a disk was written to after the save, or if
+    another domain writes to one. `watch`: start a `pyxc-watch` for it.
 
     Returns the new domain's number and name, and what was done. On any error there is no new domain.
 
@@ -101,11 +105,14 @@ def restore(
     """
     from saverestore.operations.requests import RestoreRequest
     from saverestore.operations.restore import restore_domain
+    from saverestore.toolstack.given_config import read
 
     request = RestoreRequest(
         image=os.fspath(image),
         paused=paused,
         name=name,
+        config=None if config is None else read(os.fspath(config)),
+        new_uuid=new_uuid,
         force=force,
         require_digest=require_digest,
         watch=watch,

@@ -68,6 +68,11 @@ ANYWHERE = {
         "the guest may crash"
     ),
     Remedy.RENAME: "'pyrestore --name NAME' gives the restored domain another name",
+    Remedy.NEW_UUID: "'pyrestore --new-uuid --name NAME' restores a copy beside it",
+    Remedy.GIVE_OTHER_DISKS: (
+        "'pyrestore --config FILE' gives it disks of its own; 'pyrestore --force' restores it all the same"
+    ),
+    Remedy.GIVE_OTHER_MAC: "'pyrestore --config FILE' gives it another MAC",
     Remedy.OVERWRITE: "choose another name",
     Remedy.OTHER_PLACE: "free some space, or write to another place",
     Remedy.DECOMPRESS: "decompress it through a pipe: '{decompressor} IMAGE | pyrestore -'",
@@ -112,6 +117,9 @@ OWN = {
             "restore it on a host like the one it was saved on, or with --force all the same: the guest may crash"
         ),
         Remedy.RENAME: "--name gives the restored domain another name",
+        Remedy.NEW_UUID: "--new-uuid and --name NAME restore a copy beside it",
+        Remedy.GIVE_OTHER_DISKS: "--config FILE gives it disks of its own; --force restores it all the same",
+        Remedy.GIVE_OTHER_MAC: "--config FILE gives it another MAC",
     },
     PYIMAGE: {
         Remedy.OVERWRITE: "--overwrite replaces it",

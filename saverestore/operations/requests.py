@@ -13,6 +13,7 @@ from saverestore.stream.digest_algorithms import DEFAULT_DIGEST
 from saverestore.toolstack import choice
 
 if TYPE_CHECKING:
+    from saverestore.toolstack.given_config import GivenConfig
     from saverestore.transport.tls import Credentials
     from saverestore.transport.tls_peers import Allowed
 
@@ -63,6 +64,8 @@ class SaveRequest:
 class RestoreRequest:
     """What `pyrestore` was asked for.
 
+    `config`: what to restore it with instead of the image's configuration, as far as that can be. `name`: goes before
+    both. `new_uuid`: the domain gets a UUID of its own, so that it can be beside the one that was saved.
     `require_digest`: an image without a digest is refused. `watch`: a process is left behind that looks after the
     domain when it powers off, reboots or crashes. `tls`, `allowed`: of an image that comes to tcp://HOST:PORT, where
     that is to be by TLS, and who may send it.
@@ -71,6 +74,8 @@ class RestoreRequest:
     image: str
     paused: bool = False
     name: str | None = None
+    config: GivenConfig | None = None
+    new_uuid: bool = False
     force: bool = False
     toolstack: str = choice.AUTO
     require_digest: bool = False
