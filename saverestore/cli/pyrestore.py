@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from saverestore.cli import all_domains, arguments, certificates, common, many, reporting
+from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
 from saverestore.cli.common import STORE, counted
 from saverestore.errors import SaveRestoreError, UsageError
 from saverestore.kernels.page import PAGE_SIZE
@@ -36,6 +36,8 @@ examples:
 Devices are restored by libxl; the bare toolstack restores none besides the console. A process stays, as one of
 'xl restore' does: when the domain powers off, reboots or crashes, it does what the domain's configuration says. See
 'pyxc-watch --help'.
+
+Options that have a value may be set in the table [pyrestore] of /etc/xen/pysave.toml.
 """
 
 
@@ -116,7 +118,7 @@ def command_parser() -> arguments.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = command_parser()
-    given = parser.parse_args(argv)
+    given = settings.parse(parser, argv)
     if given.name == "":
         parser.error("--name: the name must not be empty")
     all_domains.check_all(

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saverestore.cli import all_domains, arguments, certificates, common, many, reporting
+from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
 from saverestore.cli.common import STORE, counted
 from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS, NO_DIGEST
@@ -41,11 +41,19 @@ examples:
 
 Domains that 'xl create' made are saved with all their devices: disks, network interfaces, a device model. The bare
 toolstack saves no device besides the console; it refuses a domain that has others before any change is made.
+
+Options that have a value may be set in the table [pysave] of /etc/xen/pysave.toml.
 """
 
 
-LIMITS = {"--downtime-ms": "downtime_s", "--max-rounds": "max_rounds", "--max-time": "max_time"}
-"""Options of a live save, and where their values are."""
+LIVE_ONLY: dict[str, tuple[str, str | None]] = {
+    "--downtime-ms": ("downtime_s", None),
+    "--max-rounds": ("max_rounds", None),
+    "--max-time": ("max_time", None),
+    "--dirty": ("dirty", "auto"),
+    "--on-stall": ("on_stall", "stop"),
+}
+"""Options of a live save: where their values are, and their defaults."""
 
 
 STANDARD_OUTPUT = ("-", "fd:1")
@@ -226,7 +234,7 @@ def _add_domain(group: argparse._ArgumentGroup) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = command_parser()
-    given = parser.parse_args(argv)
+    given = settings.parse(parser, argv)
     all_domains.check_all(parser, given, "domain", "image", "recover", "report", "events", "metrics", "tls")
     if given.all:
         reporting.check_report(parser, given)
@@ -244,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--recover makes no image, so it excludes --store")
         if given.image is not None:
             parser.error("--recover takes no IMAGE")
-        if given.while_suspended is not None:
+        if given.while_suspended is not None and "while_suspended" not in given.from_settings:
             parser.error("--while-suspended runs during a save, and --recover makes none")
         if given.report or given.json:
             option = "--report" if given.report else "--json"
@@ -274,16 +282,18 @@ def run_one(given: argparse.Namespace) -> int:
 
 
 def _check_digest(parser: arguments.Parser, given: argparse.Namespace) -> None:
-    if given.plain and given.digest not in (None, NO_DIGEST):
+    if given.plain and given.digest not in (None, NO_DIGEST) and "digest" not in given.from_settings:
         parser.error("--plain leaves the digest out, so it excludes --digest")
 
 
 def _check_live(parser: arguments.Parser, given: argparse.Namespace) -> None:
     if given.live:
         return
-    options = [option for option, name in LIMITS.items() if getattr(given, name) is not None]
-    options += ["--dirty"] if given.dirty != "auto" else []
-    options += ["--on-stall"] if given.on_stall != "stop" else []
+    options = [
+        option
+        for option, (name, default) in LIVE_ONLY.items()
+        if getattr(given, name) != default and name not in given.from_settings
+    ]
     if options:
         parser.error(f"{options[0]} needs --live")
 
@@ -291,7 +301,7 @@ def _check_live(parser: arguments.Parser, given: argparse.Namespace) -> None:
 def _coding(parser: arguments.Parser, given: argparse.Namespace) -> Coding | None:
     """What --format and --codec ask for; None for Xen's own format."""
     if given.format == "xen":
-        if given.codec is not None:
+        if given.codec is not None and "codec" not in given.from_settings:
             parser.error("--codec needs --format draft-b")
         return None
     from saverestore.stream.codecs import Codec, Coding
@@ -302,6 +312,8 @@ def _coding(parser: arguments.Parser, given: argparse.Namespace) -> Coding | Non
         parser.error(f"--codec: {error}")
     if coding.codec is Codec.XOR and not given.live:
         parser.error("--codec xor needs --live: without it no page is sent twice")
+    if "compress" in given.from_settings and coding.compresses:
+        given.compress = None
     if given.compress is not None and coding.compresses:
         parser.error(
             f"--format draft-b compresses pages by {coding.codec.name.lower()}, so --compress would compress them "

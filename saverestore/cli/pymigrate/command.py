@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import arguments, certificates, common, reporting
+from saverestore.cli import arguments, certificates, common, reporting, settings
 from saverestore.cli.common import counted
 from saverestore.cli.pymigrate import certify, receive, settle
 from saverestore.errors import ExitCode
@@ -41,6 +41,8 @@ examples:
 HOST is a host for ssh; tls://HOST[:PORT], where both sides have certificates; unix:PATH; or tcp://HOST:PORT on a
 network that both sides declare trusted. Disks are found by the same path on both hosts; those that are not raw, and
 devices that belong to one host, are unsupported.
+
+Options that have a value may be set in the table [pymigrate] of /etc/xen/pysave.toml.
 """
 
 OTHERS = {
@@ -155,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] in OTHERS:
         return OTHERS[words[0]][1](words[1:])
     parser = command_parser()
-    given = parser.parse_args(words)
+    given = settings.parse(parser, words)
     if given.name == "":
         parser.error("--name must not be empty")
     given.image = None  # a migration makes none
