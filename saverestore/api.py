@@ -40,6 +40,7 @@ def save(
     suspend_timeout_s: float | None = None,
     toolstack: Literal["auto", "bare", "libxl"] = "auto",
     while_suspended: str | None = None,
+    space_check: bool = True,
     progress: Progress | None = None,
 ) -> SaveReport:
     """Save a running domain into an image, as `pysave` does. Needs root in the control domain.
@@ -49,7 +50,8 @@ def save(
     defaults match xl. `compress`: a level of zstd, 1 to 19; None writes the image as it is. `digest`: "xxh3",
     "sha256", "blake3" or "none". `while_suspended`: a command line for sh(1), run while the domain is suspended, to
     snapshot its disks; it sees PYSAVE_DOMAIN, PYSAVE_DOMID, PYSAVE_UUID and PYSAVE_IMAGE, and when it fails the save
-    is given up. `progress`: is called while the save works.
+    is given up. `space_check`: refuse where the file system has no room for the image. `progress`: is called while
+    the save works.
 
     Returns what was done: pages, rounds, downtime. On any error there is no image, and the domain is as it was
     before, unless the error says otherwise.
@@ -73,6 +75,7 @@ def save(
         suspend_timeout_s=suspend_timeout_s,
         toolstack=toolstack,
         while_suspended=while_suspended,
+        space_check=space_check,
     )
     return save_domain(request, progress or Silence())
 

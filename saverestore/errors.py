@@ -250,6 +250,7 @@ class Remedy(Enum):
     # ---- files and images
     OVERWRITE = auto()  # the file
     OTHER_PLACE = auto()  # free some space, or write elsewhere
+    NO_SPACE_CHECK = auto()  # where a file system has more room than it says
     DECOMPRESS = auto()  # by the program, into a pipe: "zstd", "gzip", "xz" or "lz4"
     DECOMPRESS_TO_FILE = auto()
     MAKE_SEEKABLE = auto()  # the image

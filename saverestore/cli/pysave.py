@@ -125,6 +125,13 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--all", action="store_true", help="save all domains of this host to a store; see below"
     )
+    group.add_argument(
+        "--no-space-check",
+        dest="space_check",
+        action="store_false",
+        help="do not look whether there is room for the image, neither before nor, with --live, after each round: "
+        "for file systems that compress, or have more room than they say",
+    )
     common.add_dry_run(group, "save")
     reporting.add_report(group, "save")
     reporting.add_following(group, "save")
@@ -349,6 +356,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         domain=given.domain,
         image=given.image or "",
         store=None if given.store is None else Path(given.store),
+        space_check=given.space_check,
         restored_at_boot=vars(given).get("is_one_of_all", False),
         final_state=final_state,
         live=given.live,

@@ -75,6 +75,7 @@ ANYWHERE = {
     Remedy.GIVE_OTHER_MAC: "'pyrestore --config FILE' gives it another MAC",
     Remedy.OVERWRITE: "choose another name",
     Remedy.OTHER_PLACE: "free some space, or write to another place",
+    Remedy.NO_SPACE_CHECK: "'pysave --no-space-check' tries it all the same",
     Remedy.DECOMPRESS: "decompress it through a pipe: '{decompressor} IMAGE | pyrestore -'",
     Remedy.DECOMPRESS_TO_FILE: "'zstd -d --long=31 IMAGE' decompresses the whole file",
     Remedy.MAKE_SEEKABLE: (
@@ -103,6 +104,7 @@ OWN = {
         Remedy.BARE_TOOLSTACK: "--toolstack bare saves it without devices",
         Remedy.USE_XL: "'xl save' may support it",
         Remedy.OVERWRITE: "--overwrite replaces it",
+        Remedy.NO_SPACE_CHECK: "--no-space-check tries it all the same",
     },
     PYRESTORE: {
         Remedy.BARE_TOOLSTACK: "--toolstack bare restores it without devices",

@@ -53,8 +53,12 @@ class Commit(Protocol):
     def hands_over(self) -> bool:
         """Whether `commit` makes the domain somebody else's: from its start on no failure may resume it here."""
 
+    @property
+    def has_holes(self) -> bool:
+        """Whether zero pages of a plain image take no room."""
+
     def free_bytes(self) -> int | None:
-        """How much room there is; None where that means nothing."""
+        """How much room is left; None where that means nothing."""
 
     def finish(self) -> None:
         """All of the image was written to `sink`: bring it to safety. May take long, and may be interrupted."""
@@ -81,6 +85,10 @@ class Place(Protocol):
 
     @property
     def left_behind(self) -> str:
+        """See Commit."""
+
+    @property
+    def has_holes(self) -> bool:
         """See Commit."""
 
     def free_bytes(self) -> int | None:
@@ -113,6 +121,11 @@ class FileCommit:
         """See Commit."""
         return self.sink.stored_bytes
 
+    @property
+    def has_holes(self) -> bool:
+        """See Commit."""
+        return self._place.has_holes
+
     def free_bytes(self) -> int | None:
         """See Commit."""
         return self._place.free_bytes()
@@ -135,6 +148,7 @@ class SocketCommit:
     """See Commit: an image that goes to a peer. One that restores it and is silent leaves a doubt."""
 
     stored_bytes = None
+    has_holes = False
 
     def __init__(self, receiver: Receiver, sink: ImageSink, request: SaveRequest) -> None:
         self.sink = sink

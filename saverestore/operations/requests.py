@@ -37,7 +37,8 @@ class SaveRequest:
     `while_suspended`: a command line for sh(1), to be run while the domain is suspended. `tls`: of an image that goes
     to tcp://HOST:PORT, where that is to be by TLS. `store`: the folder in which the image gets a name made of domain
     and time; `image` is then not used. `restored_at_boot`: an image in a store, whose domain is destroyed, is noted
-    as one that is to be restored (`pending`).
+    as one that is to be restored (`pending`). `space_check`: look whether there is room for the image, before it is
+    begun and after each round.
     """
 
     domain: str
@@ -58,6 +59,7 @@ class SaveRequest:
     tls: Credentials | None = None
     store: Path | None = None
     restored_at_boot: bool = False
+    space_check: bool = True
 
 
 @dataclass(frozen=True)

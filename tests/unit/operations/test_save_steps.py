@@ -223,11 +223,12 @@ def test_a_store_that_is_not_there_is_reported_before_the_domain_is_touched(tmp_
 
 
 def test_a_dry_run_does_not_open_what_would_compress(tmp_path, host, monkeypatch):
-    monkeypatch.setitem(sys.modules, "saverestore.transport.zstd_sink", None)
+    monkeypatch.setattr("saverestore.transport.zstd_sink.ZstdSink", None)
     config = SimpleNamespace(kind="pvh", max_vcpus=1, devices=[], raw={})
     monkeypatch.setattr(host.toolstack, "config_of", lambda _: config)
     findings = dry_run(SaveRequest("web1", str(tmp_path / "a.img"), compress=3), host=host)
     assert findings.errors == []
+    assert [text for text in findings.facts if "as measured on some of its memory; at most" in text] != []
     assert list(tmp_path.iterdir()) == []
 
 
