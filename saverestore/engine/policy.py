@@ -44,8 +44,8 @@ class RoundStats:
 
     `dirty_pages` is None where that is only found by reading everything again (content digests). `sent_bytes`: how
     much longer the stream became. `cpu_percent`: how much of its processor time the domain had meanwhile. `final`: it
-    was suspended. `zero_pages`: of those sent. `stored_bytes`: what it took where the image is stored, and `room_bytes`: what is free there now;
-    None where that means nothing.
+    was suspended. `zero_pages`: of those sent. `stored_bytes`: what it took where the image is stored, and
+    `room_bytes`: what is free there now; None where that means nothing.
     """
 
     number: int
