@@ -108,9 +108,9 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--compress",
         metavar="zstd[:LEVEL]",
-        type=arguments.zstd_level,
+        type=arguments.zstd_level_or_none,
         help="write seekable zstd, level 1 (the default) to 19; 'zstd -dc IMAGE | xl restore /dev/stdin' "
-        "restores it, too",
+        "restores it, too; none does not compress, whatever the settings say",
     )
     group.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
     folder = group.add_argument(
@@ -124,6 +124,13 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     arguments.complete(folder, arguments.FILE)
     group.add_argument(
         "--all", action="store_true", help="save all domains of this host to a store; see below"
+    )
+    group.add_argument(
+        "--bwlimit",
+        metavar="RATE",
+        type=arguments.rate_or_none,
+        help="write no faster than this: 50MiB/s, 50MB/s, 400Mbit/s, or none; what is compressed away does not count. "
+        "It holds for the last round, too, so the downtime is longer",
     )
     group.add_argument(
         "--no-space-check",
@@ -357,6 +364,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         image=given.image or "",
         store=None if given.store is None else Path(given.store),
         space_check=given.space_check,
+        bwlimit=given.bwlimit,
         restored_at_boot=vars(given).get("is_one_of_all", False),
         final_state=final_state,
         live=given.live,

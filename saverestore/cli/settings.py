@@ -21,7 +21,16 @@ _MANY = ("parallel", "within", "on_failure")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "pysave": (
-        *("compress", "digest", "format", "codec", "while_suspended", "suspend_timeout", "toolstack"),
+        *(
+            "compress",
+            "bwlimit",
+            "digest",
+            "format",
+            "codec",
+            "while_suspended",
+            "suspend_timeout",
+            "toolstack",
+        ),
         *(*_LIVE, *_MANY, "if_unsaveable", *_FILES),
     ),
     "pyrestore": ("toolstack", *_MANY, *_FILES, "allow"),

@@ -20,6 +20,7 @@ from saverestore.transport.base import ByteSink, ImageSink
 from saverestore.transport.descriptor import Descriptor
 from saverestore.transport.image_sockets import NoVerdict, Receiver, address_of, descriptor, receiver_at
 from saverestore.transport.newfile import NewFile
+from saverestore.transport.paced import PacedSink
 from saverestore.transport.sockets import Address
 
 
@@ -193,11 +194,24 @@ def commit_of(request: SaveRequest) -> Iterator[Commit]:
     """Open where the image goes: a new file, a descriptor, a socket. UsageError when it cannot be there."""
     address = address_of(request.image, tls=request.tls)
     if address is not None and address.kind != "fd":
-        with receiver_at(address) as receiver, _compressed(receiver.connection.outgoing, request) as sink:
+        with receiver_at(address) as receiver, _compressed(_paced_link(receiver, request), request) as sink:
             yield SocketCommit(receiver, sink, request)
         return
-    with _place_of(request, address) as place, _compressed(place.sink, request) as sink:
+    with _place_of(request, address) as place, _compressed(_paced(place.sink, request), request) as sink:
         yield FileCommit(place, sink)
+
+
+def _paced(sink: ImageSink, request: SaveRequest) -> ImageSink:
+    """The same, at the rate that was asked for: below the compressor, as what counts is what is written."""
+    return sink if request.bwlimit is None else PacedSink(sink, request.bwlimit)
+
+
+def _paced_link(receiver: Receiver, request: SaveRequest) -> ImageSink:
+    """By the kernel, where it can."""
+    connection = receiver.connection
+    if request.bwlimit is None or connection.pace(request.bwlimit):
+        return connection.outgoing
+    return _paced(connection.outgoing, request)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class SaveRequest:
     to tcp://HOST:PORT, where that is to be by TLS. `store`: the folder in which the image gets a name made of domain
     and time; `image` is then not used. `restored_at_boot`: an image in a store, whose domain is destroyed, is noted
     as one that is to be restored (`pending`). `space_check`: look whether there is room for the image, before it is
-    begun and after each round.
+    begun and after each round. `bwlimit`: the most bytes per second that are written; None: no limit.
     """
 
     domain: str
@@ -60,6 +60,7 @@ class SaveRequest:
     store: Path | None = None
     restored_at_boot: bool = False
     space_check: bool = True
+    bwlimit: int | None = None
 
 
 @dataclass(frozen=True)
