@@ -129,7 +129,7 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
         "--bwlimit",
         metavar="RATE",
         type=arguments.rate_or_none,
-        help="write no faster than this: 50MiB/s, 50MB/s, 400Mbit/s, or none; what is compressed away does not count. "
+        help="write no faster than this: 50MiB/s, 50MB/s, 400Mbit/s, or none; what compression saves is free. "
         "It holds for the last round, too, so the downtime is longer",
     )
     group.add_argument(
