@@ -202,8 +202,8 @@ class Image:
                 yield pfn, content.tobytes()
 
     def verify(self) -> Survey:
-        """Read the whole image and compare its digest. Whole if `is_whole` of the result; else `error` says "
-        "why not."""
+        """Read the whole image and compare its digest. Whole if `is_whole` of the result; else `error` says
+        why not."""
         from saverestore.stream.survey import note_trailing_bytes, survey
         from saverestore.transport.opening import open_image
 

@@ -48,8 +48,14 @@ class Parser(argparse.ArgumentParser):
         else:
             found, rest = self.parse_known_intermixed_args(words, namespace)
         if rest:
-            self.error(_unexpected(rest))
+            self._of_command(words).error(_unexpected(rest))
         return found
+
+    def _of_command(self, words: Sequence[str]) -> argparse.ArgumentParser:
+        """The parser of the subcommand that these words are of, whose --help has its options."""
+        commands = self._subparsers._group_actions[0].choices if self._subparsers is not None else None
+        named: dict[str, argparse.ArgumentParser] = dict(commands) if isinstance(commands, dict) else {}
+        return next((named[word] for word in words if word in named), self)
 
     def error(self, message: str) -> NoReturn:
         """Print one line, and exit."""
