@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--recover makes no image, so it excludes --store")
         if given.image is not None:
             parser.error("--recover takes no IMAGE")
-        if given.while_suspended is not None and "while_suspended" not in given.from_settings:
+        if given.while_suspended is not None:
             parser.error("--while-suspended runs during a save, and --recover makes none")
         if given.report or given.json:
             option = "--report" if given.report else "--json"

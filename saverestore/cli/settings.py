@@ -44,6 +44,8 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> Any:
     mistake in either."""
     given = parser.parse_args(argv)
     given.from_settings = frozenset()
+    if vars(given).get("recover"):  # a mistake in the file must keep no domain suspended
+        return given
     try:
         found = settings_of(parser, os.environ)
     except UsageError as error:

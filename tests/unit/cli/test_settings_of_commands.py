@@ -93,12 +93,17 @@ def test_help_needs_no_file_that_is_right(file, capsys):
     assert "[pysave]" in capsys.readouterr().out
 
 
+def test_a_recovery_needs_no_file_that_is_right_either(file, monkeypatch):
+    file.write_text("[pysave]\nnothing = 1")
+    monkeypatch.setattr("saverestore.cli.common.run", lambda prog, given, work: 0)
+    assert pysave.main(["--recover", "web1"]) == 0
+
+
 APPLIES_NOT = [
     ("downtime_ms = 300\nmax_rounds = 9\ndirty = 'digest'\non_stall = 'abort'", ["web1", "a.img"]),
     ("digest = 'sha256'", ["--plain", "web1", "a.img"]),
     ("compress = 'zstd'", ["--format", "draft-b", "web1", "a.img"]),
     ("codec = 'lz4'", ["web1", "a.img"]),
-    ("while_suspended = 'true'", ["--recover", "web1"]),
     ("parallel = 3\nwithin = 60\nif_unsaveable = 'shutdown'", ["web1", "a.img"]),
 ]
 
