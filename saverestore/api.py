@@ -40,6 +40,7 @@ def save(
     suspend_timeout_s: float | None = None,
     toolstack: Literal["auto", "bare", "libxl"] = "auto",
     while_suspended: str | None = None,
+    space_check: bool = True,
     progress: Progress | None = None,
 ) -> SaveReport:
     """Save a running domain into an image, as `pysave` does. Needs root in the control domain.
@@ -49,7 +50,8 @@ def save(
     defaults match xl. `compress`: a level of zstd, 1 to 19; None writes the image as it is. `digest`: "xxh3",
     "sha256", "blake3" or "none". `while_suspended`: a command line for sh(1), run while the domain is suspended, to
     snapshot its disks; it sees PYSAVE_DOMAIN, PYSAVE_DOMID, PYSAVE_UUID and PYSAVE_IMAGE, and when it fails the save
-    is given up. `progress`: is called while the save works.
+    is given up. `space_check`: refuse where the file system has no room for the image. `progress`: is called while
+    the save works.
 
     Returns what was done: pages, rounds, downtime. On any error there is no image, and the domain is as it was
     before, unless the error says otherwise.
@@ -73,6 +75,7 @@ def save(
         suspend_timeout_s=suspend_timeout_s,
         toolstack=toolstack,
         while_suspended=while_suspended,
+        space_check=space_check,
     )
     return save_domain(request, progress or Silence())
 
@@ -81,6 +84,8 @@ def restore(
     image: ImagePath,
     *,
     name: str | None = None,
+    config: ImagePath | None = None,
+    new_uuid: bool = False,
     paused: bool = False,
     require_digest: bool = False,
     force: bool = False,
@@ -90,9 +95,11 @@ def restore(
 ) -> Restored:
     """Restore a domain from an image of pysave or xl, as `pyrestore` does. Needs root in the control domain.
 
-    `name`: of the new domain, instead of the image's. `paused`: do not start it. `require_digest`: refuse an image
-    without a digest; one that is there is compared in any case. `force`: restore even if this host lacks a disk,
-    bridge or CPU feature, or if a disk was written to after the save. `watch`: start a `pyxc-watch` for it.
+    `name`: of the new domain, instead of the image's. `config`: a file of xl's, or libxl's JSON, that says what
+    surrounds it: disks, NICs. `new_uuid`: a copy beside the original, with a UUID of its own. `paused`: do not start
+    it. `require_digest`: refuse an image without a digest; one that is there is compared in any case. `force`:
+    restore even if this host lacks a disk, bridge or CPU feature, if a disk was written to after the save, or if
+    another domain writes to one. `watch`: start a `pyxc-watch` for it.
 
     Returns the new domain's number and name, and what was done. On any error there is no new domain.
 
@@ -101,11 +108,14 @@ def restore(
     """
     from saverestore.operations.requests import RestoreRequest
     from saverestore.operations.restore import restore_domain
+    from saverestore.toolstack.given_config import read
 
     request = RestoreRequest(
         image=os.fspath(image),
         paused=paused,
         name=name,
+        config=None if config is None else read(os.fspath(config)),
+        new_uuid=new_uuid,
         force=force,
         require_digest=require_digest,
         watch=watch,
@@ -192,8 +202,8 @@ class Image:
                 yield pfn, content.tobytes()
 
     def verify(self) -> Survey:
-        """Read the whole image and compare its digest. Whole if `is_whole` of the result; else `error` says "
-        "why not."""
+        """Read the whole image and compare its digest. Whole if `is_whole` of the result; else `error` says
+        why not."""
         from saverestore.stream.survey import note_trailing_bytes, survey
         from saverestore.transport.opening import open_image
 

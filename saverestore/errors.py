@@ -101,6 +101,10 @@ class ErrorName(StrEnum):
         "configuration_damaged",
         "what libxl keeps of the domain's configuration cannot be read",
     )
+    CONFIGURATION_DIFFERS = (
+        "configuration_differs",
+        "the configuration that was given is for another machine than the image holds",
+    )
     LOG_DIRTY_UNAVAILABLE = "log_dirty_unavailable", "Xen cannot log dirty pages of this domain"
     THROTTLE_UNAVAILABLE = "throttle_unavailable", "the domain's scheduler has no processor cap"
     SAVE_STALLED = "save_stalled", "more live rounds did not help, and the request was to end the save then"
@@ -109,6 +113,10 @@ class ErrorName(StrEnum):
     DISKS_DIFFER = "disks_differ", "the other host sees other disks under the same paths"
     DISKS_UNFLUSHED = "disks_unflushed", "what a suspended domain wrote could not be brought to its disks"
     DISKS_CHANGED = "disks_changed", "a disk of the image's domain was written to after the save"
+    DISKS_IN_USE = (
+        "disks_in_use",
+        "another domain of this host writes to a disk that the restored one would write to",
+    )
     COMMAND_FAILED = "command_failed", "the command to be run while the domain is suspended failed"
     HOST_LACKS_MEMORY = "host_lacks_memory", "this host has too little free memory for the domain"
     HOST_LACKS_DEVICE = "host_lacks_device", "this host lacks a disk, bridge or device that the domain needs"
@@ -228,7 +236,6 @@ class Remedy(Enum):
     WAIT_LONGER = auto()  # for the guest to suspend
     SAVE_WITHOUT_DEVICES = auto()  # the command that brings them back, or None
     SAVE_PAUSED_AND_DESTROY = auto()  # domid
-    SAVE_ANYWAY = auto()  # although there may be too little room
     BARE_TOOLSTACK = auto()  # which loses all devices
     USE_XL = auto()  # Xen's own tool may do what is unsupported here
 
@@ -240,10 +247,14 @@ class Remedy(Enum):
     RESTORE_BY_XL = auto()  # which brings devices back
     RESTORE_ON_OTHER_CPU = auto()  # at the guest's own risk
     RENAME = auto()  # give the restored domain another name
+    NEW_UUID = auto()  # give it another UUID and name: a copy beside the original
+    GIVE_OTHER_DISKS = auto()  # by another configuration
+    GIVE_OTHER_MAC = auto()  # the same
 
     # ---- files and images
     OVERWRITE = auto()  # the file
     OTHER_PLACE = auto()  # free some space, or write elsewhere
+    NO_SPACE_CHECK = auto()  # where a file system has more room than it says
     DECOMPRESS = auto()  # by the program, into a pipe: "zstd", "gzip", "xz" or "lz4"
     DECOMPRESS_TO_FILE = auto()
     MAKE_SEEKABLE = auto()  # the image

@@ -30,7 +30,7 @@ def check_all(parser: arguments.Parser, given: argparse.Namespace, *excluded: st
     """What --all excludes, and what needs it."""
     if not given.all:
         for name in OPTIONS:
-            if vars(given).get(name) is not None:
+            if vars(given).get(name) is not None and name not in given.from_settings:
                 parser.error(f"--{name.replace('_', '-')} needs --all")
         return
     for name in excluded:

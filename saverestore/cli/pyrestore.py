@@ -8,11 +8,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from saverestore.cli import all_domains, arguments, certificates, common, many, reporting
+from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
 from saverestore.cli.common import STORE, counted
 from saverestore.errors import SaveRestoreError, UsageError
 from saverestore.kernels.page import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from saverestore.toolstack.given_config import GivenConfig
 
 DESCRIPTION = """\
 Restore a domain from an image that pysave or 'xl save' wrote: a new domain, which resumes where the saved one was
@@ -25,11 +29,15 @@ examples:
   ssh backup cat web1.img | pyrestore -
   pyrestore --store web1                the newest image of web1 in /var/lib/xen/pysave
   pyrestore --store web1@2026-11-29     the newest of that day
-  pyrestore --paused --name web1-copy web1.img
+  pyrestore --paused --name web1-old web1.img
+  pyrestore --new-uuid --name web1-copy --config web1-copy.cfg web1.img
+                                        a copy beside web1, with disks and MACs of its own
 
 Devices are restored by libxl; the bare toolstack restores none besides the console. A process stays, as one of
 'xl restore' does: when the domain powers off, reboots or crashes, it does what the domain's configuration says. See
 'pyxc-watch --help'.
+
+Options that have a value may be set in the table [pyrestore] of /etc/xen/pysave.toml.
 """
 
 
@@ -54,6 +62,20 @@ def command_parser() -> arguments.Parser:
         f"directory than {STORE}: DIR/NAME[@WHEN]",
     )
     usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
+    config = usual.add_argument(
+        "--config",
+        metavar="FILE",
+        help="restore it with this configuration, a file of xl's or libxl's JSON, as 'xl restore FILE IMAGE' does: "
+        "name, disks, NICs and other surroundings are the file's; processors, memory and the rest of the machine "
+        "must be those of the image",
+    )
+    arguments.complete(config, arguments.FILE)
+    usual.add_argument(
+        "--new-uuid",
+        action="store_true",
+        help="give the new domain a UUID of its own: a copy beside the original. It needs a name of its own "
+        "(--name), and disks that no other domain writes to (--config)",
+    )
     usual.add_argument(
         "--all",
         action="store_true",
@@ -74,8 +96,8 @@ def command_parser() -> arguments.Parser:
         "--force",
         action="store_true",
         help="restore even if this host lacks a disk, bridge or CPU feature, without which the guest may crash; even "
-        "if a disk was written to after the save, which the guest may then damage; with the bare toolstack: even if "
-        "the domain loses its devices. Also on a Xen that is known to break restores",
+        "if a disk was written to after the save, or another domain writes to it: what is on it may be destroyed; "
+        "with the bare toolstack: even if the domain loses its devices. Also on a Xen known to break restores",
     )
     sockets = parser.add_argument_group("sockets")
     certificates.add_tls(sockets)
@@ -96,10 +118,12 @@ def command_parser() -> arguments.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = command_parser()
-    given = parser.parse_args(argv)
+    given = settings.parse(parser, argv)
     if given.name == "":
         parser.error("--name: the name must not be empty")
-    all_domains.check_all(parser, given, "image", "name", "report", "events", "metrics", "tls")
+    all_domains.check_all(
+        parser, given, "image", "name", "config", "new_uuid", "report", "events", "metrics", "tls"
+    )
     if given.all:
         reporting.check_report(parser, given)
         return common.run("pyrestore", given, lambda: all_domains.restore_all(given))
@@ -133,6 +157,8 @@ def _restore(given: argparse.Namespace) -> int | None:
         image=given.image,
         paused=given.paused,
         name=given.name,
+        config=_config_of(given),
+        new_uuid=given.new_uuid,
         force=given.force,
         require_digest=given.require_digest,
         toolstack=given.toolstack,
@@ -169,6 +195,14 @@ def _restore(given: argparse.Namespace) -> int | None:
             now = datetime.datetime.now(datetime.UTC)
             common.say(f"pyrestore: {clock_note(restored.name, report.saved_at, now)}")
     return None
+
+
+def _config_of(given: argparse.Namespace) -> GivenConfig | None:
+    if given.config is None:
+        return None
+    from saverestore.toolstack.given_config import read
+
+    return read(given.config)
 
 
 def clock_note(name: str, saved_at: datetime.datetime | None, now: datetime.datetime) -> str:

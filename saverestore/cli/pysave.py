@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saverestore.cli import all_domains, arguments, certificates, common, many, reporting
+from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
 from saverestore.cli.common import STORE, counted
 from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS, NO_DIGEST
@@ -41,11 +41,19 @@ examples:
 
 Domains that 'xl create' made are saved with all their devices: disks, network interfaces, a device model. The bare
 toolstack saves no device besides the console; it refuses a domain that has others before any change is made.
+
+Options that have a value may be set in the table [pysave] of /etc/xen/pysave.toml.
 """
 
 
-LIMITS = {"--downtime-ms": "downtime_s", "--max-rounds": "max_rounds", "--max-time": "max_time"}
-"""Options of a live save, and where their values are."""
+LIVE_ONLY: dict[str, tuple[str, str | None]] = {
+    "--downtime-ms": ("downtime_s", None),
+    "--max-rounds": ("max_rounds", None),
+    "--max-time": ("max_time", None),
+    "--dirty": ("dirty", "auto"),
+    "--on-stall": ("on_stall", "stop"),
+}
+"""Options of a live save: where their values are, and their defaults."""
 
 
 STANDARD_OUTPUT = ("-", "fd:1")
@@ -100,9 +108,9 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--compress",
         metavar="zstd[:LEVEL]",
-        type=arguments.zstd_level,
+        type=arguments.zstd_level_or_none,
         help="write seekable zstd, level 1 (the default) to 19; 'zstd -dc IMAGE | xl restore /dev/stdin' "
-        "restores it, too",
+        "restores it, too; none does not compress, whatever the settings say",
     )
     group.add_argument("--overwrite", action="store_true", help="replace IMAGE if it exists")
     folder = group.add_argument(
@@ -116,6 +124,20 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     arguments.complete(folder, arguments.FILE)
     group.add_argument(
         "--all", action="store_true", help="save all domains of this host to a store; see below"
+    )
+    group.add_argument(
+        "--bwlimit",
+        metavar="RATE",
+        type=arguments.rate_or_none,
+        help="write no faster than this: 50MiB/s, 50MB/s, 400Mbit/s, or none; what compression saves is free. "
+        "It holds for the last round, too, so the downtime is longer",
+    )
+    group.add_argument(
+        "--no-space-check",
+        dest="space_check",
+        action="store_false",
+        help="do not look whether there is room for the image, neither before nor, with --live, after each round: "
+        "for file systems that compress, or have more room than they say",
     )
     common.add_dry_run(group, "save")
     reporting.add_report(group, "save")
@@ -219,15 +241,14 @@ def _add_domain(group: argparse._ArgumentGroup) -> None:
         "--force",
         action="store_true",
         help="with the bare toolstack and -c or -p: save a domain with devices all the same; only libxl, that is "
-        "'pyrestore' or 'xl restore', restores these. Also: save on a Xen that is known to break saves, "
-        "and where there may be too little room for the image",
+        "'pyrestore' or 'xl restore', restores these. Also: save on a Xen that is known to break saves",
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (`sys.argv` by default) and return its exit code."""
     parser = command_parser()
-    given = parser.parse_args(argv)
+    given = settings.parse(parser, argv)
     all_domains.check_all(parser, given, "domain", "image", "recover", "report", "events", "metrics", "tls")
     if given.all:
         reporting.check_report(parser, given)
@@ -275,16 +296,18 @@ def run_one(given: argparse.Namespace) -> int:
 
 
 def _check_digest(parser: arguments.Parser, given: argparse.Namespace) -> None:
-    if given.plain and given.digest not in (None, NO_DIGEST):
+    if given.plain and given.digest not in (None, NO_DIGEST) and "digest" not in given.from_settings:
         parser.error("--plain leaves the digest out, so it excludes --digest")
 
 
 def _check_live(parser: arguments.Parser, given: argparse.Namespace) -> None:
     if given.live:
         return
-    options = [option for option, name in LIMITS.items() if getattr(given, name) is not None]
-    options += ["--dirty"] if given.dirty != "auto" else []
-    options += ["--on-stall"] if given.on_stall != "stop" else []
+    options = [
+        option
+        for option, (name, default) in LIVE_ONLY.items()
+        if getattr(given, name) != default and name not in given.from_settings
+    ]
     if options:
         parser.error(f"{options[0]} needs --live")
 
@@ -292,7 +315,7 @@ def _check_live(parser: arguments.Parser, given: argparse.Namespace) -> None:
 def _coding(parser: arguments.Parser, given: argparse.Namespace) -> Coding | None:
     """What --format and --codec ask for; None for Xen's own format."""
     if given.format == "xen":
-        if given.codec is not None:
+        if given.codec is not None and "codec" not in given.from_settings:
             parser.error("--codec needs --format draft-b")
         return None
     from saverestore.stream.codecs import Codec, Coding
@@ -303,6 +326,8 @@ def _coding(parser: arguments.Parser, given: argparse.Namespace) -> Coding | Non
         parser.error(f"--codec: {error}")
     if coding.codec is Codec.XOR and not given.live:
         parser.error("--codec xor needs --live: without it no page is sent twice")
+    if "compress" in given.from_settings and coding.compresses:
+        given.compress = None
     if given.compress is not None and coding.compresses:
         parser.error(
             f"--format draft-b compresses pages by {coding.codec.name.lower()}, so --compress would compress them "
@@ -338,6 +363,8 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         domain=given.domain,
         image=given.image or "",
         store=None if given.store is None else Path(given.store),
+        space_check=given.space_check,
+        bwlimit=given.bwlimit,
         restored_at_boot=vars(given).get("is_one_of_all", False),
         final_state=final_state,
         live=given.live,

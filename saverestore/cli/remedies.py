@@ -59,7 +59,6 @@ ANYWHERE = {
     Remedy.WAIT_LONGER: "'pysave --suspend-timeout SECONDS' gives it more time",
     Remedy.SAVE_WITHOUT_DEVICES: "'pysave --force -p' saves it all the same{for_object}",
     Remedy.SAVE_PAUSED_AND_DESTROY: "'pysave --force -p' saves it, then 'xl destroy {object}'",
-    Remedy.SAVE_ANYWAY: "'pysave --force' tries all the same: zeroes, and what is compressed, take less room",
     Remedy.BARE_TOOLSTACK: "'pysave --toolstack bare' saves it without devices",
     Remedy.USE_XL: "'xl' itself may support it",
     Remedy.RESTORE_ANYWAY: "'pyrestore --force' restores it all the same",
@@ -75,8 +74,14 @@ ANYWHERE = {
         "the guest may crash"
     ),
     Remedy.RENAME: "'pyrestore --name NAME' gives the restored domain another name",
+    Remedy.NEW_UUID: "'pyrestore --new-uuid --name NAME' restores a copy beside it",
+    Remedy.GIVE_OTHER_DISKS: (
+        "'pyrestore --config FILE' gives it disks of its own; 'pyrestore --force' restores it all the same"
+    ),
+    Remedy.GIVE_OTHER_MAC: "'pyrestore --config FILE' gives it another MAC",
     Remedy.OVERWRITE: "choose another name",
     Remedy.OTHER_PLACE: "free some space, or write to another place",
+    Remedy.NO_SPACE_CHECK: "'pysave --no-space-check' tries it all the same",
     Remedy.DECOMPRESS: "decompress it through a pipe: '{decompressor} IMAGE | pyrestore -'",
     Remedy.DECOMPRESS_TO_FILE: "'zstd -d --long=31 IMAGE' decompresses the whole file",
     Remedy.MAKE_SEEKABLE: (
@@ -102,10 +107,10 @@ OWN = {
         Remedy.WAIT_LONGER: "--suspend-timeout SECONDS gives it more time",
         Remedy.SAVE_WITHOUT_DEVICES: "--force with -p or -c saves it all the same{for_object}",
         Remedy.SAVE_PAUSED_AND_DESTROY: "use --force with -p, then 'xl destroy {object}'",
-        Remedy.SAVE_ANYWAY: "--force tries all the same: zeroes, and what is compressed, take less room",
         Remedy.BARE_TOOLSTACK: "--toolstack bare saves it without devices",
         Remedy.USE_XL: "'xl save' may support it",
         Remedy.OVERWRITE: "--overwrite replaces it",
+        Remedy.NO_SPACE_CHECK: "--no-space-check tries it all the same",
     },
     PYRESTORE: {
         Remedy.BARE_TOOLSTACK: "--toolstack bare restores it without devices",
@@ -120,6 +125,9 @@ OWN = {
             "restore it on a host like the one it was saved on, or with --force all the same: the guest may crash"
         ),
         Remedy.RENAME: "--name gives the restored domain another name",
+        Remedy.NEW_UUID: "--new-uuid and --name NAME restore a copy beside it",
+        Remedy.GIVE_OTHER_DISKS: "--config FILE gives it disks of its own; --force restores it all the same",
+        Remedy.GIVE_OTHER_MAC: "--config FILE gives it another MAC",
     },
     PYIMAGE: {
         Remedy.OVERWRITE: "--overwrite replaces it",

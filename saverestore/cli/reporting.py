@@ -192,6 +192,7 @@ def _options(given: argparse.Namespace) -> dict[str, Any]:
     """The options in force, for people and programs."""
     left_out = {
         *("domain", "image", "report", "events", "metrics", "quiet", "verbose", "recover", "dry_run", "json"),
+        "from_settings",
         *OF_ALL,
     }
     return {name: value for name, value in vars(given).items() if name not in left_out}

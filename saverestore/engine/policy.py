@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from saverestore.kernels.page import PAGE_SIZE
+
 ALL_OF_IT = 100
 """Percent of its processor time: what a domain that nobody slows down has."""
 
@@ -42,7 +44,8 @@ class RoundStats:
 
     `dirty_pages` is None where that is only found by reading everything again (content digests). `sent_bytes`: how
     much longer the stream became. `cpu_percent`: how much of its processor time the domain had meanwhile. `final`: it
-    was suspended.
+    was suspended. `zero_pages`: of those sent. `stored_bytes`: what it took where the image is stored, and
+    `room_bytes`: what is free there now; None where that means nothing.
     """
 
     number: int
@@ -52,6 +55,9 @@ class RoundStats:
     sent_bytes: int = 0
     cpu_percent: int = ALL_OF_IT
     final: bool = False
+    zero_pages: int = 0
+    stored_bytes: int | None = None
+    room_bytes: int | None = None
 
     @property
     def send_rate(self) -> float | None:
@@ -90,6 +96,15 @@ class Limits:
         return self.ROUNDS_WITH_A_GOAL if has_goal else self.ROUNDS
 
 
+ROOM_TO_SPARE = 1 << 20
+"""Bytes for what an image has beside pages."""
+
+LARGEST_PAGE_BYTES = PAGE_SIZE + 32
+"""With its entry and its part of a record's head."""
+
+UNKNOWN_PART = 4
+"""By digests nobody knows after the first round what is dirty: one page in so many is taken for that (its room)."""
+
 STALLED = 0.95
 """A round that leaves more than this part of what it sent gains nothing that is worth sending it again."""
 
@@ -114,7 +129,7 @@ class Verdict:
     """A decision, why it was made, and what is expected of a suspend at this moment.
 
     `wanted`: it is what the rounds were for, not what was left to do when they did not help. `cpu_percent`: what
-    THROTTLE leaves the domain.
+    THROTTLE leaves the domain. `lacks_room`: ABORT, as the image could not be completed.
     """
 
     decision: Decision
@@ -122,6 +137,7 @@ class Verdict:
     prediction: Prediction
     wanted: bool = True
     cpu_percent: int = ALL_OF_IT
+    lacks_room: bool = False
 
 
 def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
@@ -129,11 +145,15 @@ def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
 
     Suspend when the rest fits, or when few pages are left, or when no more rounds are allowed. When the last round
     left as much as it sent, another one would change nothing: then do what `limits.on_stall` says. An aim for the
-    downtime that the limits do not let the rounds reach is such a stall, too, for who wants to give up then.
+    downtime that the limits do not let the rounds reach is such a stall, too, for who wants to give up then. Nor is
+    there another round where its pages could take the room of those of the last one; where not even these fit, the
+    save is given up before the domain is suspended for it.
     """
     prediction = predict(rounds, limits)
     last, left = rounds[-1], left_pages(rounds)
     goal = limits.downtime_s
+    if lacking := _lacks_room(rounds):
+        return Verdict(Decision.ABORT, lacking, prediction, wanted=False, lacks_room=True)
     if goal is not None and prediction.downtime_s <= goal:
         return Verdict(Decision.STOP, f"the rest fits into {_ms(goal)}", prediction)
     if left is not None and left < limits.few_pages:
@@ -165,7 +185,31 @@ def _used_up(rounds: Sequence[RoundStats], limits: Limits) -> str:
         return f"the limit of {len(rounds)} rounds is reached"
     if limits.max_time_s is not None and (seconds := sum(one.seconds for one in rounds)) >= limits.max_time_s:
         return f"the rounds took {seconds:.1f} s, and {limits.max_time_s:g} s are allowed"
+    room, rest = rounds[-1].room_bytes, _rest_bytes(rounds)
+    if room is not None and rest is not None and 2 * rest + ROOM_TO_SPARE > room:
+        return f"another round could leave too little room for the last one: {room >> 20} MiB are free"
     return ""
+
+
+def _lacks_room(rounds: Sequence[RoundStats]) -> str:
+    """That not even the last round fits, as far as that can be told; nothing where it does."""
+    room, rest = rounds[-1].room_bytes, _rest_bytes(rounds)
+    if room is None or rest is None or left_pages(rounds) is None or rest + ROOM_TO_SPARE <= room:
+        return ""
+    return f"the dirty pages that are left take about {-(-rest >> 20)} MiB, and {room >> 20} MiB are free"
+
+
+def _rest_bytes(rounds: Sequence[RoundStats]) -> int | None:
+    """What a last round would take where the image is stored; None where that cannot be told."""
+    counted = [one for one in rounds if one.sent_pages > one.zero_pages and one.stored_bytes is not None]
+    if not counted:
+        return None
+    left = left_pages(rounds)
+    if left is None:
+        left = rounds[-1].sent_pages // UNKNOWN_PART
+    # Of the last two: what is written while it runs is not of the same kind as what was there before.
+    page_bytes = max((one.stored_bytes or 0) / (one.sent_pages - one.zero_pages) for one in counted[-2:])
+    return int(left * min(page_bytes, LARGEST_PAGE_BYTES))
 
 
 def left_pages(rounds: Sequence[RoundStats]) -> int | None:

@@ -110,7 +110,7 @@ class PageSender:
 
     def send_round(self, *, number: int, final: bool) -> RoundStats:
         """One round. Pages that could not be read in a round are read again in the next."""
-        started, begun_at = time.monotonic(), self._sink.offset
+        started, begun_at, zero_before = time.monotonic(), self._sink.offset, self.zero_pages
         pfns = self._source.start_round(final=final)
         if self._deferred:
             pfns = np.union1d(pfns, np.concatenate(self._deferred))
@@ -150,6 +150,7 @@ class PageSender:
             seconds=time.monotonic() - started,
             sent_bytes=self._sink.offset - begun_at,
             final=final,
+            zero_pages=self.zero_pages - zero_before,
         )
 
     @property

@@ -25,7 +25,7 @@ from saverestore.engine.policy import ALL_OF_IT, Decision, decide
 from saverestore.engine.progress import DomainState, Progress, SaveReport, Silence, peak_memory_bytes
 from saverestore.engine.sending import PageSender
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import DomainError, ErrorName, fact_of
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, TransportError, fact_of
 from saverestore.guest.ports import SaveGuest
 from saverestore.interrupts import shield
 from saverestore.stream.digest_written import WrittenDigest
@@ -121,17 +121,29 @@ class SaveSession:
     def send_rounds(self) -> None:
         """Rounds while the domain runs, until the policy says that the rest is best sent suspended.
 
-        Nothing slows it down any more when this returns. `Stalled` when the save is to be given up.
+        Nothing slows it down any more when this returns. `Stalled` when the save is to be given up; TransportError
+        when the rest would not fit where the image goes.
         """
         self._expect(Phase.RUNNING)
         assert self._sender is not None and self._source is not None
         report, throttle, cpu_percent = self.report, self._settings.throttle, ALL_OF_IT
         while True:
+            storage = self._settings.storage
+            stored = None if storage is None else storage.stored_bytes
             sent = self._sender.send_round(number=len(report.rounds), final=False)
             stats = replace(sent, dirty_pages=self._source.known_dirty(), cpu_percent=cpu_percent)
+            if storage is not None and stored is not None and storage.stored_bytes is not None:
+                took = storage.stored_bytes - stored
+                stats = replace(stats, stored_bytes=took, room_bytes=storage.free_bytes())
             report.rounds.append(stats)
             self._progress.round_done(stats)
             verdict = report.verdict = decide(report.rounds, self._settings.limits)
+            if verdict.lacks_room:
+                raise TransportError(
+                    f"{self._sink.name} has no room for the rest: {verdict.why}",
+                    name=ErrorName.DISK_FULL,
+                    remedies=[Advice(Remedy.OTHER_PLACE)],
+                )
             if verdict.decision is Decision.ABORT:
                 raise Stalled(
                     f"{verdict.why}: the predicted downtime is {verdict.prediction.downtime_s:.2f} s; "

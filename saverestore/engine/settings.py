@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.guest.ports import Throttle
@@ -18,6 +18,17 @@ XOR_CACHE_BYTES = 48 * MIB
 """With the batches, last versions stay below 64 MiB and 16 MiB for each worker, as `tools/bench memory` finds."""
 
 
+class Storage(Protocol):
+    """Where an image is stored, as far as its rounds depend on that."""
+
+    @property
+    def stored_bytes(self) -> int | None:
+        """What the image takes there so far; None where that is not known."""
+
+    def free_bytes(self) -> int | None:
+        """How much room is left; None where that means nothing."""
+
+
 @dataclass(frozen=True)
 class SaveSettings:
     """How to save. `dirty`: "auto", "log" or "digest", how dirty pages are tracked in a live save.
@@ -26,7 +37,8 @@ class SaveSettings:
     file before the stream, which PROVENANCE names beside the digest.
     `coding`: how pages are coded in an image of the dialect `draft-b`; None for Xen's own format. `xor_cache_bytes`:
     how much memory is spent on last versions of pages, for `Codec.XOR` and a live save.
-    `throttle`: what slows the domain down when `limits` ask for it.
+    `throttle`: what slows the domain down when `limits` ask for it. `storage`: where the image goes, for its room;
+    None: nobody looks.
     `batch_pfns`, `hole_pfns`: how many pfns are read, or asked about, at a time; None: what is fastest.
     """
 
@@ -40,6 +52,7 @@ class SaveSettings:
     coding: Coding | None = None
     xor_cache_bytes: int = XOR_CACHE_BYTES
     throttle: Throttle | None = None
+    storage: Storage | None = None
     batch_pfns: int | None = None
     hole_pfns: int | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import ExitStack
 
 from saverestore.engine import restore as engine
@@ -17,7 +18,7 @@ from saverestore.helper.reporting import ChannelProgress
 from saverestore.helper.settings import Settings
 from saverestore.process import ending
 from saverestore.stream.reader import LibxcReader
-from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
+from saverestore.stream.records import Disks, Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import check_trailer
 from saverestore.toolstack import disks, known_bad
 from saverestore.toolstack.helper_link import Task
@@ -84,6 +85,14 @@ def _most_pages(handles: Handles, allowed: int, task: Task | None) -> int:
     return max(allowed, handles.xen.host().total_pages)
 
 
+def _check_disks(record: Disks, domain_uuid: uuid.UUID, task: Task | None) -> None:
+    if task is None:  # `xl` restores over anything: a warning is all that can be done
+        disks.check(record.disks, domain_uuid, force=True)
+        return
+    used = [disk for disk in record.disks if disk.get("path") in task.disk_paths]
+    disks.check(used, uuid.UUID(task.saved_uuid), force=not task.check_disks)
+
+
 def restore(
     arguments: RestoreArguments,
     settings: Settings,
@@ -141,10 +150,7 @@ def restore(
                 channels,
                 ChannelProgress(channel),
                 report,
-                # `xl` restores over anything: a warning is all that can be done.
-                take_disks=lambda record: disks.check(
-                    record.disks, info.uuid, force=task is None or not task.check_disks
-                ),
+                take_disks=lambda record: _check_disks(record, info.uuid, task),
             )
             check_trailer(source, reader.following)
             ending.let_memory_follow()

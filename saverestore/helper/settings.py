@@ -2,7 +2,7 @@
 
 Each setting is one field of `Settings`: its name (in the file; as a variable PYXC_ and the name in capitals), its
 default, the values it may have, and its line of help. A variable goes before the file. PYXC_CONFIG names another
-file; that one must exist, the usual one need not.
+file; that one must exist, the usual one need not. Tables of the file are settings of commands, see `cli/settings.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS
 CONFIG = Path("/etc/xen/pysave.toml")
 VARIABLE_PREFIX = "PYXC_"
 CONFIG_VARIABLE = f"{VARIABLE_PREFIX}CONFIG"
+
+TABLES = ("pysave", "pyrestore", "pymigrate")
+"""Of the commands that have settings of their own there."""
 
 DAY_S = 24 * 60 * 60
 
@@ -194,7 +197,7 @@ def table() -> str:
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The settings in force. UsageError naming file or variable for what they cannot be."""
-    settings = _from_file(environment.get(CONFIG_VARIABLE))
+    settings = _from_file(environment)
     for name, kind in KINDS.items():
         variable = _variable_of(name)
         if (text := environment.get(variable)) is not None:
@@ -206,20 +209,28 @@ def _variable_of(name: str) -> str:
     return VARIABLE_PREFIX + name.upper()
 
 
-def _from_file(asked_for: str | None) -> Settings:
+def read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
+    """The settings file, and what is in it: nothing where there is none. UsageError for what cannot be in it."""
+    asked_for = environment.get(CONFIG_VARIABLE)
     path = Path(asked_for) if asked_for else CONFIG
     try:
         found = tomllib.loads(path.read_text())
     except FileNotFoundError:
         if asked_for:
             raise UsageError(f"{path}: no such file (${CONFIG_VARIABLE} names it)") from None
-        return Settings()
+        return path, {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
-    unknown = sorted(found.keys() - KINDS.keys())
+    unknown = sorted(found.keys() - KINDS.keys() - set(TABLES))
     if unknown:
         raise UsageError(f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(KINDS)}")
-    return Settings(**{name: _checked(name, value, str(path)) for name, value in found.items()})
+    return path, found
+
+
+def _from_file(environment: Mapping[str, str]) -> Settings:
+    path, found = read_file(environment)
+    own = {name: value for name, value in found.items() if name not in TABLES}
+    return Settings(**{name: _checked(name, value, str(path)) for name, value in own.items()})
 
 
 def _checked(name: str, value: Any, place: str) -> Any:

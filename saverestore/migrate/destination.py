@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
 from saverestore.errors import (
@@ -195,7 +195,7 @@ class _Receiver:
     def _take(self, side: Side, name: str) -> int:
         """Until the domain is whole and READY is said: its domid."""
         with (
-            opened_in(MessageSource(self._channel), name) as image,
+            opened_in(MessageSource(self._channel), replace(self._request, name=name)) as image,
             ExitStack() as stack,
             restoring(self._host, image, self._request, self._helper, stack) as fresh,
         ):

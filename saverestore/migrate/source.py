@@ -156,6 +156,7 @@ class HandOver:
 
     hands_over = True
     stored_bytes = None
+    has_holes = False
     left_behind = "the migration was aborted"
 
     def __init__(

@@ -103,6 +103,7 @@ class XlHandOver:
 
     hands_over = True
     stored_bytes = None
+    has_holes = False
     left_behind = "the migration was aborted"
 
     def __init__(

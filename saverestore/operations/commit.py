@@ -20,6 +20,7 @@ from saverestore.transport.base import ByteSink, ImageSink
 from saverestore.transport.descriptor import Descriptor
 from saverestore.transport.image_sockets import NoVerdict, Receiver, address_of, descriptor, receiver_at
 from saverestore.transport.newfile import NewFile
+from saverestore.transport.paced import PacedSink
 from saverestore.transport.sockets import Address
 
 
@@ -53,8 +54,12 @@ class Commit(Protocol):
     def hands_over(self) -> bool:
         """Whether `commit` makes the domain somebody else's: from its start on no failure may resume it here."""
 
+    @property
+    def has_holes(self) -> bool:
+        """Whether zero pages of a plain image take no room."""
+
     def free_bytes(self) -> int | None:
-        """How much room there is; None where that means nothing."""
+        """How much room is left; None where that means nothing."""
 
     def finish(self) -> None:
         """All of the image was written to `sink`: bring it to safety. May take long, and may be interrupted."""
@@ -81,6 +86,10 @@ class Place(Protocol):
 
     @property
     def left_behind(self) -> str:
+        """See Commit."""
+
+    @property
+    def has_holes(self) -> bool:
         """See Commit."""
 
     def free_bytes(self) -> int | None:
@@ -113,6 +122,11 @@ class FileCommit:
         """See Commit."""
         return self.sink.stored_bytes
 
+    @property
+    def has_holes(self) -> bool:
+        """See Commit."""
+        return self._place.has_holes
+
     def free_bytes(self) -> int | None:
         """See Commit."""
         return self._place.free_bytes()
@@ -135,6 +149,7 @@ class SocketCommit:
     """See Commit: an image that goes to a peer. One that restores it and is silent leaves a doubt."""
 
     stored_bytes = None
+    has_holes = False
 
     def __init__(self, receiver: Receiver, sink: ImageSink, request: SaveRequest) -> None:
         self.sink = sink
@@ -179,11 +194,24 @@ def commit_of(request: SaveRequest) -> Iterator[Commit]:
     """Open where the image goes: a new file, a descriptor, a socket. UsageError when it cannot be there."""
     address = address_of(request.image, tls=request.tls)
     if address is not None and address.kind != "fd":
-        with receiver_at(address) as receiver, _compressed(receiver.connection.outgoing, request) as sink:
+        with receiver_at(address) as receiver, _compressed(_paced_link(receiver, request), request) as sink:
             yield SocketCommit(receiver, sink, request)
         return
-    with _place_of(request, address) as place, _compressed(place.sink, request) as sink:
+    with _place_of(request, address) as place, _compressed(_paced(place.sink, request), request) as sink:
         yield FileCommit(place, sink)
+
+
+def _paced(sink: ImageSink, request: SaveRequest) -> ImageSink:
+    """The same, at the rate that was asked for: below the compressor, as what counts is what is written."""
+    return sink if request.bwlimit is None else PacedSink(sink, request.bwlimit)
+
+
+def _paced_link(receiver: Receiver, request: SaveRequest) -> ImageSink:
+    """By the kernel, where it can."""
+    connection = receiver.connection
+    if request.bwlimit is None or connection.pace(request.bwlimit):
+        return connection.outgoing
+    return _paced(connection.outgoing, request)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
 from saverestore.operations import image_fit
 from saverestore.operations.image_fit import Contents
 from saverestore.stream.reader import LibxcReader
-from saverestore.toolstack import bare, choice, disks, domains, known_bad, shared_disks, watcher
+from saverestore.toolstack import bare, choice, disks, domains, known_bad, neighbours, shared_disks, watcher
 from saverestore.toolstack.condition import Found, look_up
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
@@ -188,7 +188,12 @@ class Host:
 
     def check_disks(self, config: GuestConfig, contents: Contents, *, force: bool) -> None:
         """DomainError when its disks have changed since the save. See `disks.check`."""
-        disks.check(contents.disks, config.uuid, force=force)
+        used = disks.used_by(config, contents.disks)
+        disks.check(used, contents.domain_uuid or config.uuid, force=force)
+
+    def check_neighbours(self, config: GuestConfig, *, force: bool) -> None:
+        """DomainError when another domain writes to its disks. See `neighbours.check`."""
+        neighbours.check(self.handles, config, force=force)
 
     def watch(self, domid: int, name: str) -> None:
         """Leave a process behind that looks after a restored domain. XenRefused when it could not be started."""

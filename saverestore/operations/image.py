@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from saverestore.transport.opening import decompressed, open_image
 class OpenedImage:
     """`source` stands at the libxc stream; `stream` continues behind that. `header_digest`: of what came before.
 
+    `config`: the domain's as it is to be restored. `saved_uuid`: the UUID of the domain that was saved.
     `confirm`: to be called once its domain is here for good, so that whoever sent the image hears it.
     """
 
@@ -35,6 +37,7 @@ class OpenedImage:
     config: GuestConfig
     stream: LibxlReader
     header_digest: HeaderDigest
+    saved_uuid: uuid.UUID
     confirm: Callable[[], None] = lambda: None
 
     def expect_end(self, expected: Following | None) -> None:
@@ -61,12 +64,12 @@ class OpenedImage:
 
 
 @contextmanager
-def opened(image: str, name: str | None = None) -> Iterator[OpenedImage]:
-    """Open an image and read its headers. `name`: what the domain is to be called instead.
+def opened(image: str, request: RestoreRequest | None = None) -> Iterator[OpenedImage]:
+    """Open an image and read its headers. `request`: what is to be changed in its configuration.
 
     ImageErrors inside the block are raised with the image's name.
     """
-    with open_image(image) as source, opened_in(source, name) as found:
+    with open_image(image) as source, opened_in(source, request) as found:
         yield found
 
 
@@ -76,16 +79,16 @@ def incoming(request: RestoreRequest) -> Iterator[OpenedImage]:
     `OpenedImage.confirm`."""
     address = address_of(request.image, tls=request.tls)
     if address is None:
-        with opened(request.image, request.name) as found:
+        with opened(request.image, request) as found:
             yield found
         return
     if address.kind == "fd":
         fd = descriptor(address, writing=False)
         given = FdSource(fd, f"descriptor {fd}", close_fd=False)
-        with decompressed(given) as source, opened_in(source, request.name) as found:
+        with decompressed(given) as source, opened_in(source, request) as found:
             yield found
         return
-    with sender_at(address, request.allowed) as sender, opened_in(sender.source, request.name) as found:
+    with sender_at(address, request.allowed) as sender, opened_in(sender.source, request) as found:
         yield replace(found, confirm=sender.confirm)
 
 
@@ -95,7 +98,7 @@ def is_file(image: str) -> bool:
 
 
 @contextmanager
-def opened_in(source: ImageSource, name: str | None = None) -> Iterator[OpenedImage]:
+def opened_in(source: ImageSource, request: RestoreRequest | None = None) -> Iterator[OpenedImage]:
     """The same, of a source that is open already and stays open."""
     try:
         outside = HeaderDigestSource(source)
@@ -105,16 +108,20 @@ def opened_in(source: ImageSource, name: str | None = None) -> Iterator[OpenedIm
                 f"{source.name} has no domain configuration: it cannot be restored without one",
                 name=ErrorName.CONFIGURATION_MISSING,
             )
-        guest_config = config.parse(header.config)
+        saved = config.parse(header.config)
         stream = LibxlReader(outside)
         expect(stream, source, LibxlRecordType.LIBXC_CONTEXT)
-        if name is not None:
-            guest_config = guest_config.replaced(name=name)
-        yield OpenedImage(source, guest_config, stream, outside.digest())
+        wanted = saved if request is None else _as_requested(saved, request)
+        yield OpenedImage(source, wanted, stream, outside.digest(), saved.uuid)
     except ImageError as error:
         if source.name not in " ".join([str(error), *getattr(error, "__notes__", [])]):
             error.add_note(f"the image is {source.name}")
         raise
+
+
+def _as_requested(saved: GuestConfig, request: RestoreRequest) -> GuestConfig:
+    found = saved if request.config is None else request.config.over(saved)
+    return found.replaced(name=request.name, domain_uuid=uuid.uuid4() if request.new_uuid else None)
 
 
 def expect(stream: LibxlReader, source: ImageSource, wanted: LibxlRecordType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 
 from saverestore.guest.common.handles import Handles
@@ -20,6 +21,7 @@ class Contents:
 
     `pages`: how many the domain had when its save began, which may be more than its target; 0 where the image does
     not say. `static_records`: those that describe the host. `disks`: as they were; none where they are not known.
+    `domain_uuid`: of the domain that was saved.
     `has_digest`: of the whole of it, announced or there; None where that is found at its end.
     """
 
@@ -28,6 +30,7 @@ class Contents:
     static_records: list[Record] = field(default_factory=list)
     disks: list[Disk] = field(default_factory=list)
     has_digest: bool | None = None
+    domain_uuid: uuid.UUID | None = None
 
 
 def contents_of(image: str) -> Contents | None:
@@ -61,7 +64,7 @@ def contents_of(image: str) -> Contents | None:
             elif is_static and not isinstance(record, UnknownOptional) and record.type != RecordType.END:
                 static_records.append(record)
             is_static = is_static and not reader.static_data_ended
-        return Contents(reader.domain.type, pages, static_records, disks, has_digest)
+        return Contents(reader.domain.type, pages, static_records, disks, has_digest, found.saved_uuid)
 
 
 def check(

@@ -19,8 +19,8 @@ from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
+from saverestore.operations.room import Storing, estimate, full_size
 from saverestore.stream.digest_algorithms import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
-from saverestore.stream.layout import ENTRY_BYTES, PAGE_SIZE
 from saverestore.toolstack import decisions, host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
@@ -108,7 +108,6 @@ def _check_devices(
             name=ErrorName.DEVICES_UNSUPPORTED,
             remedies=[Advice(Remedy.SAVE_PAUSED_AND_DESTROY, domain.domid)],
         )
-    LOG.warning("%s; saved all the same, because of the request", fact)
 
 
 def _check_losses(domain: Domain, config: GuestConfig) -> None:
@@ -151,26 +150,28 @@ def placed(request: SaveRequest, prepared: Prepared) -> SaveRequest:
     return replace(request, image=str(path))
 
 
-def check_room(commit: Commit, guest: SaveGuest, domain: Domain, *, force: bool) -> None:
-    """Before the guest is touched: is there room for it? TransportError, or with `force` a warning, if not.
-
-    Where room ends in the middle of a save, that leaves no image and the domain running.
-    """
-    free = commit.free_bytes()
-    if free is None:
+def check_room(commit: Commit, request: SaveRequest, guest: SaveGuest, domain: Domain) -> None:
+    """Before the guest is touched: is there room for it? TransportError where there is not; a doubt is a warning."""
+    if not request.space_check or (free := commit.free_bytes()) is None or full_size(guest) <= free:
         return
-    # Pages that are all zero, or that compress well, take less. Which ones do is not known before they are read.
-    needed = _size_bytes(guest)
-    if needed <= free:
-        return
-    fact = f"{domain} needs about {needed >> 20} MiB, {commit.name} has room for {free >> 20} MiB"
-    if not force:
+    needed = estimate(guest, Storing(commit.has_holes, request.compress, request.coding))
+    if needed.least > free:
         raise TransportError(
-            f"{fact}; no changes were made",
+            f"{domain} needs about {needed.likely >> 20} MiB, {commit.name} has room for {free >> 20} MiB; "
+            "no changes were made",
             name=ErrorName.DISK_FULL,
-            remedies=[Advice(Remedy.OTHER_PLACE), Advice(Remedy.SAVE_ANYWAY)],
+            remedies=[Advice(Remedy.OTHER_PLACE), Advice(Remedy.NO_SPACE_CHECK)],
         )
-    LOG.warning("%s; saved all the same, because of the request", fact)
+    if needed.most > free or request.live:
+        again = ", and more for pages that are sent again" if request.live else ""
+        LOG.warning(
+            "%s has room for %d MiB, and may need %d to %d MiB%s: it may not fit",
+            commit.name,
+            free >> 20,
+            needed.least >> 20,
+            -(-needed.most >> 20),
+            again,
+        )
 
 
 def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
@@ -184,8 +185,9 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
                 request = placed(request, prepared)
             _describe(host, prepared, request, findings)
             with findings.check(), _dry_commit(request) as commit:
+                _describe_size(commit, prepared, request, findings)
                 if commit is not None:
-                    check_room(commit, prepared.guest, prepared.domain, force=request.force)
+                    check_room(commit, request, prepared.guest, prepared.domain)
         finally:
             prepared.guest.close()
     return findings
@@ -224,19 +226,35 @@ def _describe(host: Host, prepared: Prepared, request: SaveRequest, findings: Fi
         has_log = kind.has_log_dirty(shadow=host.handles.xen.host().shadow)
         how = "the hypervisor's log-dirty" if has_log and request.dirty != "digest" else "content digests"
         findings.note(f"live: dirty pages would be tracked by {how}")
-    size = _size_bytes(prepared.guest)
-    findings.note(f"size: {size >> 20} MiB" + (", and dirty pages that are resent" if request.live else ""))
     try:
         rate = reading_rate(prepared.guest)
     except SaveRestoreError as error:
         findings.note(f"time: its memory cannot be read just now: {error}")
         return
+    time = duration(full_size(prepared.guest) / rate)
     findings.note(
-        f"time: {duration(size / rate)} to read its memory, at {rate / (1 << 20):.0f} MiB/s as measured on some of "
-        "it; writing may take longer"
+        f"time: {time} to read its memory, at {rate / (1 << 20):.0f} MiB/s as measured on some of it; writing may "
+        "take longer"
     )
 
 
-def _size_bytes(guest: SaveGuest) -> int:
-    """Of an image in which each page is once, with what else there is in one."""
-    return guest.populated_pages * (PAGE_SIZE + ENTRY_BYTES) + (1 << 20)
+def _describe_size(
+    commit: Commit | None, prepared: Prepared, request: SaveRequest, findings: Findings
+) -> None:
+    """What the image would take where it goes, as far as that can be told."""
+    holes = commit is not None and commit.has_holes
+    storing = Storing(holes, request.compress, request.coding)
+    try:
+        found = estimate(prepared.guest, storing)
+    except SaveRestoreError:  # reported where its time is
+        return
+    size = _mib(found.likely)
+    if found.least >> 20 != found.most >> 20:
+        size = f"{found.least >> 20} to {_mib(found.most)}"
+    if storing.shrinks:
+        size = f"{size}, as measured on some of its memory; at most {_mib(full_size(prepared.guest))}"
+    findings.note(f"size: {size}" + (", and dirty pages that are resent" if request.live else ""))
+
+
+def _mib(nr_bytes: int) -> str:
+    return f"{nr_bytes >> 20} MiB"

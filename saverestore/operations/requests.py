@@ -13,6 +13,7 @@ from saverestore.stream.digest_algorithms import DEFAULT_DIGEST
 from saverestore.toolstack import choice
 
 if TYPE_CHECKING:
+    from saverestore.toolstack.given_config import GivenConfig
     from saverestore.transport.tls import Credentials
     from saverestore.transport.tls_peers import Allowed
 
@@ -36,8 +37,9 @@ class SaveRequest:
     `while_suspended`: a command line for sh(1), to be run while the domain is suspended. `tls`: of an image that goes
     to tcp://HOST:PORT, where that is to be by TLS. `store`: the folder in which the image gets a name made of domain
     and time; `image` is then not used. `restored_at_boot`: an image in a store, whose domain is destroyed, is noted
-    as one that is to be restored (`pending`). `note_disks`: what its disks are is written into the image. `name`: what
-    the image calls the domain; None: by its own name.
+    as one that is to be restored (`pending`). `note_disks`: write what its disks are into the image. `name`: what the
+    image calls the domain; None: by its own name. `space_check`: look whether there is room for the image, before it
+    is begun and after each round. `bwlimit`: the most bytes per second that are written; None: no limit.
     """
 
     domain: str
@@ -60,12 +62,16 @@ class SaveRequest:
     restored_at_boot: bool = False
     note_disks: bool = True
     name: str | None = None
+    space_check: bool = True
+    bwlimit: int | None = None
 
 
 @dataclass(frozen=True)
 class RestoreRequest:
     """What `pyrestore` was asked for.
 
+    `config`: what to restore it with instead of the image's configuration, as far as that can be. `name`: goes before
+    both. `new_uuid`: the domain gets a UUID of its own, so that it can be beside the one that was saved.
     `require_digest`: an image without a digest is refused. `watch`: a process is left behind that looks after the
     domain when it powers off, reboots or crashes. `tls`, `allowed`: of an image that comes to tcp://HOST:PORT, where
     that is to be by TLS, and who may send it. `pages`: how many the domain has, where that is known otherwise.
@@ -74,6 +80,8 @@ class RestoreRequest:
     image: str
     paused: bool = False
     name: str | None = None
+    config: GivenConfig | None = None
+    new_uuid: bool = False
     force: bool = False
     toolstack: str = choice.AUTO
     require_digest: bool = False

@@ -138,7 +138,7 @@ def dry_run(request: RestoreRequest, *, host: Host | None = None) -> Findings:
     Not of an address: whoever sends there would take this for a restore.
     """
     findings = Findings(dry=True)
-    with findings.check(), opened(request.image, request.name) as image, ExitStack() as stack:
+    with findings.check(), opened(request.image, request) as image, ExitStack() as stack:
         guest_config, source = image.config, image.source
         state = "paused" if request.paused else "running"
         findings.note(
@@ -175,6 +175,8 @@ def _prepare(
         stack.enter_context(host.restoring(guest_config))
     with findings.check():
         host.check_free(guest_config)
+    with findings.check():
+        host.check_neighbours(guest_config, force=request.force)
     contents = None
     with findings.check():
         contents = _contents_of(host, request.image, findings)

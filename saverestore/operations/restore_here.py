@@ -49,7 +49,9 @@ class RestoringHere(Restoring):
                 fresh.channels,
                 progress,
                 report,
-                take_disks=lambda record: disks.check(record.disks, config.uuid, force=self._request.force),
+                take_disks=lambda record: disks.check(
+                    disks.used_by(config, record.disks), image.saved_uuid, force=self._request.force
+                ),
             )
         finally:
             guest.close()

@@ -17,6 +17,7 @@ from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import Restoring
 from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.libxl import CONTEXT_HEAD
+from saverestore.toolstack import disks
 from saverestore.toolstack.helper_link import NUMBERS, HelperReport, Task
 from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.transport.base import RegularFile
@@ -62,6 +63,8 @@ class RestoringByLibxl(Restoring):
             request.require_digest,
             check_cpu=not request.force,
             check_disks=not request.force,
+            disk_paths=[path for _, path, _ in disks.served(self._image.config)],
+            saved_uuid=str(self._image.saved_uuid),
             max_kib=max(self._image.config.max_kib, self._image.config.target_kib),
         )
         reported_at = way.position()

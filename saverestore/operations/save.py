@@ -41,7 +41,6 @@ from saverestore.toolstack import last_downtime, processor_cap
 from saverestore.toolstack.condition import Condition
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
-from saverestore.transport.base import ByteSink
 
 LOG = logging.getLogger(__name__)
 
@@ -76,10 +75,10 @@ def save_domain(
         report.image = request.image if request.store is not None else None
         try:
             with opened_commit(request, prepared) as commit:
-                check_room(commit, prepared.guest, prepared.domain, force=request.force)
+                check_room(commit, request, prepared.guest, prepared.domain)
                 _speed_up(host, prepared.domain)
                 with _reporting_leftovers(host, commit, prepared, report):
-                    stream, settings = _write_head(host, prepared, request, commit.sink)
+                    stream, settings = _write_head(host, prepared, request, commit)
                     session = SaveSession(
                         prepared.guest, commit.sink, settings, progress, report, clock=host.clock
                     )
@@ -106,10 +105,10 @@ def save_domain(
 
 
 def _write_head(
-    host: Host, prepared: Prepared, request: SaveRequest, sink: ByteSink
+    host: Host, prepared: Prepared, request: SaveRequest, commit: Commit
 ) -> tuple[LibxlWriter, SaveSettings]:
     """Write xl's header, and libxl's stream as far as libxc's begins; and the settings for that."""
-    outside = HeaderDigestSink(sink)
+    outside = HeaderDigestSink(commit.sink)
     XlHeader.write(outside, prepared.config.to_json())
     stream = LibxlWriter(outside)
     stream.libxc_context()
@@ -122,6 +121,7 @@ def _write_head(
         coding=request.coding,
         limits=_limits(host, prepared.domain, request),
         throttle=prepared.throttle,
+        storage=commit if request.space_check else None,
         batch_pfns=host.batch_pfns,
     )
     return stream, settings

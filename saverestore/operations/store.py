@@ -173,7 +173,8 @@ def in_use(image: str) -> Iterator[None]:
 
 
 def remove(path: Path) -> bool:
-    """Remove an image, unless it is being restored: whether it was removed. TransportError when it cannot be."""
+    """Remove an image, unless it is being restored: whether it is gone, whoever did it. TransportError when it cannot
+    be removed."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -182,6 +183,8 @@ def remove(path: Path) -> bool:
             path.unlink()
         finally:
             os.close(descriptor)
+    except FileNotFoundError:
+        return True
     except OSError as error:
         raise TransportError(
             f"{path} could not be removed: {error.strerror}", name=name_of_errno(error.errno)

@@ -82,9 +82,7 @@ def _save_rows(facts: Facts) -> list[tuple[str, str]]:
         ("rate", _rate(facts["rates"]["stream_bytes_per_s"])),
     ]
     how = {"log": "log-dirty", "digest": "content digests"}.get(facts["dirty_source"])
-    rows.append(
-        ("live", "no: the domain was suspended all the time" if how is None else f"yes: dirty pages by {how}")
-    )
+    rows.append(("live", "no" if how is None else f"yes: dirty pages by {how}"))
     if (decision := facts["decision"]) is not None:
         rows.append(("rounds ended", f"{decision['why']}: {decision['decision']}"))
     if (downtime := facts["downtime"]) is not None:

@@ -8,8 +8,8 @@ MIB = 1 << 20
 
 
 def lines_of(facts: Facts) -> list[str]:
-    """What -v prints besides the result: a few lines, none longer than a screen. Nothing of work that was "
-    "not begun."""
+    """What -v prints besides the result: a few lines, none longer than a screen. Nothing of work that was not
+    begun."""
     if not facts["bytes"]["stream"]:
         return []
     rate = facts["rates"]["stream_bytes_per_s"]

@@ -95,6 +95,7 @@ class GuestConfig(Machine):
         self,
         *,
         name: str | None = None,
+        domain_uuid: uuid.UUID | None = None,
         target_kib: int | None = None,
         max_kib: int | None = None,
         online_vcpus: frozenset[int] | None = None,
@@ -103,6 +104,8 @@ class GuestConfig(Machine):
         raw: dict[str, Any] = json.loads(json.dumps(self.raw))
         if name is not None:
             raw["c_info"]["name"] = name
+        if domain_uuid is not None:
+            raw["c_info"]["uuid"] = str(domain_uuid)
         if target_kib is not None:
             raw["b_info"]["target_memkb"] = target_kib
         if max_kib is not None:

@@ -54,11 +54,12 @@ def served(config: GuestConfig) -> Iterator[tuple[str, str, Disk]]:
 
 def written(config: GuestConfig) -> list[tuple[str, str]]:
     """Name and path of those that can be written to."""
-    return [
-        (name, path)
-        for name, path, disk in served(config)
-        if str(disk.get("readwrite", 1)) != "0" and str(disk.get("is_cdrom", 0)) in ("0", "False")
-    ]
+    return [(name, path) for name, path, disk in served(config) if is_written(disk)]
+
+
+def is_written(disk: Disk) -> bool:
+    """Whether the domain can write to it."""
+    return str(disk.get("readwrite", 1)) != "0" and str(disk.get("is_cdrom", 0)) in ("0", "False")
 
 
 def noted(config: GuestConfig) -> list[Disk]:
@@ -154,6 +155,12 @@ def changed(disks: Iterable[Disk], domain_uuid: uuid.UUID, *, folder: Path | Non
         if now and all(differences):
             found.append(f"disk {disk.get('vdev')}: {disk.get('path')} {differences[-1]}")
     return found
+
+
+def used_by(config: GuestConfig, found: Iterable[Disk]) -> list[Disk]:
+    """Those of an image's disks that a domain with this configuration has, by their paths."""
+    paths = {path for _, path, _ in served(config)}
+    return [disk for disk in found if disk.get("path") in paths]
 
 
 def check(found: Iterable[Disk], domain_uuid: uuid.UUID, *, force: bool) -> None:

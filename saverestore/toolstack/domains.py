@@ -206,5 +206,5 @@ def check_free(handles: Handles, name: str, domain_uuid: uuid.UUID) -> None:
                 f"the image's domain still exists: {domain} has the same UUID, {domain_uuid}; "
                 "no changes were made",
                 name=ErrorName.DOMAIN_EXISTS,
-                remedies=[Advice(Remedy.DESTROY_OLD, domain.domid)],
+                remedies=[Advice(Remedy.DESTROY_OLD, domain.domid), Advice(Remedy.NEW_UUID)],
             )

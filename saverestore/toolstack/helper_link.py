@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from saverestore.errors import (
@@ -59,7 +59,8 @@ class Task:
 
     `image`: what it is called, in errors. `offset`: where the libxc stream begins in it. `header_digest`: of what
     came before that, to be held against the image's own word. `check_cpu`: refuse an image for another CPU.
-    `check_disks`: refuse one whose disks have changed. `max_kib`: the most memory that the domain's configuration
+    `check_disks`: refuse one whose disks have changed: those at `disk_paths`, which a domain had whose UUID was
+    `saved_uuid`. `max_kib`: the most memory that the domain's configuration
     lets it have; 0 where that is not known.
     `report`: a path.
     """
@@ -70,6 +71,8 @@ class Task:
     require_digest: bool = False
     check_cpu: bool = True
     check_disks: bool = True
+    disk_paths: list[str] = field(default_factory=list)
+    saved_uuid: str = ""
     max_kib: int = 0
     report: str = ""
 

@@ -18,6 +18,8 @@ class Descriptor:
         self.left_behind = f"what was written to {name} is not a complete image"
         self._fd = fd
 
+    has_holes = False
+
     def free_bytes(self) -> int | None:
         """Room on the file system of a regular file; None where that means nothing."""
         return free_bytes(self._fd) if stat.S_ISREG(os.fstat(self._fd).st_mode) else None

@@ -179,14 +179,20 @@ class NewFile:
         """What is there if writing ends before `publish`, in words."""
         return f"{self.path} holds no whole image now" if self._temporary is None else "no image was left"
 
+    @property
+    def has_holes(self) -> bool:
+        """Whether what is marked as zeroes takes no room."""
+        return self._is_file
+
     def free_bytes(self) -> int | None:
-        """Room on the file system, or on the block device; None where that means nothing or is not known."""
+        """Room left on the file system, or on the block device; None where that means nothing or is not known."""
         if not self._has_disk:
             return None
         if self._temporary is None:
+            at = os.lseek(self.sink.fileno(), 0, os.SEEK_CUR)
             size = os.lseek(self.sink.fileno(), 0, os.SEEK_END)
-            os.lseek(self.sink.fileno(), 0, os.SEEK_SET)
-            return size
+            os.lseek(self.sink.fileno(), at, os.SEEK_SET)
+            return size - at
         return free_bytes(self.sink.fileno())
 
     def sync(self) -> None:

@@ -209,6 +209,11 @@ class ZstdSink:
         self.close()
 
 
+def compressor(level: int) -> zstandard.ZstdCompressor:
+    """What a `ZstdSink` of this level compresses each of its frames with."""
+    return zstandard.ZstdCompressor(compression_params=_parameters(level, FRAME_BYTES))
+
+
 def _parameters(level: int, frame_bytes: int) -> zstandard.ZstdCompressionParameters:
     """Those of the level for frames of our size, with bounded tables, content size and checksum."""
     usual = zstandard.ZstdCompressionParameters.from_level(level, source_size=frame_bytes)

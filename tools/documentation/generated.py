@@ -13,6 +13,7 @@ from dataclasses import fields
 from saverestore.cli.arguments import words_of
 from saverestore.cli.parsers import COMMANDS, subcommands_of
 from saverestore.cli.pyimage.common import DIFFERENT, DIFFERENT_MEANING
+from saverestore.cli.settings import OPTIONS, actions_of
 from saverestore.errors import ErrorName, ExitCode
 from saverestore.helper.settings import CONFIG, CONFIG_VARIABLE, VARIABLE_PREFIX, Choice, Settings
 
@@ -92,7 +93,7 @@ def _cell(text: str) -> str:
 
 
 def settings_page() -> str:
-    """docs/reference/settings.md: what an administrator may set for the helper."""
+    """docs/reference/settings.md: what an administrator may set for the helper and for commands."""
     lines = [NOTE, "# Settings\n"]
     lines.append(
         f"`pyxc-save-helper` has no command line of its own, so its settings are in `{CONFIG}`, or in the file that "
@@ -108,7 +109,32 @@ def settings_page() -> str:
         lines.append(
             f"| `{one.name} = {json.dumps(one.default)}` | `{VARIABLE_PREFIX}{one.name.upper()}` | {_cell(text)} |"
         )
+    lines += ["", *_settings_of_commands()]
     return "\n".join(lines) + "\n"
+
+
+def _settings_of_commands() -> Iterator[str]:
+    yield "## Of the commands\n"
+    yield (
+        "`pysave`, `pyrestore` and `pymigrate` have a table each in the same file. A setting is an option that has a "
+        "value, with `_` for `-`; the command line takes precedence over it. A setting that does not apply is left "
+        "out: `max_rounds` of a save that is not live, `compress` with a `--format` that compresses. A name that is "
+        "not known is an error.\n"
+    )
+    yield (
+        "```toml\n"
+        'digest = "sha256"            # of the helper\n\n'
+        "[pysave]\n"
+        'compress = "zstd:3"\n'
+        "downtime_ms = 300\n\n"
+        "[pymigrate]\n"
+        'on_stall = "throttle"\n'
+        "```\n"
+    )
+    yield "| table | settings: what they mean is in [commands](commands.md) |\n|---|---|"
+    for name in OPTIONS:
+        make, _ = COMMANDS[name]
+        yield f"| `[{name}]` | {', '.join(f'`{key}`' for key, _ in actions_of(make()))} |"
 
 
 def errors_page() -> str:

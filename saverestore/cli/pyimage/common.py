@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli import arguments
+from saverestore.cli.common import counted
 from saverestore.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -85,10 +86,12 @@ def plain(text: str) -> str:
 
 def size_text(length_bytes: int) -> str:
     """Return a size as people read it: 1.5 GiB, 17 bytes."""
-    size = float(length_bytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
+    if length_bytes < 1024:
+        return counted(length_bytes, "byte")
+    size = length_bytes / 1024
+    for unit in ("KiB", "MiB", "GiB"):
         if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+            return f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
 

@@ -235,7 +235,8 @@ def _heading(found: Survey, file: str | None) -> Iterator[str]:
     yield line("image", found.name)
     if file is not None:
         yield line("file", file)
-    yield line("size", f"{size_text(found.total_bytes)} ({counted(found.total_bytes, 'byte')})")
+    exact = counted(found.total_bytes, "byte")
+    yield line("size", exact if found.total_bytes < 1024 else f"{size_text(found.total_bytes)} ({exact})")
     if found.trailing_bytes:
         yield line("after it", f"{counted(found.trailing_bytes, 'byte')} that do not belong to the image")
     if found.layers:

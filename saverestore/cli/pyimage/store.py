@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 from saverestore.cli import arguments as arguments_of_all
 from saverestore.cli.common import STORE, counted
 from saverestore.cli.pyimage.common import Subparsers, add_command, line, plain, size_text
-from saverestore.errors import ExitCode, ImageError, Interrupted, SaveRestoreError, UsageError
+from saverestore.errors import (
+    ErrorName,
+    ExitCode,
+    ImageError,
+    Interrupted,
+    SaveRestoreError,
+    TransportError,
+    UsageError,
+    name_of_errno,
+)
 
 if TYPE_CHECKING:
     from saverestore.operations.retention import Rule
@@ -94,7 +103,8 @@ def run_list(arguments: argparse.Namespace) -> int:
     """Print a line for each image."""
     from saverestore.operations.store import entries
 
-    described = [describe(entry, verify=arguments.verify) for entry in entries(Path(arguments.folder))]
+    found = [describe(entry, verify=arguments.verify) for entry in entries(Path(arguments.folder))]
+    described = [one for one in found if one is not None]
     if arguments.json:
         print(json.dumps([asdict(one) for one in described], indent=2, ensure_ascii=True))
     elif not described:
@@ -121,9 +131,16 @@ def _print_table(described: Sequence[Described]) -> None:
     print(f"{counted(len(described), 'image')} of {counted(len(domains), 'domain')}, {total} on disk")
 
 
-def describe(entry: Entry, *, verify: bool) -> Described:
-    """Look an image through. One that cannot be read is described, too."""
-    status = entry.path.stat()
+def describe(entry: Entry, *, verify: bool) -> Described | None:
+    """Look an image through. One that cannot be read is described, too; None for one that is gone meanwhile."""
+    try:
+        status = entry.path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as failure:
+        raise TransportError(
+            f"{entry.path}: {failure.strerror}", name=name_of_errno(failure.errno)
+        ) from failure
     facts: dict[str, Any] = dict.fromkeys(("domain", "uuid", "kind", "xen"))
     error: str | None = None
     try:
@@ -131,6 +148,8 @@ def describe(entry: Entry, *, verify: bool) -> Described:
     except Interrupted:
         raise
     except SaveRestoreError as failure:
+        if failure.name is ErrorName.FILE_NOT_FOUND:
+            return None
         error = str(failure)
     return Described(
         image=entry.id,
@@ -244,7 +263,7 @@ def _last_whole_ones(images: Sequence[Entry], kept: set[Entry], *, verify: bool)
     found: dict[Entry, str] = {}
     for entry in sorted(images, key=lambda one: (one in kept, one.order), reverse=True):
         one = describe(entry, verify=verify)
-        if not one.whole or one.uuid in safe:
+        if one is None or not one.whole or one.uuid in safe:
             continue
         safe.add(one.uuid)
         if entry not in kept:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from saverestore.cli import arguments, certificates, common, reporting
+from saverestore.cli import arguments, certificates, common, reporting, settings
 from saverestore.cli.common import counted
 from saverestore.cli.pymigrate import certify, receive, settle, several, xl
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
+    from saverestore.migrate.source import MigrateRequest
 
 PROG = "pymigrate"
 
@@ -47,6 +48,8 @@ devices that belong to one host, are unsupported.
 --to-xl is for a host without pysave: ssh starts 'xl migrate-receive' there. xl checks nothing beforehand and keeps no
 journal. Up to the grant any failure leaves the domain running here, as usual. If the connection ends between the
 grant and xl's report, nobody can ask xl: the domain stays here, suspended, until a person has looked there.
+
+Options that have a value may be set in the table [pymigrate] of /etc/xen/pysave.toml.
 """
 
 OTHERS = {
@@ -167,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] in OTHERS:
         return OTHERS[words[0]][1](words[1:])
     parser = command_parser()
-    given = parser.parse_args(words)
+    given = settings.parse(parser, words)
     if given.name == "":
         parser.error("--name must not be empty")
     xl.check_to_xl(parser, given)
@@ -220,7 +223,9 @@ def _migrate(given: argparse.Namespace) -> int | None:
         return common.print_findings(PROG, dry_run(request))
     report = SaveReport()
     with (
-        reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)) as run,
+        reporting.reporting(
+            PROG, _in_force(given, request), given.domain, lambda outcome: facts_of_save(outcome, report)
+        ) as run,
         closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
         migrated = migrate_domain(request, progress, report, process_ends=True)
@@ -231,14 +236,28 @@ def _migrate(given: argparse.Namespace) -> int | None:
         )
         return ExitCode.XEN
     if not given.quiet:
-        common.say(f"{PROG}: {_summary(given, report, answer.state, migrated.handover_s)}")
+        common.say(
+            f"{PROG}: {_summary(given, report, run.outcome.seconds, answer.state, migrated.handover_s)}"
+        )
     return None
 
 
-def _summary(given: argparse.Namespace, report: SaveReport, state: str, handover_s: float) -> str:
+def _in_force(given: argparse.Namespace, request: MigrateRequest) -> argparse.Namespace:
+    """The options with the defaults that were in force, for a report."""
+    from saverestore.guest.common.suspend import SUSPEND_TIMEOUT_S
+
+    found = argparse.Namespace(**vars(given))
+    found.suspend_timeout = given.suspend_timeout or SUSPEND_TIMEOUT_S
+    found.max_rounds = request.limits.rounds_at_most
+    return found
+
+
+def _summary(
+    given: argparse.Namespace, report: SaveReport, seconds: float, state: str, handover_s: float
+) -> str:
     text = (
         f"{given.domain} is {state} at {given.host}: {report.stream_bytes >> 20} MiB, "
-        f"{counted(report.pages_sent, 'page')}, {report.total_s:.1f} s; {counted(len(report.rounds), 'round')}"
+        f"{counted(report.pages_sent, 'page')}, {seconds:.1f} s; {counted(len(report.rounds), 'round')}"
     )
     if report.downtime is None:
         return text

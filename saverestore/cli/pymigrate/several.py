@@ -73,7 +73,9 @@ def _moved(result: Result, given: argparse.Namespace) -> str:
     if given.dry_run:
         return f"would be migrated: {'; '.join(result.said.splitlines())}"
     downtime = result.facts.get("downtime")
-    return f"is at {given.host}" + ("" if downtime is None else f"; downtime here {downtime['total_s']:.2f} s")
+    return f"is at {given.host}" + (
+        "" if downtime is None else f"; downtime here {downtime['total_s']:.2f} s"
+    )
 
 
 def _finish(given: argparse.Namespace, results: Sequence[Result], began: float) -> int:

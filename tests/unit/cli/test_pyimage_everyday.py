@@ -9,6 +9,7 @@ import pytest
 from stream_samples import golden
 
 from saverestore.cli.pyimage import main
+from saverestore.cli.pyimage.common import size_text
 
 
 def test_verify_reads_many_images_and_goes_through_folders(tmp_path, capsys):
@@ -73,7 +74,7 @@ def test_pages_are_not_compressed_twice(tmp_path, capsys):
     ("words", "line"),
     [
         (["info"], "pyimage: IMAGE is missing; see 'pyimage info --help'"),
-        (["info", "--bwlimit", "a.img"], "pyimage: unknown option --bwlimit; see 'pyimage --help'"),
+        (["info", "--bwlimit", "a.img"], "pyimage: unknown option --bwlimit; see 'pyimage info --help'"),
         (
             ["convert", "a", "-o", "b", "--to", "x"],
             "pyimage: --to: 'x' is not one of: xen, draft-b; see 'pyimage convert --help'",
@@ -87,3 +88,31 @@ def test_a_mistake_is_one_line(words, line, capsys):
     assert caught.value.code == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert line is None or said == line
+
+
+@pytest.mark.parametrize(
+    ("length", "text"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (3 << 30, "3.0 GiB"),
+        (1 << 50, "1024.0 TiB"),
+    ],
+)
+def test_a_size_has_one_unit_and_one_byte_is_one(length, text):
+    assert size_text(length) == text
+
+
+def test_a_failure_of_a_file_is_not_taken_for_one_of_standard_output(tmp_path, capsys, monkeypatch):
+    image = tmp_path / "a.img"
+    image.write_bytes(golden("pv-v3"))
+
+    def vanish(path):
+        path.unlink()
+        path.stat()
+
+    monkeypatch.setattr("saverestore.cli.pyimage.info.file_size_text", vanish)
+    assert main(["info", str(image)]) == 5
+    assert capsys.readouterr().err == f"pyimage: {image}: No such file or directory\n"

@@ -7,7 +7,7 @@ import json
 import pytest
 from stream_samples import golden
 
-from saverestore.cli.pyimage import main
+from saverestore.cli.pyimage import main, store
 from saverestore.operations.store import in_use
 
 
@@ -132,3 +132,59 @@ def test_prune_of_one_domain_leaves_the_others(tmp_path, whole):
             put(tmp_path, name, day, whole)
     assert main(["prune", str(tmp_path), "--keep-last", "1", "--domain", "web1"]) == 0
     assert days(tmp_path) == ["28", "29", "29"]
+
+
+# ---- images that vanish meanwhile ------------------------------------------------------------------
+
+
+def vanishing(monkeypatch, path, *, after_stat: bool) -> None:
+    """Somebody removes this image when its turn comes: before it is looked at, or before it is opened."""
+    if after_stat:
+        look_through = store._look_through
+
+        def look(one, *more, **how):
+            path.unlink(missing_ok=True)
+            return look_through(one, *more, **how)
+
+        monkeypatch.setattr(store, "_look_through", look)
+        return
+    describe = store.describe
+
+    def before(entry, *, verify):
+        path.unlink(missing_ok=True)
+        return describe(entry, verify=verify)
+
+    monkeypatch.setattr(store, "describe", before)
+
+
+@pytest.mark.parametrize("after_stat", [False, True])
+@pytest.mark.parametrize("how", [[], ["--verify"]], ids=["look", "verify"])
+def test_an_image_that_vanishes_meanwhile_is_left_out_of_the_list(
+    tmp_path, capsys, monkeypatch, whole, after_stat, how
+):
+    gone = put(tmp_path, "web1", 28, whole)
+    put(tmp_path, "web2", 29, whole)
+    vanishing(monkeypatch, gone, after_stat=after_stat)
+    assert main(["list", str(tmp_path), *how]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "web1" not in printed.out
+    assert "1 image of 1 domain" in printed.out
+
+
+@pytest.mark.parametrize("after_stat", [False, True])
+def test_one_that_vanishes_is_nobodys_last_whole_image(tmp_path, monkeypatch, whole, cut, after_stat):
+    put(tmp_path, "web1", 27, whole)
+    gone = put(tmp_path, "web1", 28, whole)
+    put(tmp_path, "web1", 29, cut)
+    vanishing(monkeypatch, gone, after_stat=after_stat)
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["27", "29"]
+
+
+def test_an_image_that_somebody_else_removed_first_is_no_failure_of_prune(tmp_path, monkeypatch, whole):
+    old = put(tmp_path, "web1", 28, whole)
+    put(tmp_path, "web1", 29, whole)
+    monkeypatch.setattr(store, "line", lambda *_: old.unlink(missing_ok=True) or "")
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["29"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -198,3 +199,21 @@ def test_a_journal_that_cannot_be_read_is_reported_beside_those_that_can(tmp_pat
     assert done.returncode == ExitCode.IO
     assert "web1" in done.stdout
     assert "empty or damaged" in done.stderr
+
+
+def test_the_time_and_the_defaults_of_a_migration_are_those_of_its_report(monkeypatch, tmp_path, capsys):
+    """The command prints the report's own time; options that were not given are there as they were in force."""
+    command = pytest.importorskip("saverestore.cli.pymigrate.command")
+    source = pytest.importorskip("saverestore.migrate.source", exc_type=ImportError)
+
+    def migrate_domain(_request, _progress, report, *, process_ends):
+        report.total_s = 99.0
+        answer = SimpleNamespace(error=None, state="running")
+        return SimpleNamespace(answer=answer, report=report, handover_s=0.0)
+
+    monkeypatch.setattr(source, "migrate_domain", migrate_domain)
+    file = tmp_path / "r.json"
+    assert command.main(["--report", str(file), "web1", "host2"]) == 0
+    facts = json.loads(file.read_text())
+    assert f"{facts['seconds']['total']:.1f} s; " in capsys.readouterr().err
+    assert (facts["options"]["max_rounds"], facts["options"]["suspend_timeout"]) == (5, 60.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from saverestore.engine.policy import (
@@ -203,3 +205,57 @@ def test_what_suspending_takes_is_the_callers_to_say():
 def test_a_stall_needs_rounds_that_compare():
     assert not is_stalled(rounds((ALL, None), (ALL, None)))
     assert is_stalled(rounds((ALL, None), (ALL, None), (ALL, None)))
+
+
+# ---- room where the image goes ---------------------------------------------------------------------
+
+MIB = 1 << 20
+PAGE = 4096
+
+
+def stored(room: int | None, *seen: tuple[int, int | None]) -> list[RoundStats]:
+    """(sent, dirty), each a page on the disk; then so much room is left."""
+    made = [
+        RoundStats(number, sent, dirty, 1.0, stored_bytes=sent * PAGE)
+        for number, (sent, dirty) in enumerate(seen)
+    ]
+    return [*made[:-1], replace(made[-1], room_bytes=room)]
+
+
+@pytest.mark.parametrize(
+    ("room", "seen", "wanted", "lacks_room"),
+    [
+        pytest.param(None, [(ALL, 1000)], GO, False, id="nothing is known of the room"),
+        pytest.param(2000 * PAGE + MIB, [(ALL, 1000)], GO, False, id="room for a round and the last one"),
+        pytest.param(2000 * PAGE, [(ALL, 1000)], STOP, False, id="room for the last one only"),
+        pytest.param(900 * PAGE, [(ALL, 1000)], GIVE_UP, True, id="not even for that"),
+        pytest.param(900 * PAGE, [(ALL, 10)], STOP, False, id="little is left, which fits"),
+        pytest.param(ALL * PAGE, [(ALL, None)], GO, False, id="digests, and room"),
+        pytest.param(MIB, [(ALL, None)], STOP, False, id="digests know too little to give up"),
+        pytest.param(
+            900 * PAGE, [(ALL, None), (1000, None)], GIVE_UP, True, id="digests after a second round"
+        ),
+    ],
+)
+def test_rounds_end_where_room_does(room, seen, wanted, lacks_room):
+    verdict = decide(stored(room, *seen), Limits())
+    assert verdict.decision is wanted
+    assert verdict.lacks_room is lacks_room
+
+
+def test_what_a_page_takes_is_as_it_was_stored():
+    """Compressed to a tenth, ten times as many fit."""
+    first = RoundStats(0, ALL, 5000, 1.0, stored_bytes=ALL * PAGE // 10)
+    assert decide([replace(first, room_bytes=2000 * PAGE)], Limits()).decision is GO
+
+
+def test_zero_pages_that_took_no_room_do_not_make_dirty_ones_look_small():
+    first = RoundStats(0, ALL, 1000, 1.0, zero_pages=ALL * 9 // 10, stored_bytes=ALL // 10 * PAGE)
+    assert decide([replace(first, room_bytes=900 * PAGE)], Limits()).lacks_room
+
+
+def test_an_aim_that_room_does_not_let_the_rounds_reach_is_a_stall():
+    limits = Limits(downtime_s=0.001, on_stall=OnStall.ABORT)
+    verdict = decide(stored(2000 * PAGE, (ALL, 1000)), limits)
+    assert verdict.decision is GIVE_UP
+    assert not verdict.lacks_room

@@ -265,6 +265,9 @@ class TableHost:
     def check_disks(self, *_: object, **__: object) -> None:
         pass
 
+    def check_neighbours(self, *_: object, **__: object) -> None:
+        pass
+
     def maker(self, _libxl: object) -> Any:
         return self
 

@@ -243,6 +243,9 @@ class RestoringHost(FakeHost):
     def check_disks(self, *_: object, **__: object) -> None:
         pass
 
+    def check_neighbours(self, *_: object, **__: object) -> None:
+        pass
+
     def restore_guest(self, *_: object, **__: object) -> Any:
         return self.restored
 

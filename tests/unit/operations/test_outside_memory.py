@@ -106,7 +106,7 @@ def opened_without_configuration(image: str):
         with open_image(image) as source:
             XlHeader.read(source)
             LibxlReader(source).next()
-            yield SimpleNamespace(source=source, config=SimpleNamespace(uuid=UUID(int=1)))
+            yield SimpleNamespace(source=source, saved_uuid=UUID(int=1))
 
     return opened()
 

@@ -270,6 +270,7 @@ def test_a_block_device_is_written_only_with_overwrite_and_brought_to_the_disk(t
     with NewFile(backing, overwrite=True) as file:
         assert file.free_bytes() == (1 << 20) + 8
         file.sink.write(DATA)
+        assert file.free_bytes() == (1 << 20) + 8 - len(DATA)
         file.sync()
         file.publish()
     assert len(synced) == 1
