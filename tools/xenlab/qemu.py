@@ -144,7 +144,7 @@ def _common(boot: Boot) -> list[str]:
     """What machines of both kinds have: processors, no display, a console in a socket, loopback only."""
     return [
         "-name", f"pysave-lab-{boot.member.hostname if boot.member else boot.run_folder.name}",
-        "-accel", f"tcg,thread={'single' if boot.member else 'multi'}",
+        "-accel", "tcg,thread=multi",
         "-smp", str(GIC2_PROCESSORS if boot.gic == 2 else PROCESSORS),
         "-m", f"{boot.memory_mib}M",
         "-display", "none",
