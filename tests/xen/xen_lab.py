@@ -105,6 +105,9 @@ def state_of(name: str) -> str:
     return "gone"
 
 
+SLOW_HOTPLUG = "online because of timeout"
+"""What libxl prints of a script that took longer than it waits, 10 s: on a busy machine under emulation that happens."""
+
 boots_repeated: list[str] = []
 """Guests that did not boot at first, by name; once for each time."""
 
@@ -138,20 +141,22 @@ class Guest:
     def create(self, *, pages: int = DIRTY_PAGES, rate: int = 0, more: tuple[str, ...] = ()) -> None:
         """Boot it and wait for its first line; again when it fails, as nothing of ours has touched it yet."""
         for attempt in range(1, BOOT_ATTEMPTS + 1):
-            must(
+            booted = run(
                 "lab-guest", "create", self.name, "--kind", self.kind, "--vcpus", str(self.vcpus),
                 "--memory", str(self.memory_mib), "--pages", str(pages), "--rate", str(rate), *more,
             )  # fmt: skip
+            assert booted.returncode == 0 or SLOW_HOTPLUG in booted.stderr, booted.stderr
             if (domid := domid_of(self.name)) is not None:
                 booted_domids.add(domid)
-            booted = run(
-                "lab-guest",
-                "wait",
-                self.name,
-                "--timeout",
-                str(BOOT_TIMEOUT_S),
-                timeout_s=BOOT_TIMEOUT_S + 60,
-            )
+            if booted.returncode == 0:
+                booted = run(
+                    "lab-guest",
+                    "wait",
+                    self.name,
+                    "--timeout",
+                    str(BOOT_TIMEOUT_S),
+                    timeout_s=BOOT_TIMEOUT_S + 60,
+                )
             if booted.returncode == 0:
                 return
             # Reported here, so that a later failure of the test is not taken for the emulator's.
