@@ -106,7 +106,7 @@ def state_of(name: str) -> str:
 
 
 SLOW_HOTPLUG = "online because of timeout"
-"""What libxl prints of a script that took longer than it waits, 10 s: on a busy machine under emulation that happens."""
+"""What libxl prints of a script that took longer than it waits, 10 s: under emulation that happens."""
 
 boots_repeated: list[str] = []
 """Guests that did not boot at first, by name; once for each time."""
