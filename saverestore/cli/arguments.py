@@ -195,6 +195,30 @@ def rounds(text: str) -> int:
     return int(text)
 
 
+_RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(?:([kKMG])(i?))?(B|bit)/s", re.ASCII)
+_POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}
+SMALLEST_RATE = 64 << 10
+"""As `transport.paced.SMALLEST_RATE`, which is not loaded to print a help text; a test holds the two together."""
+
+
+def rate(text: str) -> int:
+    """A rate in bytes or bits per second, as bytes per second: 50MiB/s, 400Mbit/s."""
+    found = _RATE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be a rate such as 50MiB/s, 50MB/s or 400Mbit/s, not '{text}'")
+    number, prefix, binary, unit = found.groups()
+    base = 1024 if binary else 1000
+    per_second = int(float(number) * base ** _POWERS[prefix or ""]) // (8 if unit == "bit" else 1)
+    if per_second < SMALLEST_RATE:
+        raise argparse.ArgumentTypeError(f"must be at least 64KiB/s, not '{text}'")
+    return per_second
+
+
+def rate_or_none(text: str) -> int | None:
+    """The same, or no limit."""
+    return None if text == "none" else rate(text)
+
+
 ZSTD_LEVELS = range(1, 20)
 _ZSTD = re.compile(r"zstd(?::([0-9]{1,2}))?", re.ASCII)
 

@@ -26,6 +26,7 @@ from saverestore.errors import ErrorName, TransportError, name_of_errno
 from saverestore.interrupts import HEED_S, shield
 from saverestore.transport.base import ByteSink, ByteSource
 from saverestore.transport.fd import PEER_ERRORS, FdSink, FdSource
+from saverestore.transport.paced import pace_in_kernel
 
 GONE_ERRORS = PEER_ERRORS | {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNABORTED}
 """What the kernel says when the peer, or the way there, is gone."""
@@ -99,6 +100,12 @@ class Connection(Protocol):
         Called by whoever reads the peer's messages, from any thread. `BadAcknowledgement` for more than was written.
         """
 
+    def pace(self, rate: int | None) -> bool:
+        """Have the kernel send at so many bytes per second at most; None: no limit. False where it cannot: no TCP.
+
+        From any thread, at any time.
+        """
+
     def close(self) -> None:
         """Give both directions up. What has been written still goes to the peer: that may take a wait.
 
@@ -156,6 +163,11 @@ class _Both:
                     f"{self.peer} acknowledges {position} bytes, and {written} were sent to it"
                 )
             self._acknowledged = max(self._acknowledged, position)
+
+    def pace(self, rate: int | None) -> bool:
+        """See Connection."""
+        del rate
+        return False
 
     def end_outgoing(self) -> None:
         """Let the peer find the end behind what was written."""
@@ -243,6 +255,10 @@ class SocketConnection(_Both):
     def fileno(self) -> int:
         """The socket's descriptor; -1 when closed."""
         return self._socket.fileno()
+
+    def pace(self, rate: int | None) -> bool:
+        """See Connection."""
+        return pace_in_kernel(self._socket, rate)
 
     def close(self) -> None:
         """See Connection."""
