@@ -25,9 +25,10 @@ from saverestore.errors import (
 )
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate.channel import Channel, SaidOtherwise
-from saverestore.migrate.data import MessageSink
+from saverestore.migrate.control_socket import ControlSocket
 from saverestore.migrate.handover import Event, Role, State, owns
 from saverestore.migrate.journal import Journals, boot_id, now
+from saverestore.migrate.limiting import CHANGE, LimitedSink
 from saverestore.migrate.messages import (
     MAX_BODY_BYTES,
     Aborted,
@@ -74,7 +75,7 @@ class MigrateRequest:
     """What `pymigrate` was asked for. `name`: what the domain is called there; None: as here.
 
     `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it
-    reaches this host; None: by this host's name.
+    reaches this host; None: by this host's name. `bwlimit`: bytes per second that are sent at most; None: no limit.
     """
 
     domain: str
@@ -88,6 +89,7 @@ class MigrateRequest:
     settle_for_s: float = SETTLE_S
     back: str | None = None
     ssh: Sequence[str] = ("ssh",)
+    bwlimit: int | None = None
 
     def as_save(self) -> SaveRequest:
         """The save that it is at the source."""
@@ -173,7 +175,8 @@ class HandOver:
         report: SaveReport,
     ) -> None:
         self.name = request.destination.text
-        self.sink = MessageSink(channel)
+        self.sink = LimitedSink(channel, request.bwlimit)
+        self._control: ControlSocket | None = None
         self.answer: Running | None = None
         self._request = request
         self._host = host
@@ -215,6 +218,8 @@ class HandOver:
             Role.SOURCE, head.migration, _SourceCopy(self), journal=journal, say=self._channel.say
         )
         try:
+            self._control = ControlSocket(Role.SOURCE, head.migration, {CHANGE: self.sink.requested})
+            self._control.__enter__()
             moving.note(self._host.handles.store, head.domid, str(head.migration))
             self._channel.listen()
             self._channel.say(offer)
@@ -281,6 +286,7 @@ class HandOver:
         with contextlib.ExitStack() as stack:
             if self._here.journal is not None:
                 stack.callback(self._here.journal.close)
+            self._stop_listening()
             if self._refused_late is not None:
                 self._here.happen(Event.HEARD_ABORTED, reason=fact_of(self._refused_late))
                 raise self._refused_late
@@ -309,6 +315,7 @@ class HandOver:
             return
         with contextlib.ExitStack() as stack:
             stack.callback(side.journal.close)
+            self._stop_listening()
             if not self._is_ours():
                 return
             event = Event.HEARD_ABORTED if gave_up_there else Event.FAILED
@@ -318,6 +325,10 @@ class HandOver:
                 error.add_note(f"that could not be written down: {second}")
             if event is Event.FAILED:
                 error.add_note(self._confirmation())
+
+    def _stop_listening(self) -> None:
+        if self._control is not None:
+            self._control.close()
 
     def _confirmation(self) -> str:
         """Whether the destination has given up, too, for people."""

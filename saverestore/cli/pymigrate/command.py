@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
-from saverestore.cli.pymigrate import certify, receive, settle
+from saverestore.cli.pymigrate import certify, limit, receive, settle
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ other commands, each with its own --help:
   pymigrate status            show the migrations that this host has taken part in
   pymigrate recover DOMAIN    after a crash of either side: settle what is open
   pymigrate cancel DOMAIN     end a migration that runs in another terminal
+  pymigrate bwlimit DOMAIN RATE   change the bandwidth limit of a migration that runs in another terminal
   pymigrate make-ca, make-cert   certificates for tls://
 
 examples:
@@ -47,6 +48,7 @@ OTHERS = {
     "receive": (receive.receive_parser, receive.main),
     "recover": (settle.recover_parser, settle.recover),
     "status": (settle.status_parser, settle.status),
+    "bwlimit": (limit.bwlimit_parser, limit.bwlimit),
     "cancel": (settle.cancel_parser, settle.cancel),
     "make-ca": (certify.make_ca_parser, certify.make_ca),
     "make-cert": (certify.make_cert_parser, certify.make_cert),
@@ -64,6 +66,7 @@ def command_parser() -> arguments.Parser:
     _add_common(parser.add_argument_group("common options"))
     _add_live(parser.add_argument_group("live rounds"))
     _add_hosts(parser.add_argument_group("the two hosts"))
+    limit.add_link(parser.add_argument_group("the link"))
     _add_domain(parser.add_argument_group("the domain"))
     arguments.finish(parser)
     return parser
@@ -190,6 +193,7 @@ def _migrate(given: argparse.Namespace) -> int | None:
         settle_for_s=given.settle_for,
         back=given.back,
         ssh=addresses.words_of(given.ssh),
+        bwlimit=given.bwlimit,
     )
     if given.dry_run:
         return common.print_findings(PROG, dry_run(request))

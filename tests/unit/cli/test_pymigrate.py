@@ -52,6 +52,9 @@ def run(
         ["recover", "web1", "--all"],
         ["recover", "--all", "--force", "run"],
         ["cancel"],
+        ["bwlimit", "web1"],
+        ["bwlimit", "web1", "50"],
+        ["--bwlimit", "none", "web1", "b"],
         ["receive", "more"],
         ["web1", "http://b"],
         ["web1", "tls://b:0"],
@@ -101,7 +104,7 @@ def test_certificates_are_where_the_help_says():
     assert str(ALLOWED) == f"{FOLDER}/allowed"
 
 
-@pytest.mark.parametrize("command", ["", "receive", "recover", "status", "cancel"])
+@pytest.mark.parametrize("command", ["", "receive", "recover", "status", "cancel", "bwlimit"])
 def test_every_command_has_help_with_all_exit_codes_and_loads_nothing_heavy_for_it(command):
     done = run(*command.split(), "--help")
     assert done.returncode == 0

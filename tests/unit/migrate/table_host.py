@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,6 +294,13 @@ class TableHost:
             raise error
 
 
+def tcp_sockets() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a TCP connection over loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        return one, server.accept()[0]
+
+
 class Pair:
     """Hosts a and b; a runs web1. Each connection to a host is served there by a thread."""
 
@@ -303,6 +310,8 @@ class Pair:
             (folder / "begun").touch()
             self.a.add(CONFIG, "running")
         self.is_cut = False
+        self.sockets: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair
+        """Makes the two ends of a connection."""
         self.timeout_s = 20.0
         self.threads: list[threading.Thread] = []
         self.served: list[Any] = []
@@ -317,7 +326,7 @@ class Pair:
                 from saverestore.migrate.addresses import Unreachable
 
                 raise Unreachable("the link is cut")
-            ours, theirs = socket.socketpair()
+            ours, theirs = self.sockets()
             thread = threading.Thread(target=self._serve, args=(host, theirs), daemon=True)
             thread.start()
             self.threads.append(thread)
