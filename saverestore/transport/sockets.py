@@ -128,6 +128,8 @@ def _first(
 
         assert allowed is not None
         credentials = address.tls or Credentials()
-        return tls_peers.first_admitted(server, credentials, allowed, timeout_s=timeout_s)
+        found = tls_peers.first_admitted(server, credentials, allowed, timeout_s=timeout_s)
+        assert found is not None
+        return found
     made, whence = server.accept()
     return SocketConnection(made, whence[0] if whence else address.text, timeout_s=timeout_s)
