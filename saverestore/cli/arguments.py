@@ -176,6 +176,26 @@ def timeout(text: str) -> float:
     return found
 
 
+def seconds_or_0(text: str) -> float:
+    """A time: a number of seconds, or 0."""
+    return 0.0 if text == "0" else seconds(text)
+
+
+def silence(text: str) -> float:
+    """How long a peer may be silent: 2 to 600 seconds."""
+    found = seconds(text)
+    if not 2 <= found <= 600:
+        raise argparse.ArgumentTypeError(f"must be from 2 to 600 seconds, not '{text}'")
+    return found
+
+
+def streams(text: str) -> int:
+    """A number of connections."""
+    if not text.isdecimal() or not 1 <= int(text) <= 16:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 16, not '{text}'")
+    return int(text)
+
+
 def milliseconds(text: str) -> float:
     """A time in milliseconds, as seconds."""
     return seconds(text) / 1000

@@ -1,47 +1,17 @@
-"""The bandwidth limit of a migration: held to while it runs, and changed from outside."""
+"""Changing the bandwidth limit of a migration from outside, while it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saverestore.errors import ErrorName, UsageError
 from saverestore.migrate.cancelling import source_at_work
-from saverestore.migrate.channel import Channel
-from saverestore.migrate.control_socket import Fields, ask
-from saverestore.migrate.data import MessageSink
+from saverestore.migrate.control_socket import ask
 from saverestore.migrate.handover import Role
 from saverestore.migrate.journal import Journals
 from saverestore.migrate.records import Log
-from saverestore.transport.paced import SMALLEST_RATE, PacedSink
 
 CHANGE = "bwlimit"
 """The request over the control socket: `rate`, in bytes per second or null, for no limit."""
-
-
-class LimitedSink(PacedSink):
-    """What the image is written to: the peer gets it as DATA, at a rate at most. `rate`: bytes per second, or None.
-
-    The kernel holds to it where it has the TCP connection; else this sink does.
-    """
-
-    def __init__(self, channel: Channel, rate: int | None) -> None:
-        super().__init__(MessageSink(channel), None)
-        self._channel = channel
-        self.limit(rate)
-
-    def limit(self, rate: int | None) -> None:
-        """Hold to another rate from now on; from any thread."""
-        self.limited_to = rate
-        self.change(None if self._channel.connection.pace(rate) else rate)
-
-    def requested(self, request: Fields) -> Fields:
-        """Another process asks for a CHANGE: the rate before."""
-        rate = request.get("rate")
-        if rate is not None and not (type(rate) is int and SMALLEST_RATE <= rate < 1 << 63):
-            raise UsageError(f"{rate} is not a rate", name=ErrorName.USAGE)
-        before = self.limited_to
-        self.limit(rate)
-        return {"before": before}
 
 
 def change_limit(logs: Sequence[Log], domain: str, rate: int | None, *, journals: Journals) -> int | None:

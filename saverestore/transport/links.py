@@ -90,6 +90,7 @@ class LinkedConnection:
         """How often there was a link again after the last had broken."""
         self.broken_s = 0.0
         """How long there was none, in all."""
+        self.most_links = 0
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._arrived = threading.Condition(self._lock)
@@ -180,6 +181,7 @@ class LinkedConnection:
                         "the link to %s is back after %.1f s", self.peer, time.monotonic() - self._broken_at
                     )
                 self._links.append(link)
+                self.most_links = max(self.most_links, len(self._links))
                 self._share_rate()
                 self._start(lambda: self._send(link), "link-sender")
                 self._start(lambda: self._receive(link), "link-receiver")

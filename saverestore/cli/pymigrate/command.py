@@ -7,15 +7,17 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting
 from saverestore.cli.common import counted
-from saverestore.cli.pymigrate import certify, limit, receive, settle
+from saverestore.cli.pymigrate import certify, link, receive, settle
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
+    from saverestore.migrate.source_link import LinkReport
 
 PROG = "pymigrate"
 
@@ -48,7 +50,7 @@ OTHERS = {
     "receive": (receive.receive_parser, receive.main),
     "recover": (settle.recover_parser, settle.recover),
     "status": (settle.status_parser, settle.status),
-    "bwlimit": (limit.bwlimit_parser, limit.bwlimit),
+    "bwlimit": (link.bwlimit_parser, link.bwlimit),
     "cancel": (settle.cancel_parser, settle.cancel),
     "make-ca": (certify.make_ca_parser, certify.make_ca),
     "make-cert": (certify.make_cert_parser, certify.make_cert),
@@ -66,7 +68,7 @@ def command_parser() -> arguments.Parser:
     _add_common(parser.add_argument_group("common options"))
     _add_live(parser.add_argument_group("live rounds"))
     _add_hosts(parser.add_argument_group("the two hosts"))
-    limit.add_link(parser.add_argument_group("the link"))
+    link.add_link(parser.add_argument_group("the link"))
     _add_domain(parser.add_argument_group("the domain"))
     arguments.finish(parser)
     return parser
@@ -172,7 +174,8 @@ def _migrate(given: argparse.Namespace) -> int | None:
     from saverestore.engine.progress import SaveReport
     from saverestore.migrate import addresses
     from saverestore.migrate.source import MigrateRequest, dry_run, migrate_domain
-    from saverestore.report.facts import facts_of_save
+    from saverestore.migrate.source_link import LinkReport
+    from saverestore.report.facts import Facts, Outcome, facts_of_save
 
     destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     addresses.check_trusted(destination, trusted=given.trust_network)
@@ -193,16 +196,20 @@ def _migrate(given: argparse.Namespace) -> int | None:
         settle_for_s=given.settle_for,
         back=given.back,
         ssh=addresses.words_of(given.ssh),
-        bwlimit=given.bwlimit,
+        link=link.options_of(given, destination),
     )
     if given.dry_run:
         return common.print_findings(PROG, dry_run(request))
-    report = SaveReport()
+    report, link_report = SaveReport(), LinkReport()
+
+    def facts(outcome: Outcome) -> Facts:
+        return facts_of_save(outcome, report) | {"link": asdict(link_report)}
+
     with (
-        reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)) as run,
+        reporting.reporting(PROG, given, given.domain, facts) as run,
         closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
-        migrated = migrate_domain(request, progress, report, process_ends=True)
+        migrated = migrate_domain(request, progress, report, link_report=link_report, process_ends=True)
     answer = migrated.answer
     if answer.error:
         common.say(
@@ -210,15 +217,24 @@ def _migrate(given: argparse.Namespace) -> int | None:
         )
         return ExitCode.XEN
     if not given.quiet:
-        common.say(f"{PROG}: {_summary(given, report, answer.state, migrated.handover_s)}")
+        common.say(f"{PROG}: {_summary(given, report, link_report, answer.state, migrated.handover_s)}")
     return None
 
 
-def _summary(given: argparse.Namespace, report: SaveReport, state: str, handover_s: float) -> str:
+def _summary(
+    given: argparse.Namespace, report: SaveReport, links: LinkReport, state: str, handover_s: float
+) -> str:
     text = (
         f"{given.domain} is {state} at {given.host}: {report.stream_bytes >> 20} MiB, "
         f"{counted(report.pages_sent, 'page')}, {report.total_s:.1f} s; {counted(len(report.rounds), 'round')}"
     )
+    if links.streams > 1:
+        text += f"; {links.streams} connections"
+    if links.reconnects or links.resent_pages:
+        text += (
+            f"; reconnected {counted(links.reconnects, 'time')} after {links.broken_s:.1f} s, "
+            f"{counted(links.resent_pages, 'page')} sent again"
+        )
     if report.downtime is None:
         return text
     sent_s = report.downtime.total_s

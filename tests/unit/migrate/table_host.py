@@ -27,6 +27,7 @@ from saverestore.migrate.copies import HostCopy
 from saverestore.migrate.destination import receive
 from saverestore.migrate.journal import Journals
 from saverestore.migrate.source import MigrateRequest, migrate_domain
+from saverestore.migrate.source_link import LinkReport
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 from saverestore.toolstack import config as configs
@@ -313,6 +314,9 @@ class Pair:
         self.sockets: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair
         """Makes the two ends of a connection."""
         self.timeout_s = 20.0
+        self.open_door: Any = None
+        self.open_link: Any = None
+        self.link_report = LinkReport()
         self.threads: list[threading.Thread] = []
         self.served: list[Any] = []
         """What each connection came to: what `receive` returned, or raised."""
@@ -342,7 +346,14 @@ class Pair:
         try:
             with Channel(SocketConnection(end, peer, timeout_s=self.timeout_s), keepalive_s=NAP_S) as channel:
                 self.served.append(
-                    receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy)  # type: ignore[arg-type]
+                    receive(
+                        channel,
+                        host,  # type: ignore[arg-type]
+                        Silence(),
+                        journals=host.journals,
+                        copy_of=TableCopy,
+                        open_door=self.open_door,
+                    )
                 )
         except Exception as error:
             self.served.append(error)
@@ -364,6 +375,8 @@ class Pair:
             host=self.a,
             journals=self.a.journals,
             connect=self.connector(self.b),
+            link_report=self.link_report,
+            **({} if self.open_link is None else {"open_link": self.open_link}),
         )  # type: ignore[arg-type]
 
     def states(self) -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ from saverestore.migrate.control_socket import ControlSocket, ask
 from saverestore.migrate.handover import Role
 from saverestore.migrate.limiting import CHANGE, change_limit
 from saverestore.migrate.recovery import found
+from saverestore.migrate.source_link import LinkOptions
 
 SLOW = 256 << 10
 """The guest has 1 MiB: 4 s at this rate."""
@@ -50,7 +51,7 @@ def migrate_meanwhile(pair: Pair, work) -> float:
     thread = threading.Thread(target=meanwhile)
     thread.start()
     begun = time.monotonic()
-    pair.migrate(bwlimit=SLOW)
+    pair.migrate(link=LinkOptions(bwlimit=SLOW))
     took_s = time.monotonic() - begun
     thread.join()
     pair.join()

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common
 
+if TYPE_CHECKING:
+    from saverestore.migrate.source_link import LinkOptions
+    from saverestore.transport.sockets import Address
+
 PROG = "pymigrate"
+
+MOST_BY_DEFAULT = 4
+"""Connections: more than that do not help the hosts that this was tried on."""
 
 BWLIMIT = """\
 Change the bandwidth limit of a migration that another process of this host works on. RATE is as 50MiB/s, 50MB/s or
@@ -23,6 +31,48 @@ def add_link(group: argparse._ArgumentGroup) -> None:
         type=arguments.rate,
         help="send at most so much, the last round included: 50MiB/s, 50MB/s or 400Mbit/s; at least 64KiB/s. "
         "Default: no limit",
+    )
+    group.add_argument(
+        "--streams",
+        metavar="N",
+        type=arguments.streams,
+        help="for tls:// and tcp:// only: how many connections, 1 to 16; default: one for each core, "
+        "4 at most. By ssh there is one",
+    )
+    group.add_argument(
+        "--resume-for",
+        metavar="SECONDS",
+        type=arguments.seconds_or_0,
+        default=60.0,
+        help="for tls:// and tcp:// only: how long to wait for a new connection when the last one breaks while the "
+        "domain runs; then the migration resumes where it was. 0: the migration fails at once; default 60",
+    )
+    group.add_argument(
+        "--silence",
+        metavar="SECONDS",
+        type=arguments.silence,
+        default=10.0,
+        help="a connection that brings nothing for so long counts as broken; at least 2, default 10",
+    )
+
+
+def options_of(given: argparse.Namespace, destination: Address) -> LinkOptions:
+    """What was asked for. UsageError for what cannot be had by that address."""
+    from saverestore.errors import UsageError
+    from saverestore.migrate.source_link import LinkOptions, takes_several
+    from saverestore.transport.cores import usable_cores
+
+    several = takes_several(destination)
+    if given.streams is None:
+        streams = min(MOST_BY_DEFAULT, usable_cores()) if several else 1
+    elif given.streams > 1 and not several:
+        raise UsageError(
+            f"{destination.text}: there is one connection only; several need tls:// or tcp://, no changes were made"
+        )
+    else:
+        streams = given.streams
+    return LinkOptions(
+        streams=streams, resume_for_s=given.resume_for, silence_s=given.silence, bwlimit=given.bwlimit
     )
 
 
