@@ -24,7 +24,8 @@ from saverestore.migrate.limiting import CHANGE
 from saverestore.migrate.linking import heard_on
 from saverestore.migrate.messages import Accepted, Join, Joined, Offer, ProtocolError
 from saverestore.transport.connection import Connection
-from saverestore.transport.links import LinkedConnection, Opened
+from saverestore.transport.link import Opened
+from saverestore.transport.links import LinkedConnection
 from saverestore.transport.paced import SMALLEST_RATE, PacedSink
 from saverestore.transport.sockets import Address, connect
 

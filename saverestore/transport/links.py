@@ -16,13 +16,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
 from saverestore.errors import SaveRestoreError, fact_of
 from saverestore.interrupts import HEED_S, shield, waited_for
 from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, Connection, PeerTimeout
+from saverestore.transport.link import Link, Opened
 from saverestore.transport.linked_streams import FrameSink, FrameSource
 from saverestore.transport.paced import piece_bytes
 from saverestore.transport.window import FRAME_BYTES, HEADER, WINDOW_BYTES, BadFrame, Inbox, Kind, Outbox
@@ -36,23 +36,8 @@ RETRY_S = 1.0
 END_S = 2.0
 """How long the peer may take to close a link behind END."""
 
-Opened = AbstractContextManager[Connection]
 Open = Callable[[], Opened]
 """Opens one more link to the same peer. SaveRestoreError when it cannot be had now."""
-
-
-class Link:
-    """One link, and its state under the connection's lock."""
-
-    def __init__(self, opened: Opened, connection: Connection, lock: threading.Lock) -> None:
-        self.opened = opened
-        self.connection = connection
-        self.wake = threading.Condition(lock)
-        self.to_say: list[bytes] = []
-        self.is_synced = False  # the peer has said what is there
-        self.has_ended = False  # END was said
-        self.is_over = False
-        self.threads = 2
 
 
 class LinkedConnection:

@@ -179,6 +179,7 @@ def _migrate(given: argparse.Namespace) -> int | None:
 
     destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     addresses.check_trusted(destination, trusted=given.trust_network)
+    destination = link.by_way(given, destination)
     request = MigrateRequest(
         domain=given.domain,
         destination=destination,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common
@@ -54,6 +55,39 @@ def add_link(group: argparse._ArgumentGroup) -> None:
         default=10.0,
         help="a connection that brings nothing for so long counts as broken; at least 2, default 10",
     )
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
+        "--source",
+        metavar="ADDRESS",
+        help="for tls:// and tcp:// only: the address of this host that connections leave from",
+    )
+    which.add_argument(
+        "--interface",
+        metavar="IF",
+        help="for tls:// and tcp:// only: the network interface that connections leave by, whatever the routes are",
+    )
+    group.add_argument(
+        "--dscp",
+        metavar="CLASS",
+        type=arguments.dscp,
+        help="for tls:// and tcp:// only: mark what is sent here with this class for routers: 0 to 63, or a name: "
+        "cs1, af11, ef, le",
+    )
+
+
+def by_way(given: argparse.Namespace, destination: Address) -> Address:
+    """The address, with the way that was asked for. UsageError where ssh chooses it."""
+    from saverestore.errors import UsageError
+    from saverestore.migrate.source_link import takes_several
+    from saverestore.transport.sockets import Way
+
+    way = Way(given.source or "", given.interface or "", given.dscp)
+    if way != Way() and not takes_several(destination):
+        raise UsageError(
+            f"{destination.text}: source address, interface and class are for tls:// and tcp://; ssh has options of "
+            "its own, BindAddress, BindInterface and IPQoS; no changes were made"
+        )
+    return replace(destination, way=way)
 
 
 def options_of(given: argparse.Namespace, destination: Address) -> LinkOptions:
