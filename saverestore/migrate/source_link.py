@@ -33,6 +33,9 @@ LOG = logging.getLogger(__name__)
 
 RESUME_FOR_S = 60.0
 SILENCE_S = 10.0
+CONNECT_S = 3.0
+"""A further connection is tried again: when the link is back, the first attempt should not still wait."""
+
 JOIN_S = 10.0
 """How long the destination may take to let a further connection join."""
 
@@ -98,7 +101,7 @@ OpenLink = Callable[[Address, int, float], Connection]
 
 def open_link(address: Address, port: int, timeout_s: float) -> Connection:
     """See OpenLink."""
-    return connect(replace(address, port=port), timeout_s=timeout_s)
+    return connect(replace(address, port=port), timeout_s=timeout_s, connect_s=CONNECT_S)
 
 
 class SourceLink:
@@ -184,10 +187,15 @@ def takes_several(address: Address) -> bool:
 
 
 def offering(offer: Offer, address: Address, options: LinkOptions) -> Offer:
-    """The offer with what the destination is to know of the links: only where it can be reached again."""
+    """The offer with what the destination is to know of the links.
+
+    There are none where it cannot be reached again, and where one connection is wanted that is not to be resumed:
+    that spares a copy of all pages on each side.
+    """
+    has_links = takes_several(address) and (options.streams > 1 or options.resume_for_s > 0)
     return replace(
         offer,
-        links=options.streams if takes_several(address) else 0,
+        links=options.streams if has_links else 0,
         resume_for_s=round(options.resume_for_s),
         silence_s=math.ceil(options.silence_s),
     )

@@ -24,6 +24,9 @@ LOG = logging.getLogger(__name__)
 
 BACKLOG = 16
 
+MAPPED = "::ffff:"
+"""Before an IPv4 address, where a peer that speaks IPv4 has come to a socket for both, as systemd's are."""
+
 
 class Door:
     """A context manager: inside the block, who connects to `port` is given to `arrived`, by a thread of its own.
@@ -45,6 +48,7 @@ class Door:
         self._tls = tls
         self._timeout_s = timeout_s
         self._closing = threading.Event()
+        host = host.removeprefix(MAPPED)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._server = socket.create_server((host, 0), family=family, backlog=BACKLOG)

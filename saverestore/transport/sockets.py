@@ -65,15 +65,18 @@ def host_and_port(text: str, port: int) -> tuple[str, int]:
     return found["six"] or found["name"], port if found["port"] is None else int(found["port"])
 
 
-def connect(address: Address, *, timeout_s: float) -> SocketConnection:
-    """A connection to who listens there. Unreachable when nobody does; NotTrusted, and UsageError, as `tls_peers`."""
+def connect(address: Address, *, timeout_s: float, connect_s: float = CONNECT_S) -> SocketConnection:
+    """A connection to who listens there. Unreachable when nobody does; NotTrusted, and UsageError, as `tls_peers`.
+
+    `connect_s`: how long each of the host's addresses is tried.
+    """
     try:
         if address.kind == "unix":
             made = socket.socket(socket.AF_UNIX)
             made.settimeout(CONNECT_S)
             made.connect(address.host)
         else:
-            made = _connected(address)
+            made = _connected(address, connect_s)
             notice_dead_links(made, timeout_s)
     except OSError as error:
         way = address.way.interface or address.way.source
@@ -82,7 +85,7 @@ def connect(address: Address, *, timeout_s: float) -> SocketConnection:
     return _over(made, address, timeout_s)
 
 
-def _connected(address: Address) -> socket.socket:
+def _connected(address: Address, connect_s: float) -> socket.socket:
     """A TCP connection to the first of the host's addresses that takes one. OSError of the last one that does not."""
     failure: OSError | None = None
     for family, kind, protocol, _, where in socket.getaddrinfo(
@@ -90,7 +93,7 @@ def _connected(address: Address) -> socket.socket:
     ):
         made = socket.socket(family, kind, protocol)
         try:
-            made.settimeout(CONNECT_S)
+            made.settimeout(connect_s)
             _leave_by(made, address.way)
             made.connect(where)
         except OSError as error:

@@ -135,6 +135,26 @@ def test_a_source_that_knows_of_links_moves_a_domain_to_a_host_that_does_not(pai
     assert ("takes one connection only" in caplog.text) == (streams > 1)
 
 
+def test_one_connection_that_is_not_to_be_resumed_is_no_link(pair):
+    over_links(pair)
+    seen: list[str] = []
+    at(pair, "end_records", lambda: seen.extend(one.name for one in threading.enumerate()))
+    migrate(pair, 1, resume_for_s=0.0)
+    assert "migration-listener" in seen
+    assert not [name for name in seen if name.startswith("link-")]
+
+
+def test_a_destination_that_cannot_listen_takes_one_connection(pair, caplog):
+    over_links(pair)
+
+    def fail(*_given):
+        raise TransportError("cannot listen there")
+
+    pair.open_door = fail
+    migrate(pair, 4)
+    assert "there is one connection only: cannot listen there" in caplog.text
+
+
 def test_a_source_that_does_not_know_of_links_moves_a_domain_to_a_host_that_does(pair):
     pair.open_door = door_of(None)
     pair.migrate()
