@@ -25,7 +25,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from saverestore.errors import ErrorName, TransportError
+from saverestore.errors import ErrorName, TransportError, fact_of
 from saverestore.migrate import protocol
 from saverestore.migrate.channel import SILENCE_S, Channel
 from saverestore.migrate.messages import Accepted, Join, Joined, Message, Offer, ProtocolError
@@ -92,9 +92,13 @@ class IncomingLinks:
         self._channel.expect_within(self._silence_s)
         if self._open_door is not None:
             first = self._channel.connection
-            self._port = self._stack.enter_context(
-                self._open_door(first, self._arrived, self._silence_s)
-            ).port
+            try:
+                door = self._open_door(first, self._arrived, self._silence_s)
+            except TransportError as error:
+                LOG.warning("there is one connection only: %s", fact_of(error))
+                self._secret = ""
+            else:
+                self._port = self._stack.enter_context(door).port
         return self
 
     def __exit__(

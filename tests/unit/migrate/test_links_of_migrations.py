@@ -194,7 +194,9 @@ def test_one_link_of_four_may_break_at_any_time_also_while_the_domain_is_suspend
 
 
 @pytest.mark.parametrize("streams", [1, 4])
-def test_when_all_links_break_while_the_domain_is_suspended_it_runs_at_the_source_at_once(pair, streams):
+def test_when_all_links_break_while_the_domain_is_suspended_it_runs_at_the_source_at_once(
+    pair, streams, caplog
+):
     links = over_links(pair)
 
     def cut() -> None:
@@ -202,10 +204,9 @@ def test_when_all_links_break_while_the_domain_is_suspended_it_runs_at_the_sourc
         links.cut()
 
     at(pair, "end_records", cut)
-    begun = time.monotonic()
     with pytest.raises(TransportError):
         migrate(pair, streams, resume_for_s=2)
-    assert time.monotonic() - begun < 15
+    assert "the link to b is broken" not in caplog.text  # the source does not wait; the destination does
     assert pair.a.table() == {"web1": "running"}
     pair.join()
     assert pair.b.table() == {}
