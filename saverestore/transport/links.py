@@ -182,6 +182,8 @@ class LinkedConnection:
     def _lose(self, link: Link, error: BaseException) -> None:
         """A link has broken, or its peer has ended."""
         with self._lock:
+            if link.is_over:  # its other thread was first
+                return
             self._end_link(link)
             if self._is_closing:
                 return

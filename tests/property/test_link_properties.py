@@ -182,7 +182,7 @@ def test_a_link_that_passes_nothing_any_more_is_noticed_within_the_silence(wante
     writer.start()
     read_pages(ends.other, len(pages), newest)
     writer.join()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20  # nothing else ends it: the relay waits for 30 s
     assert 0 < ends.one.resent_bytes <= WINDOW
     ends.close()
 
@@ -195,5 +195,5 @@ def test_without_a_new_link_in_time_both_sides_give_up():
         ends.one.outgoing.write(bytes(50_000))
     with pytest.raises(TransportError, match="cannot be reached any more"):
         ends.other.incoming.read(50_000)
-    assert 0.2 < time.monotonic() - begun < 5
+    assert 0.2 < time.monotonic() - begun < 20
     ends.close()
