@@ -182,6 +182,46 @@ def timeout(text: str) -> float:
     return found
 
 
+def seconds_or_0(text: str) -> float:
+    """A time: a number of seconds, or 0."""
+    return 0.0 if text == "0" else seconds(text)
+
+
+def silence(text: str) -> float:
+    """How long a peer may be silent: 2 to 600 seconds."""
+    found = seconds(text)
+    if not 2 <= found <= 600:
+        raise argparse.ArgumentTypeError(f"must be from 2 to 600 seconds, not '{text}'")
+    return found
+
+
+def streams(text: str) -> int:
+    """A number of connections."""
+    if not text.isdecimal() or not 1 <= int(text) <= 16:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 16, not '{text}'")
+    return int(text)
+
+
+DSCP = {
+    "le": 1,
+    "ef": 46,
+    **{f"cs{n}": 8 * n for n in range(8)},
+    **{f"af{n}{drop}": 8 * n + 2 * drop for n in range(1, 5) for drop in range(1, 4)},
+}
+"""Names of classes (RFC 2474, 2597, 3246, 8622)."""
+
+
+def dscp(text: str) -> int:
+    """A class for routers: 0 to 63, or its name."""
+    if text.lower() in DSCP:
+        return DSCP[text.lower()]
+    if not text.isdecimal() or int(text) > 63:
+        raise argparse.ArgumentTypeError(
+            f"must be from 0 to 63, or one of cs0 to cs7, af11 to af43, ef, le, not '{text}'"
+        )
+    return int(text)
+
+
 def milliseconds(text: str) -> float:
     """A time in milliseconds, as seconds."""
     return seconds(text) / 1000

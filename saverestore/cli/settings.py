@@ -34,7 +34,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         *(*_LIVE, *_MANY, "if_unsaveable", *_FILES),
     ),
     "pyrestore": ("toolstack", *_MANY, *_FILES, "allow"),
-    "pymigrate": (*_LIVE, "suspend_timeout", "toolstack", "settle_for", *_FILES),
+    "pymigrate": (
+        *("bwlimit", "resume_for", "silence", "suspend_timeout", "toolstack", "settle_for"),
+        *(*_LIVE, *_MANY, *_FILES),
+    ),
 }
 """By command: the options that may be set. Those without a value are not among them: nothing could unset them."""
 

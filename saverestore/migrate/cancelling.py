@@ -21,6 +21,16 @@ def cancel(logs: Sequence[Log], domain: str, *, journals: Journals, wait_s: floa
     `logs`: the journals of the domain. DomainError when none is under way, when it is too late, or when the process
     that works on it has not ended within `wait_s`.
     """
+    log, pid = source_at_work(logs, domain, journals=journals)
+    os.kill(pid, signal.SIGTERM)
+    _wait(journals, log, pid, wait_s)
+
+
+def source_at_work(logs: Sequence[Log], domain: str, *, journals: Journals) -> tuple[Log, int]:
+    """The migration of the domain to another host that is under way, and the process that works on it.
+
+    `logs`: the journals of the domain. DomainError when there is none, or when the domain has been granted.
+    """
     for log in reversed(logs):
         if log.head.role is not Role.SOURCE or log.state not in (*BEFORE_GRANT, State.GRANTED):
             continue
@@ -33,9 +43,7 @@ def cancel(logs: Sequence[Log], domain: str, *, journals: Journals, wait_s: floa
                 name=ErrorName.DOMAIN_NEEDS_RECOVERY,
                 remedies=[Advice(Remedy.RECOVER_MIGRATION, domain)],
             )
-        os.kill(pid, signal.SIGTERM)
-        _wait(journals, log, pid, wait_s)
-        return
+        return log, pid
     raise DomainError(
         f"no migration of {domain} to another host is under way", name=ErrorName.MIGRATION_NOT_FOUND
     )
@@ -58,6 +66,7 @@ def _wait(journals: Journals, log: Log, pid: int, wait_s: float) -> None:
 
 def _too_late(log: Log) -> DomainError:
     return DomainError(
-        f"{log.head.name} has been granted to {log.head.peer}: it is too late to cancel (state {log.state})",
+        f"{log.head.name} has been granted to {log.head.peer}: it is too late to cancel or change it "
+        f"(state {log.state})",
         name=ErrorName.MIGRATION_TOO_LATE,
     )

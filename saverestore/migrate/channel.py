@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -80,6 +80,7 @@ class Channel:
         self._writing = threading.Lock()
         self._is_cut = False
         self._closing = threading.Event()
+        self._is_looked_after = False
         self._threads: list[threading.Thread] = []
         self._heard: queue.SimpleQueue[Message | BaseException] | None = None
         self._failure: BaseException | None = None
@@ -137,6 +138,8 @@ class Channel:
             if self._is_cut or not self._writing.acquire(timeout=self._keepalive_s):
                 continue  # something is being written, which is as good
             try:
+                if self._is_looked_after:
+                    return
                 self.connection.outgoing.write(frame)
             except (SaveRestoreError, OSError, ValueError):
                 return  # whoever writes or reads next finds out
@@ -234,6 +237,25 @@ class Channel:
         protocol.agreed_version(hello)
         self._start(self._keep_alive, "migration-keepalive")
         return hello
+
+    def expect_within(self, silence_s: float) -> None:
+        """Give up a peer that is silent for so long, and be heard often enough by one that does the same."""
+        self.connection.timeout_s = silence_s
+        self._keepalive_s = min(self._keepalive_s, silence_s / 3)
+
+    def continue_over(
+        self, make: Callable[[Connection], Connection], say: Message, answer: type[Message] | None = None
+    ) -> None:
+        """Say this, hear the answer if there is to be one, and go on over what `make` makes of the connection.
+
+        That looks after itself: no keepalives are sent any more. Before `listen`.
+        """
+        with self._writing:
+            self._is_looked_after = True
+            self.connection.outgoing.write(protocol.pack(say))
+            if answer is not None:
+                self.hear(answer)
+            self.connection = make(self.connection)
 
     def _start(self, work: Any, name: str) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)

@@ -24,7 +24,7 @@ SKIP_BYTES = 1 << 20
 
 
 class MessageSink:
-    """A `ByteSink`: what is written goes to the peer as DATA."""
+    """An `ImageSink`: what is written goes to the peer as DATA."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -39,6 +39,14 @@ class MessageSink:
         """See ByteSink. SaidOtherwise when the destination has given up meanwhile."""
         self._channel.say_data(buffers)
         self.offset += sum(map(nbytes_of, buffers))
+
+    @property
+    def stored_bytes(self) -> int:
+        """See ImageSink: all of it is sent."""
+        return self.offset
+
+    def finish(self) -> None:
+        """See ImageSink: nothing is held back."""
 
     def close(self) -> None:
         """The channel is its owner's."""

@@ -25,6 +25,7 @@ from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incomi
 from saverestore.migrate.data import MessageSource
 from saverestore.migrate.handover import BEFORE_READY, Event, Role, State
 from saverestore.migrate.journal import Journal, Journals, boot_id, now
+from saverestore.migrate.linking import IncomingLinks, OpenDoor
 from saverestore.migrate.messages import (
     Abort,
     Aborted,
@@ -72,6 +73,7 @@ def receive(
     journals: Journals | None = None,
     copy_of: CopyOf = HostCopy,
     helper: Mapping[str, str] | None = None,
+    open_door: OpenDoor | None = None,
 ) -> Received:
     """Serve one connection: take a domain that is offered, or answer to what a host asks of an earlier migration.
 
@@ -83,7 +85,10 @@ def receive(
     hello = greeted(channel, journals)
     first = channel.hear(Offer, Grant, Abort, Ask)
     if isinstance(first, Offer):
-        return _Receiver(channel, host, progress, report, journals, copy_of, helper or {}, hello, first).run()
+        with IncomingLinks(channel, first, None if first.dry_run else open_door) as links:
+            return _Receiver(
+                channel, host, progress, report, journals, copy_of, helper or {}, hello, first, links
+            ).run()
     assert isinstance(first, Grant | Abort | Ask)
     answer(channel, host, journals, copy_of, first)
     return Received()
@@ -103,7 +108,9 @@ class _Receiver:
         helper: Mapping[str, str],
         hello: Hello,
         offer: Offer,
+        links: IncomingLinks,
     ) -> None:
+        self._links = links
         self._channel = channel
         self._host = host
         self._progress = progress
@@ -153,10 +160,11 @@ class _Receiver:
             offer.migration,
             self._copy_of(self._host, head),
             create=create,
-            say=self._channel.say,
+            say=lambda message: self._channel.say(self._links.completed(message)),
         )
         try:
             side.happen(Event.HEARD_OFFER)
+            self._links.begin()
             domid = self._take(side, incoming_name(head.name))
         except BaseException as error:
             self._give_up(side, error)
@@ -205,6 +213,7 @@ class _Receiver:
             # Kept from now on, paused: what becomes of it is decided by the hand-over.
             fresh.activate()
             self._report.domain_state = DomainState.PAUSED
+            self._links.wait_no_more()
             side.happen(Event.VERIFIED, domid=domid)
         return domid
 

@@ -50,6 +50,8 @@ class MessageType(IntEnum):
     BUSY = 15
     KEEPALIVE = 16
     ACKNOWLEDGED = 17
+    JOIN = 18
+    JOINED = 19
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Offer:
     which may be more than its target.
 
     `dry_run`: report what stands in the way, and do nothing. `source`: where the destination finds the source again.
+    `links`: how many connections the source would use; 0: it knows of one only. `resume_for_s`: how long either side
+    waits for a new one when the last has broken; `silence_s`: one that brings nothing for so long has broken, 0: 30.
     `disk_names`, `disk_bytes`, `disk_marks`: its disks, as the source sees them, see toolstack.shared_disks.
     """
 
@@ -88,15 +92,23 @@ class Offer:
     disk_names: tuple[str, ...] = ()
     disk_bytes: tuple[int, ...] = ()
     disk_marks: tuple[str, ...] = ()
+    links: int = 0
+    resume_for_s: int = 0
+    silence_s: int = 0
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """Destination: send it. `facts`: a line each, for people who asked for a dry run."""
+    """Destination: send it. `facts`: a line each, for people who asked for a dry run.
+
+    `secret`: what each JOIN of this migration has; "": there is one connection only. `port`: where others arrive.
+    """
 
     type: ClassVar = MessageType.ACCEPTED
     migration: uuid.UUID
     facts: tuple[str, ...] = ()
+    secret: str = ""
+    port: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,6 +231,23 @@ class Acknowledged:
     position: int
 
 
+@dataclass(frozen=True)
+class Join:
+    """Source: this connection is a link of that migration. Behind it come frames, see transport.links."""
+
+    type: ClassVar = MessageType.JOIN
+    migration: uuid.UUID
+    secret: str
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Destination: so it is. Behind it come frames."""
+
+    type: ClassVar = MessageType.JOINED
+    migration: uuid.UUID
+
+
 Message = (
     Hello
     | Offer
@@ -236,6 +265,8 @@ Message = (
     | Busy
     | KeepAlive
     | Acknowledged
+    | Join
+    | Joined
 )
 
 CLASSES: dict[MessageType, type[Message]] = {
@@ -257,6 +288,8 @@ CLASSES: dict[MessageType, type[Message]] = {
         Busy,
         KeepAlive,
         Acknowledged,
+        Join,
+        Joined,
     )
 }
 

@@ -23,7 +23,6 @@ from saverestore.errors import (
 )
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate.channel import Channel, SaidOtherwise
-from saverestore.migrate.data import MessageSink
 from saverestore.migrate.handover import Event, Role, State, owns
 from saverestore.migrate.journal import Journals, boot_id, now
 from saverestore.migrate.messages import (
@@ -51,6 +50,14 @@ from saverestore.migrate.peers import (
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import Side
 from saverestore.migrate.source_copy import SourceCopy, copy_not_destroyed
+from saverestore.migrate.source_link import (
+    LinkOptions,
+    LinkReport,
+    OpenLink,
+    SourceLink,
+    offering,
+    open_link,
+)
 from saverestore.operations.commit import Commit
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings
@@ -73,7 +80,7 @@ class MigrateRequest:
     """What `pymigrate` was asked for. `name`: what the domain is called there; None: as here.
 
     `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it
-    reaches this host; None: by this host's name.
+    reaches this host; None: by this host's name. `link`: the connections to the destination, see LinkOptions.
     """
 
     domain: str
@@ -87,6 +94,7 @@ class MigrateRequest:
     settle_for_s: float = SETTLE_S
     back: str | None = None
     ssh: Sequence[str] = ("ssh",)
+    link: LinkOptions = field(default_factory=LinkOptions)
 
     def as_save(self) -> SaveRequest:
         """The save that it is at the source."""
@@ -119,9 +127,11 @@ def migrate_domain(
     progress: Progress,
     report: SaveReport | None = None,
     *,
+    link_report: LinkReport | None = None,
     host: Host | None = None,
     journals: Journals | None = None,
     connect: Connect = open_channel,
+    open_link: OpenLink = open_link,
     process_ends: bool = False,
 ) -> Migrated:
     """Move a domain to another host, live. When it returns, the domain is there and not here any more.
@@ -129,6 +139,7 @@ def migrate_domain(
     On any error but InDoubt it runs here as before; the other host has nothing left of it, unless a note says so.
     """
     report = SaveReport() if report is None else report
+    link_report = LinkReport() if link_report is None else link_report
     journals = journals or Journals()
     with ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
@@ -137,7 +148,8 @@ def migrate_domain(
         @contextmanager
         def hand_over(save: SaveRequest, prepared: Prepared) -> Iterator[Commit]:
             with connect(request.destination, request.ssh) as channel:
-                one = HandOver(request, host, prepared, journals, channel, connect, progress, report)
+                link = SourceLink(channel, request.destination, request.link, link_report, open_link)
+                one = HandOver(request, host, prepared, journals, channel, link, connect, progress, report)
                 opened.append(one)
                 with one:
                     yield one
@@ -166,12 +178,15 @@ class HandOver:
         prepared: Prepared,
         journals: Journals,
         channel: Channel,
+        link: SourceLink,
         connect: Connect,
         progress: Progress,
         report: SaveReport,
     ) -> None:
         self.name = request.destination.text
-        self.sink = MessageSink(channel)
+        self.sink = link.sink
+        self._link = link
+        self._is_given_up = False
         self.answer: Running | None = None
         self._request = request
         self._host = host
@@ -206,6 +221,7 @@ class HandOver:
     def __enter__(self) -> HandOver:
         hello = greeted(self._channel, self._journals)
         offer = offer_of(self._request, self._prepared, self._head.migration)
+        offer = offering(offer, self._request.destination, self._request.link)
         head = Head(**{**vars(self._head), "peer_journals": hello.journals})
         # On the disk before the other host hears of it: it may ask at any time.
         journal = self._journals.create(head, State.OFFERED, host=for_people(hello.host, 100))
@@ -217,16 +233,22 @@ class HandOver:
             say=self._channel.say,
         )
         try:
+            self._link.answer_requests(head.migration)
             moving.note(self._host.handles.store, head.domid, str(head.migration))
-            self._channel.listen()
             self._channel.say(offer)
-            self._channel.hear(Accepted)
+            accepted = self._channel.hear(Accepted)
+            self._link.begin(accepted, self._may_resume)
+            self._channel.listen()
             self._side.happen(Event.HEARD_ACCEPTED)
             self._side.happen(Event.BEGUN)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
+
+    def _may_resume(self) -> bool:
+        """Whether a broken link is waited for: the domain runs here, and nobody gives it up."""
+        return self._report.downtime is None and not self._is_given_up
 
     # ---- Commit ------------------------------------------------------------------------------------
 
@@ -283,6 +305,7 @@ class HandOver:
         with contextlib.ExitStack() as stack:
             if self._here.journal is not None:
                 stack.callback(self._here.journal.close)
+            self._link.close()
             if self._refused_late is not None:
                 self._here.happen(Event.HEARD_ABORTED, reason=fact_of(self._refused_late))
                 raise self._refused_late
@@ -293,6 +316,7 @@ class HandOver:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             return
+        self._is_given_up = True  # nobody waits for a link to say so
         if isinstance(error, SaidOtherwise) and self._is_ours():
             better = otherwise_error(self.name, error)
             for note in getattr(error, "__notes__", []):
@@ -311,6 +335,7 @@ class HandOver:
             return
         with contextlib.ExitStack() as stack:
             stack.callback(side.journal.close)
+            self._link.close()
             if not self._is_ours():
                 return
             event = Event.HEARD_ABORTED if gave_up_there else Event.FAILED

@@ -31,6 +31,8 @@ from saverestore.transport.paced import pace_in_kernel
 GONE_ERRORS = PEER_ERRORS | {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNABORTED}
 """What the kernel says when the peer, or the way there, is gone."""
 
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+
 LINGER_POLL_S = 0.002
 """How often `close` looks whether the peer has everything."""
 
@@ -100,6 +102,10 @@ class Connection(Protocol):
         Called by whoever reads the peer's messages, from any thread. `BadAcknowledgement` for more than was written.
         """
 
+    @property
+    def local_host(self) -> str:
+        """The address of this host that the peer sees, where it is a TCP connection; else ""."""
+
     def pace(self, rate: int | None) -> bool:
         """Have the kernel send at so many bytes per second at most; None: no limit. False where it cannot: no TCP.
 
@@ -121,6 +127,9 @@ class Connection(Protocol):
 
 class _Both:
     """What connections over descriptors share. The descriptors are non-blocking, and this object's own."""
+
+    local_host = ""
+    """See Connection."""
 
     is_plain = True
     """Whether what passes through the descriptors is what was written, so that the kernel may move it."""
@@ -250,6 +259,8 @@ class SocketConnection(_Both):
         """Take the socket, and make it non-blocking. `timeout_s`: see Connection; more than 0."""
         self._socket = connected
         connected.setblocking(False)
+        if connected.family in INTERNET:
+            self.local_host = str(connected.getsockname()[0])
         super().__init__(connected.fileno(), connected.fileno(), peer, timeout_s=timeout_s)
 
     def fileno(self) -> int:
@@ -277,7 +288,7 @@ class SocketConnection(_Both):
         Closing a TCP socket while bytes that came are unread, or before more of them come, makes Linux send RST, and
         what was still on its way is dropped on both sides. So they are read here.
         """
-        if self._socket.family not in (socket.AF_INET, socket.AF_INET6) or self.fileno() < 0:
+        if self._socket.family not in INTERNET or self.fileno() < 0:
             return
         waiting_since, before = time.monotonic(), -1
         ended = select.poll()

@@ -30,11 +30,23 @@ class Unreachable(TransportError):
 
 
 @dataclass(frozen=True)
+class Way:
+    """How connections to another host leave this one. `source`: the address of this host that they have;
+    `interface`: the one that they leave by, whatever the routes are; "": as the kernel chooses. `dscp`: 0 to 63, how
+    routers are to treat what this host sends.
+    """
+
+    source: str = ""
+    interface: str = ""
+    dscp: int | None = None
+
+
+@dataclass(frozen=True)
 class Address:
     """Where the other host is: as a person gave it, and taken apart. `kind`: "unix", "tcp" or "tls"; for migrations
     also "ssh".
 
-    `tls`: what proves who this host is; None: the files where they usually are.
+    `tls`: what proves who this host is; None: the files where they usually are. `way`: of TCP and TLS.
     """
 
     text: str
@@ -42,6 +54,7 @@ class Address:
     host: str = ""
     port: int = 0
     tls: Credentials | None = None
+    way: Way = Way()
 
 
 def host_and_port(text: str, port: int) -> tuple[str, int]:
@@ -52,19 +65,59 @@ def host_and_port(text: str, port: int) -> tuple[str, int]:
     return found["six"] or found["name"], port if found["port"] is None else int(found["port"])
 
 
-def connect(address: Address, *, timeout_s: float) -> SocketConnection:
-    """A connection to who listens there. Unreachable when nobody does; NotTrusted, and UsageError, as `tls_peers`."""
+def connect(address: Address, *, timeout_s: float, connect_s: float = CONNECT_S) -> SocketConnection:
+    """A connection to who listens there. Unreachable when nobody does; NotTrusted, and UsageError, as `tls_peers`.
+
+    `connect_s`: how long each of the host's addresses is tried.
+    """
     try:
         if address.kind == "unix":
             made = socket.socket(socket.AF_UNIX)
             made.settimeout(CONNECT_S)
             made.connect(address.host)
         else:
-            made = socket.create_connection((address.host, address.port), CONNECT_S)
+            made = _connected(address, connect_s)
             notice_dead_links(made, timeout_s)
     except OSError as error:
-        raise Unreachable(f"{address.text} cannot be reached: {error.strerror or error}") from error
+        way = address.way.interface or address.way.source
+        by = f" by {way}" if way else ""
+        raise Unreachable(f"{address.text} cannot be reached{by}: {error.strerror or error}") from error
     return _over(made, address, timeout_s)
+
+
+def _connected(address: Address, connect_s: float) -> socket.socket:
+    """A TCP connection to the first of the host's addresses that takes one. OSError of the last one that does not."""
+    failure: OSError | None = None
+    for family, kind, protocol, _, where in socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM
+    ):
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(connect_s)
+            _leave_by(made, address.way)
+            made.connect(where)
+        except OSError as error:
+            made.close()
+            failure = error
+        except BaseException:
+            made.close()
+            raise
+        else:
+            return made
+    assert failure is not None
+    raise failure
+
+
+def _leave_by(made: socket.socket, way: Way) -> None:
+    if way.interface:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, way.interface.encode() + b"\0")
+    if way.dscp is not None:
+        if made.family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, way.dscp << 2)
+        else:
+            made.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, way.dscp << 2)
+    if way.source:
+        made.bind((way.source, 0))
 
 
 def _over(made: socket.socket, address: Address, timeout_s: float) -> SocketConnection:
@@ -128,6 +181,8 @@ def _first(
 
         assert allowed is not None
         credentials = address.tls or Credentials()
-        return tls_peers.first_admitted(server, credentials, allowed, timeout_s=timeout_s)
+        found = tls_peers.first_admitted(server, credentials, allowed, timeout_s=timeout_s)
+        assert found is not None
+        return found
     made, whence = server.accept()
     return SocketConnection(made, whence[0] if whence else address.text, timeout_s=timeout_s)

@@ -16,6 +16,7 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,17 +222,23 @@ class Arrival:
 
 
 def first_admitted(
-    server: socket.socket, credentials: Credentials, allowed: Allowed, *, timeout_s: float
-) -> TlsConnection:
+    server: socket.socket,
+    credentials: Credentials,
+    allowed: Allowed,
+    *,
+    timeout_s: float,
+    is_closing: Callable[[], bool] = lambda: False,
+) -> TlsConnection | None:
     """Wait at a listening socket until a peer is admitted; who is not is logged and turned away.
 
-    Those that are still in their handshake then are turned away, too. TransportError when nobody can be accepted.
+    Those that are still in their handshake then are turned away, too. None when it `is_closing`, which is asked ten
+    times a second. TransportError when nobody can be accepted.
     """
     context = credentials.for_listening()
     server.setblocking(False)
     arrivals: dict[int, Arrival] = {}
     try:
-        while True:
+        while not is_closing():
             for arrival in _ready(server, arrivals):
                 try:
                     if (connection := arrival.admitted(allowed, timeout_s=timeout_s)) is not None:
@@ -243,6 +250,7 @@ def first_admitted(
                     arrival.close()
             if len(arrivals) < MOST_ARRIVALS and (fresh := _arrived(server, credentials, context)):
                 arrivals[fresh.fileno()] = fresh
+        return None
     finally:
         for left in arrivals.values():
             left.close()

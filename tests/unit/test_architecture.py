@@ -16,6 +16,8 @@ A module imports from its own layer and from layers to its right, and:
   - `image` is of use to `cli` and `api` only: what works on domains does not need it.
   - `migrate` is used by `cli` alone. Its rules (`handover`, `messages`, `protocol`, `records`, `xl_words`) do no I/O
     at all. Stock xl's protocol is apart from our own: neither knows the other's words.
+  - Links are known to `migrate.linking` and `migrate.source_link` alone. What is on its way over them,
+    `transport.window`, does no I/O.
   - `stream` knows of transports what `transport.base` says.
   - TLS is `transport.tls` and `transport.tls_peers`: nobody else imports `ssl`. `transport.certificates` alone
     imports `cryptography`, when it is called; TLS itself works without it.
@@ -273,6 +275,17 @@ def test_xls_protocol_and_our_own_do_not_know_each_other():
         ("saverestore.migrate.from_xl", "saverestore.migrate.destination"),  # Received
         ("saverestore.migrate.to_xl", "saverestore.migrate.source"),  # MigrateRequest, Migrated
     }
+
+
+def test_what_is_on_its_way_over_links_does_no_input_or_output():
+    found = set(imports_of(MODULES["saverestore.transport.window"]))
+    assert found - WITHOUT_IO == {"heapq", "saverestore.errors"}
+
+
+def test_links_are_known_to_those_only_who_agree_on_them():
+    """The hand-over, the journals and the readers of the image see a connection."""
+    users = {module for module, target in ARROWS if target == "saverestore.transport.links"}
+    assert users == {"saverestore.migrate.linking", "saverestore.migrate.source_link"}
 
 
 def importers_of(package: str, *, at_once: bool = False) -> set[str]:

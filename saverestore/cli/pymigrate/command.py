@@ -7,16 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting, settings
 from saverestore.cli.common import counted
-from saverestore.cli.pymigrate import certify, receive, settle, several, xl
+from saverestore.cli.pymigrate import certify, link, receive, settle, several, xl
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
     from saverestore.migrate.source import MigrateRequest
+    from saverestore.migrate.source_link import LinkReport
 
 PROG = "pymigrate"
 
@@ -32,6 +34,7 @@ other commands, each with its own --help:
   pymigrate status            show the migrations that this host has taken part in
   pymigrate recover DOMAIN    after a crash of either side: settle what is open
   pymigrate cancel DOMAIN     end a migration that runs in another terminal
+  pymigrate bwlimit DOMAIN RATE   change the bandwidth limit of a migration that runs in another terminal
   pymigrate make-ca, make-cert   certificates for tls://
 
 examples:
@@ -56,6 +59,7 @@ OTHERS = {
     "receive": (receive.receive_parser, receive.main),
     "recover": (settle.recover_parser, settle.recover),
     "status": (settle.status_parser, settle.status),
+    "bwlimit": (link.bwlimit_parser, link.bwlimit),
     "cancel": (settle.cancel_parser, settle.cancel),
     "make-ca": (certify.make_ca_parser, certify.make_ca),
     "make-cert": (certify.make_cert_parser, certify.make_cert),
@@ -76,6 +80,7 @@ def command_parser() -> arguments.Parser:
     several.add_several(parser)
     _add_live(parser.add_argument_group("live rounds"))
     _add_hosts(parser.add_argument_group("the two hosts"))
+    link.add_link(parser.add_argument_group("the link"))
     _add_domain(parser.add_argument_group("the domain"))
     arguments.finish(parser)
     return parser
@@ -197,10 +202,12 @@ def _migrate(given: argparse.Namespace) -> int | None:
     from saverestore.engine.progress import SaveReport
     from saverestore.migrate import addresses
     from saverestore.migrate.source import MigrateRequest, dry_run, migrate_domain
-    from saverestore.report.facts import facts_of_save
+    from saverestore.migrate.source_link import LinkReport
+    from saverestore.report.facts import Facts, Outcome, facts_of_save
 
     destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     addresses.check_trusted(destination, trusted=given.trust_network)
+    destination = link.by_way(given, destination)
     request = MigrateRequest(
         domain=given.domain,
         destination=destination,
@@ -218,17 +225,20 @@ def _migrate(given: argparse.Namespace) -> int | None:
         settle_for_s=given.settle_for,
         back=given.back,
         ssh=addresses.words_of(given.ssh),
+        link=link.options_of(given, destination),
     )
     if given.dry_run:
         return common.print_findings(PROG, dry_run(request))
-    report = SaveReport()
+    report, link_report = SaveReport(), LinkReport()
+
+    def facts(outcome: Outcome) -> Facts:
+        return facts_of_save(outcome, report) | {"link": asdict(link_report)}
+
     with (
-        reporting.reporting(
-            PROG, _in_force(given, request), given.domain, lambda outcome: facts_of_save(outcome, report)
-        ) as run,
+        reporting.reporting(PROG, _in_force(given, request), given.domain, facts) as run,
         closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
-        migrated = migrate_domain(request, progress, report, process_ends=True)
+        migrated = migrate_domain(request, progress, report, link_report=link_report, process_ends=True)
     answer = migrated.answer
     if answer.error:
         common.say(
@@ -236,8 +246,9 @@ def _migrate(given: argparse.Namespace) -> int | None:
         )
         return ExitCode.XEN
     if not given.quiet:
+        seconds = run.outcome.seconds
         common.say(
-            f"{PROG}: {_summary(given, report, run.outcome.seconds, answer.state, migrated.handover_s)}"
+            f"{PROG}: {_summary(given, report, link_report, seconds, answer.state, migrated.handover_s)}"
         )
     return None
 
@@ -253,12 +264,24 @@ def _in_force(given: argparse.Namespace, request: MigrateRequest) -> argparse.Na
 
 
 def _summary(
-    given: argparse.Namespace, report: SaveReport, seconds: float, state: str, handover_s: float
+    given: argparse.Namespace,
+    report: SaveReport,
+    links: LinkReport,
+    seconds: float,
+    state: str,
+    handover_s: float,
 ) -> str:
     text = (
         f"{given.domain} is {state} at {given.host}: {report.stream_bytes >> 20} MiB, "
         f"{counted(report.pages_sent, 'page')}, {seconds:.1f} s; {counted(len(report.rounds), 'round')}"
     )
+    if links.streams > 1:
+        text += f"; {links.streams} connections"
+    if links.reconnects or links.resent_pages:
+        text += (
+            f"; reconnected {counted(links.reconnects, 'time')} after {links.broken_s:.1f} s, "
+            f"{counted(links.resent_pages, 'page')} sent again"
+        )
     if report.downtime is None:
         return text
     sent_s = report.downtime.total_s

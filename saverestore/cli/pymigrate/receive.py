@@ -14,6 +14,7 @@ from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
     from saverestore.migrate.destination import Received
+    from saverestore.migrate.linking import OpenDoor
     from saverestore.operations.host import Host
     from saverestore.transport.connection import Connection
 
@@ -109,7 +110,7 @@ def _receive(given: argparse.Namespace) -> None:
         opened = stack.enter_context(_opened())
         if not given.tls:
             connection = stack.enter_context(incoming)
-        received = _received(connection, opened, quiet)
+        received = _received(connection, opened, _door_of(given), quiet)
     if received.name is not None and not quiet:
         common.say(f"pymigrate: {received.name} is here as domain {received.domid}")
 
@@ -125,14 +126,29 @@ def _opened() -> Iterator[tuple[Mapping[str, str], Host]]:
         yield helper, host
 
 
-def _received(connection: Connection, opened: tuple[Mapping[str, str], Host], quiet: bool) -> Received:
+def _received(
+    connection: Connection, opened: tuple[Mapping[str, str], Host], door: OpenDoor | None, quiet: bool
+) -> Received:
     from saverestore.cli.progress import progress_for
     from saverestore.migrate.channel import Channel
     from saverestore.migrate.destination import receive
 
     helper, host = opened
     with Channel(connection) as channel, closing(progress_for("pymigrate", quiet=quiet)) as progress:
-        return receive(channel, host, progress, helper=helper)
+        return receive(channel, host, progress, helper=helper, open_door=door)
+
+
+def _door_of(given: argparse.Namespace) -> OpenDoor | None:
+    """How the source reaches this process by further connections; None where it cannot."""
+    from saverestore.migrate import addresses
+    from saverestore.migrate.linking import door_of
+
+    kind = "tls" if given.tls else "ssh"
+    if given.listen is not None:
+        kind = addresses.parse_listening(given.listen).kind
+    if kind == "tls":
+        return door_of((certificates.credentials_of(given), certificates.allowed_of(given)))
+    return door_of(None) if kind == "tcp" else None
 
 
 def _incoming(given: argparse.Namespace) -> AbstractContextManager[Connection]:

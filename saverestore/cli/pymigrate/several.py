@@ -35,7 +35,7 @@ def check(parser: arguments.Parser, given: argparse.Namespace) -> bool:
         parser.error(f"{twice[0]} is named twice")
     is_one = len(given.domains) == 1
     for name in OF_SEVERAL if is_one else OF_ONE:
-        if vars(given).get(name):
+        if vars(given).get(name) and name not in given.from_settings:
             option = f"--{name.replace('_', '-')}"
             parser.error(
                 f"{option} needs --all or several domains" if is_one else f"{option} is for one domain only"

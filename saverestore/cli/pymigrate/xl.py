@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 PROG = "pymigrate"
 
-NOT_WITH_XL = {"--back": "back", "--trust-network": "trust_network"}
+NOT_WITH_XL = {
+    "--back": "back",
+    "--trust-network": "trust_network",
+    "--bwlimit": "bwlimit",
+    "--streams": "streams",
+    "--source": "source",
+    "--interface": "interface",
+    "--dscp": "dscp",
+}
 """Options that need a pymigrate at the other side, and where a command line has them."""
 
 
@@ -34,7 +42,7 @@ def add_to_xl(group: argparse._ArgumentGroup) -> None:
 def check_to_xl(parser: arguments.Parser, given: argparse.Namespace) -> None:
     """End with an error where an option does not go with --to-xl."""
     for option, name in NOT_WITH_XL.items():
-        if given.to_xl and getattr(given, name):
+        if given.to_xl and getattr(given, name) not in (None, False) and name not in given.from_settings:
             parser.error(f"--to-xl excludes {option}: xl is reached by ssh, and has no pymigrate")
 
 

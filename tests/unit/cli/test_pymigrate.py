@@ -54,6 +54,16 @@ def run(
         ["recover", "web1", "--all"],
         ["recover", "--all", "--force", "run"],
         ["cancel"],
+        ["bwlimit", "web1"],
+        ["bwlimit", "web1", "50"],
+        ["--bwlimit", "none", "web1", "b"],
+        ["--streams", "0", "web1", "tls://b"],
+        ["--streams", "17", "web1", "tls://b"],
+        ["--streams", "2", "web1", "b"],
+        ["--silence", "1", "web1", "b"],
+        ["--source", "10.0.0.1", "--interface", "eth1", "web1", "tls://b"],
+        ["--interface", "eth1", "web1", "b"],
+        ["--dscp", "64", "web1", "tls://b"],
         ["receive", "more"],
         ["web1", "http://b"],
         ["web1", "tls://b:0"],
@@ -110,7 +120,7 @@ def test_certificates_are_where_the_help_says():
     assert str(ALLOWED) == f"{FOLDER}/allowed"
 
 
-@pytest.mark.parametrize("command", ["", "receive", "recover", "status", "cancel"])
+@pytest.mark.parametrize("command", ["", "receive", "recover", "status", "cancel", "bwlimit"])
 def test_every_command_has_help_with_all_exit_codes_and_loads_nothing_heavy_for_it(command):
     done = run(*command.split(), "--help")
     assert done.returncode == 0

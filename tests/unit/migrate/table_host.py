@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from saverestore.migrate.copies import HostCopy
 from saverestore.migrate.destination import receive
 from saverestore.migrate.journal import Journals
 from saverestore.migrate.source import MigrateRequest, migrate_domain
+from saverestore.migrate.source_link import LinkReport
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 from saverestore.toolstack import config as configs
@@ -302,6 +303,13 @@ class TableHost:
             raise error
 
 
+def tcp_sockets() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a TCP connection over loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        return one, server.accept()[0]
+
+
 class Pair:
     """Hosts a and b; a runs web1. Each connection to a host is served there by a thread."""
 
@@ -311,7 +319,12 @@ class Pair:
             (folder / "begun").touch()
             self.a.add(CONFIG, "running")
         self.is_cut = False
+        self.sockets: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair
+        """Makes the two ends of a connection."""
         self.timeout_s = 20.0
+        self.open_door: Any = None
+        self.open_link: Any = None
+        self.link_report = LinkReport()
         self.threads: list[threading.Thread] = []
         self.served: list[Any] = []
         """What each connection came to: what `receive` returned, or raised."""
@@ -325,7 +338,7 @@ class Pair:
                 from saverestore.migrate.addresses import Unreachable
 
                 raise Unreachable("the link is cut")
-            ours, theirs = socket.socketpair()
+            ours, theirs = self.sockets()
             thread = threading.Thread(target=self._serve, args=(host, theirs), daemon=True)
             thread.start()
             self.threads.append(thread)
@@ -341,7 +354,14 @@ class Pair:
         try:
             with Channel(SocketConnection(end, peer, timeout_s=self.timeout_s), keepalive_s=NAP_S) as channel:
                 self.served.append(
-                    receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy)  # type: ignore[arg-type]
+                    receive(
+                        channel,
+                        host,  # type: ignore[arg-type]
+                        Silence(),
+                        journals=host.journals,
+                        copy_of=TableCopy,
+                        open_door=self.open_door,
+                    )
                 )
         except Exception as error:
             self.served.append(error)
@@ -363,6 +383,8 @@ class Pair:
             host=self.a,
             journals=self.a.journals,
             connect=self.connector(self.b),
+            link_report=self.link_report,
+            **({} if self.open_link is None else {"open_link": self.open_link}),
         )  # type: ignore[arg-type]
 
     def states(self) -> tuple[list[str], list[str]]:

@@ -14,19 +14,21 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from table_host import NAP_S, Pair, TableCopy, TableHost
+from table_host import NAP_S, Pair, TableCopy, TableHost, tcp_sockets
 
 from saverestore import interrupts
 from saverestore.engine.progress import Silence
 from saverestore.errors import DomainError, SaveRestoreError
-from saverestore.migrate.addresses import Unreachable
+from saverestore.migrate.addresses import Unreachable, parse
 from saverestore.migrate.cancelling import cancel
 from saverestore.migrate.channel import Channel
 from saverestore.migrate.destination import receive
 from saverestore.migrate.handover import OVER, Event, Role
 from saverestore.migrate.journal import Journal, Journals
+from saverestore.migrate.linking import door_of
 from saverestore.migrate.recovery import RecoverRequest, found, recover
 from saverestore.migrate.source import migrate_domain
+from saverestore.migrate.source_link import LinkOptions
 from saverestore.transport.connection import SocketConnection
 
 TIMEOUT_S = 20.0
@@ -77,11 +79,11 @@ def channel_over(end: socket.socket, peer: str) -> Channel:
 
 
 def migrate_in_two_processes(
-    folder, source_step: str | None, destination_step: str | None
+    folder, source_step: str | None, destination_step: str | None, *, links: int = 0
 ) -> tuple[int, int]:
-    """What the two ended with."""
+    """What the two ended with. `links`: over so many links, by TCP; 0: over one connection that is no link."""
     Pair(folder)  # the domain is there
-    ours, theirs = socket.socketpair()
+    ours, theirs = tcp_sockets() if links else socket.socketpair()
     ends = [ours]
 
     def source() -> None:
@@ -95,13 +97,18 @@ def migrate_in_two_processes(
             with channel_over(ends.pop(), "b") as channel:
                 yield channel
 
-        migrate_domain(pair.request(), Silence(), host=pair.a, journals=pair.a.journals, connect=connect)
+        request = pair.request(
+            destination=parse("tcp://127.0.0.1:1") if links else parse("b"),
+            link=LinkOptions(streams=max(1, links), resume_for_s=1.0),
+        )
+        migrate_domain(request, Silence(), host=pair.a, journals=pair.a.journals, connect=connect)
 
     def destination() -> None:
         ours.close()
         host = TableHost(folder / "b")
+        door = door_of(None) if links else None
         with channel_over(theirs, "a") as channel:
-            receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy)
+            receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy, open_door=door)
 
     pids = in_a_child(source, source_step), in_a_child(destination, destination_step)
     ours.close()
@@ -160,17 +167,31 @@ DESTINATION_STEPS = {
 }
 
 
-@pytest.mark.parametrize("first", ["a", "b"])
+OVER_LINKS = (
+    "after STREAMING",
+    "after saying STREAM_END",
+    "after GRANTED",
+    "after RECEIVING",
+    "after READY",
+    "after COMMITTED",
+)
+"""Steps at which it makes a difference how many links there are: who waits for one, and who does not."""
+
+ALL_STEPS = [("source", *one) for one in SOURCE_STEPS.items()] + [
+    ("destination", *one) for one in DESTINATION_STEPS.items()
+]
+
+
 @pytest.mark.parametrize(
-    ("side", "step", "runs_at"),
-    [("source", *one) for one in SOURCE_STEPS.items()]
-    + [("destination", *one) for one in DESTINATION_STEPS.items()],
+    ("side", "step", "runs_at", "first", "links"),
+    [(*one, first, 0) for one in ALL_STEPS for first in ("a", "b")]
+    + [(*one, "a", links) for one in ALL_STEPS if one[1] in OVER_LINKS for links in (1, 4)],
 )
 def test_whichever_side_is_killed_at_any_step_the_domain_runs_on_one_host_after_recovery(
-    tmp_path, side, step, runs_at, first
+    tmp_path, side, step, runs_at, first, links
 ):
     steps = (step, None) if side == "source" else (None, step)
-    codes = migrate_in_two_processes(tmp_path, *steps)
+    codes = migrate_in_two_processes(tmp_path, *steps, links=links)
     assert codes[steps.index(step)] == -signal.SIGKILL
     assert codes[1 - steps.index(step)] != 99
     pair = Pair(tmp_path)

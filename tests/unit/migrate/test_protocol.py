@@ -69,6 +69,15 @@ def test_a_field_of_a_newer_version_is_ignored():
     assert unpack_body(MessageType.GRANT, body) == Grant(ID)
 
 
+def test_hosts_that_do_not_know_of_several_connections_have_one():
+    accepted = unpack_body(MessageType.ACCEPTED, json.dumps({"migration": str(ID)}).encode())
+    assert (accepted.secret, accepted.port) == ("", 0)
+    offer = unpack_body(
+        MessageType.OFFER, json.dumps({"migration": str(ID), "config": "", "memory_kib": 1}).encode()
+    )
+    assert (offer.links, offer.resume_for_s, offer.silence_s) == (0, 0, 0)
+
+
 def test_a_message_of_an_unknown_type_is_refused():
     with pytest.raises(ProtocolError, match="unknown type 99"):
         protocol.unpack_header(struct.pack(">HHI", 0x504D, 99, 0))

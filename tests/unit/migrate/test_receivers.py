@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from saverestore.engine.progress import Silence
 from saverestore.errors import ExitCode
 from saverestore.migrate.addresses import RECEIVE, TLS_PORT, parse
 from saverestore.migrate.source import migrate_domain
+from saverestore.migrate.source_link import LinkOptions
 from saverestore.transport.tls import NotTrusted
 from saverestore.transport.tls_peers import ALLOWED
 
@@ -66,7 +68,9 @@ def files_of(site: Site, allowed: str) -> list[str]:
     return [str(path) for path in (ours.cert, ours.key, ours.ca, listed)]
 
 
-def migrate_through(service: Service, pair: Pair, site: Site) -> tuple[BaseException | None, int, str, str]:
+def migrate_through(
+    service: Service, pair: Pair, site: Site, link: LinkOptions | None = None
+) -> tuple[BaseException | None, int, str, str]:
     """Migrate to the service: the error here, its exit code and what it printed."""
     import threading
 
@@ -76,7 +80,13 @@ def migrate_through(service: Service, pair: Pair, site: Site) -> tuple[BaseExcep
     address = parse(f"tls://127.0.0.1:{service.port}", tls=site.host("a"))
     failure = None
     try:
-        migrate_domain(pair.request(destination=address), Silence(), host=pair.a, journals=pair.a.journals)
+        migrate_domain(
+            pair.request(destination=address, link=link or LinkOptions()),
+            Silence(),
+            host=pair.a,
+            journals=pair.a.journals,
+            link_report=pair.link_report,
+        )
     except Exception as error:
         failure = error
     thread.join()
@@ -92,6 +102,18 @@ def test_a_domain_moves_to_a_process_whose_standard_input_is_the_connection(tmp_
     service.close()
     assert (failure, code) == (None, 0)
     assert out == "what is printed is not for the peer\n"
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
+
+
+def test_it_moves_over_four_tls_connections_that_the_kernel_paces(tmp_path, site):
+    pair = Pair(tmp_path)
+    service = Service([sys.executable, str(SERVICE), str(tmp_path / "b"), *files_of(site, "a")])
+    begun = time.monotonic()
+    failure, code, _, err = migrate_through(service, pair, site, LinkOptions(streams=4, bwlimit=256 << 10))
+    service.close()
+    assert (failure, code, err) == (None, 0, "")
+    assert time.monotonic() - begun > 2  # 1 MiB, less what the sockets held
+    assert pair.link_report.streams == 4
     assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
 
 

@@ -1,0 +1,144 @@
+"""Options for the link between the two hosts, and `pymigrate bwlimit`, which changes one of a running migration."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from saverestore.cli import arguments, common
+
+if TYPE_CHECKING:
+    from saverestore.migrate.source_link import LinkOptions
+    from saverestore.transport.sockets import Address
+
+PROG = "pymigrate"
+
+MOST_BY_DEFAULT = 4
+"""Connections: more than that do not help the hosts that this was tried on."""
+
+BWLIMIT = """\
+Change the bandwidth limit of a migration that another process of this host works on. RATE is as 50MiB/s, 50MB/s or
+400Mbit/s; none lifts the limit. It holds at once. Prints the limit before.
+"""
+
+
+def add_link(group: argparse._ArgumentGroup) -> None:
+    """Options for the link."""
+    group.add_argument(
+        "--bwlimit",
+        metavar="RATE",
+        type=arguments.rate,
+        help="send at most so much, the last round included: 50MiB/s, 50MB/s or 400Mbit/s; at least 64KiB/s. "
+        "Default: no limit",
+    )
+    group.add_argument(
+        "--streams",
+        metavar="N",
+        type=arguments.streams,
+        help="for tls:// and tcp:// only: how many connections, 1 to 16; default: one for each core, "
+        "4 at most. By ssh there is one",
+    )
+    group.add_argument(
+        "--resume-for",
+        metavar="SECONDS",
+        type=arguments.seconds_or_0,
+        default=60.0,
+        help="for tls:// and tcp:// only: how long to wait for a new connection when the last one breaks while the "
+        "domain runs; then the migration resumes where it was. 0: the migration fails at once; default 60",
+    )
+    group.add_argument(
+        "--silence",
+        metavar="SECONDS",
+        type=arguments.silence,
+        default=10.0,
+        help="a connection that brings nothing for so long counts as broken; at least 2, default 10",
+    )
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
+        "--source",
+        metavar="ADDRESS",
+        help="for tls:// and tcp:// only: the address of this host that connections leave from",
+    )
+    which.add_argument(
+        "--interface",
+        metavar="IF",
+        help="for tls:// and tcp:// only: the network interface that connections leave by, whatever the routes are",
+    )
+    group.add_argument(
+        "--dscp",
+        metavar="CLASS",
+        type=arguments.dscp,
+        help="for tls:// and tcp:// only: mark what is sent here with this class for routers: 0 to 63, or a name: "
+        "cs1, af11, ef, le",
+    )
+
+
+def by_way(given: argparse.Namespace, destination: Address) -> Address:
+    """The address, with the way that was asked for. UsageError where ssh chooses it."""
+    from saverestore.errors import UsageError
+    from saverestore.migrate.source_link import takes_several
+    from saverestore.transport.sockets import Way
+
+    way = Way(given.source or "", given.interface or "", given.dscp)
+    if way != Way() and not takes_several(destination):
+        raise UsageError(
+            f"{destination.text}: source address, interface and class are for tls:// and tcp://; ssh has options of "
+            "its own, BindAddress, BindInterface and IPQoS; no changes were made"
+        )
+    return replace(destination, way=way)
+
+
+def options_of(given: argparse.Namespace, destination: Address) -> LinkOptions:
+    """What was asked for. UsageError for what cannot be had by that address."""
+    from saverestore.errors import UsageError
+    from saverestore.migrate.source_link import LinkOptions, takes_several
+    from saverestore.transport.cores import usable_cores
+
+    several = takes_several(destination)
+    if given.streams is None:
+        streams = min(MOST_BY_DEFAULT, usable_cores()) if several else 1
+    elif given.streams > 1 and not several:
+        raise UsageError(
+            f"{destination.text}: there is one connection only; several need tls:// or tcp://, no changes were made"
+        )
+    else:
+        streams = given.streams
+    return LinkOptions(
+        streams=streams, resume_for_s=given.resume_for, silence_s=given.silence, bwlimit=given.bwlimit
+    )
+
+
+def bwlimit_parser() -> arguments.Parser:
+    """What reads the command line of `bwlimit`."""
+    examples = "examples:\n  pymigrate bwlimit web1 20MiB/s\n  pymigrate bwlimit web1 none\n"
+    parser = arguments.parser(f"{PROG} bwlimit", BWLIMIT, examples)
+    parser.add_argument("domain", metavar="DOMAIN", help="name or UUID of the domain, or of the migration")
+    parser.add_argument("rate", metavar="RATE", type=arguments.rate_or_none, help="the new limit, or none")
+    arguments.finish(parser)
+    return parser
+
+
+def bwlimit(argv: Sequence[str]) -> int:
+    """Run `pymigrate bwlimit`."""
+    given = bwlimit_parser().parse_args(argv)
+    return common.run(PROG, given, lambda: _bwlimit(given))
+
+
+def _bwlimit(given: argparse.Namespace) -> None:
+    from saverestore.migrate.journal import Journals
+    from saverestore.migrate.limiting import change_limit
+    from saverestore.migrate.recovery import found
+
+    journals = Journals()
+    logs, errors = found(journals, given.domain)
+    if errors and not logs:
+        raise errors[0]
+    before = change_limit(logs, given.domain, given.rate, journals=journals)
+    if not given.quiet:
+        common.say(f"{PROG}: {given.domain}: {_shown(given.rate)}, before: {_shown(before)}")
+
+
+def _shown(rate: int | None) -> str:
+    return "no limit" if rate is None else f"{rate / (1 << 20):.1f} MiB/s"

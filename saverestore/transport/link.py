@@ -1,0 +1,24 @@
+"""One link of a connection that has several, see `links`: its state, under the connection's lock."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+
+from saverestore.transport.connection import Connection
+
+Opened = AbstractContextManager[Connection]
+
+
+class Link:
+    """`opened`: what closes the connection. `to_say`: frames that are not data, which this link sends next."""
+
+    def __init__(self, opened: Opened, connection: Connection, lock: threading.Lock) -> None:
+        self.opened = opened
+        self.connection = connection
+        self.wake = threading.Condition(lock)
+        self.to_say: list[bytes] = []
+        self.is_synced = False  # the peer has said what is there
+        self.has_ended = False  # END was said
+        self.is_over = False
+        self.threads = 2

@@ -1,0 +1,489 @@
+"""One connection over several links: what breaks is made good, and the order is kept.
+
+    writer ─► Outbox ─┬─► sender ═ link 1 ═ reader ─┬─► Inbox ─► reader      each link has both threads on both sides
+                      └─► sender ═ link 2 ═ reader ─┘
+    each link:  CONSUMED, ARRIVED …, SYNCED │ DATA, ARRIVED, PING … │ END
+
+A link is a `Connection` of any kind. What was on its way over one that breaks goes over the others; a link that joins
+says first what is here already. With no link left the connection waits for one, `resume_for_s` long. Half-dead links
+are noticed, as each side sends something on each link three times in `timeout_s`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from saverestore.errors import SaveRestoreError, fact_of
+from saverestore.interrupts import HEED_S, shield, waited_for
+from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, Connection, PeerTimeout
+from saverestore.transport.link import Link, Opened
+from saverestore.transport.linked_streams import FrameSink, FrameSource
+from saverestore.transport.paced import piece_bytes
+from saverestore.transport.window import FRAME_BYTES, HEADER, WINDOW_BYTES, BadFrame, Inbox, Kind, Outbox
+
+LOG = logging.getLogger(__name__)
+
+BACKLOG = 2
+"""Frames that may wait beside one for each link: what is said behind them should not come late."""
+
+RETRY_S = 1.0
+END_S = 2.0
+"""How long the peer may take to close a link behind END."""
+
+Open = Callable[[], Opened]
+"""Opens one more link to the same peer. SaveRestoreError when it cannot be had now."""
+
+
+class LinkedConnection:
+    """See above, and `Connection`. It is open until it is closed; closing it a second time does nothing.
+
+    `resume_for_s`: how long it waits for a link when the last has broken; 0: not at all. `may_resume`: whether it
+    does so now. BrokenPeer when the peer has closed it, or when there is no link any more.
+
+    Here `timeout_s` is for each link. Closing `outgoing` is no half close: the peer finds the end when all is closed.
+    """
+
+    def __init__(
+        self,
+        first: Connection,
+        *,
+        timeout_s: float,
+        resume_for_s: float = 0.0,
+        may_resume: Callable[[], bool] = lambda: True,
+        open_link: Open | None = None,
+        wanted: int = 1,
+        window_bytes: int = WINDOW_BYTES,
+        frame_bytes: int = FRAME_BYTES,
+    ) -> None:
+        """`first` becomes a link, and belongs to this object.
+
+        `open_link`: how this side comes to have `wanted` links; None: the other side opens them, and `add` is called.
+        """
+        self.peer = first.peer
+        self.local_host = first.local_host
+        self.timeout_s = timeout_s
+        self.deadline: float | None = None
+        self.resume_for_s = resume_for_s
+        self.may_resume = may_resume
+        self.reconnects = 0
+        """How often there was a link again after the last had broken."""
+        self.broken_s = 0.0
+        """How long there was none, in all."""
+        self.most_links = 0
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._arrived = threading.Condition(self._lock)
+        self._outbox = Outbox(window_bytes, frame_bytes)
+        self._inbox = Inbox(window_bytes, frame_bytes)
+        self._say_consumed_every = window_bytes // 8
+        self._said_consumed = -1
+        self._most_frame_bytes = self.frame_bytes = frame_bytes
+        self._links: list[Link] = []
+        self._idle: list[Link] = []
+        self._rate: int | None = None
+        self._paces = True
+        self._failure: BaseException | None = None  # of the last link, or of all
+        self._broken_at = 0.0
+        self._is_invalid = False
+        self._is_closing = False
+        self._is_closed = False
+        self._acknowledged = 0
+        self._threads: list[threading.Thread] = []
+        self.incoming = FrameSource(self)
+        self.outgoing = FrameSink(self)
+        self._open_link, self._wanted = open_link, wanted
+        self._missing = threading.Event()
+        self.add(contextlib.nullcontext(first))
+        if open_link is not None:
+            self._missing.set()
+            self._start(self._keep, "link-keeper")
+
+    # ---- what is asked of a connection -------------------------------------------------------------
+
+    @property
+    def acknowledged(self) -> int:
+        """See Connection."""
+        return self._acknowledged
+
+    def note_acknowledged(self, position: int) -> None:
+        """See Connection."""
+        if position > self.outgoing.offset:
+            raise BadAcknowledgement(
+                f"{self.peer} acknowledges {position} bytes, and {self.outgoing.offset} were sent to it"
+            )
+        self._acknowledged = max(self._acknowledged, position)
+
+    @property
+    def resent_bytes(self) -> int:
+        """How many bytes were sent more than once, as a link broke."""
+        return self._outbox.resent_bytes
+
+    @property
+    def nr_links(self) -> int:
+        """How many links there are now."""
+        return len(self._links)
+
+    def pace(self, rate: int | None) -> bool:
+        """See Connection: each link has its share. False where one of the links cannot."""
+        with shield(), self._lock:
+            self._rate = rate
+            most = self._most_frame_bytes
+            self.frame_bytes = most if rate is None else min(most, piece_bytes(rate))
+            self._share_rate()
+            return self._paces
+
+    def _share_rate(self) -> None:
+        share = None if self._rate is None else max(1, self._rate // max(1, len(self._links)))
+        paced = [
+            link.connection.pace(share) for link in self._links
+        ]  # every one, also behind one that cannot
+        self._paces = all(paced)
+
+    # ---- links come and go -------------------------------------------------------------------------
+
+    def add(self, opened: Opened) -> None:
+        """One more link, which belongs to this object from now on; it is entered here. From any thread."""
+        connection = opened.__enter__()
+        connection.timeout_s = self.timeout_s
+        link = Link(opened, connection, self._lock)
+        with shield(), self._lock:
+            if self._is_closed or self._is_invalid:
+                link.is_over = True
+            else:
+                link.to_say = [HEADER.pack(Kind.CONSUMED, 0, self._inbox.next)]
+                link.to_say += [HEADER.pack(Kind.ARRIVED, length, at) for at, length in self._inbox.held()]
+                link.to_say.append(HEADER.pack(Kind.SYNCED, 0, 0))
+                if not self._links and self._broken_at:
+                    self.reconnects += 1
+                    self.broken_s += time.monotonic() - self._broken_at
+                    LOG.warning(
+                        "the link to %s is back after %.1f s", self.peer, time.monotonic() - self._broken_at
+                    )
+                self._links.append(link)
+                self.most_links = max(self.most_links, len(self._links))
+                self._share_rate()
+                self._start(lambda: self._send(link), "link-sender")
+                self._start(lambda: self._receive(link), "link-receiver")
+        if link.is_over:
+            opened.__exit__(None, None, None)
+
+    def _start(self, work: Callable[[], None], name: str) -> None:
+        self._threads = [one for one in self._threads if one.is_alive() or one.ident is None]
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _lose(self, link: Link, error: BaseException) -> None:
+        """A link has broken, or its peer has ended."""
+        with self._lock:
+            if link.is_over:  # its other thread was first
+                return
+            self._end_link(link)
+            if self._is_closing:
+                return
+            if isinstance(error, BadFrame):
+                self._is_invalid = True
+                for one in list(self._links):
+                    self._end_link(one)
+            if self._inbox.end is None or self._is_invalid:
+                self._failure = error
+            if not self._links:
+                self._broken_at = time.monotonic()
+                if self._waits_for_links():
+                    LOG.warning(
+                        "the link to %s is broken (%s); waiting up to %.0f s for a new one",
+                        self.peer,
+                        fact_of(error),
+                        self.resume_for_s,
+                    )
+        self._missing.set()
+
+    def _end_link(self, link: Link) -> None:
+        if link.is_over:
+            return
+        link.is_over = True
+        link.connection.deadline = time.monotonic()  # both threads find that out
+        self._links.remove(link)
+        self._outbox.lost(link)
+        self._said_consumed = -1  # it may have been lost with the link
+        self._share_rate()
+        for one in self._links:
+            one.wake.notify()
+        link.wake.notify()
+        self._room.notify_all()
+        self._arrived.notify_all()
+
+    def _leave(self, link: Link) -> None:
+        """The last of a link's threads closes it."""
+        with self._lock:
+            link.threads -= 1
+            is_last = link.threads == 0
+        if is_last:
+            with contextlib.suppress(SaveRestoreError, OSError):
+                link.opened.__exit__(None, None, None)
+            with contextlib.suppress(SaveRestoreError, OSError):
+                link.connection.close()
+
+    def _waits_for_links(self) -> bool:
+        """Without a link: whether one may still come."""
+        if self._is_over():
+            return False
+        return self.may_resume() and time.monotonic() - self._broken_at < self.resume_for_s
+
+    def _is_broken(self) -> bool:
+        return self._is_invalid or (not self._links and not self._waits_for_links())
+
+    def _raise_broken(self) -> None:
+        failure = self._failure
+        if self._inbox.end is not None and not self._is_invalid:
+            raise BrokenPeer(self.peer, "has closed the connection")
+        if isinstance(failure, BadFrame):
+            raise BadFrame(f"{self.peer}: {failure}") from failure
+        why = "" if failure is None else f": {fact_of(failure)}"
+        raise BrokenPeer(self.peer, f"cannot be reached any more{why}") from failure
+
+    def _is_over(self) -> bool:
+        """Whether no link is of use any more."""
+        return self._is_closing or self._is_invalid or self._inbox.end is not None
+
+    def _keep(self) -> None:
+        """See that there are as many links as are wanted."""
+        assert self._open_link is not None
+        has_warned = False
+        while not self._is_over():
+            if not self._missing.wait(HEED_S):
+                continue
+            self._missing.clear()
+            while not self._is_over() and len(self._links) < self._wanted:
+                if not self._links and not self._waits_for_links():
+                    break
+                try:
+                    self.add(self._open_link())
+                except (SaveRestoreError, OSError) as error:
+                    if self._links and not has_warned:
+                        has_warned = True
+                        count = f"{len(self._links)} of {self._wanted} connections"
+                        LOG.warning("%s to %s: %s", count, self.peer, fact_of(error))
+                    end = time.monotonic() + RETRY_S
+                    while not self._is_over() and time.monotonic() < end:
+                        time.sleep(HEED_S)
+
+    # ---- a link's threads --------------------------------------------------------------------------
+
+    def _send(self, link: Link) -> None:
+        frame = None
+        try:
+            while (found := self._next(link)) is not None:
+                parts, frame = found
+                link.connection.outgoing.writev(parts)
+                if frame is not None:
+                    with self._lock:
+                        self._outbox.sent(frame)
+            if link.has_ended:
+                link.connection.outgoing.close()
+        except (SaveRestoreError, OSError, ValueError) as error:
+            self._lose(link, error)
+            if frame is not None:
+                with self._lock:
+                    self._outbox.sent(frame)
+        finally:
+            self._leave(link)
+
+    def _next(self, link: Link) -> tuple[list[Any], Any] | None:
+        """What this link sends next; None when it ends."""
+        with self._lock:
+            while not link.is_over and not link.has_ended:
+                parts: list[Any] = link.to_say
+                link.to_say = []
+                if self._inbox.next - self._said_consumed >= self._say_consumed_every and self._inbox.next:
+                    self._said_consumed = self._inbox.next
+                    parts.append(HEADER.pack(Kind.CONSUMED, 0, self._inbox.next))
+                frame = self._outbox.take(link) if link.is_synced else None
+                if frame is not None:
+                    parts += frame.parts()
+                    self._room.notify()
+                elif self._is_closing and self._outbox.is_empty:
+                    link.has_ended = True
+                    parts.append(HEADER.pack(Kind.END, 0, self._outbox.end))
+                if parts:
+                    return parts, frame
+                self._idle.append(link)
+                if not link.wake.wait(self.timeout_s / 3):
+                    parts = [HEADER.pack(Kind.PING, 0, 0)]
+                if link in self._idle:
+                    self._idle.remove(link)
+                if parts:
+                    return parts, None
+            return None
+
+    def _receive(self, link: Link) -> None:
+        incoming = link.connection.incoming
+        try:
+            while not link.is_over:
+                kind, length, position = HEADER.unpack(incoming.read(HEADER.size, "a frame"))
+                if kind == Kind.DATA:
+                    self._receive_data(link, position, length)
+                    continue
+                with self._lock:
+                    self._heard(link, kind, length, position)
+                if kind == Kind.END:
+                    self._lose(link, BrokenPeer(self.peer, "has closed the connection"))
+        except (SaveRestoreError, OSError, ValueError) as error:
+            self._lose(link, error)
+        finally:
+            self._leave(link)
+
+    def _receive_data(self, link: Link, position: int, length: int) -> None:
+        with self._lock:
+            wants = self._inbox.wants(position, length)
+            buffer = self._inbox.spares.take(length) if wants else None
+        if buffer is None:
+            link.connection.incoming.skip(length, "a frame")
+        else:
+            with memoryview(buffer) as view, view[:length] as part:
+                link.connection.incoming.readinto(part, "a frame")
+        with self._lock:
+            if buffer is not None:
+                self._inbox.put(position, buffer, length)
+                self._arrived.notify()
+            link.to_say.append(HEADER.pack(Kind.ARRIVED, length, position))
+            link.wake.notify()
+
+    def _heard(self, link: Link, kind: int, length: int, position: int) -> None:
+        if kind == Kind.ARRIVED:
+            self._outbox.arrived(position, length)
+        elif kind == Kind.CONSUMED:
+            self._outbox.note_consumed(position)
+        elif kind == Kind.SYNCED:
+            link.is_synced = True
+            link.wake.notify()
+        elif kind == Kind.END:
+            self._inbox.note_end(position)
+            self._arrived.notify_all()
+        elif kind != Kind.PING:
+            raise BadFrame(f"a frame of unknown kind {kind}")
+        self._room.notify()
+
+    # ---- the two directions ------------------------------------------------------------------------
+
+    def wait_until(self, condition: threading.Condition, is_so: Callable[[], bool], what: str) -> None:
+        """Wait, with the lock held inside `is_so`. BrokenPeer when that cannot come any more, PeerTimeout."""
+        begun = time.monotonic()
+
+        def is_over() -> bool:
+            return is_so() or self._is_broken() or self._is_closed
+
+        def look(seconds: float) -> bool:
+            with self._lock:
+                return condition.wait_for(is_over, seconds) or (
+                    self.deadline is not None and time.monotonic() >= self.deadline
+                )
+
+        waited_for(look)
+        with shield(), self._lock:
+            if is_so():
+                return
+            if self._is_closed:
+                raise BrokenPeer(self.peer, "is not connected any more: the connection was closed here")
+            if self._is_broken():
+                self._raise_broken()
+        raise PeerTimeout(self.peer, time.monotonic() - begun, what)
+
+    def put(self, buffer: bytearray, length: int) -> None:
+        """See linked_streams.Frames."""
+
+        def has_room() -> bool:
+            return not self._is_broken() and self._outbox.has_room(BACKLOG + len(self._links))
+
+        self.wait_until(self._room, has_room, "took nothing")
+        with shield(), self._lock:
+            self._outbox.put(buffer, length)
+            for link in self._idle:
+                if link.is_synced:
+                    self._idle.remove(link)
+                    link.wake.notify()
+                    break
+
+    def spare(self) -> bytearray:
+        """See linked_streams.Frames."""
+        with shield(), self._lock:
+            return self._outbox.spares.take(self._most_frame_bytes)
+
+    def read_some_into(self, view: memoryview) -> int:
+        """See linked_streams.Frames."""
+
+        def has_some() -> bool:
+            return self._inbox.head() is not None or self._inbox.has_ended
+
+        self.wait_until(self._arrived, has_some, "sent nothing")
+        with shield():
+            with self._lock:
+                head = self._inbox.head()
+            if head is None:
+                return 0
+            with head:  # nobody else uses it
+                taken = min(len(head), len(view))
+                view[:taken] = head[:taken]
+            with self._lock:
+                if (
+                    self._inbox.used(taken)
+                    and self._links
+                    and (self._inbox.next - self._said_consumed >= self._say_consumed_every)
+                ):
+                    self._links[0].wake.notify()
+            return taken
+
+    # ---- the end -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """See Connection. The peer finds the end only where everything has arrived there."""
+        with shield():
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._is_closing = True
+                for link in self._links:
+                    link.wake.notify()
+            self._await_end()
+            with self._lock:
+                self._is_closed = True
+                for link in list(self._links):
+                    self._end_link(link)
+                self._room.notify_all()
+                self._arrived.notify_all()
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join(END_S)
+
+    def _await_end(self) -> None:
+        """Until all has arrived and each link has ended; or nothing moves."""
+        since, before = time.monotonic(), -1
+        ended_at = None
+        with self._lock:
+            while self._links:
+                now = time.monotonic()
+                if self._outbox.is_empty and ended_at is None:
+                    ended_at = now
+                if self._outbox.consumed != before:
+                    since, before = now, self._outbox.consumed
+                if (
+                    now - since > self.timeout_s
+                    or (self.deadline is not None and now >= self.deadline)
+                    or (ended_at is not None and now - ended_at > END_S)
+                ):
+                    return
+                self._room.wait(HEED_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

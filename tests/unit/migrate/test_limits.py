@@ -1,0 +1,152 @@
+"""The bandwidth limit of a migration, and changing it from another process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import threading
+import time
+import uuid
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from table_host import Pair, tcp_sockets
+
+from saverestore.errors import DomainError, ErrorName
+from saverestore.migrate.control_socket import ControlSocket, ask
+from saverestore.migrate.handover import Role
+from saverestore.migrate.limiting import CHANGE, change_limit
+from saverestore.migrate.recovery import found
+from saverestore.migrate.source_link import LinkOptions
+
+SLOW = 256 << 10
+"""The guest has 1 MiB: 4 s at this rate."""
+
+
+@pytest.fixture
+def pair(tmp_path) -> Pair:
+    return Pair(tmp_path)
+
+
+def change(pair: Pair, rate: int | None) -> int | None:
+    logs, _ = found(pair.a.journals, "web1")
+    return change_limit(logs, "web1", rate, journals=pair.a.journals)
+
+
+def migrate_meanwhile(pair: Pair, work) -> float:
+    """Migrate at a slow rate, do `work` once the image is on its way: how long it took in all."""
+    failures = []
+
+    def meanwhile() -> None:
+        while pair.b.restored is None:
+            time.sleep(0.01)
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=meanwhile)
+    thread.start()
+    begun = time.monotonic()
+    pair.migrate(link=LinkOptions(bwlimit=SLOW))
+    took_s = time.monotonic() - begun
+    thread.join()
+    pair.join()
+    assert failures == []
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
+    return took_s
+
+
+@pytest.mark.parametrize("sockets", [socket.socketpair, tcp_sockets])
+def test_a_migration_holds_to_its_limit_which_another_process_can_lift(pair, sockets):
+    pair.sockets = sockets
+    assert migrate_meanwhile(pair, lambda: time.sleep(1.5)) > 1.5
+    pair.a, pair.b = pair.b, pair.a
+    before = []
+    took_s = migrate_meanwhile(pair, lambda: before.append(change(pair, None)))
+    assert before == [SLOW]
+    assert took_s < 3.5
+
+
+def test_a_domain_without_a_migration_has_no_limit_to_change(pair):
+    with pytest.raises(DomainError) as caught:
+        change(pair, SLOW)
+    assert caught.value.name is ErrorName.MIGRATION_NOT_FOUND
+    pair.migrate()
+    pair.join()
+    with pytest.raises(DomainError, match="no migration of web1"):
+        change(pair, SLOW)
+
+
+@pytest.mark.parametrize("rate", [0, -5, 100, "fast", 1.5, 1 << 63, True])
+def test_what_is_no_rate_is_refused_by_the_process_at_work(pair, rate):
+    def refused() -> None:
+        log = found(pair.a.journals, "web1")[0][-1]
+        with pytest.raises(DomainError, match="is not a rate"):
+            ask(Role.SOURCE, log.head.migration, {"what": CHANGE, "rate": rate}, pid=os.getpid())
+        change(pair, None)
+
+    migrate_meanwhile(pair, refused)
+
+
+# ---- the control socket
+
+ID = uuid.UUID(int=77)
+
+
+def answering(**handlers):
+    return ControlSocket(Role.SOURCE, ID, {"echo": lambda request: {"heard": request["text"]}, **handlers})
+
+
+def ask_it(request, pid=None):
+    return ask(Role.SOURCE, ID, request, pid=os.getpid() if pid is None else pid)
+
+
+def test_a_request_gets_its_answer_also_from_another_process():
+    with answering():
+        assert ask_it({"what": "echo", "text": "x"}) == {"heard": "x"}
+        child = multiprocessing.get_context("fork").Process(
+            target=lambda pid: os._exit(ask_it({"what": "echo", "text": 7}, pid)["heard"]),
+            args=(os.getpid(),),
+        )
+        child.start()
+        child.join()
+        assert child.exitcode == 7
+
+
+@pytest.mark.parametrize("request_", [{"what": "dance"}, {}, [], "x", {"what": []}])
+def test_what_is_not_understood_is_answered_as_such_and_the_next_request_is_served(request_):
+    with answering():
+        with pytest.raises(DomainError, match="does not know that request"):
+            ask_it(request_)
+        assert ask_it({"what": "echo", "text": "x"}) == {"heard": "x"}
+
+
+def test_who_sends_nothing_does_not_keep_others_waiting_for_long(monkeypatch):
+    monkeypatch.setattr("saverestore.migrate.control_socket.ANSWER_S", 0.2)
+    with answering() as control, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as idle:
+        idle.connect(control._name)
+        time.sleep(0.3)
+        monkeypatch.setattr("saverestore.migrate.control_socket.ANSWER_S", 5.0)
+        assert ask_it({"what": "echo", "text": "x"}) == {"heard": "x"}
+
+
+def test_nobody_is_asked_but_the_process_that_has_the_journal():
+    with answering(), pytest.raises(DomainError, match=f"process {os.getpid()} answers for process 1"):
+        ask_it({"what": "echo", "text": "x"}, pid=1)
+
+
+def test_a_process_that_is_gone_does_not_answer():
+    with answering():
+        pass
+    with pytest.raises(DomainError, match="does not answer: Connection refused"):
+        ask_it({"what": "echo", "text": "x"})
+
+
+def test_a_socket_that_cannot_be_had_is_a_warning(caplog):
+    with answering(), answering():
+        assert ask_it({"what": "echo", "text": "x"}) == {"heard": "x"}
+    assert "nothing can be changed while this migration runs" in caplog.text

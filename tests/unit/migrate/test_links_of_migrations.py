@@ -1,0 +1,276 @@
+"""Migrations over one link and over four, which break at chosen moments; over TCP and TLS on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
+
+from table_host import Pair, tcp_sockets
+
+from saverestore import interrupts
+from saverestore.errors import Interrupted, TransportError
+from saverestore.migrate import source_link
+from saverestore.migrate.addresses import parse
+from saverestore.migrate.linking import door_of
+from saverestore.migrate.peers import MigrationAborted
+from saverestore.migrate.source_link import LinkOptions
+from saverestore.transport.connection import Connection
+from saverestore.transport.sockets import Address, Unreachable
+
+PAUSED_S = 0.2
+
+
+@dataclass
+class Links:
+    """The links of one migration, from outside: each as the source's socket."""
+
+    first: list[socket.socket]
+    further: list[Connection]
+    is_cut: bool = False
+
+    def cut(self, which: slice = slice(None)) -> None:
+        """Break the links that there are, as a firewall's RST does."""
+        for one in [*self.first, *self.further][which]:
+            if one.fileno() >= 0:  # type: ignore[attr-defined]
+                other = socket.socket(fileno=one.fileno())  # type: ignore[attr-defined]
+                other.shutdown(socket.SHUT_RDWR)
+                other.detach()
+
+    @property
+    def nr(self) -> int:
+        return len(self.first) + len(self.further)
+
+
+@pytest.fixture
+def pair(tmp_path) -> Pair:
+    return Pair(tmp_path)
+
+
+def over_links(pair: Pair) -> Links:
+    links = Links([], [])
+
+    def sockets() -> tuple[socket.socket, socket.socket]:
+        ours, theirs = tcp_sockets()
+        links.first.append(ours)
+        return ours, theirs
+
+    def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+        if links.is_cut:
+            raise Unreachable("the link is cut")
+        made = source_link.open_link(address, port, timeout_s)
+        links.further.append(made)
+        return made
+
+    pair.sockets, pair.open_link, pair.open_door = sockets, open_link, door_of(None)
+    return links
+
+
+def migrate(pair: Pair, streams: int, **changes) -> None:
+    options = LinkOptions(streams=streams, silence_s=5.0)
+    pair.migrate(destination=parse("tcp://127.0.0.1:1"), link=replace(options, **changes))
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
+    assert pair.states() == (["DONE"], ["RUNNING"])
+    restored = pair.b.restored.domain
+    pfns = pair.a.memory.data_pfns()
+    assert (restored.read(pfns) == pair.a.memory.read(pfns)).all()
+
+
+def at(pair: Pair, moment: str, work: Callable[[], None], *, turn: int = 0) -> None:
+    """Do this once, as the source's guest is asked for something."""
+    save_guest = pair.a.save_guest
+    done = []
+
+    def disturbed(*given):
+        guest = save_guest(*given)
+        inner = getattr(guest, moment)
+        calls = []
+
+        def outer(*more, **named):
+            calls.append(1)
+            if len(calls) > turn and not done:
+                done.append(1)
+                work()
+            return inner(*more, **named)
+
+        setattr(guest, moment, outer)
+        return guest
+
+    pair.a.save_guest = disturbed
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_a_domain_moves_over_links_and_all_of_them_are_used(pair, streams):
+    links = over_links(pair)
+    at(pair, "read_pages", lambda: eventually(lambda: links.nr == streams), turn=1)
+    migrate(pair, streams)
+    assert pair.link_report.streams == streams
+    assert (pair.link_report.reconnects, pair.link_report.resent_pages) == (0, 0)
+    eventually(
+        lambda: not [one for one in threading.enumerate() if one.name.startswith(("link-", "migration-"))]
+    )
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_a_source_that_knows_of_links_moves_a_domain_to_a_host_that_does_not(pair, streams, caplog):
+    over_links(pair)
+    pair.open_door = None
+    migrate(pair, streams)
+    assert ("takes one connection only" in caplog.text) == (streams > 1)
+
+
+def test_one_connection_that_is_not_to_be_resumed_is_no_link(pair):
+    over_links(pair)
+    seen: list[str] = []
+    at(pair, "end_records", lambda: seen.extend(one.name for one in threading.enumerate()))
+    migrate(pair, 1, resume_for_s=0.0)
+    assert "migration-listener" in seen
+    assert not [name for name in seen if name.startswith("link-")]
+
+
+def test_a_destination_that_cannot_listen_takes_one_connection(pair, caplog):
+    over_links(pair)
+
+    def fail(*_given):
+        raise TransportError("cannot listen there")
+
+    pair.open_door = fail
+    migrate(pair, 4)
+    assert "there is one connection only: cannot listen there" in caplog.text
+
+
+def test_a_source_that_does_not_know_of_links_moves_a_domain_to_a_host_that_does(pair):
+    pair.open_door = door_of(None)
+    pair.migrate()
+    pair.join()
+    assert pair.b.table() == {"web1": "running"}
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_when_all_links_break_while_the_domain_runs_the_migration_resumes_where_it_was(pair, streams, caplog):
+    links = over_links(pair)
+
+    def cut() -> None:
+        links.is_cut = True
+        links.cut()
+        threading.Timer(PAUSED_S, lambda: setattr(links, "is_cut", False)).start()
+
+    at(pair, "read_pages", cut, turn=3)
+    migrate(pair, streams)
+    assert pair.link_report.reconnects == 1
+    assert pair.link_report.broken_s > PAUSED_S / 2
+    assert pair.link_report.resent_pages <= 64  # what was on its way
+    assert caplog.text.count("the link to b is broken") == 1
+    assert "is back after" in caplog.text
+    assert pair.a.guest.moments.calls.count("suspend") == 1
+
+
+def test_one_link_of_four_may_break_at_any_time_also_while_the_domain_is_suspended(pair):
+    links = over_links(pair)
+
+    def cut_first() -> None:
+        eventually(lambda: links.nr == 4)
+        links.cut(slice(0, 1))
+
+    at(pair, "end_records", cut_first)
+    migrate(pair, 4)
+    assert pair.link_report.reconnects == 0
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_when_all_links_break_while_the_domain_is_suspended_it_runs_at_the_source_at_once(
+    pair, streams, caplog
+):
+    links = over_links(pair)
+
+    def cut() -> None:
+        links.is_cut = True
+        links.cut()
+
+    at(pair, "end_records", cut)
+    with pytest.raises(TransportError):
+        migrate(pair, streams, resume_for_s=2)
+    assert "the link to b is broken" not in caplog.text  # the source does not wait; the destination does
+    assert pair.a.table() == {"web1": "running"}
+    pair.join()
+    assert pair.b.table() == {}
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_without_a_new_link_in_time_the_domain_runs_at_the_source_and_nothing_is_left_at_the_destination(
+    pair,
+):
+    links = over_links(pair)
+
+    def cut() -> None:
+        links.is_cut = True
+        links.cut()
+
+    at(pair, "read_pages", cut, turn=3)
+    with pytest.raises(TransportError, match="cannot be reached any more"):
+        migrate(pair, 4, resume_for_s=0.5)
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_who_interrupts_a_migration_that_waits_for_a_link_does_not_wait(pair):
+    links = over_links(pair)
+
+    def cut() -> None:
+        links.is_cut = True
+        links.cut()
+        threading.Timer(PAUSED_S, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    at(pair, "read_pages", cut, turn=3)
+    begun = time.monotonic()
+    with interrupts.handled(), pytest.raises(Interrupted) as caught:
+        migrate(pair, 1, resume_for_s=8)
+    assert time.monotonic() - begun < 7
+    assert pair.a.table() == {"web1": "running"}
+    assert "has not confirmed" in " ".join(caught.value.__notes__)
+    pair.join()  # it waits for a link, and then gives up by itself
+    assert pair.b.table() == {}
+
+
+def test_a_destination_that_fails_is_heard_over_links(pair):
+    over_links(pair)
+    pair.b.fails["connect"] = TransportError("b has no room")
+    with pytest.raises(MigrationAborted, match="aborted the migration: b has no room"):
+        migrate(pair, 4)
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+
+
+def test_a_stranger_at_the_door_is_turned_away_and_the_migration_is_not_disturbed(pair, caplog):
+    links = over_links(pair)
+    inner = pair.open_link
+
+    def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+        if not links.further:
+            for said in (b"GET / HTTP/1.0\r\n\r\n", b"\x50\x4d\x00\x12\x00\x00\x00\x02{}"):
+                with socket.create_connection(("127.0.0.1", port)) as stranger:
+                    stranger.sendall(said)
+                    assert stranger.recv(100) == b""
+        return inner(address, port, timeout_s)
+
+    pair.open_link = open_link
+    at(pair, "read_pages", lambda: eventually(lambda: links.nr == 2), turn=1)
+    migrate(pair, 2)
+    assert caplog.text.count("a further connection was refused") == 2

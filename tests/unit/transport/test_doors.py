@@ -1,0 +1,53 @@
+"""A port at which further connections arrive."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from saverestore.errors import TransportError
+from saverestore.transport.connection import Connection
+from saverestore.transport.door import Door
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_who_connects_is_handed_on_also_where_the_first_came_by_ipv4_to_a_socket_for_both(host):
+    came: list[Connection] = []
+    heard = threading.Event()
+
+    def arrived(connection: Connection) -> None:
+        came.append(connection)
+        heard.set()
+
+    with Door(host, arrived, tls=None, timeout_s=5) as door:
+        with socket.create_connection(("127.0.0.1", door.port)) as made:
+            made.sendall(b"x")
+            assert heard.wait(10)
+        assert came[0].incoming.read(1) == b"x"
+        came[0].close()
+    assert not door._thread.is_alive()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", door.port))
+
+
+def test_one_that_is_refused_does_not_keep_the_next_away(caplog):
+    seen = threading.Semaphore(0)
+
+    def arrived(connection: Connection) -> None:
+        connection.close()
+        seen.release()
+        raise TransportError("a stranger")
+
+    with Door("127.0.0.1", arrived, tls=None, timeout_s=5) as door:
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", door.port)) as made:
+                assert made.recv(1) == b""
+            assert seen.acquire(timeout=10)
+    assert caplog.text.count("a further connection was refused: a stranger") == 2
+
+
+def test_an_address_that_is_not_this_hosts_is_an_error():
+    with pytest.raises(TransportError, match=r"192\.0\.2\.1: cannot listen there"):
+        Door("192.0.2.1", lambda _connection: None, tls=None, timeout_s=5)

@@ -1,0 +1,68 @@
+"""Which address, interface and class connections leave by."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from saverestore.cli.arguments import dscp
+from saverestore.transport.sockets import Address, Unreachable, Way, connect
+
+
+@pytest.fixture
+def server():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+def address_of(server: socket.socket, way: Way) -> Address:
+    return Address("tcp://b", "tcp", "127.0.0.1", server.getsockname()[1], way=way)
+
+
+def test_a_connection_leaves_from_the_address_that_was_chosen(server):
+    with connect(address_of(server, Way(source="127.0.0.2")), timeout_s=5):
+        made, whence = server.accept()
+        made.close()
+    assert whence[0] == "127.0.0.2"
+
+
+def test_a_connection_leaves_by_the_interface_and_with_the_class_that_were_chosen(server):
+    with connect(address_of(server, Way(interface="lo", dscp=dscp("af11"))), timeout_s=5) as connection:
+        ours = connection._socket
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0") == b"lo"
+        assert ours.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 10 << 2
+
+
+def test_by_ipv6_too():
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with server:
+        address = Address("tcp://b", "tcp", "::1", server.getsockname()[1], way=Way("::1", dscp=8))
+        with connect(address, timeout_s=5) as connection:
+            assert connection._socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) == 8 << 2
+            assert connection.local_host == "::1"
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        (Way(source="192.0.2.1"), "by 192.0.2.1: Cannot assign requested address"),
+        (Way(interface="none0"), "by none0: No such device"),
+        (Way(source="not an address"), "by not an address: "),
+    ],
+)
+def test_a_way_that_is_none_is_named(server, way, why):
+    with pytest.raises(Unreachable, match=f"tcp://b cannot be reached {why}"):
+        connect(address_of(server, way), timeout_s=5)
+    assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("63", 63), ("EF", 46), ("cs1", 8), ("af43", 38), ("le", 1)]
+)
+def test_classes_have_numbers_and_names(text, number):
+    assert dscp(text) == number
