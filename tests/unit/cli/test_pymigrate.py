@@ -216,7 +216,7 @@ def test_the_time_and_the_defaults_of_a_migration_are_those_of_its_report(monkey
     command = pytest.importorskip("saverestore.cli.pymigrate.command")
     source = pytest.importorskip("saverestore.migrate.source", exc_type=ImportError)
 
-    def migrate_domain(_request, _progress, report, *, process_ends):
+    def migrate_domain(_request, _progress, report, **_):
         report.total_s = 99.0
         answer = SimpleNamespace(error=None, state="running")
         return SimpleNamespace(answer=answer, report=report, handover_s=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,14 @@ def test_a_host_that_fails_to_come_back_leaves_the_other_one_and_both_disks(lab:
 def test_an_interrupt_during_the_boot_ends_what_was_started(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_seconds: float) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+    wait = time.sleep
+    came: list[float] = []
+
+    def interrupted(seconds: float) -> None:
+        came.append(seconds)
+        if len(came) == 1:  # what is ended then is waited for by the same function
+            os.kill(os.getpid(), signal.SIGINT)
+        wait(seconds)
 
     lab.script["b"] = "exec sleep 600"
     # Not undone as a whole: the end of `lab` must not find the real pair.

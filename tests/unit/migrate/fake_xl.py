@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,7 +114,7 @@ class FakeReceive(_Xl):
             self.step("after header")
             self.name = image.config.name
             named = image.config.replaced(name=f"{self.name}--incoming")
-            image = type(image)(image.source, named, image.stream, image.header_digest)
+            image = replace(image, config=named)
             with restoring(self.host, image, request, {}, stack) as fresh:  # type: ignore[arg-type]
                 domid = fresh.fill(Silence(), RestoreReport())
                 if self.script.dies != "amid image":
