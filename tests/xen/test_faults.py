@@ -73,7 +73,7 @@ def test_too_small_a_disk_is_told_before_the_guest_is_touched(guest: Guest, imag
     before = guest.state()
     small = images / "small"
     small.mkdir()
-    must("mount", "-t", "tmpfs", "-o", "size=64m", "none", str(small))
+    must("mount", "-t", "tmpfs", "-o", "size=16m", "none", str(small))
     try:
         said = run("pysave", guest.name, str(small / "a.img"))
         assert said.returncode == 5
