@@ -246,7 +246,7 @@ class Channel:
     def continue_over(
         self, make: Callable[[Connection], Connection], say: Message, answer: type[Message] | None = None
     ) -> None:
-        """Say this, hear the answer if there is to be one, and go on over what `make` makes of the connection.
+        """Say this, hear the answer if there is to be one; from then on use what `make` makes of the connection.
 
         That looks after itself: no keepalives are sent any more. Before `listen`.
         """

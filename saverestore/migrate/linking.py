@@ -113,7 +113,7 @@ class IncomingLinks:
         return message
 
     def begin(self) -> None:
-        """ACCEPTED has been said: go on over links, where the source has heard of them."""
+        """ACCEPTED has been said: from here on use links, where the source has heard of them."""
         if not self._secret:
             return
         self._check(self._channel.hear(Join))

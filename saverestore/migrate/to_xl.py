@@ -182,7 +182,7 @@ class XlHandOver:
         self._progress.phase(f"granting it to {self.name}: from now on it is too late to cancel")
 
     def commit(self) -> None:
-        """See Commit: GRANTED is on the disk, and xl is told. It does not raise."""
+        """See Commit: GRANTED is on the disk, and xl has the permission to start. It does not raise."""
         self._granted_at = time.monotonic()
         self._here.happen(Event.HEARD_READY)
 

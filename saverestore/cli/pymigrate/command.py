@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from saverestore.cli import arguments, certificates, common, reporting, settings
 from saverestore.cli.common import counted
 from saverestore.cli.pymigrate import certify, link, receive, settle, several, xl
+from saverestore.cli.pymigrate.request import in_force, request_of
 from saverestore.errors import ExitCode
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
-    from saverestore.migrate.source import MigrateRequest
     from saverestore.migrate.source_link import LinkReport
 
 PROG = "pymigrate"
@@ -198,35 +198,12 @@ def _migrate(given: argparse.Namespace) -> int | None:
     if given.to_xl:
         return xl.migrate_to_xl(given)
     from saverestore.cli.progress import progress_for
-    from saverestore.engine.policy import Limits, OnStall
     from saverestore.engine.progress import SaveReport
-    from saverestore.migrate import addresses
-    from saverestore.migrate.source import MigrateRequest, dry_run, migrate_domain
+    from saverestore.migrate.source import dry_run, migrate_domain
     from saverestore.migrate.source_link import LinkReport
     from saverestore.report.facts import Facts, Outcome, facts_of_save
 
-    destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
-    addresses.check_trusted(destination, trusted=given.trust_network)
-    destination = link.by_way(given, destination)
-    request = MigrateRequest(
-        domain=given.domain,
-        destination=destination,
-        name=given.name,
-        paused=given.paused,
-        dirty=given.dirty,
-        limits=Limits(
-            max_rounds=given.max_rounds,
-            max_time_s=given.max_time,
-            downtime_s=given.downtime_s,
-            on_stall=OnStall(given.on_stall),
-        ),
-        suspend_timeout_s=given.suspend_timeout,
-        toolstack=given.toolstack,
-        settle_for_s=given.settle_for,
-        back=given.back,
-        ssh=addresses.words_of(given.ssh),
-        link=link.options_of(given, destination),
-    )
+    request = request_of(given, given.domain)
     if given.dry_run:
         return common.print_findings(PROG, dry_run(request))
     report, link_report = SaveReport(), LinkReport()
@@ -235,7 +212,7 @@ def _migrate(given: argparse.Namespace) -> int | None:
         return facts_of_save(outcome, report) | {"link": asdict(link_report)}
 
     with (
-        reporting.reporting(PROG, _in_force(given, request), given.domain, facts) as run,
+        reporting.reporting(PROG, in_force(given, request), given.domain, facts) as run,
         closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
         migrated = migrate_domain(request, progress, report, link_report=link_report, process_ends=True)
@@ -251,16 +228,6 @@ def _migrate(given: argparse.Namespace) -> int | None:
             f"{PROG}: {_summary(given, report, link_report, seconds, answer.state, migrated.handover_s)}"
         )
     return None
-
-
-def _in_force(given: argparse.Namespace, request: MigrateRequest) -> argparse.Namespace:
-    """The options with the defaults that were in force, for a report."""
-    from saverestore.guest.common.suspend import SUSPEND_TIMEOUT_S
-
-    found = argparse.Namespace(**vars(given))
-    found.suspend_timeout = given.suspend_timeout or SUSPEND_TIMEOUT_S
-    found.max_rounds = request.limits.rounds_at_most
-    return found
 
 
 def _summary(

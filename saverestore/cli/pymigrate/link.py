@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PROG = "pymigrate"
 
 MOST_BY_DEFAULT = 4
-"""Connections: more than that do not help the hosts that this was tried on."""
+"""Connections. A guess: nothing was measured yet."""
 
 BWLIMIT = """\
 Change the bandwidth limit of a migration that another process of this host works on. RATE is as 50MiB/s, 50MB/s or

@@ -6,8 +6,9 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from saverestore.cli import arguments, certificates, many
+from saverestore.cli import arguments, many
 from saverestore.cli.many import Process, Result
+from saverestore.cli.pymigrate.request import request_of
 
 PROG = "pymigrate"
 
@@ -45,18 +46,14 @@ def check(parser: arguments.Parser, given: argparse.Namespace) -> bool:
 
 def migrate_several(given: argparse.Namespace) -> int:
     """Migrate them, some at a time: the exit code of the first that could not be migrated."""
-    from saverestore.migrate import addresses
-
-    # What cannot be right for any of them is found before the first is begun.
-    destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
-    addresses.check_trusted(destination, trusted=given.trust_network)
-    numbers = _all_domains() if given.all else {name: name for name in given.domains}
+    request_of(given, "")  # what cannot be right for any of them is found before the first is begun
+    known = _all_domains() if given.all else {name: name for name in given.domains}
 
     def start(name: str) -> Process:
-        return Process(PROG, name, many.one_of(given, domain=numbers[name]))
+        return Process(PROG, name, many.one_of(given, domain=known[name]))
 
     began = time.monotonic()
-    results = many.run_named(given, PROG, list(numbers), start, lambda one: _moved(one, given))
+    results = many.run_named(given, PROG, list(known), start, lambda one: _moved(one, given))
     return _finish(given, results, began)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common, reporting
 from saverestore.cli.common import counted
-from saverestore.errors import UsageError
+from saverestore.cli.pymigrate.request import in_force, request_of
 
 if TYPE_CHECKING:
     from saverestore.operations.host import Host
@@ -49,37 +49,18 @@ def check_to_xl(parser: arguments.Parser, given: argparse.Namespace) -> None:
 def migrate_to_xl(given: argparse.Namespace) -> int | None:
     """Run `pymigrate --to-xl`, with options that were checked."""
     from saverestore.cli.progress import progress_for
-    from saverestore.engine.policy import Limits, OnStall
     from saverestore.engine.progress import SaveReport
-    from saverestore.migrate import addresses, to_xl
-    from saverestore.migrate.source import MigrateRequest
+    from saverestore.migrate import to_xl
     from saverestore.report.facts import facts_of_save
 
-    destination = addresses.parse(given.host)
-    if destination.kind != "ssh":
-        raise UsageError(f"{given.host}: stock xl is reached by ssh only")
-    request = MigrateRequest(
-        domain=given.domain,
-        destination=destination,
-        name=given.name,
-        paused=given.paused,
-        dirty=given.dirty,
-        limits=Limits(
-            max_rounds=given.max_rounds,
-            max_time_s=given.max_time,
-            downtime_s=given.downtime_s,
-            on_stall=OnStall(given.on_stall),
-        ),
-        suspend_timeout_s=given.suspend_timeout,
-        toolstack=given.toolstack,
-        settle_for_s=given.settle_for,
-        ssh=addresses.words_of(given.ssh),
-    )
+    request = request_of(given, given.domain)
     if given.dry_run:
         return common.print_findings(PROG, to_xl.dry_run_to_xl(request))
     report = SaveReport()
     with (
-        reporting.reporting(PROG, given, given.domain, lambda outcome: facts_of_save(outcome, report)) as run,
+        reporting.reporting(
+            PROG, in_force(given, request), given.domain, lambda outcome: facts_of_save(outcome, report)
+        ) as run,
         closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
         migrated = to_xl.migrate_to_xl(request, progress, report, process_ends=True)
@@ -88,8 +69,8 @@ def migrate_to_xl(given: argparse.Namespace) -> int | None:
         downtime_s = report.downtime.total_s + migrated.handover_s
         common.say(
             f"{PROG}: {given.domain} is {migrated.answer.state} at {given.host}: {report.stream_bytes >> 20} MiB, "
-            f"{counted(report.pages_sent, 'page')}, {report.total_s:.1f} s; {counted(len(report.rounds), 'round')}; "
-            f"downtime {downtime_s:.2f} s, {migrated.handover_s:.2f} s of it from the grant to xl's report"
+            f"{counted(report.pages_sent, 'page')}, {run.outcome.seconds:.1f} s; "
+            f"{counted(len(report.rounds), 'round')}; downtime {downtime_s:.2f} s, {migrated.handover_s:.2f} s of it from the grant to xl's report"
         )
     return None
 

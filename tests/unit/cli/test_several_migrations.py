@@ -114,3 +114,15 @@ def test_a_process_of_its_own_reports_its_failure(capsys):
     assert "pymigrate: no-such-1: FAILED: " in said
     assert "pymigrate: no-such-2: FAILED: " in said
     assert "0 domains migrated to unix:/nowhere, 2 failed" in said
+
+
+@pytest.mark.parametrize("words", [["--streams", "4"], ["--dscp", "cs1"], ["--ssh", ""]])
+def test_what_cannot_be_right_for_any_is_one_error_and_no_process_is_started(words, monkeypatch, capsys):
+    monkeypatch.setattr(several, "Process", lambda *_: pytest.fail("a process was started"))
+    assert command.main([*words, "web1", "web2", "hostb"]) == ExitCode.USAGE
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_stock_xl_is_asked_for_by_ssh_only(capsys):
+    assert command.main(["--to-xl", "web1", "tls://hostb"]) == ExitCode.USAGE
+    assert "stock xl is reached by ssh only" in capsys.readouterr().err
