@@ -21,7 +21,7 @@ from saverestore.migrate.control_socket import ControlSocket, Fields
 from saverestore.migrate.data import MessageSink
 from saverestore.migrate.handover import Role
 from saverestore.migrate.limiting import CHANGE
-from saverestore.migrate.linking import heard_on
+from saverestore.migrate.linking import JOIN_S, heard_on
 from saverestore.migrate.messages import Accepted, Join, Joined, Offer, ProtocolError
 from saverestore.transport.connection import Connection
 from saverestore.transport.link import Opened
@@ -35,9 +35,6 @@ RESUME_FOR_S = 60.0
 SILENCE_S = 10.0
 CONNECT_S = 3.0
 """A further connection is tried again: when the link is back, the first attempt should not still wait."""
-
-JOIN_S = 10.0
-"""How long the destination may take to let a further connection join."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ class SourceLink:
         self._control.__enter__()
 
     def begin(self, accepted: Accepted, may_resume: Callable[[], bool]) -> None:
-        """Go on over links, as the destination has accepted; or as before, where it takes one connection only.
+        """Use links from here on, as the destination has accepted; or as before, where it takes one connection only.
 
         `may_resume`: asked when the last link has broken, whether a new one is waited for.
         """

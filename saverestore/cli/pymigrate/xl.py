@@ -70,7 +70,8 @@ def migrate_to_xl(given: argparse.Namespace) -> int | None:
         common.say(
             f"{PROG}: {given.domain} is {migrated.answer.state} at {given.host}: {report.stream_bytes >> 20} MiB, "
             f"{counted(report.pages_sent, 'page')}, {run.outcome.seconds:.1f} s; "
-            f"{counted(len(report.rounds), 'round')}; downtime {downtime_s:.2f} s, {migrated.handover_s:.2f} s of it from the grant to xl's report"
+            f"{counted(len(report.rounds), 'round')}; downtime {downtime_s:.2f} s, "
+            f"{migrated.handover_s:.2f} s of it from the grant to xl's report"
         )
     return None
 
