@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -36,14 +36,16 @@ class Links:
     first: list[socket.socket]
     further: list[Connection]
     is_cut: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def cut(self, which: slice = slice(None)) -> None:
         """Break the links that there are, as a firewall's RST does."""
-        for one in [*self.first, *self.further][which]:
-            if one.fileno() >= 0:  # type: ignore[attr-defined]
-                other = socket.socket(fileno=one.fileno())  # type: ignore[attr-defined]
-                other.shutdown(socket.SHUT_RDWR)
-                other.detach()
+        with self.lock:
+            for one in [*self.first, *self.further][which]:
+                if one.fileno() >= 0:  # type: ignore[attr-defined]
+                    other = socket.socket(fileno=one.fileno())  # type: ignore[attr-defined]
+                    other.shutdown(socket.SHUT_RDWR)
+                    other.detach()
 
     @property
     def nr(self) -> int:
@@ -67,8 +69,12 @@ def over_links(pair: Pair) -> Links:
         if links.is_cut:
             raise Unreachable("the link is cut")
         made = source_link.open_link(address, port, timeout_s)
-        links.further.append(made)
-        return made
+        with links.lock:
+            if not links.is_cut:
+                links.further.append(made)
+                return made
+        made.close()  # cut while it was opened: none is left over that nobody has cut
+        raise Unreachable("the link is cut")
 
     pair.sockets, pair.open_link, pair.open_door = sockets, open_link, door_of(None)
     return links
