@@ -150,7 +150,7 @@ class Libxl(Handle):
         def wait_for_end() -> int | None:
             reason = ffi.new("int *")
             self._check(lib.pyxc_libxl_wait_for_end(self.ptr, domid, reason), "libxl_event_wait", domid)
-            return None if reason[0] == lib.PYXC_DESTROYED else int(reason[0])
+            return None if reason[0] == lib.PYSAVE_DESTROYED else int(reason[0])
 
         try:
             yield wait_for_end

@@ -99,7 +99,7 @@ def restore(
     surrounds it: disks, NICs. `new_uuid`: a copy beside the original, with a UUID of its own. `paused`: do not start
     it. `require_digest`: refuse an image without a digest; one that is there is compared in any case. `force`:
     restore even if this host lacks a disk, bridge or CPU feature, if a disk was written to after the save, or if
-    another domain writes to one. `watch`: start a `pyxc-watch` for it.
+    another domain writes to one. `watch`: start a `pysave-watch` for it.
 
     Returns the new domain's number and name, and what was done. On any error there is no new domain.
 

@@ -22,7 +22,7 @@ int pyxc_libxl_unpause(libxl_ctx *ctx, uint32_t domid);
 int pyxc_libxl_core_dump(libxl_ctx *ctx, uint32_t domid, const char *path);
 int pyxc_libxl_preserve(libxl_ctx *ctx, uint32_t domid, const char *config_json, const char *suffix);
 int pyxc_libxl_wait_for_end(libxl_ctx *ctx, uint32_t domid, int *reason);
-#define PYXC_DESTROYED ...
+#define PYSAVE_DESTROYED ...
 
 /* libxl.h */
 int libxl_ctx_free(libxl_ctx *ctx);

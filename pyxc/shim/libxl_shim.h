@@ -162,7 +162,7 @@ static int pyxc_libxl_preserve(libxl_ctx *ctx, uint32_t domid, const char *confi
     return rc;
 }
 
-#define PYXC_DESTROYED (-2) /* no libxl_shutdown_reason */
+#define PYSAVE_DESTROYED (-2) /* no libxl_shutdown_reason */
 
 /* Waits until the domain shuts down, or is destroyed, and says why. Also when that has happened already. */
 static int pyxc_libxl_wait_for_end(libxl_ctx *ctx, uint32_t domid, int *reason)
@@ -179,7 +179,7 @@ static int pyxc_libxl_wait_for_end(libxl_ctx *ctx, uint32_t domid, int *reason)
         ours = event->domid == domid && (event->type == LIBXL_EVENT_TYPE_DOMAIN_SHUTDOWN ||
                                          event->type == LIBXL_EVENT_TYPE_DOMAIN_DEATH);
         if ( ours )
-            *reason = event->type == LIBXL_EVENT_TYPE_DOMAIN_DEATH ? PYXC_DESTROYED
+            *reason = event->type == LIBXL_EVENT_TYPE_DOMAIN_DEATH ? PYSAVE_DESTROYED
                                                                   : event->u.domain_shutdown.shutdown_reason;
         libxl_event_free(ctx, event);
     }

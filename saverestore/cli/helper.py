@@ -1,4 +1,4 @@
-"""`pyxc-save-helper`: what libxl runs instead of its own helper, so that `xl` works on this engine."""
+"""`pysave-helper`: what libxl runs instead of its own helper, so that `xl` works on this engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 libxl runs this program instead of its own libxl-save-helper, and talks to it through pipes:
 
-  LIBXL_SAVE_HELPER=/path/to/pyxc-save-helper xl save|restore|migrate ...
+  LIBXL_SAVE_HELPER=/path/to/pysave-helper xl save|restore|migrate ...
 
 pysave's engine then reads and writes memory and processors; libxl still handles devices. Nobody starts it so by hand.
 
@@ -27,10 +27,10 @@ Xen's own helper aside, also when Xen is upgraded. Domains that run are not touc
 
 EPILOG = """\
 examples:
-  pyxc-save-helper --check      is this host ready?
-  pyxc-save-helper --enable     xl save, restore and migrate run on this engine
-  pyxc-save-helper --status
-  pyxc-save-helper --disable    before this package is uninstalled
+  pysave-helper --check      is this host ready?
+  pysave-helper --enable     xl save, restore and migrate run on this engine
+  pysave-helper --status
+  pysave-helper --disable    before this package is uninstalled
 
 settings, in {config} (or the file that ${config_variable} names), or as variables:
 {settings}

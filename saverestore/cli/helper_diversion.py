@@ -1,4 +1,4 @@
-"""`pyxc-save-helper --enable`, `--disable` and `--status`: whose helper every xl of this host starts."""
+"""`pysave-helper --enable`, `--disable` and `--status`: whose helper every xl of this host starts."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def write_pages(folder: Path) -> list[tuple[str, list[str]]]:
 def settings_file() -> str:
     """Every setting with its default, commented out: with this file, all is as without one."""
     lines = [
-        "# Settings of pyxc-save-helper, by which xl runs on pysave's engine: see pyxc-save-helper(1).",
+        "# Settings of pysave-helper, by which xl runs on pysave's engine: see pysave-helper(1).",
         "# Each line that is commented out shows a default.",
     ]
     for one in fields(Settings):

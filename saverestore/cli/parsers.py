@@ -18,8 +18,8 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], str]] = {
     "pyrestore": (pyrestore.command_parser, "restore a Xen domain from an image"),
     "pyimage": (pyimage.command_parser, "look into images of Xen domains"),
     "pymigrate": (pymigrate.command_parser, "move a running Xen domain to another host"),
-    "pyxc-save-helper": (helper.command_parser, "run xl save, restore and migrate on pysave's engine"),
-    "pyxc-watch": (watch.command_parser, "watch a restored Xen domain"),
+    "pysave-helper": (helper.command_parser, "run xl save, restore and migrate on pysave's engine"),
+    "pysave-watch": (watch.command_parser, "watch a restored Xen domain"),
 }
 """By the command's name: what makes its parser, and its one line in whatis(1)."""
 

@@ -35,7 +35,7 @@ examples:
 
 Devices are restored by libxl; the bare toolstack restores none besides the console. A process stays, as one of
 'xl restore' does: when the domain powers off, reboots or crashes, it does what the domain's configuration says. See
-'pyxc-watch --help'.
+'pysave-watch --help'.
 
 Options that have a value may be set in the table [pyrestore] of /etc/xen/pysave.toml.
 """
@@ -109,7 +109,7 @@ def command_parser() -> arguments.Parser:
         "--no-watch",
         dest="watch",
         action="store_false",
-        help="start no pyxc-watch: when the domain powers off, reboots or crashes, it stays as it is then",
+        help="start no pysave-watch: when the domain powers off, reboots or crashes, it stays as it is then",
     )
     arguments.finish(parser)
     return parser

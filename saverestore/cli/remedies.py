@@ -11,7 +11,7 @@ import shlex
 from saverestore.errors import Advice, Remedy, fact_of, remedies_of
 
 PYSAVE, PYRESTORE, PYIMAGE, PYMIGRATE = "pysave", "pyrestore", "pyimage", "pymigrate"
-HELPER, WATCHER = "pyxc-save-helper", "pyxc-watch"
+HELPER, WATCHER = "pysave-helper", "pysave-watch"
 COMMANDS = (PYSAVE, PYRESTORE, PYIMAGE, PYMIGRATE, HELPER, WATCHER)
 
 DECOMPRESSORS = {
@@ -29,7 +29,7 @@ ANYWHERE = {
         "look there: if it does not run there, 'pysave --recover {object}' resumes it here; if it does, "
         "'xl destroy {object}' removes it here"
     ),
-    Remedy.WATCH: "'pyxc-watch {object}' watches it",
+    Remedy.WATCH: "'pysave-watch {object}' watches it",
     Remedy.LIST_DOMAINS: "'xl list' lists the domains",
     Remedy.UNPAUSE: "'xl unpause {object}' first",
     Remedy.UNPAUSE_NOW: "'xl unpause {object}' resumes it",
@@ -93,8 +93,8 @@ ANYWHERE = {
     Remedy.CHOOSE_DIGEST: "'pyimage convert --digest NAME' makes one",
     Remedy.DUMP_MEMORY: "'pyimage dump -o FILE IMAGE' writes its memory",
     Remedy.LET_LIBXL_START_IT: (
-        "libxl starts it, not a person: 'LIBXL_SAVE_HELPER=/path/to/pyxc-save-helper xl save DOMAIN FILE', "
-        "see 'pyxc-save-helper --help'"
+        "libxl starts it, not a person: 'LIBXL_SAVE_HELPER=/path/to/pysave-helper xl save DOMAIN FILE', "
+        "see 'pysave-helper --help'"
     ),
 }
 """Sentences that are right whichever command prints them."""
@@ -144,11 +144,11 @@ OWN = {
     },
     HELPER: {
         Remedy.SAVE_WITHOUT_LIVE: "'xl save' saves it without live rounds",
-        Remedy.DIRTY_BY_DIGEST: "PYXC_DIRTY=digest works without it",
-        Remedy.STALL_WITHOUT_THROTTLE: "PYXC_ON_STALL=stop or PYXC_ON_STALL=abort works without it",
+        Remedy.DIRTY_BY_DIGEST: "PYSAVE_DIRTY=digest works without it",
+        Remedy.STALL_WITHOUT_THROTTLE: "PYSAVE_ON_STALL=stop or PYSAVE_ON_STALL=abort works without it",
         Remedy.USE_XL: "libxl's own helper may support it",
         Remedy.RESTORE_ON_OTHER_CPU: (
-            "restore it on a host like the one it was saved on, or with PYXC_CHECK_CPU=no all the same: "
+            "restore it on a host like the one it was saved on, or with PYSAVE_CHECK_CPU=no all the same: "
             "the guest may crash"
         ),
     },

@@ -46,10 +46,10 @@ def pymigrate() -> NoReturn:
 
 
 def helper() -> NoReturn:
-    """The command `pyxc-save-helper`, as a process. libxl waits for its end while the domain stands still."""
+    """The command `pysave-helper`, as a process. libxl waits for its end while the domain stands still."""
     _run_to_the_end("helper")
 
 
 def watch() -> int:
-    """The command `pyxc-watch`: its exit code."""
+    """The command `pysave-watch`: its exit code."""
     return _run("watch")

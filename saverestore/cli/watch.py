@@ -1,4 +1,4 @@
-"""`pyxc-watch`: what `xl create` leaves behind for a domain, for those that pyrestore made."""
+"""`pysave-watch`: what `xl create` leaves behind for a domain, for those that pyrestore made."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from saverestore.errors import ExitCode, SaveRestoreError, UsageError
 if TYPE_CHECKING:
     import argparse
 
-PROG = "pyxc-watch"
+PROG = "pysave-watch"
 
 DESCRIPTION = """\
 Watch a domain: when it powers off, reboots or crashes, do what its configuration says (on_poweroff, on_reboot,
 on_crash, on_watchdog): destroy it with its devices, start it again, write a core dump, or leave it. pyrestore starts
 this for each domain it restores, as 'xl create' and 'xl restore' do for theirs. It then writes to
-/var/log/xen/pyxc-watch-NAME.log, and ends when the domain no longer exists.
+/var/log/xen/pysave-watch-NAME.log, and ends when the domain no longer exists.
 """
 
 EPILOG = """\
 examples:
-  pyxc-watch web1                       watch it as long as this runs
-  nohup pyxc-watch web1 >>web1.log 2>&1 &
+  pysave-watch web1                       watch it as long as this runs
+  nohup pysave-watch web1 >>web1.log 2>&1 &
 """
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

@@ -171,7 +171,7 @@ def _guest_of(channel: Channel, handles: Handles, domid: int, suspender: LibxlSu
 
 def _provenance(handles: Handles, arguments: SaveArguments, settings: Settings) -> dict[str, Any]:
     return {
-        "tool": "pyxc-save-helper",
+        "tool": "pysave-helper",
         "version": saverestore.__version__,
         "host": socket.gethostname(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
 """What an administrator may set for the helper: `xl` has no way to pass options on, so a file and variables do.
 
-Each setting is one field of `Settings`: its name (in the file; as a variable PYXC_ and the name in capitals), its
-default, the values it may have, and its line of help. A variable goes before the file. PYXC_CONFIG names another
+Each setting is one field of `Settings`: its name (in the file; as a variable PYSAVE_ and the name in capitals), its
+default, the values it may have, and its line of help. A variable goes before the file. PYSAVE_CONFIG names another
 file; that one must exist, the usual one need not. Tables of the file are settings of commands, see `cli/settings.py`.
 """
 
@@ -19,7 +19,7 @@ from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS
 
 CONFIG = Path("/etc/xen/pysave.toml")
-VARIABLE_PREFIX = "PYXC_"
+VARIABLE_PREFIX = "PYSAVE_"
 CONFIG_VARIABLE = f"{VARIABLE_PREFIX}CONFIG"
 
 TABLES = ("pysave", "pyrestore", "pymigrate")
@@ -128,7 +128,7 @@ class Settings:
     on_stall: str = _setting(
         default="stop",
         kind=Choice(ON_STALL),
-        help="when more live rounds do not help: stop (suspend the domain), abort or throttle",
+        help="when more rounds do not help: stop (suspend the domain), abort or throttle",
     )
     max_time: int = _setting(
         default=0,

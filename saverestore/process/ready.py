@@ -61,7 +61,7 @@ def ready_helper(main: Main, preload: Preload) -> Iterator[Mapping[str, str]]:
     try:
         path = _path_of(program)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
-            address = f"pyxc-ready-helper-{os.getpid()}-{os.urandom(8).hex()}"
+            address = f"pysave-ready-helper-{os.getpid()}-{os.urandom(8).hex()}"
             listening.bind("\0" + address)
             listening.listen(1)
             with _forked(listening, main, preload):

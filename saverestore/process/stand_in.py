@@ -10,10 +10,10 @@ import socket
 import sys
 from types import FrameType
 
-ADDRESS_VARIABLE = "PYXC_READY_HELPER"
+ADDRESS_VARIABLE = "PYSAVE_READY_HELPER"
 """Where the helper waits: the name of an abstract Unix socket."""
 
-TASK_VARIABLE = "PYXC_TASK"
+TASK_VARIABLE = "PYSAVE_TASK"
 """As in `toolstack.helper_link`: set after the helper began to wait."""
 
 FAILED = 1

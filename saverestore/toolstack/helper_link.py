@@ -1,6 +1,6 @@
 """Between `pyrestore` and the save helper that libxl starts for it: what is to be known, and what came of it.
 
-libxl stands between the two, and passes on only that the helper failed. So $PYXC_TASK holds one JSON object, what
+libxl stands between the two, and passes on only that the helper failed. So $PYSAVE_TASK holds one JSON object, what
 the helper is to know beyond what libxl tells it (`Task`), and the helper writes another one (`HelperReport`) into a
 file in memory that the task names.
 """
@@ -33,7 +33,7 @@ from saverestore.errors import (
 from saverestore.stream.header_digest import HeaderDigest
 
 HELPER_VARIABLE = "LIBXL_SAVE_HELPER"
-TASK_VARIABLE = "PYXC_TASK"
+TASK_VARIABLE = "PYSAVE_TASK"
 
 ERRORS: dict[int, type[SaveRestoreError]] = {
     error.exit_code: error for error in (UsageError, DomainError, ImageError, TransportError, XenRefused)

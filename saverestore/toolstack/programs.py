@@ -10,8 +10,8 @@ from pathlib import Path
 
 from saverestore.errors import ErrorName, XenRefused
 
-HELPER = "pyxc-save-helper"
-WATCHER = "pyxc-watch"
+HELPER = "pysave-helper"
+WATCHER = "pysave-watch"
 
 
 def path_of(program: str) -> Path:

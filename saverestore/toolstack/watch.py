@@ -1,7 +1,7 @@
 """What becomes of a domain that powers off, reboots or crashes: somebody has to see to it.
 
 Xen only says that it has happened. `xl create` leaves a process behind that does what the configuration says
-(on_poweroff, on_reboot, on_crash, on_watchdog, on_soft_reset); for domains that we have restored, `pyxc-watch` is
+(on_poweroff, on_reboot, on_crash, on_watchdog, on_soft_reset); for domains that we have restored, `pysave-watch` is
 that process. What follows is its work. Actions are libxl's (libxl_types.idl, libxl_action_on_shutdown).
 """
 

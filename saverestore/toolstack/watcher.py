@@ -1,4 +1,4 @@
-"""Starting `pyxc-watch`: for a domain that has just been restored, or one that may suspend late."""
+"""Starting `pysave-watch`: for a domain that has just been restored, or one that may suspend late."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATE_OPTION = "--late"
 
 def log_path(name: str) -> Path:
     """Where the watcher of a domain with this name writes what it does."""
-    return LOG_DIR / f"pyxc-watch-{name.replace('/', '_')}.log"
+    return LOG_DIR / f"pysave-watch-{name.replace('/', '_')}.log"
 
 
 def start(domid: int, name: str) -> None:

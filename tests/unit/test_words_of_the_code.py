@@ -170,7 +170,7 @@ def test_the_names_of_digests_are_spelt_once():
 
 
 OPTION_OR_COMMAND = re.compile(
-    r"(?<![\w-])--[a-z]|(?<![\w/-])(?:pysave|pyrestore|pyimage|pymigrate|pyxc-save-helper|pyxc-watch) +[^ ]"
+    r"(?<![\w-])--[a-z]|(?<![\w/-])(?:pysave|pyrestore|pyimage|pymigrate|pysave-helper|pysave-watch) +[^ ]"
 )
 
 DPKG_DIVERT = ("root", "add", "remove", "local", "no-rename", "divert", "listpackage", "truename")

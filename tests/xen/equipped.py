@@ -11,7 +11,7 @@ from typing import Any
 from numbered import Listener, is_numbered, log_on_disk
 from xen_lab import Guest, must, run
 
-HELPER = "/usr/local/bin/pyxc-save-helper"
+HELPER = "/usr/local/bin/pysave-helper"
 MODERATE_RATE = 1000
 SMP_MEMORY_MIB = 192
 """In 128 MiB an arm64 guest with two vCPUs and drivers for both devices does not boot."""

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("saverestore", "pyxc", "labline")
-OURS = ("pysave", "pyrestore", "pyimage", "pymigrate", "pyxc-watch", "pyxc-save-helper", "lab-guest")
+OURS = ("pysave", "pyrestore", "pyimage", "pymigrate", "pysave-watch", "pysave-helper", "lab-guest")
 
 STARTING_TAKES_S = 300
 LONGEST_REQUEST = 1 << 17

@@ -14,7 +14,7 @@ import pytest
 from xen_lab import Guest, must, run
 
 DEB = Path("/root/pysave.deb")
-HELPER = "/usr/bin/pyxc-save-helper"
+HELPER = "/usr/bin/pysave-helper"
 DPKG_TIMEOUT_S = 900  # all modules are compiled to bytecode, under emulation
 
 one_guest = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
@@ -49,7 +49,7 @@ def test_a_guest_is_saved_and_restored_by_the_package_and_by_xl_on_it(guest: Gue
     must(HELPER, "--enable")
     assert [own.readlink() for own in owns()] == [Path(HELPER)]
     must("xl", "save", guest.name, str(images / "b.img"))
-    assert "pyxc-save-helper" in must("/usr/bin/pyimage", "info", str(images / "b.img"))
+    assert "pysave-helper" in must("/usr/bin/pyimage", "info", str(images / "b.img"))
     must("xl", "restore", str(images / "b.img"))
     guest.goes_on(before)
 
@@ -64,6 +64,6 @@ def test_a_package_that_is_removed_leaves_xl_its_own_helper(guest: Guest, images
     assert not own.is_symlink()
     assert run("dpkg-divert", "--list", "*libxl-save-helper").stdout == ""
     must("xl", "save", guest.name, str(images / "a.img"))
-    assert "pyxc-save-helper" not in must("pyimage", "info", str(images / "a.img"))
+    assert "pysave-helper" not in must("pyimage", "info", str(images / "a.img"))
     must("xl", "restore", str(images / "a.img"))
     guest.goes_on(before)

@@ -12,7 +12,7 @@ import pytest
 from scenarios import copy_goes_on
 from xen_lab import Command, Guest, domid_of, must, run, state_of
 
-HELPER = "/usr/local/bin/pyxc-save-helper"
+HELPER = "/usr/local/bin/pysave-helper"
 
 kinds = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
 busy_kinds = pytest.mark.parametrize("busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
@@ -53,7 +53,7 @@ def test_xl_saves_and_restores_with_it(guest: Guest, images: Path, with_helper):
     said = run("xl", "save", guest.name, str(images / "a.img"))
     assert said.returncode == 0, said.stderr
     assert "suspending the domain" in said.stderr
-    assert "pyxc-save-helper" in must("pyimage", "info", str(images / "a.img"))
+    assert "pysave-helper" in must("pyimage", "info", str(images / "a.img"))
     said = run("xl", "restore", str(images / "a.img"))
     assert said.returncode == 0, said.stderr
     assert "completing the domain" in said.stderr
@@ -199,7 +199,7 @@ def test_as_the_hosts_default_it_serves_a_migration_over_ssh(
 
 def pid_of_helper(xl: Command) -> int:
     """The helper that this xl runs."""
-    return int(must("pgrep", "-P", str(xl.process.pid), "-f", "pyxc-save-helper").split()[0])
+    return int(must("pgrep", "-P", str(xl.process.pid), "-f", "pysave-helper").split()[0])
 
 
 @pytest.mark.slow

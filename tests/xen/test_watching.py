@@ -22,7 +22,7 @@ def comes_true(what: str, holds: Callable[[], object]) -> None:
 
 def watchers_of(domid: int) -> list[str]:
     """Processes that watch a domain which had this number when they began."""
-    return run("pgrep", "-f", f"pyxc-watch.* {domid}$").stdout.split()
+    return run("pgrep", "-f", f"pysave-watch.* {domid}$").stdout.split()
 
 
 @pytest.mark.cold
@@ -36,7 +36,7 @@ def test_a_restored_domain_reboots_and_powers_off(kind: str, images: Path):
         must("pyrestore", str(images / "a.img"))
         restored = guest.domid
         assert len(watchers_of(restored)) == 1
-        assert "watched already" in run("pyxc-watch", guest.name).stderr
+        assert "watched already" in run("pysave-watch", guest.name).stderr
 
         must("xl", "reboot", guest.name)
         comes_true("rebooted", lambda: domid_of(guest.name) not in (None, restored))
@@ -46,7 +46,7 @@ def test_a_restored_domain_reboots_and_powers_off(kind: str, images: Path):
         must("xl", "shutdown", guest.name)
         comes_true("powered off and gone", lambda: domid_of(guest.name) is None)
         comes_true("nothing left that watches", lambda: not watchers_of(restored))
-        log = Path(f"/var/log/xen/pyxc-watch-{guest.name}.log").read_text()
+        log = Path(f"/var/log/xen/pysave-watch-{guest.name}.log").read_text()
         assert "reboot; to be done: restart" in log
         assert "poweroff; to be done: destroy" in log
     finally:

@@ -37,7 +37,7 @@ ATTEMPTS = 6
 
 T = TypeVar("T")
 
-HELPER = "/usr/local/bin/pyxc-save-helper"
+HELPER = "/usr/local/bin/pysave-helper"
 SAVE = {"ours": ["pysave", "-q", "-c", "{name}", "-"], "xl": ["xl", "save", "-c", "{name}", "/dev/stdout"]}
 RESTORE = {"ours": ["pyrestore", "-q", "-"], "xl": ["xl", "restore", "/dev/stdin"]}
 MIGRATE = ["xl", "migrate", "-s", "", "{name}", "xl migrate-receive"]

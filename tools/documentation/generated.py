@@ -96,10 +96,10 @@ def settings_page() -> str:
     """docs/reference/settings.md: what an administrator may set for the helper and for commands."""
     lines = [NOTE, "# Settings\n"]
     lines.append(
-        f"`pyxc-save-helper` has no command line of its own, so its settings are in `{CONFIG}`, or in the file that "
+        f"`pysave-helper` has no command line of its own, so its settings are in `{CONFIG}`, or in the file that "
         f"`${CONFIG_VARIABLE}` names, or in variables: `{VARIABLE_PREFIX}` and the name in capitals. A "
         "variable takes "
-        "precedence over the file. `pyxc-save-helper --check` prints the settings in force.\n"
+        "precedence over the file. `pysave-helper --check` prints the settings in force.\n"
     )
     lines += ["| setting and default | variable | |", "|---|---|---|"]
     for one in fields(Settings):

@@ -62,7 +62,7 @@ def test_the_file_of_settings_has_each_of_them_with_its_default_commented_out(pa
     assert tomllib.loads(text) == {}
     (tmp_path / "all.toml").write_text(re.sub(r"^#(?=\w)", "", text, flags=re.MULTILINE))
     assert tomllib.loads((tmp_path / "all.toml").read_text()).keys() == KINDS.keys()
-    assert read_settings({"PYXC_CONFIG": str(tmp_path / "all.toml")}) == Settings()
+    assert read_settings({"PYSAVE_CONFIG": str(tmp_path / "all.toml")}) == Settings()
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -94,7 +94,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         (("pysave", "--comp"), ["--compress"]),
         (("pyimage", "con"), ["convert"]),
         (("pyimage", "convert", "--to", ""), ["xen", "draft-b"]),
-        (("pyxc-watch", "web2"), ["web2"]),
+        (("pysave-watch", "web2"), ["web2"]),
         (("pymigrate", "c"), ["cancel"]),
         (("pymigrate", "make-"), ["make-ca", "make-cert"]),
         (("pymigrate", "w"), ["web1", "web2"]),

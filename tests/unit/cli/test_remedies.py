@@ -171,7 +171,7 @@ def test_a_warning_has_its_remedy_behind_it_too():
     record = logging.LogRecord("x", logging.WARNING, "", 1, "nothing watches %s", ("web1",), None)
     record.remedies = (Advice(Remedy.WATCH, 7),)
     line = common.WithRemedies("pyrestore", "pyrestore: %(message)s").format(record)
-    assert line == "pyrestore: nothing watches web1; 'pyxc-watch 7' watches it"
+    assert line == "pyrestore: nothing watches web1; 'pysave-watch 7' watches it"
 
 
 def test_the_helpers_failure_arrives_with_its_name_and_remedies_and_without_its_words():
@@ -187,4 +187,4 @@ def test_the_helpers_failure_arrives_with_its_name_and_remedies_and_without_its_
     assert (arrived.name, arrived.remedies) == (error.name, error.remedies)
     assert str(arrived) == "a CPU is needed; no domain was left"
     assert "with --force all the same" in in_full(arrived, "pyrestore")
-    assert "PYXC_CHECK_CPU=no" in in_full(arrived, HELPER)
+    assert "PYSAVE_CHECK_CPU=no" in in_full(arrived, HELPER)

@@ -12,7 +12,7 @@ from saverestore.helper.settings import TABLES, read_settings
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     path = tmp_path / "pysave.toml"
-    monkeypatch.setenv("PYXC_CONFIG", str(path))
+    monkeypatch.setenv("PYSAVE_CONFIG", str(path))
     return path
 
 
@@ -49,11 +49,11 @@ def test_each_command_has_a_table_of_its_own(file):
     assert parsed("pysave", "web1", "a.img").dirty == "auto"
     assert parsed("pyrestore", "a.img").toolstack == "bare"
     assert parsed("pymigrate", "web1", "host2").settle_for == 5.0
-    assert read_settings({"PYXC_CONFIG": str(file)}).dirty == "digest"
+    assert read_settings({"PYSAVE_CONFIG": str(file)}).dirty == "digest"
 
 
 def test_without_a_file_nothing_is_set(tmp_path, monkeypatch):
-    monkeypatch.delenv("PYXC_CONFIG", raising=False)
+    monkeypatch.delenv("PYSAVE_CONFIG", raising=False)
     monkeypatch.setattr("saverestore.helper.settings.CONFIG", tmp_path / "none.toml")
     assert parsed("pysave", "web1", "a.img").from_settings == set()
 

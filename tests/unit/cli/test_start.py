@@ -67,7 +67,7 @@ def test_each_command_begins_there(command):
 @pytest.mark.parametrize(
     ("function", "arguments", "codes", "stream", "said"),
     [
-        ("helper", [], [2], "stderr", "pyxc-save-helper: "),
+        ("helper", [], [2], "stderr", "pysave-helper: "),
         ("pyrestore", ["/nowhere/web1.img"], [2], "stderr", "pyrestore: /nowhere/web1.img: no such file"),
         ("pysave", ["no-such-domain", "/nowhere/a.img"], [2, 6], "stderr", "pysave: "),  # with Xen, without
     ],

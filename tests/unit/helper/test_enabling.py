@@ -1,4 +1,4 @@
-"""`pyxc-save-helper --enable`, `--disable`, `--status`: what is printed, exit codes, and for which Xen."""
+"""`pysave-helper --enable`, `--disable`, `--status`: what is printed, exit codes, and for which Xen."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         own = tmp_path / f"usr/lib/xen-{release}/bin/libxl-save-helper"
         own.parent.mkdir(parents=True)
         own.write_text(release)
-    ours = tmp_path / "pyxc-save-helper"
+    ours = tmp_path / "pysave-helper"
     ours.touch()
-    monkeypatch.setattr(programs, "path_of", {"pyxc-save-helper": ours}.__getitem__)
+    monkeypatch.setattr(programs, "path_of", {"pysave-helper": ours}.__getitem__)
     monkeypatch.setattr(handles, "built_for", lambda: "4.17")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     return tmp_path
@@ -49,7 +49,7 @@ def test_the_status_names_each_xen_before_and_after(root, capsys):
     capsys.readouterr()
     assert helper_diversion.status(root) == 0
     assert printed(capsys, root) == [
-        "Xen 4.17: xl starts pyxc-save-helper (Xen's own helper: usr/lib/xen-4.17/bin/libxl-save-helper.stock)",
+        "Xen 4.17: xl starts pysave-helper (Xen's own helper: usr/lib/xen-4.17/bin/libxl-save-helper.stock)",
         "Xen 4.20: xl starts Xen's own helper",
     ]
 
@@ -58,10 +58,10 @@ def test_it_is_enabled_for_the_xen_that_it_was_built_for_only(root, capsys):
     assert helper_diversion.enable(root) == 0
     assert printed(capsys, root) == [
         "Xen 4.20: left as it is; this package was built for Xen 4.17",
-        "Xen 4.17: xl starts pyxc-save-helper",
+        "Xen 4.17: xl starts pysave-helper",
     ]
     assert helper_diversion.enable(root) == 0
-    assert printed(capsys, root)[1] == "Xen 4.17: xl starts pyxc-save-helper already"
+    assert printed(capsys, root)[1] == "Xen 4.17: xl starts pysave-helper already"
     assert helper_diversion.disable(root) == 0
     assert printed(capsys, root) == [
         "Xen 4.17: xl starts Xen's own helper again",
@@ -92,7 +92,7 @@ def test_nobody_but_root_may(root, capsys, monkeypatch, work):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert work(root) == 5
     assert capsys.readouterr().err == (
-        "pyxc-save-helper: only root may change which libxl-save-helper is started; no changes were made\n"
+        "pysave-helper: only root may change which libxl-save-helper is started; no changes were made\n"
     )
     assert helper_diversion.status(root) == 0
 
@@ -118,7 +118,7 @@ def _status(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def test_what_is_half_done_or_broken_comes_with_what_to_do(root, capsys):
     helper_diversion.enable(root)
     capsys.readouterr()
-    (root / "pyxc-save-helper").unlink()
+    (root / "pysave-helper").unlink()
     said = _status(root, capsys)
     assert "xl can save and restore nothing" in said
     assert "--disable" in said

@@ -47,7 +47,7 @@ def as_a_process(stdin: int, stdout: int) -> tuple[int, bytes]:
         stdin=stdin,
         stdout=stdout,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYXC_DIRTY": "perhaps"},
+        env={**os.environ, "PYSAVE_DIRTY": "perhaps"},
         check=False,
     )
     return done.returncode, done.stderr
@@ -59,7 +59,7 @@ def test_as_a_process_it_reports_its_failure_to_libxl_and_nowhere_else():
     libxl.close()
     assert done == (0, b"")
     assert libxl.messages == [(MessageType.COMPLETE, (-1, errno.EINVAL))]
-    assert "$PYXC_DIRTY: dirty is 'perhaps'" in libxl.logged[-1][1]
+    assert "$PYSAVE_DIRTY: dirty is 'perhaps'" in libxl.logged[-1][1]
 
 
 def test_a_process_whose_libxl_is_gone_says_so_on_standard_error():
@@ -67,7 +67,7 @@ def test_a_process_whose_libxl_is_gone_says_so_on_standard_error():
     os.close(gone)
     done = as_a_process(subprocess.DEVNULL, pipe)
     os.close(pipe)
-    assert done == (5, b"pyxc-save-helper: libxl accepts no more messages: Broken pipe\n")
+    assert done == (5, b"pysave-helper: libxl accepts no more messages: Broken pipe\n")
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,4 @@ def test_a_domain_that_stays_suspended_comes_with_what_to_do(monkeypatch, capsys
 
     monkeypatch.setattr(session, "run", run)
     assert helper.main(SAVE_WORDS) == ExitCode.IO
-    assert capsys.readouterr().err == f"pyxc-save-helper: {said}\n"
+    assert capsys.readouterr().err == f"pysave-helper: {said}\n"

@@ -256,7 +256,7 @@ def test_a_task_that_is_none_is_a_failure_that_libxl_is_told_of(restored, text):
     restore = restored()
     restore.environment[TASK_VARIABLE] = text
     assert restore.run() == 0
-    assert "PYXC_TASK holds no task" in restore.errors()
+    assert "PYSAVE_TASK holds no task" in restore.errors()
     assert restore.libxl.said(MessageType.COMPLETE) == [(-1, errno.EINVAL)]
 
 

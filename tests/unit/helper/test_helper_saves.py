@@ -295,10 +295,10 @@ def test_what_it_cannot_do_is_refused_before_the_domain_is_touched(saved, change
 
 def test_settings_that_make_no_sense_are_told_to_libxl(saved):
     save = saved("pv", live=False)
-    save.environment["PYXC_DIRTY"] = "perhaps"
+    save.environment["PYSAVE_DIRTY"] = "perhaps"
     assert save.run() == 0
     assert save.libxl.said(MessageType.COMPLETE)[0][0] == -1
-    assert "$PYXC_DIRTY: dirty is 'perhaps'" in save.errors()
+    assert "$PYSAVE_DIRTY: dirty is 'perhaps'" in save.errors()
 
 
 def test_without_a_log_of_written_pages_live_is_by_digests(saved):

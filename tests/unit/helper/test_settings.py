@@ -28,27 +28,27 @@ def test_each_setting_accepts_its_default_and_is_explained_with_it(name):
     default = getattr(Settings(), name)
     assert settings.KINDS[name].accepts(default)
     (line,) = [line for line in settings.table().splitlines() if line.split()[0] == name]
-    assert f"PYXC_{name.upper()} " in line
-    assert tomllib.loads(line.partition("PYXC_")[0]) == {name: default}
+    assert f"PYSAVE_{name.upper()} " in line
+    assert tomllib.loads(line.partition("PYSAVE_")[0]) == {name: default}
     assert len(line) <= 120
 
 
 @pytest.mark.parametrize("name", [name for name, kind in settings.KINDS.items() if isinstance(kind, Choice)])
 def test_the_help_of_a_setting_names_every_word_that_it_may_be(name):
     (line,) = [line for line in settings.table().splitlines() if line.split()[0] == name]
-    _, _, text = line.partition("PYXC_")
+    _, _, text = line.partition("PYSAVE_")
     assert [word for word in settings.KINDS[name].words if word not in text] == []
 
 
 def test_a_variable_goes_before_the_file(usual_file):
     usual_file.write_text('dirty = "digest"\nmax_rounds = 9\nplain = true\n')
-    found = read_settings({"PYXC_MAX_ROUNDS": "7", "PYXC_PLAIN": "no"})
+    found = read_settings({"PYSAVE_MAX_ROUNDS": "7", "PYSAVE_PLAIN": "no"})
     assert found == Settings(dirty="digest", max_rounds=7, plain=False)
 
 
 def test_a_digest_is_made_unless_a_setting_says_otherwise(usual_file):
     assert read_settings({}).digest == "xxh3"
-    assert read_settings({"PYXC_DIGEST": "none"}).digest == "none"
+    assert read_settings({"PYSAVE_DIGEST": "none"}).digest == "none"
     usual_file.write_text('digest = "sha256"')
     assert read_settings({}).digest == "sha256"
 
@@ -56,16 +56,16 @@ def test_a_digest_is_made_unless_a_setting_says_otherwise(usual_file):
 def test_limits_of_a_live_save_are_as_xl_has_them_unless_settings_say_otherwise(usual_file):
     assert read_settings({}).limits == Limits()
     usual_file.write_text('downtime_ms = 300\non_stall = "throttle"\nmax_time = 60\nfew_pages = 9\n')
-    found = read_settings({"PYXC_MAX_ROUNDS": "12"}).limits
+    found = read_settings({"PYSAVE_MAX_ROUNDS": "12"}).limits
     assert found == Limits(12, 9, 60, 0.3, OnStall.THROTTLE)
 
 
 def test_the_file_that_a_variable_names_must_be_there(tmp_path):
     other = tmp_path / "other.toml"
-    with pytest.raises(UsageError, match=r"other.toml: no such file .*PYXC_CONFIG"):
-        read_settings({"PYXC_CONFIG": str(other)})
+    with pytest.raises(UsageError, match=r"other.toml: no such file .*PYSAVE_CONFIG"):
+        read_settings({"PYSAVE_CONFIG": str(other)})
     other.write_text("workers = 4")
-    assert read_settings({"PYXC_CONFIG": str(other)}).workers == 4
+    assert read_settings({"PYSAVE_CONFIG": str(other)}).workers == 4
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,15 @@ def test_what_makes_no_sense_in_the_file_is_refused_by_name(usual_file, text, wh
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("PYXC_DIRTY", ""),
-        ("PYXC_WORKERS", "many"),
-        ("PYXC_WORKERS", "-1"),
-        ("PYXC_WORKERS", "65"),
-        ("PYXC_ON_STALL", "wait"),
-        ("PYXC_DOWNTIME_MS", "0.3"),
-        ("PYXC_MAX_TIME", "-1"),
-        ("PYXC_PLAIN", "maybe"),
-        ("PYXC_LOG_LEVEL", "loud"),
+        ("PYSAVE_DIRTY", ""),
+        ("PYSAVE_WORKERS", "many"),
+        ("PYSAVE_WORKERS", "-1"),
+        ("PYSAVE_WORKERS", "65"),
+        ("PYSAVE_ON_STALL", "wait"),
+        ("PYSAVE_DOWNTIME_MS", "0.3"),
+        ("PYSAVE_MAX_TIME", "-1"),
+        ("PYSAVE_PLAIN", "maybe"),
+        ("PYSAVE_LOG_LEVEL", "loud"),
     ],
 )
 def test_what_makes_no_sense_in_a_variable_is_refused_by_name(name, value):

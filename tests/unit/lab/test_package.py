@@ -207,18 +207,18 @@ def test_units_are_installed_and_none_is_enabled(chroot):
 def test_an_upgrade_keeps_the_diversion_and_a_removal_takes_it_back(built, chroot):
     own = f"/usr/lib/xen-{package.SUITES[built[0]]}/bin/libxl-save-helper"
     stock = chroot.run(f"md5sum < {own}")
-    chroot.run("pyxc-save-helper --enable")
-    assert chroot.run(f"readlink {own}") == "/usr/bin/pyxc-save-helper\n"
-    assert "xl starts /usr/bin/pyxc-save-helper" in chroot.run("pyxc-save-helper --status")
+    chroot.run("pysave-helper --enable")
+    assert chroot.run(f"readlink {own}") == "/usr/bin/pysave-helper\n"
+    assert "xl starts /usr/bin/pysave-helper" in chroot.run("pysave-helper --status")
     chroot.install()
-    assert chroot.run(f"readlink {own}; md5sum < {own}.stock") == f"/usr/bin/pyxc-save-helper\n{stock}"
+    assert chroot.run(f"readlink {own}; md5sum < {own}.stock") == f"/usr/bin/pysave-helper\n{stock}"
     chroot.run("dpkg -r pysave")
     assert chroot.run(f"md5sum < {own}; dpkg-divert --list '*libxl-save-helper'") == stock
 
 
 @pytest.mark.slow
 def test_settings_that_were_changed_survive_a_removal_and_a_purge_leaves_nothing(chroot):
-    chroot.run("echo 'workers = 3' >> /etc/xen/pysave.toml; pyxc-save-helper --enable")
+    chroot.run("echo 'workers = 3' >> /etc/xen/pysave.toml; pysave-helper --enable")
     chroot.install()
     chroot.run("dpkg -r pysave")
     assert "workers = 3" in chroot.run("cat /etc/xen/pysave.toml")

@@ -94,7 +94,7 @@ def test_a_guest_that_may_still_suspend_is_looked_after_by_somebody_who_is_named
 
 def test_where_nobody_can_look_after_it_that_is_said_and_what_to_do(tmp_path, host, caplog):
     def refuse(_domain: object) -> str:
-        raise XenRefused("pyxc-watch could not be started")
+        raise XenRefused("pysave-watch could not be started")
 
     host.suspender.is_late, host.resume_if_late = True, refuse
     error, _ = failed(tmp_path, host, DomainError("too slow"))

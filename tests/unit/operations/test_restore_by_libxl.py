@@ -262,7 +262,7 @@ def test_what_the_helper_measured_before_it_failed_is_in_the_report_too(image: P
 def test_a_task_and_a_report_reach_the_other_side():
     task = Task("a.img", 1234, None, require_digest=True, check_cpu=False)
     with linked(task) as link:
-        there = Task.of({"PYXC_TASK": link.task.pack()})
+        there = Task.of({"PYSAVE_TASK": link.task.pack()})
         assert there == link.task
         HelperReport(error="damaged", exit_code=4).leave(there.report)
         error = link.report().as_error()

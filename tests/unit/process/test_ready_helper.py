@@ -159,7 +159,7 @@ def test_an_error_of_ours_is_one_line_with_its_exit_code():
     with ready_helper(main, nothing) as variables:
         process = run(variables, ["--restore-domain", "1", "-1"])
         _, said = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, said) == (5, b"pyxc-save-helper: libxl went away\n")
+    assert (process.returncode, said) == (5, b"pysave-helper: libxl went away\n")
 
 
 def test_what_it_will_need_is_loaded_there_while_it_waits():

@@ -26,7 +26,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ours(root: Path) -> Path:
-    path = root / "usr/bin/pyxc-save-helper"
+    path = root / "usr/bin/pysave-helper"
     path.parent.mkdir(parents=True)
     path.write_text("ours\n")
     return path
@@ -109,7 +109,7 @@ def test_a_second_time_changes_nothing(place, ours):
 
 def test_a_helper_elsewhere_takes_the_place_of_the_one_before(place, ours, tmp_path):
     place.enable(ours)
-    other = tmp_path / "local/pyxc-save-helper"
+    other = tmp_path / "local/pysave-helper"
     other.parent.mkdir()
     other.touch()
     assert place.enable(other)

@@ -17,7 +17,7 @@ from saverestore.toolstack import watcher
 
 def played_by(script: str, tmp_path: Path, monkeypatch) -> None:
     """A bash script is the watcher: `$2` is the descriptor, `$3` the domid."""
-    program = tmp_path / "pyxc-watch"
+    program = tmp_path / "pysave-watch"
     program.write_text(f"#!/bin/bash\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setattr(watcher, "path_of", lambda name: program)
@@ -27,13 +27,13 @@ def played_by(script: str, tmp_path: Path, monkeypatch) -> None:
 def test_one_that_watches_is_left_to_it(tmp_path: Path, monkeypatch):
     played_by('echo "domain $3" >&2; printf ready >&$2', tmp_path, monkeypatch)
     watcher.start(7, "web/1")
-    log = tmp_path / "log" / "pyxc-watch-web_1.log"
+    log = tmp_path / "log" / "pysave-watch-web_1.log"
     assert log.read_text() == "domain 7\n"
 
 
 def test_what_it_has_to_say_is_told(tmp_path: Path, monkeypatch):
     played_by("eval \"printf 'no such domain' >&$2\"", tmp_path, monkeypatch)
-    with pytest.raises(XenRefused, match=r"no such domain.*pyxc-watch-web1\.log"):
+    with pytest.raises(XenRefused, match=r"no such domain.*pysave-watch-web1\.log"):
         watcher.start(7, "web1")
 
 
