@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -62,6 +64,20 @@ def domains_of(host: Host) -> dict[str, str]:
     return {words[0]: words[4] for words in lines if words[0] != "Domain-0"}
 
 
+def states_of(host: Host) -> list[str]:
+    """How the migrations that this host has taken part in stand, the latest last."""
+    return [one["state"] for one in json.loads(must(host, "pymigrate", "status", "--json"))]
+
+
+def is_running(host: Host, name: str) -> bool:
+    return not set(domains_of(host).get(name, "-----p")) & set("pscd")
+
+
+def signal_to(host: Host, what: str, number: signal.Signals) -> None:
+    """To the one process in that dom0 whose command line begins like this."""
+    must(host, f"kill -{int(number)} $(pgrep -f '^[^ ]*python3 [^ ]*{what}')")
+
+
 def domid_of(host: Host, name: str) -> int | None:
     done = run(host, "xl", "domid", name)
     return int(done.stdout) if done.returncode == 0 else None
@@ -98,6 +114,11 @@ class Guest:
     def host(self) -> Host:
         """Where it is."""
         return self._stays[-1].host
+
+    @property
+    def other_host(self) -> Host:
+        """Where it is not."""
+        return next(host for host in self.pair.hosts if host.label != self.host.label)
 
     def create(
         self, host: Host, *, pages: int = 2048, rate: int = MODERATE_RATE, more: tuple[str, ...] = ()
@@ -247,6 +268,10 @@ def wait_for_line(host: Host, guest: str, pattern: str, timeout_s: float = LINE_
         if time.monotonic() > deadline:
             raise AssertionError(f"{guest} on {host.label}: no line matches {pattern!r} in:\n{text[-2000:]}")
         threading.Event().wait(LOOK_S)
+
+
+kept: list[Guest] = []
+"""At most one: a guest that stays from test to test, as booting takes long (fixture `kept_guest`)."""
 
 
 @contextmanager

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 import pytest
-from pair_lab import Command, Guest, cut_link, domains_of, must, run
-from test_migrations import is_running, states_of
+from pair_lab import Command, Guest, cut_link, domains_of, is_running, kept, must, run, states_of
 from xenlab.pair import Host, Pair
 
 STOPPING = "/root/pysave/tests/pair/stopping.py"
@@ -85,57 +83,19 @@ def _points() -> list[Point]:
     ]
 
 
-POINTS = [pytest.param(one, id=str(one), marks=() if one.core else pytest.mark.slow) for one in _points()]
-
-kept: list[Guest] = []
-"""The guest of the last point. It stays where it is; the next point migrates it from there, as booting takes long."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forget() -> Iterator[None]:
-    """Nothing is left of it after the last point."""
-    yield
-    for one in kept:
-        one.destroy()
-    kept.clear()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_over(pair: Pair) -> Iterator[None]:
-    """As for all tests on the pair, but that the guest stays."""
-    yield
-    for host in pair.hosts:
-        pair.power_on(host.member.name)
-    pair.heal()
-    expected = {host.label: [one.name for one in kept if one.host.label == host.label] for host in pair.hosts}
-    found = {host.label: list(domains_of(host)) for host in pair.hosts}
-    if found != expected:
-        kept.clear()
-        for host in pair.hosts:
-            for name in found[host.label]:
-                run(host, "xl", "destroy", name)
-    assert found == expected
-
-
-@pytest.fixture
-def guest(pair: Pair) -> Guest:
-    """A running, healthy guest on one of the hosts."""
-    if kept and not is_running(kept[0].host, kept[0].name):
-        kept.pop().destroy()
-    if not kept:
-        found = Guest(pair, "moving", "pv")  # the emulator is at its best with these
-        found.create(pair.a, pages=512, rate=50)  # it does not matter here how much it writes
-        kept.append(found)
-    return kept[0]
+POINTS = [
+    pytest.param(one, id=str(one), marks=pytest.mark.core if one.core else pytest.mark.slow)
+    for one in _points()
+]
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_whatever_happens_at_this_step_at_most_one_host_runs_it_and_recovery_settles_it(
-    pair: Pair, guest: Guest, point: Point
+    pair: Pair, kept_guest: Guest, point: Point
 ) -> None:
+    guest = kept_guest
     before = guest.state()
-    here = guest.host
-    there = next(host for host in pair.hosts if host.label != here.label)
+    here, there = guest.host, guest.other_host
     faulty = here if point.side == SOURCE else there
     migration = begun(here, there, guest.name, point)
     wait_until_stopped(faulty)
@@ -155,7 +115,7 @@ def test_whatever_happens_at_this_step_at_most_one_host_runs_it_and_recovery_set
     assert sum(len(domains_of(host)) for host in (here, there)) == sum(expected.values())
     assert {*states_of(here)[-1:], *states_of(there)[-1:]} <= OVER
     if point.owner is None:
-        kept.clear()
+        kept.clear()  # it is lost
         assert states_of(here)[-1] == "LOST"
         return
     if point.owner == DESTINATION:

@@ -24,6 +24,7 @@ while data := connection.recv(4096):
 CONNECT = """python3 -c 'import socket; socket.create_connection(("10.0.9.2", 22), 5)'"""
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("source", "target"), [("a", "b"), ("b", "a")])
 def test_root_of_each_host_reaches_the_other_without_a_question(pair: Pair, source: str, target: str) -> None:
     there = pair.host(target)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from pair_lab import Command, Guest, domains_of, must, run
-from test_migrations import is_running, signal_to, states_of
+from pair_lab import Command, Guest, domains_of, is_running, must, run, signal_to, states_of
 from xenlab.pair import Host
 
 slow = pytest.mark.slow
@@ -58,25 +57,25 @@ def test_it_is_paused_at_either_end_where_that_is_asked_for(a: Host, b: Host, gu
     guest.resumed(there)
 
 
-def test_a_dry_run_finds_xl_there_and_changes_nothing(a: Host, b: Host, guest: Guest) -> None:
-    said = run(a, "pymigrate", "--dry-run", "--to-xl", guest.name, b.label)
+def test_a_dry_run_finds_xl_there_and_changes_nothing(kept_guest: Guest) -> None:
+    here, there = kept_guest.host, kept_guest.other_host
+    said = run(here, "pymigrate", "--dry-run", "--to-xl", kept_guest.name, there.label)
     assert said.returncode == 0, said.stderr
-    assert is_running(a, guest.name)
-    assert domains_of(b) == {}
+    assert is_running(here, kept_guest.name)
+    assert domains_of(there) == {}
 
 
-def test_ctrl_c_amid_the_rounds_leaves_it_running_here_and_nothing_with_xl(
-    a: Host, b: Host, guest: Guest
-) -> None:
-    before = guest.state()
-    migration = Command(a, "pymigrate", "-v", "--to-xl", guest.name, b.label)
+def test_ctrl_c_amid_the_rounds_leaves_it_running_here_and_nothing_with_xl(kept_guest: Guest) -> None:
+    here, there = kept_guest.host, kept_guest.other_host
+    before = kept_guest.state()
+    migration = Command(here, "pymigrate", "-v", "--to-xl", kept_guest.name, there.label)
     migration.wait_for("round 0")
-    signal_to(a, f"pymigrate -v --to-xl {guest.name}", signal.SIGINT)
+    signal_to(here, f"pymigrate -v --to-xl {kept_guest.name}", signal.SIGINT)
     assert migration.finish() == 130, migration.lines
-    guest.resumed(before)
-    assert is_running(a, guest.name)
-    assert domains_of(b) == {}
-    assert states_of(a)[-1] == "ABORTED"
+    kept_guest.resumed(before)
+    assert is_running(here, kept_guest.name)
+    assert domains_of(there) == {}
+    assert states_of(here)[-1] == "ABORTED"
 
 
 def test_a_name_that_is_taken_there_has_xl_give_the_domain_back(a: Host, b: Host, guest: Guest) -> None:

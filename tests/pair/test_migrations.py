@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 
 import pytest
-from pair_lab import MEMORY_MIB, Command, Guest, domains_of, must, run
+from pair_lab import MEMORY_MIB, Command, Guest, domains_of, is_running, must, run, signal_to, states_of
 from xenlab.pair import Host, Pair
 
-slow = pytest.mark.slow
+core, slow = pytest.mark.core, pytest.mark.slow
 PORT = 7778
 HEARD = "/run/heard"
 SHARED = "/dev/vdb"
@@ -23,20 +22,7 @@ def kinds(*slow_ones: tuple[str, int]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("guest", found, indirect=True)
 
 
-def states_of(host: Host) -> list[str]:
-    """How the migrations that this host has taken part in stand, the latest last."""
-    return [one["state"] for one in json.loads(must(host, "pymigrate", "status", "--json"))]
-
-
-def is_running(host: Host, name: str) -> bool:
-    return not set(domains_of(host).get(name, "-----p")) & set("pscd")
-
-
-def signal_to(host: Host, what: str, number: signal.Signals) -> None:
-    """To the one process in that dom0 whose command line begins like this."""
-    must(host, f"kill -{int(number)} $(pgrep -f '^[^ ]*python3 [^ ]*{what}')")
-
-
+@core
 @kinds(("pvh", 2), ("pv", 2))
 def test_a_guest_that_writes_is_moved_live_there_and_back(a: Host, b: Host, guest: Guest) -> None:
     before = guest.state()
@@ -85,7 +71,7 @@ def numbers_heard(b: Host) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "vcpus"), [("pvh", 1), pytest.param("pv", 1, marks=slow), pytest.param("hvm", 1, marks=slow)]
+    ("kind", "vcpus"), [("pvh", 1), pytest.param("pv", 1, marks=slow), pytest.param("hvm", 1, marks=core)]
 )
 def test_disk_and_network_connection_of_a_guest_go_on_at_the_other_host(
     pair: Pair, a: Host, b: Host, kind: str, vcpus: int
@@ -119,46 +105,58 @@ def test_disk_and_network_connection_of_a_guest_go_on_at_the_other_host(
     assert logged == list(range(1, len(logged) + 1)), "lines of the disk's log are missing or doubled"
 
 
-def test_a_dry_run_changes_nothing_on_either_host(a: Host, b: Host, guest: Guest) -> None:
-    said = run(a, "pymigrate", "--dry-run", guest.name, b.label)
+@core
+def test_a_dry_run_changes_nothing_on_either_host(kept_guest: Guest) -> None:
+    here, there = kept_guest.host, kept_guest.other_host
+    said = run(here, "pymigrate", "--dry-run", kept_guest.name, there.label)
     assert said.returncode == 0, said.stderr
-    assert is_running(a, guest.name)
-    assert domains_of(b) == {}
+    assert is_running(here, kept_guest.name)
+    assert domains_of(there) == {}
 
 
-def test_ctrl_c_amid_the_rounds_leaves_it_running_at_the_source_alone(a: Host, b: Host, guest: Guest) -> None:
-    before = guest.state()
-    migration = Command(a, "pymigrate", "-v", guest.name, b.label)
+def begun(guest: Guest) -> Command:
+    """Its migration to the other host, amid the rounds."""
+    migration = Command(guest.host, "pymigrate", "-v", guest.name, guest.other_host.label)
     migration.wait_for("round 0")
-    signal_to(a, f"pymigrate -v {guest.name}", signal.SIGINT)
+    return migration
+
+
+@core
+def test_ctrl_c_amid_the_rounds_leaves_it_running_at_the_source_alone(kept_guest: Guest) -> None:
+    here, there = kept_guest.host, kept_guest.other_host
+    before = kept_guest.state()
+    migration = begun(kept_guest)
+    signal_to(here, f"pymigrate -v {kept_guest.name}", signal.SIGINT)
     assert migration.finish() == 130, migration.lines
-    guest.resumed(before)
-    assert is_running(a, guest.name)
-    assert domains_of(b) == {}
-    assert states_of(a)[-1] == states_of(b)[-1] == "ABORTED"
+    kept_guest.resumed(before)
+    assert is_running(here, kept_guest.name)
+    assert domains_of(there) == {}
+    assert states_of(here)[-1] == states_of(there)[-1] == "ABORTED"
 
 
-def test_a_receiver_that_is_killed_leaves_it_running_at_the_source(a: Host, b: Host, guest: Guest) -> None:
-    before = guest.state()
-    migration = Command(a, "pymigrate", "-v", guest.name, b.label)
-    migration.wait_for("round 0")
-    signal_to(b, "pymigrate receive", signal.SIGKILL)
+@core
+def test_a_receiver_that_is_killed_leaves_it_running_at_the_source(kept_guest: Guest) -> None:
+    here, there = kept_guest.host, kept_guest.other_host
+    before = kept_guest.state()
+    migration = begun(kept_guest)
+    signal_to(there, "pymigrate receive", signal.SIGKILL)
     assert migration.finish() == 5, migration.lines
-    guest.resumed(before)
-    must(b, "pymigrate", "recover", "--all")
-    assert domains_of(b) == {}
-    assert is_running(a, guest.name)
+    kept_guest.resumed(before)
+    must(there, "pymigrate", "recover", "--all")
+    assert domains_of(there) == {}
+    assert is_running(here, kept_guest.name)
 
 
+@core
 def test_a_source_that_is_killed_amid_the_rounds_is_recovered_and_the_other_has_nothing(
-    a: Host, b: Host, guest: Guest
+    kept_guest: Guest,
 ) -> None:
-    before = guest.state()
-    migration = Command(a, "pymigrate", "-v", guest.name, b.label)
-    migration.wait_for("round 0")
-    signal_to(a, f"pymigrate -v {guest.name}", signal.SIGKILL)
+    here, there = kept_guest.host, kept_guest.other_host
+    before = kept_guest.state()
+    migration = begun(kept_guest)
+    signal_to(here, f"pymigrate -v {kept_guest.name}", signal.SIGKILL)
     migration.finish()
-    must(a, "pymigrate", "recover", guest.name)
-    guest.resumed(before)
-    must(b, "timeout 60 sh -c 'until xl list | wc -l | grep -q 2; do sleep 0.5; done'")
-    assert is_running(a, guest.name)
+    must(here, "pymigrate", "recover", kept_guest.name)
+    kept_guest.resumed(before)
+    must(there, "timeout 60 sh -c 'until xl list | wc -l | grep -q 2; do sleep 0.5; done'")
+    assert is_running(here, kept_guest.name)

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from pair_lab import Command, Guest, domains_of, must, run
-from test_migrations import is_running, states_of
+from pair_lab import Command, Guest, domains_of, is_running, must, run, states_of
 from xenlab import certificates
 from xenlab.pair import Host, Pair
 
@@ -64,36 +63,38 @@ def test_a_guest_is_moved_over_tls_there_and_back(certified: Pair, a: Host, b: H
     ],
 )
 def test_who_has_no_right_certificate_is_refused_and_the_guest_is_untouched(
-    certified: Pair, a: Host, b: Host, guest: Guest, whose: str, reason: str
+    certified: Pair, kept_guest: Guest, whose: str, reason: str
 ) -> None:
-    before = guest.state()
+    here, there = kept_guest.host, kept_guest.other_host
+    before = kept_guest.state()
     with certificates.authority() as ours, certificates.authority() as strange:
-        server, line_of_b = ours.certify(b.label)
-        own, line_of_a = (strange if whose == "of another CA" else ours).certify(
-            a.label, days=-3 if whose == "expired" else 30
+        server, line_of_there = ours.certify(there.label)
+        own, line_of_here = (strange if whose == "of another CA" else ours).certify(
+            here.label, days=-3 if whose == "expired" else 30
         )
-        lines = [line_of_b] if whose == "not on the list" else [line_of_a, line_of_b]
-        certificates.put(b, OTHERS, server | {"allowed": "".join(f"{line}\n" for line in lines).encode()})
-        certificates.put(a, OTHERS, own | {"ca.pem": server["ca.pem"]})
+        lines = [line_of_there] if whose == "not on the list" else [line_of_here, line_of_there]
+        certificates.put(there, OTHERS, server | {"allowed": "".join(f"{line}\n" for line in lines).encode()})
+        certificates.put(here, OTHERS, own | {"ca.pem": server["ca.pem"]})
     files = [word for name in ("cert", "key", "ca") for word in (f"--{name}", f"{OTHERS}/{name}.pem")]
-    with receiver(b, *files, "--allow", f"{OTHERS}/allowed") as receiving:
-        said = run(a, "pymigrate", *files, guest.name, f"tls://{b.label}")
+    with receiver(there, *files, "--allow", f"{OTHERS}/allowed") as receiving:
+        said = run(here, "pymigrate", *files, kept_guest.name, f"tls://{there.label}")
         assert said.returncode not in (0, 7), said.stderr
         assert reason in said.stderr
     assert any("refused" in line for line in receiving.lines), receiving.lines
-    guest.resumed(before)
-    assert is_running(a, guest.name)
-    assert domains_of(b) == {}
+    kept_guest.resumed(before)
+    assert is_running(here, kept_guest.name)
+    assert domains_of(there) == {}
 
 
 def test_plain_tcp_is_refused_unless_both_sides_call_the_network_trusted(
-    a: Host, b: Host, guest: Guest
+    kept_guest: Guest,
 ) -> None:
-    said = run(a, "pymigrate", guest.name, "tcp://10.0.9.2:8700")
+    here, there = kept_guest.host, kept_guest.other_host
+    said = run(here, "pymigrate", kept_guest.name, "tcp://10.0.9.2:8700")
     assert said.returncode == 2
     assert "--trust-network" in said.stderr
-    said = run(b, "pymigrate", "receive", "--listen", "tcp://10.0.9.2:8700")
+    said = run(there, "pymigrate", "receive", "--listen", "tcp://10.0.9.2:8700")
     assert said.returncode == 2
     assert "--trust-network" in said.stderr
-    assert is_running(a, guest.name)
-    must(b, "xl", "list")
+    assert is_running(here, kept_guest.name)
+    must(there, "xl", "list")

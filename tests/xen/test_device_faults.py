@@ -251,6 +251,7 @@ def qemu_runs(guest: Guest) -> bool:
         return bool(qmp.command("query-status")["running"])
 
 
+@pytest.mark.slow
 @hvm
 def test_a_device_model_that_does_not_answer_is_told_and_the_guest_goes_on(guest: Guest, images: Path):
     before = guest.state()

@@ -210,9 +210,8 @@ def test_damaged_images_leave_no_domain_and_name_the_place(guest: Guest, images:
     guest.goes_on(before)
 
 
-@pytest.mark.parametrize(
-    "guest", [pytest.param(("pv", 1), id="pv"), pytest.param(("pvh", 1), id="pvh", marks=slow)], indirect=True
-)
+@slow
+@pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
 def test_a_pfn_beyond_the_domain_is_refused_and_no_domain_is_left(guest: Guest, images: Path):
     must("pysave", "--plain", "-c", guest.name, str(images / "a.img"))
     data = bytearray((images / "a.img").read_bytes())
@@ -306,6 +305,7 @@ def test_the_bare_toolstack_refuses_a_domain_with_a_disk_by_name_before_it_is_to
     guest.goes_on(before)
 
 
+@slow
 @one_kind
 def test_the_bare_toolstack_refuses_an_image_with_a_disk_by_name_before_a_domain_is_made(
     guest: Guest, images: Path

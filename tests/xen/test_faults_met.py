@@ -91,8 +91,9 @@ def once(text: str, *facts: str) -> None:
 # ---- 1: memory of an image and of a domain -------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=slow)])
-@pytest.mark.parametrize("toolstack", ["auto", pytest.param("bare", marks=slow)])
+@slow
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("toolstack", ["auto", "bare"])
 def test_a_guest_that_gave_no_memory_back_is_restored(images: Path, kind: str, toolstack: str):
     with own(f"g1-{kind}", kind, memory_mib=256, more=("--extra", NO_BALLOON)) as guest:
         before = guest.state()
@@ -351,9 +352,8 @@ def test_a_restore_under_a_name_that_is_being_restored_is_refused(images: Path):
 # ---- 5: state outside memory ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param((), id="plain"), pytest.param(("--compress", "zstd"), id="zstd", marks=slow)]
-)
+@slow
+@pytest.mark.parametrize("how", [(), ("--compress", "zstd")], ids=["plain", "zstd"])
 def test_a_restore_over_a_disk_that_was_used_since_is_refused_by_name(images: Path, how: tuple[str, ...]):
     with own("d1", "pvh", pages=512, rate=200, more=("--disk",)) as guest:
         before = guest.state()

@@ -15,7 +15,11 @@ from xen_lab import Command, Guest, domid_of, must, run, state_of
 HELPER = "/usr/local/bin/pysave-helper"
 
 kinds = pytest.mark.parametrize("guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
-busy_kinds = pytest.mark.parametrize("busy_guest", [("pv", 1), ("pvh", 1)], indirect=True, ids=["pv", "pvh"])
+busy_kinds = pytest.mark.parametrize(
+    "busy_guest",
+    [pytest.param(("pv", 1), id="pv", marks=pytest.mark.slow), pytest.param(("pvh", 1), id="pvh")],
+    indirect=True,
+)
 pv_for_xl = pytest.mark.parametrize("guest_for_xl", [("pv", 1)], indirect=True, ids=["pv"])
 pv_only = pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
 
@@ -74,6 +78,7 @@ def test_what_xl_saves_with_it_everybody_restores_and_the_other_way_round(
     guest.goes_on(before)
 
 
+@pytest.mark.slow
 @pv_for_xl
 def test_xl_saves_and_leaves_it_running_with_it(guest_for_xl: Guest, images: Path, with_helper):
     guest = guest_for_xl
@@ -120,6 +125,7 @@ def test_xl_migrates_with_it_at_one_end(busy_guest: Guest, ours: str):
     busy_guest.goes_on(before)
 
 
+@pytest.mark.slow
 @pv_for_xl
 def test_a_full_disk_is_told_by_xl_and_the_guest_goes_on(guest_for_xl: Guest, images: Path, with_helper):
     guest = guest_for_xl

@@ -29,6 +29,7 @@ def test_a_compressed_image_restores_by_pyrestore_and_by_stock_xl_through_zstd(g
     guest.goes_on(before)
 
 
+@slow
 @pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
 def test_a_compressed_image_goes_through_pipes_and_the_bare_toolstack(guest: Guest, images: Path):
     before = guest.state()

@@ -27,6 +27,7 @@ pv_and_slowly_pvh = pytest.mark.parametrize(
 VERIFIER = "/usr/lib/xen-{0}/bin/verify-stream-v2"
 
 
+@slow
 @pytest.mark.parametrize("guest", [("pv", 1)], indirect=True, ids=["pv"])
 def test_restoring_straight_from_a_save_is_refused_as_the_original_still_exists(guest: Guest):
     before = guest.state()
@@ -153,7 +154,8 @@ def test_a_guest_that_gave_memory_back_and_got_it_again_keeps_all_of_it(guest: G
     guest.goes_on(before)
 
 
-@pytest.mark.parametrize("kind", ["pv", pytest.param("pvh", marks=pytest.mark.slow)])
+@slow
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_guest_with_fewer_vcpus_online_than_it_may_have_comes_back_with_as_many(kind: str, images: Path):
     guest = Guest(f"{kind}-2of4", kind, 2)
     guest.destroy()
