@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from xenlab import apt, boot, cache, layer, push, qemu, rootfs, runstate, shadow, ssh
+from xenlab import apt, boot, cache, emulator, layer, push, qemu, rootfs, runstate, shadow, ssh
 from xenlab.errors import LabError, say, step
 from xenlab.runstate import RunState
 from xenlab.variants import DEFAULT, variant_named
@@ -88,6 +88,7 @@ class Machine:
             guest = layer.ensure_guest(self.variant, base / "root", log)
             dom0 = layer.ensure_dom0(self.variant, base / "root", guest)
             xen = shadow.ensure(self.variant, base, log) / "xen" if self.variant.shadow else base / "xen"
+            called = () if self.variant.is_arm64 else emulator.command(emulator.ensure(log))
         return qemu.Boot(
             xen=xen,
             kernel=base / "vmlinux",
@@ -98,6 +99,7 @@ class Machine:
             memory_mib=self.memory_mib,
             dom0_memory_mib=self.dom0_memory_mib,
             gic=self.variant.gic if self.variant.is_arm64 else None,
+            emulator=called,
         )
 
     @property
@@ -115,6 +117,7 @@ class Machine:
         """Whether everything to boot is in the cache for the sources as they are now."""
         dom0 = layer.dom0_path(self.variant)
         parts = [rootfs.path(self.variant), *([shadow.path(self.variant)] if self.variant.shadow else [])]
+        parts += [] if self.variant.is_arm64 else [emulator.path().parent]
         return dom0 is not None and dom0.is_dir() and all(part.is_dir() for part in parts)
 
     def up(self, *, memory_mib: int | None = None, dom0_memory_mib: int | None = None) -> RunState:

@@ -70,6 +70,8 @@ class Boot:
     dom0_memory_mib: int
     gic: int | None = None
     """The version of an arm64 machine's interrupt controller; None: it is an x86 machine."""
+    emulator: tuple[str, ...] = ()
+    """How QEMU is called; empty: as it is in the path."""
     member: Member | None = None
     """Of a pair. Then `disk` is a layer of its own (qcow2), and what dom0 writes there is kept."""
 
@@ -97,7 +99,7 @@ def command_line(boot: Boot) -> list[str]:
         f"{FPU_SWITCHING} console=com1 com1=115200,8n1 noreboot loglvl=info guest_loglvl=info"
     )
     return [
-        "qemu-system-x86_64",
+        *(boot.emulator or ("qemu-system-x86_64",)),
         "-machine", "q35",
         "-cpu", CPU,
         *_common(boot),
@@ -110,7 +112,7 @@ def command_line(boot: Boot) -> list[str]:
 def _arm64(boot: Boot, gic: int) -> list[str]:
     xen_options = f"dom0_mem={boot.dom0_memory_mib}M console=dtuart noreboot loglvl=info guest_loglvl=info"
     return [
-        "qemu-system-aarch64",
+        *(boot.emulator or ("qemu-system-aarch64",)),
         "-machine", f"virt,virtualization=on,gic-version={gic}",
         "-cpu", "cortex-a57",
         *_common(boot),

@@ -10,11 +10,10 @@ import gzip
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
-from xenlab import apt, cache, rootfs
-from xenlab.errors import LabError, say, step
+from xenlab import cache, rootfs, sources
+from xenlab.errors import LabError, step
 from xenlab.proc import CHROOT_ENV, in_chroot, run_logged
 from xenlab.variants import Variant
 
@@ -51,7 +50,10 @@ def ensure(variant: Variant, base: Path, log: Path) -> Path:
         if os.geteuid() != 0:
             raise LabError("Xen is to be built: run `tools/lab build` as root")
         with step("source package of Xen"):
-            _fetch_source(variant, base / "root", folder, log)
+            status = (base / "root/var/lib/dpkg/status").read_text()
+            # Another version of the same release has the same interface to the tools.
+            installed = installed_version(status, f"xen-hypervisor-{variant.xen}-amd64")
+            sources.fetch("xen", variant.xen, variant.suite, folder, log, preferred=[installed])
         with step("Xen with shadow paging"):
             jobs = str(os.cpu_count() or 1)
             argv = ["sh", "-c", _BUILD_SCRIPT, "build", variant.xen, jobs]
@@ -75,51 +77,3 @@ def installed_version(dpkg_status: str, package: str) -> str:
             explicit = re.search(r"\((.+)\)", fields.get("Source", ""))
             return explicit[1] if explicit else fields["Version"]
     raise LabError(f"{package} is not in the root file system: remove the cache and run `tools/lab build`")
-
-
-def source_versions(showsrc: str, upstream: str) -> list[str]:
-    """Return the versions of upstream series `upstream` that `apt-cache showsrc` names, in its order."""
-    found = (line.removeprefix("Version: ") for line in showsrc.splitlines() if line.startswith("Version: "))
-    return list(dict.fromkeys(version for version in found if version.startswith(f"{upstream}.")))
-
-
-def _fetch_source(variant: Variant, root: Path, folder: Path, log: Path) -> None:
-    """Download the source package of the version that is installed in `root`.
-
-    Mirrors often lack the sources of security updates; then it is another version of the same Xen
-    release, which has the same interface to the tools.
-    """
-    status = (root / "var/lib/dpkg/status").read_text()
-    installed = installed_version(status, f"xen-hypervisor-{variant.xen}-amd64")
-    sources = apt.machine_sources()
-    if not sources:
-        raise LabError("this machine's apt has no Debian source to get Xen's from: add one to /etc/apt")
-    (folder / "sources.list").write_text("".join(s.line(variant.suite, "deb-src") + "\n" for s in sources))
-    (folder / "lists/partial").mkdir(parents=True)
-    (folder / "aptcache").mkdir()
-    options = [
-        f"Dir::Etc::SourceList={folder}/sources.list",
-        "Dir::Etc::SourceParts=-",
-        f"Dir::State::Lists={folder}/lists",
-        f"Dir::Cache={folder}/aptcache",
-        "APT::Sandbox::User=root",
-        "APT::Get::List-Cleanup=0",
-    ]
-    words = [word for option in options for word in ("-o", option)]
-    run_logged(["apt-get", *words, "update"], log, shown="apt-get update", timeout_s=600)
-    argv = ["apt-cache", *words, "showsrc", "--only-source", "xen"]
-    shown = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
-    others = [version for version in source_versions(shown, variant.xen) if version != installed]
-    for version in [installed, *others]:
-        argv = ["apt-get", *words, "source", "--download-only", f"xen={version}"]
-        try:
-            run_logged(argv, log, shown="apt-get source", cwd=folder, timeout_s=600)
-        except LabError:
-            if version == [installed, *others][-1]:
-                raise
-            say(f"no source package of Xen {version} to be had: trying another version of {variant.xen}")
-            for partial in folder.glob("xen_*"):
-                partial.unlink()
-        else:
-            say(f"source package: {version}")
-            return

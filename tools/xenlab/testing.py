@@ -186,7 +186,10 @@ def _checks(python: Path, more: list[str], *, slow: bool) -> dict[str, list[str]
         "ruff format": module("ruff", "format", "--check", "."),
         "mypy --strict": module("mypy"),
         **packages,
-        "tests without Xen": module("pytest", "-q", *(["--slow"] if slow else []), *more),
+        # A file at a time: some tests of one file follow one another.
+        "tests without Xen": module(
+            "pytest", "-q", "-n", "auto", "--dist", "loadfile", *(["--slow"] if slow else []), *more
+        ),
     }
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xenlab import apt, shadow
+from xenlab import apt, shadow, sources
 from xenlab.apt import Source
 
 DEB822 = """\
@@ -102,4 +102,9 @@ def test_source_version_of_a_package_is_the_explicit_one_when_there_is_one() -> 
 
 def test_other_versions_of_the_same_release_are_offered_once_each() -> None:
     showsrc = "Package: xen\nVersion: 4.17.7-1\n\nVersion: 4.17.5-1\nVersion: 4.17.7-1\n\nVersion: 4.20.1-1\n"
-    assert shadow.source_versions(showsrc, "4.17") == ["4.17.7-1", "4.17.5-1"]
+    assert sources.versions(showsrc, "4.17") == ["4.17.7-1", "4.17.5-1"]
+
+
+def test_a_series_of_source_packages_is_told_from_others_with_and_without_an_epoch() -> None:
+    showsrc = "Version: 1:7.2+dfsg-7+deb12u18\n\nVersion: 1:7.20-1\n\nVersion: 1:10.0-2\n"
+    assert sources.versions(showsrc, "7.2") == ["1:7.2+dfsg-7+deb12u18"]
