@@ -57,7 +57,7 @@ PROJECT_PACKAGES = (
     "libxen-dev", "libxxhash-dev", "make", "pkg-config", "python3-dev", "python3-venv",
     "python3-pip", "python3-setuptools", "python3-wheel", "python3-cffi", "python3-numpy",
     "python3-zstandard", "python3-tqdm", "python3-xxhash", "python3-pytest", "python3-hypothesis",
-    "python3-lz4", "python3-pyroute2",
+    "python3-lz4", "python3-pyroute2", "python3-cryptography",
     # Xen from its source package (4.17-shadow)
     "dpkg-dev", "bison", "flex",
 )  # fmt: skip
@@ -72,7 +72,7 @@ ARM64_PACKAGES = (
     # the project, and the headers that it is compiled with
     "libxen-dev", "libxxhash-dev", "libc6-dev", "python3", "python3-dev", "python3-cffi", "python3-numpy",
     "python3-zstandard", "python3-tqdm", "python3-xxhash", "python3-pytest", "python3-hypothesis",
-    "python3-pyroute2",
+    "python3-pyroute2", "python3-cryptography",
 )  # fmt: skip
 
 VARIANTS = {
