@@ -65,6 +65,8 @@ JOIN_S = 10.0
 
 SECRET_BYTES = 32
 
+ANY_ADDRESS = ("0.0.0.0", "::")
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -104,7 +106,7 @@ def door_of(tls: tuple[Credentials, Allowed] | None, *, ports: Ports = ANY_PORT)
 def door_beside_ssh(host: str, *, ports: Ports = ANY_PORT, told: str = "") -> OpenDoor:
     """By TLS, with certificates made for the offer, beside the connection that ssh makes.
 
-    `host`: the address to listen at; "": it is not known. `told`: the one that the source is told, if it is another.
+    `host`: the address to listen at; "": it is not known. `told`: what the source is told where that is any address.
     """
 
     @contextmanager
@@ -119,7 +121,7 @@ def door_beside_ssh(host: str, *, ports: Ports = ANY_PORT, told: str = "") -> Op
         own = OwnCertificate.made(socket.gethostname())
         tls = own.pinned(offer.certificate)
         with Door(host, arrived, tls=tls, timeout_s=timeout_s, ports=ports) as door:
-            yield Opened(door.port, told or door.host, own.text)
+            yield Opened(door.port, told if door.host in ANY_ADDRESS else door.host, own.text)
 
     return open_door
 
