@@ -244,7 +244,7 @@ def why(error: OSError, *, host: str, ca: Path | None) -> str:
 def _wrong_with(error: ssl.SSLCertVerificationError, host: str, ca: Path | None) -> str:
     code = error.verify_code
     if ca is None:
-        return f"its certificate: {NOT_AGREED_ON}"
+        return "its certificate is not the one that was agreed on"
     if code == EXPIRED:
         return "its certificate has expired, by this host's clock"
     if code == NOT_YET_VALID:
