@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import socket
 import time
 import uuid
@@ -46,6 +47,8 @@ RESUME_FOR_S = 60.0
 SILENCE_S = 10.0
 CONNECT_S = 3.0
 """A further connection is tried again: when the link is back, the first attempt should not still wait."""
+HOST = re.compile(r"[0-9A-Za-z:][0-9A-Za-z._:%-]{0,252}")
+"""A name or address of a host."""
 HANDSHAKE_S = 8.0
 """A processor without AES takes a second or two; and what swallows everything should be noticed soon."""
 
@@ -222,11 +225,13 @@ class SourceLink:
         assert self._certificate is not None
         host = self._options.data_address or accepted.host or self._address.host.rpartition("@")[2]
         try:
+            if not HOST.fullmatch(host):
+                raise ProtocolError(f"{for_people(host, 100)!r} is no address")
             tls, _ = self._certificate.pinned(accepted.certificate)
             self._address = replace(self._address, kind="tls", host=host, tls=tls)
             first = self._joined(accepted.port, join)
         except (TransportError, ProtocolError) as error:
-            self._fall_back(f"{host}, port {accepted.port}: {fact_of(error)}")
+            self._fall_back(f"{for_people(host, 100)}, port {accepted.port}: {fact_of(error)}")
             return None
         self._report.over = self._address.kind
         return first

@@ -80,10 +80,11 @@ def connect(
         else:
             made = _connected(address, connect_s)
             notice_dead_links(made, timeout_s)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # which is what names end with that cannot be names
         way = address.way.interface or address.way.source
         by = f" by {way}" if way else ""
-        raise Unreachable(f"{address.text} cannot be reached{by}: {error.strerror or error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise Unreachable(f"{address.text} cannot be reached{by}: {why}") from error
     return _over(made, address, timeout_s, handshake_s)
 
 

@@ -139,7 +139,10 @@ def connected(
         made.settimeout(handshake_s)
         context = credentials.for_connecting()
         secured = context.wrap_socket(
-            made, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            made,
+            server_hostname=host if context.check_hostname else None,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
         )
         secured.do_handshake()  # its timeout is for all of it
         if secured.selected_alpn_protocol() == PROTOCOL:

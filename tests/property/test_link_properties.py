@@ -44,11 +44,11 @@ class Script:
 class Relay:
     """A link that does as its script says."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, *, is_under_way: bool = True) -> None:
+        """`is_under_way`: whether what passes counts; False during a handshake, which nothing cuts."""
         self.script = script
+        self.is_under_way = is_under_way
         self.ends, self._inner = zip(*(socket.socketpair() for _ in range(2)), strict=True)
-        self.is_under_way = True
-        """Whether what passes counts: not that of a handshake."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -61,7 +61,7 @@ class Relay:
 
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         passed = 0
-        while passed < self.script.cut_after and not self._stopping.is_set():
+        while not (self.is_under_way and passed >= self.script.cut_after) and not self._stopping.is_set():
             ready, _, _ = select.select([one, other], [], [], 0.01)
             for end in ready:
                 data = end.recv(min(self.script.chunk, self.script.cut_after - passed or 1))
@@ -87,7 +87,6 @@ def by_tls(relay: Relay, timeout_s: float) -> list[SocketConnection]:
     """The same over TLS, by certificates made for it. What breaks the link comes behind the handshake."""
     ours, theirs = OwnCertificate.made("one"), OwnCertificate.made("other")
     (here, _), (there, allowed) = ours.pinned(theirs.text), theirs.pinned(ours.text)
-    relay.is_under_way = False
     accepted: list[SocketConnection] = []
 
     def serve() -> None:
@@ -128,7 +127,8 @@ class Ends:
         self.one = LinkedConnection(ours, open_link=self._open, wanted=wanted, **more)
 
     def _link(self) -> tuple[SocketConnection, SocketConnection]:
-        relay = Relay(self._scripts.pop(0) if self._scripts else Script())
+        script = self._scripts.pop(0) if self._scripts else Script()
+        relay = Relay(script, is_under_way=self._over is plainly)
         self.relays.append(relay)
         one, other = self._over(relay, self._timeout_s)
         return one, other

@@ -238,12 +238,12 @@ def test_another_certificate_is_refused_and_the_migration_is_not_disturbed(pair,
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.0\r\n\r\n", b"\x50\x4d\x00\x12\x00\x00\x00\x02{}"])
 def test_who_does_not_speak_tls_is_turned_away(pair, said):
     def intrude(_address: Address, port: int) -> None:
-        with socket.create_connection((LOOPBACK, port)) as stranger:
-            with contextlib.suppress(OSError):  # it may be turned away amid that
-                stranger.sendall(said)
-                stranger.shutdown(socket.SHUT_WR)
-                while part := stranger.recv(1000):
-                    assert b"PM" not in part
+        # It may be turned away amid that.
+        with socket.create_connection((LOOPBACK, port)) as stranger, contextlib.suppress(OSError):
+            stranger.sendall(said)
+            stranger.shutdown(socket.SHUT_WR)
+            while part := stranger.recv(1000):
+                assert b"PM" not in part
 
     intruding(pair, intrude)
     migrate(pair, streams=2)
@@ -309,6 +309,21 @@ def test_what_is_no_certificate_is_refused_by_both_sides(pair, caplog):
     pair.open_door = spoilt("AAAA")
     migrate(pair)
     assert "as its certificate is none" in pair.link_report.fallback
+
+
+@pytest.mark.parametrize("host", ["a..b", "a b", "-x", "\0", "ü", "x" * 300])
+def test_an_address_that_is_none_has_all_go_over_ssh(pair, host):
+    inner = pair.open_door
+
+    @contextmanager
+    def open_door(*given):
+        with inner(*given) as opened:
+            yield Opened(opened.port, host, opened.certificate)
+
+    pair.open_door = open_door
+    migrate(pair)
+    assert pair.link_report.over == "ssh"
+    assert pair.link_report.fallback.isprintable()
 
 
 def test_the_port_is_closed_when_the_migration_is_over(pair):

@@ -86,8 +86,8 @@ def migrate_in_two_processes(
     links: int = 0,
     beside_ssh: bool = False,
 ) -> tuple[int, int]:
-    """What the two ended with. `links`: over so many links, by TCP, or by TLS beside the first connection; 0: over one
-    connection that is no link."""
+    """What the two ended with. `links`: over so many links, by TCP, or by TLS beside the first connection; 0: over
+    one connection that is no link."""
     Pair(folder)  # the domain is there
     by_tcp = links and not beside_ssh
     ours, theirs = tcp_sockets() if by_tcp else socket.socketpair()
