@@ -36,10 +36,10 @@ from saverestore.migrate.messages import (
     ProtocolError,
     for_people,
 )
-from saverestore.transport.connection import Connection
+from saverestore.transport.connection import Connection, PeerTimeout
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.paced import SMALLEST_RATE, PacedSink
-from saverestore.transport.sockets import Address, connect
+from saverestore.transport.sockets import Address, Unreachable, connect
 
 LOG = logging.getLogger(__name__)
 
@@ -149,6 +149,8 @@ class SourceLink:
         self._control: ControlSocket | None = None
         self._linked: LinkedConnection | None = None
         self._certificate: OwnCertificate | None = None
+        self._ssh: Connection | None = None  # used no more, but its end says something
+        self._is_gone = False
         report.over = address.kind
 
     def answer_requests(self, migration: uuid.UUID) -> None:
@@ -195,12 +197,13 @@ class SourceLink:
             return
 
         def make(before: Connection) -> Connection:
+            self._ssh = None if first is None else before
             self._linked = LinkedConnection(
                 first or before,
                 timeout_s=options.silence_s,
                 resume_for_s=options.resume_for_s,
-                may_resume=may_resume,
-                open_link=lambda: nullcontext(self._joined(accepted.port, join)),
+                may_resume=lambda: not self._is_gone and may_resume(),
+                open_link=lambda: nullcontext(self._joined_again(accepted.port, join)),
                 wanted=options.streams,
             )
             return self._linked
@@ -246,6 +249,17 @@ class SourceLink:
             extra={"remedies": [Advice(Remedy.LET_DATA_THROUGH)]},
         )
 
+    def _joined_again(self, port: int, join: Join) -> Connection:
+        """One more, or one in place of one that broke."""
+        try:
+            return self._joined(port, join)
+        except Unreachable as error:
+            # Nobody listens any more, and what ssh has started has ended: no use to wait.
+            is_refused = isinstance(error.__cause__, ConnectionRefusedError)
+            if is_refused and self._ssh is not None and _has_ended(self._ssh):
+                self._is_gone = True
+            raise
+
     def _joined(self, port: int, join: Join) -> Connection:
         """A connection that has joined at the destination's port."""
         connection = self._open_link(self._address, port, self._options.silence_s)
@@ -271,6 +285,17 @@ class SourceLink:
             self._report.resent_pages = -(-self._linked.resent_bytes // PAGE_SIZE)
         connection = self._channel.connection
         self._report.cipher, self._report.ktls = connection.cipher, connection.kernel_encrypts
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Whether the peer has closed its side, of a connection on which it says nothing more."""
+    connection.deadline = time.monotonic()
+    try:
+        return connection.incoming.at_end()
+    except PeerTimeout:
+        return False
+    except TransportError:
+        return True
 
 
 def takes_several(address: Address, *, over_ssh: bool = False) -> bool:

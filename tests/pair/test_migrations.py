@@ -154,7 +154,7 @@ def test_a_source_that_is_killed_amid_the_rounds_is_recovered_and_the_other_has_
     a: Host, b: Host, guest: Guest
 ) -> None:
     before = guest.state()
-    migration = Command(a, "pymigrate", "-v", guest.name, b.label)
+    migration = Command(a, "pymigrate", "-v", guest.name, b.label, "--resume-for", "10")
     migration.wait_for("round 0")
     signal_to(a, f"pymigrate -v {guest.name}", signal.SIGKILL)
     migration.finish()

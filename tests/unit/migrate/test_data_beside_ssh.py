@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
 import socket
 import sys
 import threading
@@ -135,6 +137,34 @@ def test_ssh_may_break_when_tls_has_taken_its_place(pair, caplog):
     assert pair.link_report.reconnects == 0
     assert caplog.text == ""
     eventually(nothing_is_left)
+
+
+def test_a_receiver_that_is_gone_is_not_waited_for(pair, tmp_path, by_ssh):
+    save_guest = pair.a.save_guest
+
+    def killing_guest(*given):
+        guest = save_guest(*given)
+        guest.moments.on("read_pages", 3, lambda: kill_children())
+        return guest
+
+    pair.a.save_guest = killing_guest
+    begun = time.monotonic()
+    with pytest.raises(TransportError):
+        migrate_by_ssh(pair, tmp_path, streams=2, resume_for_s=120)
+    assert time.monotonic() - begun < 60
+    assert pair.a.table() == {"web1": "running"}
+
+
+def kill_children() -> None:
+    """What this process has started as ssh."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, _, rest = stat.read_text().partition(" ")
+            if (
+                rest.rpartition(")")[2].split()[1] == str(os.getpid())
+                and "fake_ssh" in (stat.parent / "cmdline").read_text()
+            ):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def test_what_is_asked_to_go_over_ssh_does_and_no_port_is_opened(pair, caplog):
