@@ -228,6 +228,7 @@ class Remedy(Enum):
     DESTROY_OUTGOING = auto()  # name: what is left at the host that it came from
     TRUST_NETWORK = auto()
     MAKE_CERTIFICATES = auto()
+    LET_DATA_THROUGH = auto()  # TLS connections beside ssh
 
     # ---- how it is saved
     SAVE_WITHOUT_LIVE = auto()

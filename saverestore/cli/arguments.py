@@ -202,6 +202,15 @@ def streams(text: str) -> int:
     return int(text)
 
 
+def ports(text: str) -> tuple[int, int]:
+    """A range of ports, LOW-HIGH, or one."""
+    found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
+    low, high = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
+    if not 0 < low <= high < 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be a port or a range of them, as 8710-8725, not '{text}'")
+    return low, high
+
+
 DSCP = {
     "le": 1,
     "ef": 46,

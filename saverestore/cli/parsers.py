@@ -31,3 +31,10 @@ def subcommands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Argume
             return dict(action.choices)
     others = parser.others if isinstance(parser, Parser) else {}
     return {word: make() for word, make in others.items()}
+
+
+def parser_of_table(name: str) -> Parser:
+    """The parser of the command whose settings are in this table: "pymigrate", "pymigrate-receive"."""
+    program, _, subcommand = name.partition("-")
+    parser = COMMANDS[program][0]()
+    return parser.others[subcommand]() if subcommand else parser

@@ -52,6 +52,10 @@ ANYWHERE = {
     Remedy.DESTROY_THERE: "where 'xl list' there shows {object}, 'xl destroy {object}' there removes it",
     Remedy.DESTROY_OUTGOING: "'xl destroy {object}--migratedaway' there removes its copy",
     Remedy.MAKE_CERTIFICATES: "'pymigrate make-ca DIR' and 'pymigrate make-cert DIR HOST' make them",
+    Remedy.LET_DATA_THROUGH: (
+        "'pymigrate receive --ports' there says which ports a firewall has to let through, "
+        "'pymigrate --data-address' names another address, 'pymigrate --over-ssh' asks for ssh alone"
+    ),
     Remedy.TRUST_NETWORK: "'pymigrate --trust-network' and 'pymigrate receive --trust-network' declare it trusted",
     Remedy.SAVE_WITHOUT_LIVE: "save it without live rounds",
     Remedy.DIRTY_BY_DIGEST: "'pysave --live --dirty digest' works without it",

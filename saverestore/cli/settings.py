@@ -1,4 +1,4 @@
-"""Settings of the commands: tables [pysave], [pyrestore] and [pymigrate] in the file that the helper reads, too.
+"""Settings of the commands: tables [pysave], [pyrestore], [pymigrate] and [pymigrate-receive] in the helper's file.
 
 A setting is an option with a value, by its name with _ for -. The command line goes before it. A setting that does
 not apply to what the command line asks for is left out without a word: `from_settings` has the names of those that
@@ -38,6 +38,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         *("bwlimit", "resume_for", "silence", "suspend_timeout", "toolstack", "settle_for"),
         *(*_LIVE, *_MANY, *_FILES),
     ),
+    "pymigrate-receive": ("ports", "data_listen", *_FILES, "allow"),
 }
 """By command: the options that may be set. Those without a value are not among them: nothing could unset them."""
 
@@ -67,10 +68,11 @@ def settings_of(parser: Parser, environment: Mapping[str, str]) -> dict[str, Any
     from saverestore.helper.settings import read_file
 
     path, found = read_file(environment)
-    table = found.get(parser.prog, {})
-    place = f"{path}: [{parser.prog}]"
+    name = table_of(parser)
+    table = found.get(name, {})
+    place = f"{path}: [{name}]"
     if not isinstance(table, dict):
-        raise UsageError(f"{path}: {parser.prog} must be a table, [{parser.prog}]")
+        raise UsageError(f"{path}: {name} must be a table, [{name}]")
     actions = dict(actions_of(parser))
     unknown = sorted(table.keys() - actions.keys())
     if unknown:
@@ -78,10 +80,15 @@ def settings_of(parser: Parser, environment: Mapping[str, str]) -> dict[str, Any
     return {actions[key].dest: _value(actions[key], value, f"{place} {key}") for key, value in table.items()}
 
 
+def table_of(parser: Parser) -> str:
+    """The name of a command's table."""
+    return parser.prog.replace(" ", "-")
+
+
 def actions_of(parser: Parser) -> Iterator[tuple[str, argparse.Action]]:
     """The options of a command that may be set, by their names in the file."""
     by_name = {_key(action): action for action in parser._actions if action.option_strings}
-    for key in OPTIONS.get(parser.prog, ()):
+    for key in OPTIONS.get(table_of(parser), ()):
         yield key, by_name[key]
 
 

@@ -22,7 +22,7 @@ CONFIG = Path("/etc/xen/pysave.toml")
 VARIABLE_PREFIX = "PYSAVE_"
 CONFIG_VARIABLE = f"{VARIABLE_PREFIX}CONFIG"
 
-TABLES = ("pysave", "pyrestore", "pymigrate")
+TABLES = ("pysave", "pyrestore", "pymigrate", "pymigrate-receive")
 """Of the commands that have settings of their own there."""
 
 DAY_S = 24 * 60 * 60

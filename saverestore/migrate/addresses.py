@@ -7,7 +7,7 @@ import os
 import shlex
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,12 @@ def parse_listening(text: str, *, tls: Credentials | None = None) -> Address:
     if address.kind == "ssh":
         raise UsageError(f"{text}: one listens at tls://ADDRESS, unix:PATH or tcp://ADDRESS:PORT")
     return address
+
+
+def ssh_arrived_at(environment: Mapping[str, str]) -> str:
+    """The address of this host to which ssh has connected, of a process that sshd has started; "" if not known."""
+    words = environment.get("SSH_CONNECTION", "").split()
+    return words[2] if len(words) == 4 else ""
 
 
 def words_of(command: str) -> list[str]:
@@ -118,7 +124,7 @@ def _by_ssh(
             yield connection
         except BrokenPeer as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                if (code := child.wait(CHILD_S)) and not connection.incoming.offset:
+                if not connection.incoming.offset and (code := child.wait(CHILD_S)):
                     raise Unreachable(
                         f"{address.host} cannot be reached, or has no {command.split()[0]}: "
                         f"{shlex.join(ssh)} ended with exit code {code}"

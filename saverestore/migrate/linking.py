@@ -1,4 +1,4 @@
-"""The links of a migration: how both sides agree on them, and how further ones join.
+"""The links of a migration: how both sides agree on them, and how further ones join. Two ways:
 
     source                                              destination
     OFFER     links, resume_for_s, silence_s  ──────►
@@ -7,6 +7,16 @@
               ◄────────────────  JOINED       from here on this connection is a link, see transport.links
     JOIN      over another one, to that port  ──────►
               ◄────────────────  JOINED       so is that
+
+    over ssh, which would be slow and cannot be connected to again:
+    OFFER     links …, certificate            ──────►
+              ◄────────────────  ACCEPTED     secret, host, port, certificate
+    JOIN      over TLS, to that port          ══════►
+              ◄════════════════  JOINED
+    JOIN      over ssh: PORT                  ──────►
+              ◄────────────────  JOINED       from here on that TLS connection is the first link; ssh is used no more
+    or, where the port cannot be reached:
+    JOIN      over ssh: NOWHERE               ──────►   all goes over ssh
 
 What is said behind JOIN and JOINED has an order of its own, whichever link it takes. So everything else stays as it
 is with one connection. Here is what both sides need, and the destination's; the source's is in `source_link`.
@@ -17,20 +27,32 @@ from __future__ import annotations
 import hmac
 import logging
 import secrets
+import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from saverestore.errors import ErrorName, TransportError, fact_of
+from saverestore.errors import ErrorName, SaveRestoreError, TransportError, UsageError, fact_of
 from saverestore.migrate import protocol
+from saverestore.migrate.certificate import OwnCertificate
 from saverestore.migrate.channel import SILENCE_S, Channel
-from saverestore.migrate.messages import Accepted, Join, Joined, Message, Offer, ProtocolError
+from saverestore.migrate.messages import (
+    HERE,
+    NOWHERE,
+    PORT,
+    Accepted,
+    Join,
+    Joined,
+    Message,
+    Offer,
+    ProtocolError,
+)
 from saverestore.transport.connection import Connection
-from saverestore.transport.door import Door
+from saverestore.transport.door import ANY_PORT, Door, Ports
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.tls import Credentials
 from saverestore.transport.tls_peers import Allowed
@@ -43,21 +65,63 @@ JOIN_S = 10.0
 
 SECRET_BYTES = 32
 
+ANY_ADDRESS = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A port at which connections of one migration arrive. `host`, `certificate`: see Accepted."""
+
+    port: int
+    host: str = ""
+    certificate: str = ""
+
 
 class OpenDoor(Protocol):
     """How further connections arrive at this host."""
 
     def __call__(
-        self, first: Connection, arrived: Callable[[Connection], None], timeout_s: float
-    ) -> AbstractContextManager[Door]:
-        """Wait for them, see Door. `first`: the one that the peer has come by."""
+        self, first: Connection, offer: Offer, arrived: Callable[[Connection], None], timeout_s: float
+    ) -> AbstractContextManager[Opened]:
+        """Wait for them inside the block, see Door. `first`: the one that the peer has come by.
+
+        TransportError, UsageError, ProtocolError when that cannot be done.
+        """
 
 
-def door_of(tls: tuple[Credentials, Allowed] | None) -> OpenDoor:
+def door_of(tls: tuple[Credentials, Allowed] | None, *, ports: Ports = ANY_PORT) -> OpenDoor:
     """By TCP, to the address that the peer has come to; `tls`: by TLS."""
 
-    def open_door(first: Connection, arrived: Callable[[Connection], None], timeout_s: float) -> Door:
-        return Door(first.local_host, arrived, tls=tls, timeout_s=timeout_s)
+    @contextmanager
+    def open_door(
+        first: Connection, offer: Offer, arrived: Callable[[Connection], None], timeout_s: float
+    ) -> Iterator[Opened]:
+        del offer
+        with Door(first.local_host, arrived, tls=tls, timeout_s=timeout_s, ports=ports) as door:
+            yield Opened(door.port)
+
+    return open_door
+
+
+def door_beside_ssh(host: str, *, ports: Ports = ANY_PORT, told: str = "") -> OpenDoor:
+    """By TLS, with certificates made for the offer, beside the connection that ssh makes.
+
+    `host`: the address to listen at; "": it is not known. `told`: what the source is told where that is any address.
+    """
+
+    @contextmanager
+    def open_door(
+        first: Connection, offer: Offer, arrived: Callable[[Connection], None], timeout_s: float
+    ) -> Iterator[Opened]:
+        del first
+        if not offer.certificate:
+            raise TransportError("the source has sent no certificate")
+        if not host:
+            raise TransportError("it is not known there at which address ssh arrived ($SSH_CONNECTION)")
+        own = OwnCertificate.made(socket.gethostname())
+        tls = own.pinned(offer.certificate)
+        with Door(host, arrived, tls=tls, timeout_s=timeout_s, ports=ports) as door:
+            yield Opened(door.port, told if door.host in ANY_ADDRESS else door.host, own.text)
 
     return open_door
 
@@ -82,45 +146,73 @@ class IncomingLinks:
         self._offer = offer
         self._silence_s = float(offer.silence_s or SILENCE_S)
         self._open_door = open_door if 0 < offer.links <= MOST_STREAMS else None
-        self._secret = "" if self._open_door is None else secrets.token_hex(SECRET_BYTES)
-        self._port = 0
+        self._secret = ""
+        self._reason = ""
+        self._opened = Opened(0)
         self._stack = ExitStack()
+        self._first: Connection | None = (
+            None  # beside ssh: has joined, and waits for the source to say so there
+        )
         self._connection: LinkedConnection | None = None
         self._is_linked = threading.Event()
 
     def __enter__(self) -> Self:
         self._channel.expect_within(self._silence_s)
         if self._open_door is not None:
-            first = self._channel.connection
+            self._secret = secrets.token_hex(SECRET_BYTES)
             try:
-                door = self._open_door(first, self._arrived, self._silence_s)
-            except TransportError as error:
+                door = self._open_door(self._channel.connection, self._offer, self._arrived, self._silence_s)
+                self._opened = self._stack.enter_context(door)
+            except (TransportError, UsageError, ProtocolError) as error:
                 LOG.warning("there is one connection only: %s", fact_of(error))
-                self._secret = ""
-            else:
-                self._port = self._stack.enter_context(door).port
+                self._secret, self._reason = "", fact_of(error)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close_door()
+
+    def _close_door(self) -> None:
         self._stack.close()
+        if self._first is not None and self._connection is None:
+            with suppress(SaveRestoreError, OSError):
+                self._first.close()
 
     def completed(self, message: Message) -> Message:
         """ACCEPTED with what the source needs to know; any other message as it is."""
         if isinstance(message, Accepted):
-            return replace(message, secret=self._secret, port=self._port)
+            opened = self._opened
+            return replace(
+                message,
+                secret=self._secret,
+                port=opened.port,
+                reason=self._reason,
+                certificate=opened.certificate,
+                host=opened.host,
+            )
         return message
 
     def begin(self) -> None:
-        """ACCEPTED has been said: from here on use links, where the source has heard of them."""
+        """ACCEPTED has been said: from here on use links, where the source has heard of them and can."""
         if not self._secret:
             return
-        self._check(self._channel.hear(Join))
+        join = self._channel.hear(Join)
+        self._check(join)
+        if join.place == NOWHERE:
+            LOG.warning("the source cannot reach this host's port %d", self._opened.port)
+            self._close_door()
+            return
+        if join.place != (PORT if self._opened.certificate else HERE):
+            raise ProtocolError(f"{self._channel.peer} joins in a place that was not agreed on")
+        if join.place == PORT and self._first is None:
+            raise ProtocolError(f"{self._channel.peer} says that it has joined, and it has not")
 
-        def make(first: Connection) -> Connection:
+        def make(before: Connection) -> Connection:
             self._connection = LinkedConnection(
-                first, timeout_s=self._silence_s, resume_for_s=float(self._offer.resume_for_s)
+                self._first or before,
+                timeout_s=self._silence_s,
+                resume_for_s=float(self._offer.resume_for_s),
             )
             return self._connection
 
@@ -149,13 +241,30 @@ class IncomingLinks:
             if not isinstance(message, Join):
                 raise ProtocolError(f"{connection.peer} said {message.type.name} where JOIN belongs")
             self._check(message)
+            if self._is_to_be_first():
+                self._take_first(connection)
+                return
             if not self._is_linked.wait(JOIN_S) or self._connection is None:
                 raise ProtocolError(f"{connection.peer} joins too early")
             if self._connection.nr_links >= MOST_STREAMS:
                 raise ProtocolError(f"{connection.peer} has {MOST_STREAMS} connections already")
-            connection.outgoing.write(protocol.pack(Joined(self._offer.migration)))
-            connection.deadline = None
+            self._admit(connection)
         except BaseException:
             connection.close()
             raise
         self._connection.add(nullcontext(connection))
+
+    def _is_to_be_first(self) -> bool:
+        return bool(self._opened.certificate) and self._first is None
+
+    def _take_first(self, connection: Connection) -> None:
+        self._first = connection  # before the source hears of it: it says so over ssh at once
+        try:
+            self._admit(connection)
+        except BaseException:
+            self._first = None
+            raise
+
+    def _admit(self, connection: Connection) -> None:
+        connection.outgoing.write(protocol.pack(Joined(self._offer.migration)))
+        connection.deadline = None

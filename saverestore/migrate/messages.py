@@ -30,6 +30,11 @@ class ProtocolError(SaveRestoreError):
     name = ErrorName.PROTOCOL_VIOLATED
 
 
+HERE, PORT, NOWHERE = "here", "port", "nowhere"
+"""Of JOIN. This connection is a link; the one that has joined at the port is, and this one is used no more; no
+connection is a link, and this one stays as it is."""
+
+
 class MessageType(IntEnum):
     """The numbers on the wire. One is never given another meaning."""
 
@@ -79,6 +84,8 @@ class Offer:
     `dry_run`: report what stands in the way, and do nothing. `source`: where the destination finds the source again.
     `links`: how many connections the source would use; 0: it knows of one only. `resume_for_s`: how long either side
     waits for a new one when the last has broken; `silence_s`: one that brings nothing for so long has broken, 0: 30.
+    `certificate`: the source's, made for this migration; then links are other connections than this one, by TLS, see
+    linking. "": this one is the first link.
     `disk_names`, `disk_bytes`, `disk_marks`: its disks, as the source sees them, see toolstack.shared_disks.
     """
 
@@ -95,13 +102,16 @@ class Offer:
     links: int = 0
     resume_for_s: int = 0
     silence_s: int = 0
+    certificate: str = ""
 
 
 @dataclass(frozen=True)
 class Accepted:
     """Destination: send it. `facts`: a line each, for people who asked for a dry run.
 
-    `secret`: what each JOIN of this migration has; "": there is one connection only. `port`: where others arrive.
+    `secret`: what each JOIN of this migration has; "": there is one connection only, and `reason` says why, for
+    people. `port`: where others arrive. `certificate`: the destination's, made for this migration, where the source
+    has sent one; `host`: the address at which it listens, "": the source knows it.
     """
 
     type: ClassVar = MessageType.ACCEPTED
@@ -109,6 +119,9 @@ class Accepted:
     facts: tuple[str, ...] = ()
     secret: str = ""
     port: int = 0
+    reason: str = ""
+    certificate: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,11 +246,15 @@ class Acknowledged:
 
 @dataclass(frozen=True)
 class Join:
-    """Source: this connection is a link of that migration. Behind it come frames, see transport.links."""
+    """Source: a connection is a link of that migration. Behind it come frames, see transport.links.
+
+    `place`: where that is: HERE, PORT or NOWHERE. An unknown one is refused by who hears it.
+    """
 
     type: ClassVar = MessageType.JOIN
     migration: uuid.UUID
     secret: str
+    place: str = "here"
 
 
 @dataclass(frozen=True)

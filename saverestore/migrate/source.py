@@ -55,7 +55,6 @@ from saverestore.migrate.source_link import (
     LinkReport,
     OpenLink,
     SourceLink,
-    offering,
     open_link,
 )
 from saverestore.operations.commit import Commit
@@ -221,7 +220,7 @@ class HandOver:
     def __enter__(self) -> HandOver:
         hello = greeted(self._channel, self._journals)
         offer = offer_of(self._request, self._prepared, self._head.migration)
-        offer = offering(offer, self._request.destination, self._request.link)
+        offer = self._link.offering(offer)
         head = Head(**{**vars(self._head), "peer_journals": hello.journals})
         # On the disk before the other host hears of it: it may ask at any time.
         journal = self._journals.create(head, State.OFFERED, host=for_people(hello.host, 100))

@@ -7,27 +7,39 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import socket
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from saverestore.errors import UsageError
+from saverestore.errors import Advice, Remedy, TransportError, UsageError, fact_of
 from saverestore.kernels.page import PAGE_SIZE
 from saverestore.migrate import protocol
+from saverestore.migrate.certificate import OwnCertificate
 from saverestore.migrate.channel import Channel
 from saverestore.migrate.control_socket import ControlSocket, Fields
 from saverestore.migrate.data import MessageSink
 from saverestore.migrate.handover import Role
 from saverestore.migrate.limiting import CHANGE
 from saverestore.migrate.linking import JOIN_S, heard_on
-from saverestore.migrate.messages import Accepted, Join, Joined, Offer, ProtocolError
-from saverestore.transport.connection import Connection
-from saverestore.transport.link import Opened
+from saverestore.migrate.messages import (
+    HERE,
+    NOWHERE,
+    PORT,
+    Accepted,
+    Join,
+    Joined,
+    Offer,
+    ProtocolError,
+    for_people,
+)
+from saverestore.transport.connection import Connection, PeerTimeout
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.paced import SMALLEST_RATE, PacedSink
-from saverestore.transport.sockets import Address, connect
+from saverestore.transport.sockets import Address, Unreachable, connect
 
 LOG = logging.getLogger(__name__)
 
@@ -35,6 +47,10 @@ RESUME_FOR_S = 60.0
 SILENCE_S = 10.0
 CONNECT_S = 3.0
 """A further connection is tried again: when the link is back, the first attempt should not still wait."""
+HOST = re.compile(r"[0-9A-Za-z:][0-9A-Za-z._:%-]{0,252}")
+"""A name or address of a host."""
+HANDSHAKE_S = 8.0
+"""A processor without AES takes a second or two; and what swallows everything should be noticed soon."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +60,16 @@ class LinkOptions:
     `streams`: how many connections, where the destination can be reached by more than one. `resume_for_s`: how long a
     new one is waited for when the last has broken before the domain is suspended; 0: not at all. `silence_s`: one
     that brings nothing for so long has broken. `bwlimit`: bytes per second that are sent at most; None: no limit.
+    Of a destination by ssh: `over_ssh`: all goes over ssh; `data_address`: where TLS connections go; "": to where
+    the destination listens.
     """
 
     streams: int = 1
     resume_for_s: float = RESUME_FOR_S
     silence_s: float = SILENCE_S
     bwlimit: int | None = None
+    over_ssh: bool = False
+    data_address: str = ""
 
 
 @dataclass
@@ -58,12 +78,18 @@ class LinkReport:
 
     `streams`: how many connections there were at most; `reconnects`: how often there was one again after the last had
     broken; `broken_s`: how long there was none; `resent_pages`: what was sent again because a connection broke.
+    `over`: what the image went over: "ssh", "tls", "tcp" or "unix"; `fallback`: why that was ssh where it should have
+    been TLS, else "". `cipher`: of TLS; `ktls`: whether the kernel encrypted what was sent.
     """
 
     streams: int = 1
     reconnects: int = 0
     broken_s: float = 0.0
     resent_pages: int = 0
+    over: str = ""
+    fallback: str = ""
+    cipher: str = ""
+    ktls: bool = False
 
 
 class LimitedSink(PacedSink):
@@ -98,7 +124,9 @@ OpenLink = Callable[[Address, int, float], Connection]
 
 def open_link(address: Address, port: int, timeout_s: float) -> Connection:
     """See OpenLink."""
-    return connect(replace(address, port=port), timeout_s=timeout_s, connect_s=CONNECT_S)
+    return connect(
+        replace(address, port=port), timeout_s=timeout_s, connect_s=CONNECT_S, handshake_s=HANDSHAKE_S
+    )
 
 
 class SourceLink:
@@ -120,11 +148,37 @@ class SourceLink:
         self._open_link = open_link
         self._control: ControlSocket | None = None
         self._linked: LinkedConnection | None = None
+        self._certificate: OwnCertificate | None = None
+        self._ssh: Connection | None = None  # used no more, but its end says something
+        self._is_gone = False
+        report.over = address.kind
 
     def answer_requests(self, migration: uuid.UUID) -> None:
         """Until `close`, other processes of this host may change the limit."""
         self._control = ControlSocket(Role.SOURCE, migration, {CHANGE: self.sink.requested})
         self._control.__enter__()
+
+    def offering(self, offer: Offer) -> Offer:
+        """The offer with what the destination is to know of the links.
+
+        There are none where it cannot be reached again, and where one connection is wanted that is not to be resumed:
+        that spares a copy of all pages on each side. Beside ssh there are always: it is the slower one.
+        """
+        options = self._options
+        has_links = self._address.kind in ("tcp", "tls") and (options.streams > 1 or options.resume_for_s > 0)
+        if self._address.kind == "ssh" and not options.over_ssh:
+            try:
+                self._certificate = OwnCertificate.made(socket.gethostname())
+                has_links = True
+            except UsageError as error:
+                self._fall_back(fact_of(error))
+        return replace(
+            offer,
+            links=options.streams if has_links else 0,
+            resume_for_s=round(options.resume_for_s),
+            silence_s=math.ceil(options.silence_s),
+            certificate="" if self._certificate is None else self._certificate.text,
+        )
 
     def begin(self, accepted: Accepted, may_resume: Callable[[], bool]) -> None:
         """Use links from here on, as the destination has accepted; or as before, where it takes one connection only.
@@ -134,27 +188,80 @@ class SourceLink:
         channel, options = self._channel, self._options
         channel.expect_within(options.silence_s)
         if not accepted.secret:
-            if options.streams > 1:
-                LOG.warning("%s takes one connection only", channel.peer)
+            self._take_one(for_people(accepted.reason, 300))
             return
         join = Join(accepted.migration, accepted.secret)
+        first: Connection | None = None
+        if self._certificate is not None and (first := self._first_beside_ssh(accepted, join)) is None:
+            channel.say(replace(join, place=NOWHERE))
+            return
 
-        def make(first: Connection) -> Connection:
+        def make(before: Connection) -> Connection:
+            self._ssh = None if first is None else before
             self._linked = LinkedConnection(
-                first,
+                first or before,
                 timeout_s=options.silence_s,
                 resume_for_s=options.resume_for_s,
-                may_resume=may_resume,
-                open_link=lambda: self._joined(accepted.port, join),
+                may_resume=lambda: not self._is_gone and may_resume(),
+                open_link=lambda: nullcontext(self._joined_again(accepted.port, join)),
                 wanted=options.streams,
             )
             return self._linked
 
-        channel.continue_over(make, join, Joined)
+        try:
+            channel.continue_over(make, replace(join, place=HERE if first is None else PORT), Joined)
+        except BaseException:
+            if first is not None and self._linked is None:
+                first.close()
+            raise
         self.sink.limit(self.sink.limited_to)
 
-    def _joined(self, port: int, join: Join) -> Opened:
-        """One more link."""
+    def _take_one(self, reason: str) -> None:
+        """The destination takes one connection only."""
+        if self._certificate is not None:
+            self._fall_back(reason or f"{self._channel.peer} takes one connection only")
+        elif self._options.streams > 1 and not self._report.fallback:
+            LOG.warning("%s takes one connection only%s", self._channel.peer, reason and f": {reason}")
+
+    def _first_beside_ssh(self, accepted: Accepted, join: Join) -> Connection | None:
+        """The first connection by TLS, which has joined; None where it cannot be had."""
+        assert self._certificate is not None
+        host = self._options.data_address or accepted.host or self._address.host.rpartition("@")[2]
+        try:
+            if not HOST.fullmatch(host):
+                raise ProtocolError(f"{for_people(host, 100)!r} is no address")
+            tls, _ = self._certificate.pinned(accepted.certificate)
+            self._address = replace(self._address, kind="tls", host=host, tls=tls)
+            first = self._joined(accepted.port, join)
+        except (TransportError, ProtocolError) as error:
+            self._fall_back(f"{for_people(host, 100)}, port {accepted.port}: {fact_of(error)}")
+            return None
+        self._report.over = self._address.kind
+        return first
+
+    def _fall_back(self, reason: str) -> None:
+        """All goes over ssh, and a person hears why."""
+        self._report.fallback = reason
+        LOG.warning(
+            "no TLS connection to %s (%s); everything goes over ssh, which is slower and is not resumed if it breaks",
+            self._channel.peer,
+            reason,
+            extra={"remedies": [Advice(Remedy.LET_DATA_THROUGH)]},
+        )
+
+    def _joined_again(self, port: int, join: Join) -> Connection:
+        """One more, or one in place of one that broke."""
+        try:
+            return self._joined(port, join)
+        except Unreachable as error:
+            # Nobody listens any more, and what ssh has started has ended: no use to wait.
+            is_refused = isinstance(error.__cause__, ConnectionRefusedError)
+            if is_refused and self._ssh is not None and _has_ended(self._ssh):
+                self._is_gone = True
+            raise
+
+    def _joined(self, port: int, join: Join) -> Connection:
+        """A connection that has joined at the destination's port."""
         connection = self._open_link(self._address, port, self._options.silence_s)
         try:
             connection.deadline = time.monotonic() + JOIN_S
@@ -165,7 +272,7 @@ class SourceLink:
         except BaseException:
             connection.close()
             raise
-        return nullcontext(connection)
+        return connection
 
     def close(self) -> None:
         """The migration is over. A second time does nothing more. The connection is the channel's."""
@@ -176,23 +283,21 @@ class SourceLink:
             self._report.reconnects = self._linked.reconnects
             self._report.broken_s = self._linked.broken_s
             self._report.resent_pages = -(-self._linked.resent_bytes // PAGE_SIZE)
+        connection = self._channel.connection
+        self._report.cipher, self._report.ktls = connection.cipher, connection.kernel_encrypts
 
 
-def takes_several(address: Address) -> bool:
+def _has_ended(connection: Connection) -> bool:
+    """Whether the peer has closed its side, of a connection on which it says nothing more."""
+    connection.deadline = time.monotonic()
+    try:
+        return connection.incoming.at_end()
+    except PeerTimeout:
+        return False
+    except TransportError:
+        return True
+
+
+def takes_several(address: Address, *, over_ssh: bool = False) -> bool:
     """Whether a destination at this address can be reached by more than one connection."""
-    return address.kind in ("tcp", "tls")
-
-
-def offering(offer: Offer, address: Address, options: LinkOptions) -> Offer:
-    """The offer with what the destination is to know of the links.
-
-    There are none where it cannot be reached again, and where one connection is wanted that is not to be resumed:
-    that spares a copy of all pages on each side.
-    """
-    has_links = takes_several(address) and (options.streams > 1 or options.resume_for_s > 0)
-    return replace(
-        offer,
-        links=options.streams if has_links else 0,
-        resume_for_s=round(options.resume_for_s),
-        silence_s=math.ceil(options.silence_s),
-    )
+    return address.kind in ("tcp", "tls") or (address.kind == "ssh" and not over_ssh)

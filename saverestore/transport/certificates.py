@@ -22,6 +22,9 @@ from saverestore.transport.tls_peers import NAME, fingerprint_of
 CLOCK_ALLOWANCE = datetime.timedelta(hours=1)
 """Certificates are valid from a little before they are made: clocks of hosts differ."""
 
+EARLIEST, LATEST = datetime.datetime(2000, 1, 1), datetime.datetime(9999, 12, 31, 23, 59, 59)
+"""Of one that is valid for ever (RFC 5280, 4.1.2.5)."""
+
 
 def _cryptography() -> Any:
     """The parts of `cryptography` that are needed here. UsageError where it is not installed."""
@@ -104,6 +107,35 @@ def make_cert(folder: Path, names: Sequence[str], *, days: int = 825) -> tuple[P
         _write(ours / "cert.pem", _pem_of(cert), 0o644)
         _write(ours / "ca.pem", pem, 0o644, replace=True)
     return ours, fingerprint_of(cert.public_bytes(serialization.Encoding.DER))
+
+
+def make_unsaved(name: str) -> tuple[bytes, bytes]:
+    """A certificate for one purpose, and its key: DER and PEM, in memory only. It is signed by its own key.
+
+    `name`: who it is, for messages; left out where it is no name of a host. It is valid for ever, whatever the
+    clocks are: who accepts it knows it byte by byte. UsageError without `cryptography`.
+    """
+    x509, hashes, serialization, ec = _cryptography()
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = [x509.DNSName(name)] if NAME.fullmatch(name) else []
+    subject = _subject(x509, "one migration")
+    both = [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH, x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(EARLIEST)
+        .not_valid_after(LATEST)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(x509, digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(both), critical=True)
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    cert = builder.sign(key, hashes.SHA256())
+    return cert.public_bytes(serialization.Encoding.DER), _pem_of_key(key)
 
 
 def _builder(x509: Any, subject: Any, issuer: Any, public_key: Any, days: int) -> Any:

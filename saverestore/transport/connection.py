@@ -106,6 +106,14 @@ class Connection(Protocol):
     def local_host(self) -> str:
         """The address of this host that the peer sees, where it is a TCP connection; else ""."""
 
+    @property
+    def cipher(self) -> str:
+        """What encrypts it, as OpenSSL names it; "" where nothing does."""
+
+    @property
+    def kernel_encrypts(self) -> bool:
+        """Whether the kernel encrypts what is sent (kTLS)."""
+
     def pace(self, rate: int | None) -> bool:
         """Have the kernel send at so many bytes per second at most; None: no limit. False where it cannot: no TCP.
 
@@ -130,6 +138,9 @@ class _Both:
 
     local_host = ""
     """See Connection."""
+
+    cipher = ""
+    kernel_encrypts = False
 
     is_plain = True
     """Whether what passes through the descriptors is what was written, so that the kernel may move it."""

@@ -17,12 +17,17 @@ from saverestore.transport.connection import Connection, SocketConnection
 from saverestore.transport.sockets import notice_dead_links
 
 if TYPE_CHECKING:
-    from saverestore.transport.tls import Credentials
+    from saverestore.transport.tls import Proof
     from saverestore.transport.tls_peers import Allowed
 
 LOG = logging.getLogger(__name__)
 
 BACKLOG = 16
+
+Ports = tuple[int, int]
+"""The lowest and the highest port that may be used, inclusive; 0, 0: the kernel chooses one."""
+
+ANY_PORT: Ports = (0, 0)
 
 MAPPED = "::ffff:"
 """Before an IPv4 address, where a peer that speaks IPv4 has come to a socket for both, as systemd's are."""
@@ -31,9 +36,9 @@ MAPPED = "::ffff:"
 class Door:
     """A context manager: inside the block, who connects to `port` is given to `arrived`, by a thread of its own.
 
-    `host`: the address to listen at. `tls`: what proves who this host is and who may come; None: plain TCP. `arrived`
-    takes the connection, or closes it and raises; that is logged, and the next one is waited for. TransportError when
-    it cannot listen there.
+    `host`: the address to listen at. `tls`: what proves who this host is and who may come; None: plain TCP. `ports`:
+    one of these. `arrived` takes the connection, or closes it and raises; that is logged, and the next one is waited
+    for. TransportError when it cannot listen there.
     """
 
     def __init__(
@@ -41,21 +46,22 @@ class Door:
         host: str,
         arrived: Callable[[Connection], None],
         *,
-        tls: tuple[Credentials, Allowed] | None,
+        tls: tuple[Proof, Allowed] | None,
         timeout_s: float,
+        ports: Ports = ANY_PORT,
     ) -> None:
         self._arrived = arrived
         self._tls = tls
         self._timeout_s = timeout_s
         self._closing = threading.Event()
-        host = host.removeprefix(MAPPED)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.host = host = host.removeprefix(MAPPED)
         try:
-            self._server = socket.create_server((host, 0), family=family, backlog=BACKLOG)
+            self._server = _listening(host, ports)
             notice_dead_links(self._server, timeout_s)  # what it accepts has these options, too
         except OSError as error:
             raise TransportError(
-                f"{host}: cannot listen there: {error.strerror or error}", name=name_of_errno(error.errno)
+                f"{host}: cannot listen there{_of(ports)}: {error.strerror or error}",
+                name=name_of_errno(error.errno),
             ) from error
         self._server.setblocking(False)
         self.port: int = self._server.getsockname()[1]
@@ -103,3 +109,17 @@ class Door:
             made, whence = self._server.accept()
             return SocketConnection(made, str(whence[0]), timeout_s=self._timeout_s)
         return None
+
+
+def _listening(host: str, ports: Ports) -> socket.socket:
+    """A socket at the first of these ports that is free. OSError of the last one when none is."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    lowest, highest = ports
+    for port in range(lowest, highest):
+        with contextlib.suppress(OSError):
+            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    return socket.create_server((host, highest), family=family, backlog=BACKLOG)
+
+
+def _of(ports: Ports) -> str:
+    return "" if ports == ANY_PORT else f" at port {ports[0]} to {ports[1]}"

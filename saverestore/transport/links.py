@@ -67,6 +67,8 @@ class LinkedConnection:
         """
         self.peer = first.peer
         self.local_host = first.local_host
+        self.cipher = first.cipher
+        self.kernel_encrypts = first.kernel_encrypts
         self.timeout_s = timeout_s
         self.deadline: float | None = None
         self.resume_for_s = resume_for_s

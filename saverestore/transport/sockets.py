@@ -14,7 +14,7 @@ from saverestore.interrupts import shield
 from saverestore.transport.connection import SocketConnection
 
 if TYPE_CHECKING:
-    from saverestore.transport.tls import Credentials
+    from saverestore.transport.tls import Proof
     from saverestore.transport.tls_peers import Allowed
 
 CONNECT_S = 30.0
@@ -53,7 +53,7 @@ class Address:
     kind: str
     host: str = ""
     port: int = 0
-    tls: Credentials | None = None
+    tls: Proof | None = None
     way: Way = Way()
 
 
@@ -65,10 +65,12 @@ def host_and_port(text: str, port: int) -> tuple[str, int]:
     return found["six"] or found["name"], port if found["port"] is None else int(found["port"])
 
 
-def connect(address: Address, *, timeout_s: float, connect_s: float = CONNECT_S) -> SocketConnection:
+def connect(
+    address: Address, *, timeout_s: float, connect_s: float = CONNECT_S, handshake_s: float | None = None
+) -> SocketConnection:
     """A connection to who listens there. Unreachable when nobody does; NotTrusted, and UsageError, as `tls_peers`.
 
-    `connect_s`: how long each of the host's addresses is tried.
+    `connect_s`: how long each of the host's addresses is tried. `handshake_s`: how long TLS may take; None: as usual.
     """
     try:
         if address.kind == "unix":
@@ -78,11 +80,12 @@ def connect(address: Address, *, timeout_s: float, connect_s: float = CONNECT_S)
         else:
             made = _connected(address, connect_s)
             notice_dead_links(made, timeout_s)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # which is what names end with that cannot be names
         way = address.way.interface or address.way.source
         by = f" by {way}" if way else ""
-        raise Unreachable(f"{address.text} cannot be reached{by}: {error.strerror or error}") from error
-    return _over(made, address, timeout_s)
+        why = getattr(error, "strerror", None) or error
+        raise Unreachable(f"{address.text} cannot be reached{by}: {why}") from error
+    return _over(made, address, timeout_s, handshake_s)
 
 
 def _connected(address: Address, connect_s: float) -> socket.socket:
@@ -120,14 +123,23 @@ def _leave_by(made: socket.socket, way: Way) -> None:
         made.bind((way.source, 0))
 
 
-def _over(made: socket.socket, address: Address, timeout_s: float) -> SocketConnection:
+def _over(
+    made: socket.socket, address: Address, timeout_s: float, handshake_s: float | None
+) -> SocketConnection:
     if address.kind != "tls":
         return SocketConnection(made, address.text, timeout_s=timeout_s)
     from saverestore.transport import tls_peers
     from saverestore.transport.tls import Credentials
 
     credentials = address.tls or Credentials()
-    return tls_peers.connected(made, address.host, address.text, credentials, timeout_s=timeout_s)
+    return tls_peers.connected(
+        made,
+        address.host,
+        address.text,
+        credentials,
+        timeout_s=timeout_s,
+        handshake_s=handshake_s or tls_peers.HANDSHAKE_S,
+    )
 
 
 def notice_dead_links(made: socket.socket, timeout_s: float) -> None:

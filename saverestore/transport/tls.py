@@ -6,13 +6,17 @@ The handshakes are in `tls_peers`.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
+import socket
 import ssl
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.transport.connection import BrokenPeer, SocketConnection
@@ -33,6 +37,15 @@ MOST_AT_ONCE = 1 << 30
 
 READABLE_BY_ALL = 0o007
 
+KERNEL_ENCRYPTS = getattr(ssl, "OP_ENABLE_KTLS", 0)
+"""kTLS, where Python offers it: from 3.12 on."""
+
+SOL_TLS, TLS_TX = 282, 1
+"""Of linux/socket.h and linux/tls.h."""
+
+TLS_INFO_BYTES = 4
+"""Of struct tls_crypto_info: so the kernel tells version and cipher, and no key."""
+
 
 class NotTrusted(TransportError):
     """One of both sides does not accept the other: a certificate, or what it speaks instead of TLS."""
@@ -40,28 +53,99 @@ class NotTrusted(TransportError):
     name = ErrorName.PEER_NOT_TRUSTED
 
 
+class Proof(Protocol):
+    """What proves who this host is, and says whom it accepts. Contexts are for one connection or more."""
+
+    @property
+    def ca(self) -> Path | None:
+        """The CA that others' certificates are to be of; None: one certificate alone is accepted."""
+
+    def for_connecting(self) -> ssl.SSLContext:
+        """For the side that connects. UsageError when a file is missing or unsuitable."""
+
+    def for_listening(self) -> ssl.SSLContext:
+        """For the side that listens: it asks for a certificate. Errors as `for_connecting`."""
+
+
+def _connecting() -> ssl.SSLContext:
+    return _common(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+
+def _listening() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0  # nothing is resumed
+    return _common(context)
+
+
+def _common(context: ssl.SSLContext) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([PROTOCOL])
+    context.options |= KERNEL_ENCRYPTS
+    return context
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A `Proof` in memory: a certificate made for one purpose, and the only one that is accepted of the peer.
+
+    `cert`, `peer`: DER, each signed by its own key, and no CA's. `key`: PEM, of `cert`. Names and addresses in them
+    do not count.
+    """
+
+    cert: bytes
+    key: bytes = field(repr=False)
+    peer: bytes
+    ca = None
+
+    def for_connecting(self) -> ssl.SSLContext:
+        """See Proof. NotTrusted when what the peer has sent as its certificate is none."""
+        context = _connecting()
+        context.check_hostname = False
+        return self._loaded(context)
+
+    def for_listening(self) -> ssl.SSLContext:
+        """See Proof. Errors as `for_connecting`."""
+        return self._loaded(_listening())
+
+    def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        with _in_memory(ssl.DER_cert_to_PEM_cert(self.cert).encode() + self.key) as path:
+            context.load_cert_chain(path)
+        try:
+            context.load_verify_locations(cadata=self.peer)
+        except (ssl.SSLError, ValueError) as error:
+            raise NotTrusted("what the other host has sent as its certificate is none") from error
+        return context
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[str]:
+    """A name for these bytes, as OpenSSL takes keys by name only: of a file that is in no file system."""
+    fd = os.memfd_create("pysave", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, data)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
 @dataclass(frozen=True)
 class Credentials:
-    """The files, PEM each, that prove who this host is, and the CA that others' certificates are to be of."""
+    """A `Proof` in files, PEM each: this host's certificate and key, and the CA of the others' certificates."""
 
     cert: Path = FOLDER / "cert.pem"
     key: Path = FOLDER / "key.pem"
     ca: Path = FOLDER / "ca.pem"
 
     def for_connecting(self) -> ssl.SSLContext:
-        """For the side that connects. UsageError when a file is missing or unsuitable."""
-        return self._loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        """See Proof."""
+        return self._loaded(_connecting())
 
     def for_listening(self) -> ssl.SSLContext:
-        """For the side that listens: it asks for a certificate. Errors as `for_connecting`."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.num_tickets = 0  # nothing is resumed
-        return self._loaded(context)
+        """See Proof."""
+        return self._loaded(_listening())
 
     def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.set_alpn_protocols([PROTOCOL])
         for path in (self.cert, self.key, self.ca):
             _check_readable(path)
         if self.key.stat().st_mode & READABLE_BY_ALL:
@@ -120,6 +204,9 @@ ALERTS = {
 }
 """Why the peer does not accept this side's certificate, by OpenSSL's name for what it says."""
 
+NOT_AGREED_ON = "it is not the one that was agreed on"
+OTHER_CERT = {"TLSV1_ALERT_UNKNOWN_CA", "SSLV3_ALERT_BAD_CERTIFICATE"}
+
 NO_TLS = {
     "WRONG_VERSION_NUMBER",
     "HTTP_REQUEST",
@@ -135,7 +222,7 @@ OTHER_TLS = {
 }
 
 
-def why(error: OSError, *, host: str, ca: Path) -> str:
+def why(error: OSError, *, host: str, ca: Path | None) -> str:
     """What has failed in a handshake, in words that follow the peer's name. `host`: as it was to be named, or ""."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"is not trusted: {_wrong_with(error, host, ca)}"
@@ -143,7 +230,8 @@ def why(error: OSError, *, host: str, ca: Path) -> str:
         return "closed the connection during the TLS handshake"
     reason = str(getattr(error, "reason", "") or "")
     if reason in ALERTS:
-        return f"does not accept this host's certificate: {ALERTS[reason]}"
+        what = NOT_AGREED_ON if ca is None and reason in OTHER_CERT else ALERTS[reason]
+        return f"does not accept this host's certificate: {what}"
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "has sent no certificate"
     if reason in NO_TLS:
@@ -153,8 +241,10 @@ def why(error: OSError, *, host: str, ca: Path) -> str:
     return f"failed in the TLS handshake: {reason or error.strerror or error}"
 
 
-def _wrong_with(error: ssl.SSLCertVerificationError, host: str, ca: Path) -> str:
+def _wrong_with(error: ssl.SSLCertVerificationError, host: str, ca: Path | None) -> str:
     code = error.verify_code
+    if ca is None:
+        return "its certificate is not the one that was agreed on"
     if code == EXPIRED:
         return "its certificate has expired, by this host's clock"
     if code == NOT_YET_VALID:
@@ -190,6 +280,8 @@ class TlsConnection(SocketConnection):
         self._is_cut = False
         self._has_unwrapped = False
         self._early = b""  # read before the half close, for who reads later
+        self.cipher = (connected.cipher() or ("",))[0]
+        self.kernel_encrypts = _kernel_encrypts(connected)
 
     def receive(self, fd: int, views: list[Any]) -> int:
         """One record, or a part of it."""
@@ -267,6 +359,15 @@ class TlsConnection(SocketConnection):
                 self._tls.unwrap()  # says that we close; an error when the peer has not said so, too
                 self._has_unwrapped = True  # what the socket reads from now on would be plain
         super().end_outgoing()
+
+
+def _kernel_encrypts(connected: socket.socket) -> bool:
+    """Whether what is sent over it is encrypted by the kernel."""
+    try:
+        connected.getsockopt(SOL_TLS, TLS_TX, TLS_INFO_BYTES)
+    except OSError:
+        return False
+    return True
 
 
 def _joined(buffers: list[Any]) -> bytes:

@@ -23,7 +23,7 @@ from typing import Any
 
 from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
 from saverestore.interrupts import HEED_S
-from saverestore.transport.tls import FOLDER, PROTOCOL, Credentials, NotTrusted, TlsConnection, why
+from saverestore.transport.tls import FOLDER, PROTOCOL, NotTrusted, Proof, TlsConnection, why
 
 LOG = logging.getLogger(__name__)
 
@@ -120,19 +120,29 @@ def _printable(text: str) -> str:
 
 
 def connected(
-    made: socket.socket, host: str, peer: str, credentials: Credentials, *, timeout_s: float
+    made: socket.socket,
+    host: str,
+    peer: str,
+    credentials: Proof,
+    *,
+    timeout_s: float,
+    handshake_s: float = HANDSHAKE_S,
 ) -> TlsConnection:
     """Do the handshake over a socket that is connected to `host`, and wait until it admits this side.
 
-    The socket is closed on any error: NotTrusted, UsageError for our own files, TransportError.
+    `handshake_s`: how long all of it may take. The socket is closed on any error: NotTrusted, UsageError for our own
+    files, TransportError.
     """
-    end = time.monotonic() + HANDSHAKE_S
+    end = time.monotonic() + handshake_s
     secured: ssl.SSLSocket | None = None
     try:
-        made.settimeout(HANDSHAKE_S)
+        made.settimeout(handshake_s)
         context = credentials.for_connecting()
         secured = context.wrap_socket(
-            made, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            made,
+            server_hostname=host if context.check_hostname else None,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
         )
         secured.do_handshake()  # its timeout is for all of it
         if secured.selected_alpn_protocol() == PROTOCOL:
@@ -143,7 +153,7 @@ def connected(
         (made if secured is None else secured).close()
         if isinstance(error, TimeoutError):
             raise NotTrusted(
-                f"{peer} did not complete the TLS handshake within {HANDSHAKE_S:.0f} s"
+                f"{peer} did not complete the TLS handshake within {handshake_s:.0f} s"
             ) from error
         if isinstance(error, OSError):
             raise NotTrusted(f"{peer} {why(error, host=host, ca=credentials.ca)}") from error
@@ -164,9 +174,7 @@ def _check_admitted(secured: ssl.SSLSocket, peer: str) -> None:
 class Arrival:
     """A peer that has connected, until it is known who it is. `source`: its address, for messages."""
 
-    def __init__(
-        self, made: socket.socket, source: str, credentials: Credentials, context: ssl.SSLContext
-    ) -> None:
+    def __init__(self, made: socket.socket, source: str, credentials: Proof, context: ssl.SSLContext) -> None:
         """Take a connected socket, which is closed by `close`, or belongs to what `admitted` returns."""
         self.source = source
         self.ends_at = time.monotonic() + HANDSHAKE_S
@@ -223,7 +231,7 @@ class Arrival:
 
 def first_admitted(
     server: socket.socket,
-    credentials: Credentials,
+    credentials: Proof,
     allowed: Allowed,
     *,
     timeout_s: float,
@@ -268,7 +276,7 @@ def _ready(server: socket.socket, arrivals: dict[int, Arrival]) -> list[Arrival]
     return [one for fd, one in arrivals.items() if fd in found or now > one.ends_at]
 
 
-def _arrived(server: socket.socket, credentials: Credentials, context: ssl.SSLContext) -> Arrival | None:
+def _arrived(server: socket.socket, credentials: Proof, context: ssl.SSLContext) -> Arrival | None:
     try:
         made, whence = server.accept()
     except (BlockingIOError, ConnectionError):  # nobody, or gone again
@@ -280,9 +288,7 @@ def _arrived(server: socket.socket, credentials: Credentials, context: ssl.SSLCo
     return _arrival(made, str(whence[0]) if whence else "a peer", credentials, context)
 
 
-def _arrival(
-    made: socket.socket, source: str, credentials: Credentials, context: ssl.SSLContext
-) -> Arrival | None:
+def _arrival(made: socket.socket, source: str, credentials: Proof, context: ssl.SSLContext) -> Arrival | None:
     try:
         return Arrival(made, source, credentials, context)
     except OSError:  # gone again
@@ -291,7 +297,7 @@ def _arrival(
 
 
 def admitted(
-    made: socket.socket, source: str, credentials: Credentials, allowed: Allowed, *, timeout_s: float
+    made: socket.socket, source: str, credentials: Proof, allowed: Allowed, *, timeout_s: float
 ) -> TlsConnection:
     """The handshake of one peer that has connected. The socket is closed on any error: NotTrusted, UsageError."""
     context = credentials.for_listening()

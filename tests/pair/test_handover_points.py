@@ -136,7 +136,7 @@ def begun(here: Host, there: Host, name: str, point: Point) -> Command:
     """The migration, one side of which will stop."""
     for host in (here, there):
         must(host, "rm", "-f", STOPPED)
-    words = ["--settle-for", SETTLE_S, "--silence", SILENCE_S, name, there.label]
+    words = ["--settle-for", SETTLE_S, "--silence", SILENCE_S, "--resume-for", SILENCE_S, name, there.label]
     if point.side == SOURCE:
         return Command(here, "python3", STOPPING, point.step, *words)
     return Command(here, "pymigrate", "--ssh", f"python3 {STOPPING} --ssh '{point.step}'", *words)

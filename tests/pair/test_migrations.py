@@ -114,9 +114,9 @@ def test_a_dry_run_changes_nothing_on_either_host(kept_guest: Guest) -> None:
     assert domains_of(there) == {}
 
 
-def begun(guest: Guest) -> Command:
+def begun(guest: Guest, *options: str) -> Command:
     """Its migration to the other host, amid the rounds."""
-    migration = Command(guest.host, "pymigrate", "-v", guest.name, guest.other_host.label)
+    migration = Command(guest.host, "pymigrate", "-v", *options, guest.name, guest.other_host.label)
     migration.wait_for("round 0")
     return migration
 
@@ -153,8 +153,8 @@ def test_a_source_that_is_killed_amid_the_rounds_is_recovered_and_the_other_has_
 ) -> None:
     here, there = kept_guest.host, kept_guest.other_host
     before = kept_guest.state()
-    migration = begun(kept_guest)
-    signal_to(here, f"pymigrate -v {kept_guest.name}", signal.SIGKILL)
+    migration = begun(kept_guest, "--resume-for", "10")
+    signal_to(here, "pymigrate -v --resume-for", signal.SIGKILL)
     migration.finish()
     must(here, "pymigrate", "recover", kept_guest.name)
     kept_guest.resumed(before)

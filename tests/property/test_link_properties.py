@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saverestore.errors import TransportError
+from saverestore.migrate.certificate import OwnCertificate
+from saverestore.transport import tls_peers
 from saverestore.transport.connection import SocketConnection
 from saverestore.transport.links import LinkedConnection
 
@@ -41,8 +44,10 @@ class Script:
 class Relay:
     """A link that does as its script says."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, *, is_under_way: bool = True) -> None:
+        """`is_under_way`: whether what passes counts; False during a handshake, which nothing cuts."""
         self.script = script
+        self.is_under_way = is_under_way
         self.ends, self._inner = zip(*(socket.socketpair() for _ in range(2)), strict=True)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -56,14 +61,14 @@ class Relay:
 
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         passed = 0
-        while passed < self.script.cut_after and not self._stopping.is_set():
+        while not (self.is_under_way and passed >= self.script.cut_after) and not self._stopping.is_set():
             ready, _, _ = select.select([one, other], [], [], 0.01)
             for end in ready:
                 data = end.recv(min(self.script.chunk, self.script.cut_after - passed or 1))
                 if not data:
                     return
                 (other if end is one else one).sendall(data)
-                passed += len(data)
+                passed += len(data) * self.is_under_way
                 time.sleep(self.script.delay_ms / 1000)
         if self.script.silently:
             self._stopping.wait(30)
@@ -73,13 +78,42 @@ class Relay:
         self._thread.join(30)
 
 
+def plainly(relay: Relay, timeout_s: float) -> list[SocketConnection]:
+    """Both ends of a link as connections."""
+    return [SocketConnection(end, "peer", timeout_s=timeout_s) for end in relay.ends]
+
+
+def by_tls(relay: Relay, timeout_s: float) -> list[SocketConnection]:
+    """The same over TLS, by certificates made for it. What breaks the link comes behind the handshake."""
+    ours, theirs = OwnCertificate.made("one"), OwnCertificate.made("other")
+    (here, _), (there, allowed) = ours.pinned(theirs.text), theirs.pinned(ours.text)
+    accepted: list[SocketConnection] = []
+
+    def serve() -> None:
+        accepted.append(tls_peers.admitted(relay.ends[1], "peer", there, allowed, timeout_s=timeout_s))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    one = tls_peers.connected(relay.ends[0], "", "peer", here, timeout_s=timeout_s)
+    thread.join()
+    relay.is_under_way = True
+    return [one, *accepted]
+
+
 class Ends:
     """Two ends of a linked connection. The first opens links, by these scripts; then links that do not break."""
 
     def __init__(
-        self, scripts: list[Script], wanted: int, *, resume_for_s: float = 30, timeout_s: float = 20
+        self,
+        scripts: list[Script],
+        wanted: int,
+        *,
+        resume_for_s: float = 30,
+        timeout_s: float = 20,
+        over: Callable[[Relay, float], list[SocketConnection]] = plainly,
     ) -> None:
         self._scripts = list(scripts)
+        self._over = over
         self._timeout_s = timeout_s
         self.relays: list[Relay] = []
         ours, theirs = self._link()
@@ -93,9 +127,11 @@ class Ends:
         self.one = LinkedConnection(ours, open_link=self._open, wanted=wanted, **more)
 
     def _link(self) -> tuple[SocketConnection, SocketConnection]:
-        relay = Relay(self._scripts.pop(0) if self._scripts else Script())
+        script = self._scripts.pop(0) if self._scripts else Script()
+        relay = Relay(script, is_under_way=self._over is plainly)
         self.relays.append(relay)
-        return tuple(SocketConnection(end, "peer", timeout_s=self._timeout_s) for end in relay.ends)  # type: ignore
+        one, other = self._over(relay, self._timeout_s)
+        return one, other
 
     def _open(self) -> contextlib.AbstractContextManager[SocketConnection]:
         ours, theirs = self._link()
@@ -138,12 +174,26 @@ def read_pages(connection: LinkedConnection, nr: int, newest: dict[int, int]) ->
         assert connection.incoming.read(size) == bytes([version % 256]) * size
 
 
-@given(scripts=SCRIPTS, wanted=st.sampled_from([1, 2, 4]), there=PAGES, back=PAGES)
+LINKS = given(scripts=SCRIPTS, wanted=st.sampled_from([1, 2, 4]), there=PAGES, back=PAGES)
+
+
+@LINKS
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_links_do_no_older_page_comes_behind_a_newer_one_and_none_is_lost(
     scripts, wanted, there, back
 ):
-    ends = Ends(scripts, wanted)
+    check_order(Ends(scripts, wanted), there, back)
+
+
+@LINKS
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_the_same_holds_over_tls_with_certificates_made_for_it(scripts, wanted, there, back):
+    pytest.importorskip("cryptography")
+    check_order(Ends(scripts, wanted, over=by_tls), there, back)
+
+
+def check_order(ends: Ends, there: list[tuple[int, int]], back: list[tuple[int, int]]) -> None:
+    """Write these pages in both directions, and see what arrives."""
     failures: list[BaseException] = []
     newest: list[dict[int, int]] = [{}, {}]
 

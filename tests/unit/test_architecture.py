@@ -307,7 +307,12 @@ def test_tls_is_in_one_place_and_works_without_what_makes_certificates():
     assert importers_of("cryptography") == {"saverestore.transport.certificates"}
     assert importers_of("cryptography", at_once=True) == set()
     assert {module for module, target in ARROWS if target == "saverestore.transport.certificates"} == {
-        "saverestore.cli.pymigrate.certify"
+        "saverestore.cli.pymigrate.certify",
+        "saverestore.migrate.certificate",
+    }
+    assert {module for module, target in ARROWS if target == "saverestore.migrate.certificate"} == {
+        "saverestore.migrate.linking",
+        "saverestore.migrate.source_link",
     }
 
 

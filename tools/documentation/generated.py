@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from saverestore.cli.arguments import words_of
-from saverestore.cli.parsers import COMMANDS, subcommands_of
+from saverestore.cli.parsers import COMMANDS, parser_of_table, subcommands_of
 from saverestore.cli.pyimage.common import DIFFERENT, DIFFERENT_MEANING
 from saverestore.cli.settings import OPTIONS, actions_of
 from saverestore.errors import ErrorName, ExitCode
@@ -116,10 +116,10 @@ def settings_page() -> str:
 def _settings_of_commands() -> Iterator[str]:
     yield "## Of the commands\n"
     yield (
-        "`pysave`, `pyrestore` and `pymigrate` have a table each in the same file. A setting is an option that has a "
-        "value, with `_` for `-`; the command line takes precedence over it. A setting that does not apply is left "
-        "out: `max_rounds` of a save that is not live, `compress` with a `--format` that compresses. A name that is "
-        "not known is an error.\n"
+        "`pysave`, `pyrestore`, `pymigrate` and `pymigrate receive` have a table each in the same file. A setting "
+        "is an option that has a value, with `_` for `-`; the command line takes precedence over it. A setting that "
+        "does not apply is left out: `max_rounds` of a save that is not live, `compress` with a `--format` that "
+        "compresses. A name that is not known is an error.\n"
     )
     yield (
         "```toml\n"
@@ -133,8 +133,8 @@ def _settings_of_commands() -> Iterator[str]:
     )
     yield "| table | settings: what they mean is in [commands](commands.md) |\n|---|---|"
     for name in OPTIONS:
-        make, _ = COMMANDS[name]
-        yield f"| `[{name}]` | {', '.join(f'`{key}`' for key, _ in actions_of(make()))} |"
+        keys = ", ".join(f"`{key}`" for key, _ in actions_of(parser_of_table(name)))
+        yield f"| `[{name}]` | {keys} |"
 
 
 def errors_page() -> str:

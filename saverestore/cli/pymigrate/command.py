@@ -244,6 +244,8 @@ def _summary(
     )
     if links.streams > 1:
         text += f"; {links.streams} connections"
+    if links.fallback:
+        text += "; over ssh"
     if links.reconnects or links.resent_pages:
         text += (
             f"; reconnected {counted(links.reconnects, 'time')} after {links.broken_s:.1f} s, "

@@ -37,16 +37,15 @@ def add_link(group: argparse._ArgumentGroup) -> None:
         "--streams",
         metavar="N",
         type=arguments.streams,
-        help="for tls:// and tcp:// only: how many connections, 1 to 16; default: one for each core, "
-        "4 at most. By ssh there is one",
+        help="how many connections, 1 to 16; default: one for each core, 4 at most",
     )
     group.add_argument(
         "--resume-for",
         metavar="SECONDS",
         type=arguments.seconds_or_0,
         default=60.0,
-        help="for tls:// and tcp:// only: how long to wait for a new connection when the last one breaks while the "
-        "domain runs; then the migration resumes where it was. 0: the migration fails at once; default 60",
+        help="how long to wait for a new connection when the last one breaks while the domain runs; then the "
+        "migration resumes where it was. 0: the migration fails at once, as it does over ssh alone; default 60",
     )
     group.add_argument(
         "--silence",
@@ -59,19 +58,34 @@ def add_link(group: argparse._ArgumentGroup) -> None:
     which.add_argument(
         "--source",
         metavar="ADDRESS",
-        help="for tls:// and tcp:// only: the address of this host that connections leave from",
+        help="the address of this host that connections leave from; not of ssh, which has BindAddress",
     )
     which.add_argument(
         "--interface",
         metavar="IF",
-        help="for tls:// and tcp:// only: the network interface that connections leave by, whatever the routes are",
+        help="the network interface that connections leave by, whatever the routes are; not of ssh, which has "
+        "BindInterface",
     )
     group.add_argument(
         "--dscp",
         metavar="CLASS",
         type=arguments.dscp,
-        help="for tls:// and tcp:// only: mark what is sent here with this class for routers: 0 to 63, or a name: "
-        "cs1, af11, ef, le",
+        help="mark what is sent here with this class for routers: 0 to 63, or a name: cs1, af11, ef, le; not of ssh, "
+        "which has IPQoS",
+    )
+    beside = group.add_mutually_exclusive_group()
+    beside.add_argument(
+        "--over-ssh",
+        action="store_true",
+        help="send everything over the one ssh connection. By default ssh only begins the migration: data goes over "
+        "TLS connections to a port of HOST, by certificates made for this migration, and over ssh where that port "
+        "cannot be reached",
+    )
+    beside.add_argument(
+        "--data-address",
+        metavar="ADDRESS",
+        help="with HOST by ssh: where TLS connections go, such as another network of HOST; default: the address at "
+        "which ssh arrived there",
     )
 
 
@@ -82,10 +96,10 @@ def by_way(given: argparse.Namespace, destination: Address) -> Address:
     from saverestore.transport.sockets import Way
 
     way = Way(given.source or "", given.interface or "", given.dscp)
-    if way != Way() and not takes_several(destination):
+    if way != Way() and not takes_several(destination, over_ssh=given.over_ssh):
         raise UsageError(
-            f"{destination.text}: source address, interface and class are for tls:// and tcp://; ssh has options of "
-            "its own, BindAddress, BindInterface and IPQoS; no changes were made"
+            f"{destination.text}: source address, interface and class are for connections that pymigrate makes; ssh "
+            "has options of its own, BindAddress, BindInterface and IPQoS; no changes were made"
         )
     return replace(destination, way=way)
 
@@ -96,17 +110,22 @@ def options_of(given: argparse.Namespace, destination: Address) -> LinkOptions:
     from saverestore.migrate.source_link import LinkOptions, takes_several
     from saverestore.transport.cores import usable_cores
 
-    several = takes_several(destination)
+    if destination.kind != "ssh" and (given.over_ssh or given.data_address):
+        raise UsageError(f"{destination.text}: --over-ssh and --data-address are for a host by ssh")
+    several = takes_several(destination, over_ssh=given.over_ssh)
     if given.streams is None:
         streams = min(MOST_BY_DEFAULT, usable_cores()) if several else 1
     elif given.streams > 1 and not several:
-        raise UsageError(
-            f"{destination.text}: there is one connection only; several need tls:// or tcp://, no changes were made"
-        )
+        raise UsageError(f"{destination.text}: there is one connection only; no changes were made")
     else:
         streams = given.streams
     return LinkOptions(
-        streams=streams, resume_for_s=given.resume_for, silence_s=given.silence, bwlimit=given.bwlimit
+        streams=streams,
+        resume_for_s=given.resume_for,
+        silence_s=given.silence,
+        bwlimit=given.bwlimit,
+        over_ssh=given.over_ssh,
+        data_address=given.data_address or "",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
-from saverestore.cli import arguments, certificates, common
+from saverestore.cli import arguments, certificates, common, settings
 from saverestore.cli.pymigrate import xl
 from saverestore.errors import UsageError
 
@@ -32,6 +32,10 @@ examples:
 A key of ssh that may do this and nothing else, in root's authorized_keys:
   restrict,command="pymigrate receive" ssh-ed25519 AAAA… root@host1
 
+Started by ssh, it listens at a port of its own for TLS connections of this migration, by certificates that both sides
+make for it and tell each other over ssh. --ports and the others may be set in the table [pymigrate-receive] of
+/etc/xen/pysave.toml.
+
 --from-xl, on the host that has the domain, which needs no pysave ('-s ""' makes xl run its last argument as it is):
   xl migrate -s '' web1 'exec ssh host2 pymigrate receive --from-xl'
 If the connection ends before xl's permission has come, the domain stays here, paused, and xl may have its copy
@@ -54,6 +58,19 @@ def receive_parser() -> arguments.Parser:
         action="store_true",
         help="standard input is a connection for TLS, as systemd and inetd pass it",
     )
+    group.add_argument(
+        "--ports",
+        metavar="LOW-HIGH",
+        type=arguments.ports,
+        default=(0, 0),
+        help="listen for further connections of a migration at one of these ports, for a firewall; default: the "
+        "kernel chooses one",
+    )
+    group.add_argument(
+        "--data-listen",
+        metavar="ADDRESS",
+        help="started by ssh: the address to listen at for TLS connections; default: the one at which ssh arrived",
+    )
     xl.add_from_xl(group)
     certificates.add_certificates(group)
     certificates.add_allow(group)
@@ -70,9 +87,12 @@ def receive_parser() -> arguments.Parser:
 def main(argv: Sequence[str]) -> int:
     """Run it."""
     parser = receive_parser()
-    given = parser.parse_args(argv)
+    given = settings.parse(parser, argv)
     if given.tls and given.listen is not None:
         parser.error("--tls is for standard input, and excludes --listen")
+    is_by_ssh = not given.tls and given.listen is None
+    if given.data_listen is not None and not is_by_ssh and "data_listen" not in given.from_settings:
+        parser.error("--data-listen is for a receiver that ssh starts, and excludes --tls and --listen")
     xl.check_from_xl(parser, given)
     return common.run("pymigrate", given, lambda: _receive(given))
 
@@ -141,14 +161,18 @@ def _received(
 def _door_of(given: argparse.Namespace) -> OpenDoor | None:
     """How the source reaches this process by further connections; None where it cannot."""
     from saverestore.migrate import addresses
-    from saverestore.migrate.linking import door_of
+    from saverestore.migrate.linking import door_beside_ssh, door_of
 
     kind = "tls" if given.tls else "ssh"
     if given.listen is not None:
         kind = addresses.parse_listening(given.listen).kind
     if kind == "tls":
-        return door_of((certificates.credentials_of(given), certificates.allowed_of(given)))
-    return door_of(None) if kind == "tcp" else None
+        tls = certificates.credentials_of(given), certificates.allowed_of(given)
+        return door_of(tls, ports=given.ports)
+    if kind == "ssh":
+        arrived_at = addresses.ssh_arrived_at(os.environ)
+        return door_beside_ssh(given.data_listen or arrived_at, told=arrived_at, ports=given.ports)
+    return door_of(None, ports=given.ports) if kind == "tcp" else None
 
 
 def _incoming(given: argparse.Namespace) -> AbstractContextManager[Connection]:

@@ -26,6 +26,8 @@ NOT_WITH_XL = {
     "--source": "source",
     "--interface": "interface",
     "--dscp": "dscp",
+    "--over-ssh": "over_ssh",
+    "--data-address": "data_address",
 }
 """Options that need a pymigrate at the other side, and where a command line has them."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saverestore.cli import pyrestore, pysave, settings
-from saverestore.cli.parsers import COMMANDS
+from saverestore.cli.parsers import parser_of_table
 from saverestore.helper.settings import TABLES, read_settings
 
 
@@ -17,7 +17,7 @@ def file(tmp_path, monkeypatch):
 
 
 def parsed(command: str, *words: str):
-    return settings.parse(COMMANDS[command][0](), words)
+    return settings.parse(parser_of_table(command), words)
 
 
 def test_an_option_that_the_command_line_has_not_is_as_the_file_says(file):
@@ -50,6 +50,13 @@ def test_each_command_has_a_table_of_its_own(file):
     assert parsed("pyrestore", "a.img").toolstack == "bare"
     assert parsed("pymigrate", "web1", "host2").settle_for == 5.0
     assert read_settings({"PYSAVE_CONFIG": str(file)}).dirty == "digest"
+
+
+def test_a_receiver_has_a_table_of_its_own(file):
+    file.write_text('[pymigrate]\nsettle_for = 5\n[pymigrate-receive]\nports = "8710-8725"\n')
+    given = parsed("pymigrate-receive")
+    assert (given.ports, given.data_listen) == ((8710, 8725), None)
+    assert parsed("pymigrate-receive", "--ports", "9000").ports == (9000, 9000)
 
 
 def test_without_a_file_nothing_is_set(tmp_path, monkeypatch):
@@ -134,7 +141,7 @@ def test_settings_of_many_do_not_make_a_restore_one_of_many(file, monkeypatch):
 
 @pytest.mark.parametrize("command", settings.OPTIONS)
 def test_each_setting_is_an_option_with_a_value_that_the_command_line_can_change(command):
-    found = dict(settings.actions_of(COMMANDS[command][0]()))
+    found = dict(settings.actions_of(parser_of_table(command)))
     assert tuple(found) == settings.OPTIONS[command]
     assert [key for key, action in found.items() if action.nargs == 0] == []
 

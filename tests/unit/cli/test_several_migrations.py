@@ -116,7 +116,9 @@ def test_a_process_of_its_own_reports_its_failure(capsys):
     assert "0 domains migrated to unix:/nowhere, 2 failed" in said
 
 
-@pytest.mark.parametrize("words", [["--streams", "4"], ["--dscp", "cs1"], ["--ssh", ""]])
+@pytest.mark.parametrize(
+    "words", [["--streams", "4", "--over-ssh"], ["--dscp", "cs1", "--over-ssh"], ["--ssh", ""]]
+)
 def test_what_cannot_be_right_for_any_is_one_error_and_no_process_is_started(words, monkeypatch, capsys):
     monkeypatch.setattr(several, "Process", lambda *_: pytest.fail("a process was started"))
     assert command.main([*words, "web1", "web2", "hostb"]) == ExitCode.USAGE

@@ -5,6 +5,7 @@ python3 fake_ssh.py FOLDER "pymigrate receive", or "xl migrate-receive", with -p
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ import fake_xl
 from table_host import TableCopy, TableHost
 
 from saverestore.engine.progress import Silence
-from saverestore.migrate.addresses import RECEIVE, standard_streams
+from saverestore.migrate.addresses import RECEIVE, ssh_arrived_at, standard_streams
 from saverestore.migrate.channel import Channel
 from saverestore.migrate.destination import receive
+from saverestore.migrate.linking import door_beside_ssh
 from saverestore.migrate.xl_words import RECEIVE as XL_RECEIVE
 from saverestore.migrate.xl_words import RECEIVE_PAUSED
 
@@ -32,4 +34,5 @@ if command != RECEIVE:
     sys.exit()
 print("a greeting of a shell is not for the peer", file=sys.stderr)
 with standard_streams("the source", timeout_s=60) as connection, Channel(connection) as channel:
-    receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy)
+    door = door_beside_ssh(ssh_arrived_at(os.environ))
+    receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy, open_door=door)

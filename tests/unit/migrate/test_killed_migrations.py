@@ -25,7 +25,7 @@ from saverestore.migrate.channel import Channel
 from saverestore.migrate.destination import receive
 from saverestore.migrate.handover import OVER, Event, Role
 from saverestore.migrate.journal import Journal, Journals
-from saverestore.migrate.linking import door_of
+from saverestore.migrate.linking import door_beside_ssh, door_of
 from saverestore.migrate.recovery import RecoverRequest, found, recover
 from saverestore.migrate.source import migrate_domain
 from saverestore.migrate.source_link import LinkOptions
@@ -79,11 +79,18 @@ def channel_over(end: socket.socket, peer: str) -> Channel:
 
 
 def migrate_in_two_processes(
-    folder, source_step: str | None, destination_step: str | None, *, links: int = 0
+    folder,
+    source_step: str | None,
+    destination_step: str | None,
+    *,
+    links: int = 0,
+    beside_ssh: bool = False,
 ) -> tuple[int, int]:
-    """What the two ended with. `links`: over so many links, by TCP; 0: over one connection that is no link."""
+    """What the two ended with. `links`: over so many links, by TCP, or by TLS beside the first connection; 0: over
+    one connection that is no link."""
     Pair(folder)  # the domain is there
-    ours, theirs = tcp_sockets() if links else socket.socketpair()
+    by_tcp = links and not beside_ssh
+    ours, theirs = tcp_sockets() if by_tcp else socket.socketpair()
     ends = [ours]
 
     def source() -> None:
@@ -98,15 +105,15 @@ def migrate_in_two_processes(
                 yield channel
 
         request = pair.request(
-            destination=parse("tcp://127.0.0.1:1") if links else parse("b"),
-            link=LinkOptions(streams=max(1, links), resume_for_s=1.0),
+            destination=parse("tcp://127.0.0.1:1") if by_tcp else parse("b"),
+            link=LinkOptions(streams=max(1, links), resume_for_s=1.0, over_ssh=not beside_ssh),
         )
         migrate_domain(request, Silence(), host=pair.a, journals=pair.a.journals, connect=connect)
 
     def destination() -> None:
         ours.close()
         host = TableHost(folder / "b")
-        door = door_of(None) if links else None
+        door = door_beside_ssh("127.0.0.1") if beside_ssh else door_of(None) if links else None
         with channel_over(theirs, "a") as channel:
             receive(channel, host, Silence(), journals=host.journals, copy_of=TableCopy, open_door=door)
 
@@ -183,15 +190,18 @@ ALL_STEPS = [("source", *one) for one in SOURCE_STEPS.items()] + [
 
 
 @pytest.mark.parametrize(
-    ("side", "step", "runs_at", "first", "links"),
-    [(*one, first, 0) for one in ALL_STEPS for first in ("a", "b")]
-    + [(*one, "a", links) for one in ALL_STEPS if one[1] in OVER_LINKS for links in (1, 4)],
+    ("side", "step", "runs_at", "first", "links", "beside_ssh"),
+    [(*one, first, 0, False) for one in ALL_STEPS for first in ("a", "b")]
+    + [(*one, "a", links, False) for one in ALL_STEPS if one[1] in OVER_LINKS for links in (1, 4)]
+    + [(*one, "b", 2, True) for one in ALL_STEPS if one[1] in OVER_LINKS],
 )
 def test_whichever_side_is_killed_at_any_step_the_domain_runs_on_one_host_after_recovery(
-    tmp_path, side, step, runs_at, first, links
+    tmp_path, side, step, runs_at, first, links, beside_ssh
 ):
+    if beside_ssh:
+        pytest.importorskip("cryptography")
     steps = (step, None) if side == "source" else (None, step)
-    codes = migrate_in_two_processes(tmp_path, *steps, links=links)
+    codes = migrate_in_two_processes(tmp_path, *steps, links=links, beside_ssh=beside_ssh)
     assert codes[steps.index(step)] == -signal.SIGKILL
     assert codes[1 - steps.index(step)] != 99
     pair = Pair(tmp_path)

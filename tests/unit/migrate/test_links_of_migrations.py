@@ -20,7 +20,7 @@ from saverestore import interrupts
 from saverestore.errors import Interrupted, TransportError
 from saverestore.migrate import source_link
 from saverestore.migrate.addresses import parse
-from saverestore.migrate.linking import door_of
+from saverestore.migrate.linking import door_beside_ssh, door_of
 from saverestore.migrate.peers import MigrationAborted
 from saverestore.migrate.source_link import LinkOptions
 from saverestore.transport.connection import Connection
@@ -52,15 +52,27 @@ class Links:
         return len(self.first) + len(self.further)
 
 
+@pytest.fixture(params=["tcp", "ssh"])
+def way(request) -> str:
+    if request.param == "ssh":
+        pytest.importorskip("cryptography")
+    return request.param
+
+
 @pytest.fixture
-def pair(tmp_path) -> Pair:
-    return Pair(tmp_path)
+def pair(tmp_path, way) -> Pair:
+    pair = Pair(tmp_path)
+    pair.way = way
+    return pair
 
 
 def over_links(pair: Pair) -> Links:
+    """By TCP, where the first connection is a link; or by TLS, beside the first one, which is ssh's."""
     links = Links([], [])
 
     def sockets() -> tuple[socket.socket, socket.socket]:
+        if pair.way == "ssh":
+            return socket.socketpair()
         ours, theirs = tcp_sockets()
         links.first.append(ours)
         return ours, theirs
@@ -76,13 +88,15 @@ def over_links(pair: Pair) -> Links:
         made.close()  # cut while it was opened: none is left over that nobody has cut
         raise Unreachable("the link is cut")
 
-    pair.sockets, pair.open_link, pair.open_door = sockets, open_link, door_of(None)
+    pair.sockets, pair.open_link = sockets, open_link
+    pair.open_door = door_of(None) if pair.way == "tcp" else door_beside_ssh("127.0.0.1")
     return links
 
 
 def migrate(pair: Pair, streams: int, **changes) -> None:
     options = LinkOptions(streams=streams, silence_s=5.0)
-    pair.migrate(destination=parse("tcp://127.0.0.1:1"), link=replace(options, **changes))
+    destination = parse("tcp://127.0.0.1:1" if pair.way == "tcp" else "b")
+    pair.migrate(destination=destination, link=replace(options, **changes))
     pair.join()
     assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
     assert pair.states() == (["DONE"], ["RUNNING"])
@@ -138,9 +152,13 @@ def test_a_source_that_knows_of_links_moves_a_domain_to_a_host_that_does_not(pai
     over_links(pair)
     pair.open_door = None
     migrate(pair, streams)
-    assert ("takes one connection only" in caplog.text) == (streams > 1)
+    assert ("takes one connection only" in caplog.text) == (streams > 1 or pair.way == "ssh")
 
 
+BY_TCP = pytest.mark.parametrize("way", ["tcp"], indirect=True)
+
+
+@BY_TCP
 def test_one_connection_that_is_not_to_be_resumed_is_no_link(pair):
     over_links(pair)
     seen: list[str] = []
@@ -159,11 +177,14 @@ def test_a_destination_that_cannot_listen_takes_one_connection(pair, caplog):
     pair.open_door = fail
     migrate(pair, 4)
     assert "there is one connection only: cannot listen there" in caplog.text
+    if pair.way == "ssh":
+        assert "no TLS connection to b (cannot listen there); everything goes over ssh" in caplog.text
+        assert (pair.link_report.over, pair.link_report.fallback) == ("ssh", "cannot listen there")
 
 
 def test_a_source_that_does_not_know_of_links_moves_a_domain_to_a_host_that_does(pair):
-    pair.open_door = door_of(None)
-    pair.migrate()
+    over_links(pair)
+    pair.migrate(link=LinkOptions(over_ssh=True))
     pair.join()
     assert pair.b.table() == {"web1": "running"}
 
@@ -264,6 +285,7 @@ def test_a_destination_that_fails_is_heard_over_links(pair):
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
 
 
+@BY_TCP
 def test_a_stranger_at_the_door_is_turned_away_and_the_migration_is_not_disturbed(pair, caplog):
     links = over_links(pair)
     inner = pair.open_link

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,15 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import Pair
 from tls_sites import Site
 
-from saverestore.cli.pymigrate.receive import FORCED, receive_parser
+from saverestore.cli.pymigrate.receive import FORCED, _door_of, receive_parser
 from saverestore.engine.progress import Silence
 from saverestore.errors import ExitCode
 from saverestore.migrate.addresses import RECEIVE, TLS_PORT, parse
+from saverestore.migrate.certificate import OwnCertificate
+from saverestore.migrate.messages import Offer
 from saverestore.migrate.source import migrate_domain
 from saverestore.migrate.source_link import LinkOptions
+from saverestore.transport.connection import pair as pair_of_connections
 from saverestore.transport.tls import NotTrusted
 from saverestore.transport.tls_peers import ALLOWED
 
@@ -185,6 +189,23 @@ def test_a_key_that_may_only_receive_runs_nothing_else(asked):
 def test_a_key_that_may_only_receive_can_receive():
     done = receive_by_ssh(RECEIVE)
     assert b"this key" not in done.stderr  # it came as far as this machine lets it
+
+
+def test_what_ssh_starts_opens_a_port_where_ssh_arrived_and_within_its_range(monkeypatch):
+    pytest.importorskip("cryptography")
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.7 40000 127.0.0.1 22")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for words, told in (
+        ([], "127.0.0.1"),
+        (["--data-listen", "127.0.0.3"], "127.0.0.3"),
+        (["--data-listen", "0.0.0.0"], "127.0.0.1"),
+    ):
+        given = receive_parser().parse_args(["--ports", str(port), *words])
+        first, other = pair_of_connections()
+        offer = Offer(uuid.uuid4(), "{}", 1, links=1, certificate=OwnCertificate.made("a").text)
+        with first, other, _door_of(given)(first, offer, lambda _connection: None, 5.0) as opened:
+            assert (opened.port, opened.host) == (port, told)
 
 
 def test_the_documented_line_of_authorized_keys_runs_what_the_source_asks_for():

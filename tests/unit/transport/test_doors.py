@@ -51,3 +51,30 @@ def test_one_that_is_refused_does_not_keep_the_next_away(caplog):
 def test_an_address_that_is_not_this_hosts_is_an_error():
     with pytest.raises(TransportError, match=r"192\.0\.2\.1: cannot listen there"):
         Door("192.0.2.1", lambda _connection: None, tls=None, timeout_s=5)
+
+
+def two_free_ports() -> tuple[int, int]:
+    """Two ports that follow one another, and are free."""
+    for port in range(20000, 30000, 2):
+        try:
+            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 1)):
+                return port, port + 1
+        except OSError:
+            continue
+    raise AssertionError("no port is free")
+
+
+def test_it_listens_at_the_first_free_port_of_a_range_and_says_when_none_is_free():
+    ports = two_free_ports()
+
+    def door() -> Door:
+        return Door("127.0.0.1", lambda _connection: None, tls=None, timeout_s=5, ports=ports)
+
+    with door() as one, door() as other:
+        assert (one.port, other.port) == ports
+        with pytest.raises(
+            TransportError, match=rf"cannot listen there at port {ports[0]} to {ports[1]}: .* in use"
+        ):
+            door()
+    with door() as again:
+        assert again.port == ports[0]
