@@ -22,6 +22,8 @@ GIVES_UP_WITHIN_S = 300.0  # a silent peer is given up after SILENCE_S
 SETTLE_S = "5"
 SILENCE_S = "40"  # a side that is stopped is silent, and a command in dom0 takes its time
 
+RESUME_S = "15"  # so long a side whose peer was killed waits for it
+
 SOURCE, DESTINATION = "source", "destination"
 OVER = {"ABORTED", "DONE", "RUNNING", "LOST"}
 
@@ -136,7 +138,7 @@ def begun(here: Host, there: Host, name: str, point: Point) -> Command:
     """The migration, one side of which will stop."""
     for host in (here, there):
         must(host, "rm", "-f", STOPPED)
-    words = ["--settle-for", SETTLE_S, "--silence", SILENCE_S, "--resume-for", SILENCE_S, name, there.label]
+    words = ["--settle-for", SETTLE_S, "--silence", SILENCE_S, "--resume-for", RESUME_S, name, there.label]
     if point.side == SOURCE:
         return Command(here, "python3", STOPPING, point.step, *words)
     return Command(here, "pymigrate", "--ssh", f"python3 {STOPPING} --ssh '{point.step}'", *words)
