@@ -26,7 +26,8 @@ from saverestore.migrate.channel import Channel
 from saverestore.migrate.copies import HostCopy
 from saverestore.migrate.destination import receive
 from saverestore.migrate.journal import Journals
-from saverestore.migrate.source import MigrateRequest, migrate_domain
+from saverestore.migrate.requests import MigrateRequest
+from saverestore.migrate.source import migrate_domain
 from saverestore.migrate.source_link import LinkReport
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like

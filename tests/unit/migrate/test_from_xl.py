@@ -140,8 +140,8 @@ def test_all_that_this_host_lacks_is_reported_at_once_and_no_journal_is_made(pai
     pair.b.add(uuid_of_another(CONFIG), "running")
     with pytest.raises(DomainError) as caught:
         Migration(pair).receive()
-    assert "no room" in str(caught.value)
-    assert "called 'web1' already" in notes_of(caught.value)
+    assert "called 'web1' already" in str(caught.value)
+    assert "no room" in notes_of(caught.value)
     assert pair.states() == ([], [])
 
 
