@@ -187,7 +187,8 @@ def test_a_domain_that_does_not_start_is_the_destinations_all_the_same(pair):
     assert pair.states() == (["DONE"], ["COMMITTED"])
 
 
-def test_a_name_taken_meanwhile_gives_the_domain_back_to_the_source(pair):
+def name_taken_meanwhile(pair) -> None:
+    """A domain of this name is made at the destination while ours is filled."""
     connect = pair.b.connect
 
     def taken(*given):
@@ -197,6 +198,10 @@ def test_a_name_taken_meanwhile_gives_the_domain_back_to_the_source(pair):
         connect(*given)
 
     pair.b.connect = taken
+
+
+def test_a_name_taken_meanwhile_gives_the_domain_back_to_the_source(pair):
+    name_taken_meanwhile(pair)
     with pytest.raises(MigrationAborted, match="called 'web1' already") as caught:
         pair.migrate()
     pair.join()
@@ -231,6 +236,16 @@ def test_a_grant_that_cannot_be_written_is_given_up_on_both_sides(pair, monkeypa
     pair.join()
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
     assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_why_it_was_given_back_is_reported_though_that_cannot_be_written_down(pair, monkeypatch):
+    name_taken_meanwhile(pair)
+    entry_that_fails(monkeypatch, pair.a, "ABORTED", kept=False)
+    with pytest.raises(MigrationAborted, match="called 'web1' already") as caught:
+        pair.migrate()
+    pair.join()
+    assert caught.value.__notes__ == ["that could not be written down: the disk is broken"]
+    assert pair.a.table() == {"web1": "running"}
 
 
 def test_no_failure_after_the_grant_resumes_the_domain_at_the_source(pair, monkeypatch):
