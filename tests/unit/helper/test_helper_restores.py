@@ -30,7 +30,7 @@ from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
-from saverestore.toolstack import known_bad
+from saverestore.toolstack import known_bad, lock
 from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
 
 DOMID = 7
@@ -49,12 +49,18 @@ class Restoring:
         self.libxl = FakeLibxl(RESTORE_CALLBACKS)
         self.environment: dict[str, str] = {}
         self.locks: list[tuple[object, ...]] = []
+        self.claims: list[tuple[int, int]] = []
+        monkeypatch.setattr(lock, "LOCK_DIR", tmp_path / "locks")
         info = SimpleNamespace(domid=DOMID, hvm=kind == "pvh", max_pages=like.nr_pfns, uuid=UUID(int=7))
 
         @contextmanager
         def handles(**_: bool) -> Iterator[SimpleNamespace]:
             store = SimpleNamespace(read=lambda _: kind)
-            xen = SimpleNamespace(domain=lambda _: info, host=lambda: SimpleNamespace(total_pages=1 << 20))
+            xen = SimpleNamespace(
+                domain=lambda _: info,
+                host=lambda: SimpleNamespace(total_pages=1 << 20),
+                claim_pages=lambda *given: self.claims.append(given),
+            )
             yield SimpleNamespace(xen=xen, store=store)
 
         monkeypatch.setattr(restoring, "open_handles", handles)

@@ -257,9 +257,13 @@ class TableHost:
     def contents_of(self, _image: str) -> None:
         return None
 
-    def check_memory(self, _config: object, pages: int) -> None:
-        self._fail("check_memory")
+    def memory_reserved(self, _config: object, pages: int) -> Any:
+        self._fail("memory_reserved")
         self.pages_asked.append(pages)
+        return nullcontext()
+
+    def memory_claimed(self, *_: object) -> Any:
+        return nullcontext()
 
     def check_image(self, *_: object, **__: object) -> None:
         pass

@@ -49,7 +49,7 @@ def test_it_can_be_left_paused_and_get_another_name(pair):
 
 
 def test_a_destination_refuses_with_all_that_it_has_found_and_nothing_is_touched(pair):
-    pair.b.fails["check_memory"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
+    pair.b.fails["memory_reserved"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
     pair.b.add(CONFIG, "running")
     with pytest.raises(MigrationRefused) as caught:
         pair.migrate()
@@ -71,7 +71,7 @@ def test_a_dry_run_reports_what_both_hosts_find_and_leaves_no_journal(pair):
         return dry_run(pair.request(), host=pair.a, journals=pair.a.journals, connect=pair.connector(pair.b))
 
     assert findings().errors == []
-    pair.b.fails["check_memory"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
+    pair.b.fails["memory_reserved"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
     assert [str(one) for one in findings().errors] == ["b lacks memory"]
     assert pair.states() == ([], [])
 

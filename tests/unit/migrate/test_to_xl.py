@@ -108,7 +108,7 @@ def test_an_xl_that_is_killed_with_a_complete_copy_is_named_with_what_it_may_hav
     assert Advice(Remedy.DESTROY_THERE, "web1--incoming") in caught.value.remedies
 
 
-@pytest.mark.parametrize("call", ["check_memory", "create", "connect"])
+@pytest.mark.parametrize("call", ["memory_reserved", "create", "connect"])
 def test_a_host_that_cannot_make_the_domain_leaves_it_running_here(pair, call):
     pair.b.fails[call] = SaveRestoreError("no room", name=ErrorName.HOST_LACKS_MEMORY)
     with pytest.raises(MigrationAborted, match="xl at b ended before it was ready"):
