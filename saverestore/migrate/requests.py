@@ -11,6 +11,7 @@ from saverestore.migrate.messages import Running
 from saverestore.migrate.source_link import LinkOptions
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.toolstack import choice
+from saverestore.toolstack.given_config import GivenConfig
 from saverestore.transport.sockets import Address
 
 SETTLE_S = 60.0
@@ -19,7 +20,9 @@ SETTLE_S = 60.0
 
 @dataclass(frozen=True)
 class MigrateRequest:
-    """What `pymigrate` was asked for. `name`: what the domain is called there; None: as here.
+    """What `pymigrate` was asked for. `name`: what the domain is called there; None: as here, or as `config` has it.
+
+    `config`: what it has there instead of its configuration here, as far as that can be.
 
     `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it
     reaches this host; None: by this host's name. `link`: the connections to the destination, see LinkOptions.
@@ -28,6 +31,7 @@ class MigrateRequest:
     domain: str
     destination: Address
     name: str | None = None
+    config: GivenConfig | None = None
     paused: bool = False
     dirty: str = "auto"
     limits: Limits = field(default_factory=Limits)
@@ -52,6 +56,8 @@ class MigrateRequest:
             # They are compared when it is offered. What comes is restored at once, and what the other host sees of
             # a shared file's times may be older.
             note_disks=False,
+            name=self.name,
+            config=self.config,
         )
 
 

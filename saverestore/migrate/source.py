@@ -215,9 +215,7 @@ def offer_of(
     request: MigrateRequest, prepared: Prepared, migration: uuid.UUID, *, dry_run: bool = False
 ) -> Offer:
     """What the destination is to know. DomainError when it would not fit into a message."""
-    config = prepared.config
-    if request.name is not None:
-        config = config.replaced(name=request.name)
+    config = prepared.written
     text = config.to_json().decode()
     if len(text.encode()) > MAX_BODY_BYTES // 2:
         raise DomainError(
@@ -225,7 +223,7 @@ def offer_of(
             name=ErrorName.MIGRATION_UNSUPPORTED,
         )
     shared_disks.check_movable(config)
-    disks = shared_disks.of_config(config)
+    disks = shared_disks.of_config(prepared.config)  # as they are here, whatever they are called there
     return Offer(
         migration,
         text,

@@ -70,7 +70,7 @@ def migrate_to_xl(
 
     @contextmanager
     def opening(here: Host, prepared: Prepared) -> Iterator[XlHandOver]:
-        shared_disks.check_movable(prepared.config)
+        shared_disks.check_movable(prepared.written)
         with (
             connect(request) as peer,
             XlHandOver(request, here, prepared, journals, peer, progress, report) as one,
@@ -97,7 +97,7 @@ class XlHandOver(HandingOver):
         super().__init__(request, host, prepared, journals, progress, report, peer.sink, with_xl=True)
         self._peer = peer
         self._why = ""
-        self._there = incoming_name(request.name or prepared.domain.name)
+        self._there = incoming_name(prepared.written.name)
 
     def _greet(self) -> tuple[str, Notes]:
         """See HandingOver. xl keeps no journals."""
@@ -178,8 +178,8 @@ class XlHandOver(HandingOver):
 
 
 def _save_of(request: MigrateRequest) -> SaveRequest:
-    """The save that it is: an image as `xl save` writes it, with the name that the domain is to have there."""
-    return replace(request.as_save(), plain=True, name=request.name)
+    """The save that it is: an image as `xl save` writes it."""
+    return replace(request.as_save(), plain=True)
 
 
 def dry_run_to_xl(
@@ -189,7 +189,7 @@ def dry_run_to_xl(
 
     def ask(prepared: Prepared, findings: Findings) -> None:
         with findings.check():
-            shared_disks.check_movable(prepared.config)
+            shared_disks.check_movable(prepared.written)
         with connect(request) as peer:
             peer.await_banner()
         findings.note(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from saverestore.cli import certificates
+from saverestore.cli import certificates, common
 from saverestore.cli.pymigrate import link
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def request_of(given: argparse.Namespace, domain: str) -> MigrateRequest:
         domain=domain,
         destination=destination,
         name=given.name,
+        config=common.config_of(given),
         paused=given.paused,
         dirty=given.dirty,
         limits=Limits(

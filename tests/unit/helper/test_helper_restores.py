@@ -213,7 +213,7 @@ def test_a_signal_during_a_restore_is_told_as_eintr(restored, number):
 
 def report_of(restore: Restoring) -> HelperReport:
     """What the helper leaves for whoever asked libxl to restore."""
-    with linked(Task(image="web1.img", offset=0, header_digest=None)) as link:
+    with linked(Task(image="web1.img", offset=0, header_digest=None, pages=24, name="web1")) as link:
         restore.environment[TASK_VARIABLE] = link.task.pack()
         assert restore.run() == 0
         return link.report()
@@ -318,6 +318,15 @@ def test_under_xl_the_uuid_is_locked_and_under_ours_it_is_locked_already(restore
     by_us = restored()
     assert report_of(by_us).error is None
     assert by_us.locks == []
+
+
+def test_the_memory_that_the_domain_will_take_is_kept_while_it_is_filled(restored):
+    by_us = restored()
+    assert report_of(by_us).error is None
+    assert by_us.claims == [(DOMID, 24), (DOMID, 0)]
+    by_xl = restored()
+    assert by_xl.run() == 0
+    assert by_xl.claims == []  # what its guest holds is not known: libxl looks after that
 
 
 @pytest.mark.parametrize("asked_by_xl", [True, False])

@@ -14,6 +14,8 @@ from table_host import CONFIG, Pair
 from saverestore.errors import DomainError, ErrorName, Interrupted, TransportError, UsageError, XenRefused
 from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused
 from saverestore.migrate.source import dry_run
+from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.given_config import GivenConfig
 
 
 @pytest.fixture
@@ -46,6 +48,47 @@ def test_it_can_be_left_paused_and_get_another_name(pair):
     pair.migrate(paused=True, name="web2")
     pair.join()
     assert pair.b.table() == {"web2": "paused"}
+
+
+def test_it_gets_the_configuration_that_was_given_and_the_source_keeps_its_own(pair):
+    flushed: list[GuestConfig] = []
+    pair.a.flush_disks = flushed.append
+    pair.migrate(config=given())
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web2": "running"})
+    made = pair.b._entry(1)["config"]
+    assert (made["on_crash"], made["c_info"]["uuid"]) == ("preserve", CONFIG["c_info"]["uuid"])
+    assert [(one.name, one.raw.get("on_crash")) for one in flushed] == [("web1", None)]
+
+
+def test_disks_are_compared_by_their_paths_on_each_host(pair, monkeypatch):
+    pair.a.devices = [{"vdev": "xvda", "pdev_path": "/srv/web1", "format": "raw"}]
+    lengths = {"/srv/web1": 4096, "/dev/drbd7": 8192}
+    monkeypatch.setattr("saverestore.toolstack.shared_disks._length", lengths.get)
+    disk = {"vdev": "xvda", "pdev_path": "/dev/drbd7", "format": "raw"}
+    with pytest.raises(MigrationRefused, match="/dev/drbd7 has 8192 bytes here, and 4096 at the source"):
+        pair.migrate(config=given(disks=[disk]))
+    pair.join()
+    assert pair.a.table() == {"web1": "running"}
+
+
+def test_a_name_goes_before_the_configuration_that_was_given(pair):
+    pair.migrate(config=given(), name="web3")
+    pair.join()
+    assert pair.b.table() == {"web3": "running"}
+
+
+def test_a_configuration_for_another_machine_is_refused_before_the_other_host_is_asked(pair):
+    with pytest.raises(UsageError, match="max_vcpus is 2, and the domain has 1; no changes were made"):
+        pair.migrate(config=given(b_info={"max_vcpus": 2}))
+    assert (pair.a.table(), pair.b.table(), pair.served) == ({"web1": "running"}, {}, [])
+
+
+def given(**changes) -> GivenConfig:
+    """Another configuration for web1, with a name of its own."""
+    return GivenConfig(
+        "web2.cfg", {"c_info": {"type": "pvh", "name": "web2"}, "on_crash": "preserve", **changes}
+    )
 
 
 def test_a_destination_refuses_with_all_that_it_has_found_and_nothing_is_touched(pair):

@@ -25,6 +25,7 @@ from saverestore.migrate.peers import InDoubt, MigrationAborted
 from saverestore.migrate.recovery import RecoverRequest, Settled, recover
 from saverestore.migrate.to_xl import dry_run_to_xl, migrate_to_xl
 from saverestore.migrate.xl_words import NotXl
+from saverestore.toolstack.given_config import GivenConfig
 from saverestore.transport.connection import BrokenPeer, PeerTimeout
 
 
@@ -64,6 +65,13 @@ def test_a_domain_moves_with_its_memory_to_a_host_with_stock_xl(pair):
 def test_it_can_be_left_paused_and_get_another_name_there(pair):
     assert migrate(pair, Receives(pair.b), paused=True, name="web2").answer.state == "paused"
     assert (pair.a.table(), pair.b.table()) == ({}, {"web2": "paused"})
+
+
+def test_xl_gets_the_configuration_that_was_given(pair):
+    config = GivenConfig("web2.cfg", {"c_info": {"name": "web2"}, "on_crash": "preserve"})
+    migrate(pair, Receives(pair.b), config=config)
+    assert pair.b.table() == {"web2": "running"}
+    assert pair.b._entry(1)["config"]["on_crash"] == "preserve"
 
 
 def test_a_dry_run_looks_whether_xl_is_there_and_changes_nothing(pair):
