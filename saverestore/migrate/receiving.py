@@ -27,7 +27,7 @@ from saverestore.operations.image import OpenedImage
 from saverestore.operations.preflight import Findings
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restore import check_fits, restoring
-from saverestore.toolstack import shared_disks
+from saverestore.toolstack import moving, shared_disks
 from saverestore.toolstack.config import GuestConfig
 
 LOG = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ class Receiving(ABC):
             # Kept from now on, paused: what becomes of it is decided by the hand-over.
             fresh.activate()
             self._report.domain_state = DomainState.PAUSED
+            moving.note_brought(self._host.handles.store, domid, str(side.migration))
             self._is_whole()
             side.happen(Event.VERIFIED, domid=domid)
         return domid

@@ -136,9 +136,12 @@ class Host:
         """The caller closes it. See `choice.for_restoring`."""
         return choice.for_restoring(self.handles, wanted)
 
-    def restoring(self, config: GuestConfig) -> AbstractContextManager[None]:
-        """Inside this block no other restore makes a domain of this name or UUID. DomainError when one does."""
-        return restoring(config.uuid, config.name)
+    def restoring(self, domain_uuid: uuid.UUID, name: str | None) -> AbstractContextManager[None]:
+        """Inside this block no other restore makes a domain of this UUID or name. DomainError when one does.
+
+        `name`: None, whatever it is called.
+        """
+        return restoring(domain_uuid, name)
 
     def check_hypervisor_for(self, config: GuestConfig, *, force: bool) -> None:
         """DomainError where this Xen is known to break a restore of such a domain."""

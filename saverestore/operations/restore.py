@@ -175,7 +175,7 @@ def _prepare(
     with findings.check():
         host.check_hypervisor_for(guest_config, force=request.force)
     with findings.check():
-        stack.enter_context(host.restoring(guest_config))
+        stack.enter_context(host.restoring(guest_config.uuid, guest_config.name))
     with findings.check():
         host.check_free(guest_config)
     with findings.check():

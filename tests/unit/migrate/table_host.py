@@ -66,6 +66,11 @@ class TableStore:
     def remove(self, path: str) -> None:
         self._file(path).unlink(missing_ok=True)
 
+    def forget(self, domid: int) -> None:
+        """A new domain has no nodes of one that had its number before."""
+        for file in self._folder.glob(f"local|domain|{domid}|*"):
+            file.unlink()
+
 
 class TableGuest(MemorySave):
     """An in-memory guest whose being suspended is written into the table."""
@@ -134,6 +139,7 @@ class TableHost:
         (self.folder / "domains" / str(domid)).write_text(
             json.dumps({"uuid": of, "state": state, "config": config})
         )
+        self.store.forget(domid)
         self.store.write(f"/local/domain/{domid}/name", name)
         return domid
 
@@ -237,7 +243,7 @@ class TableHost:
 
     # ---- restoring ---------------------------------------------------------------------------------
 
-    def restoring(self, _config: object) -> Any:
+    def restoring(self, *_: object) -> Any:
         return nullcontext()
 
     def check_hypervisor_for(self, *_: object, **__: object) -> None:

@@ -222,7 +222,7 @@ class RestoringHost(FakeHost):
     def toolstack_for_restoring(self, _wanted: str) -> tuple[None, str]:
         return None, ""
 
-    def restoring(self, _config: object) -> Any:
+    def restoring(self, *_: object) -> Any:
         return nullcontext()
 
     def check_free(self, _config: object) -> None:

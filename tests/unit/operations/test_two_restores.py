@@ -27,9 +27,9 @@ class Locked(RestoringHost):
         self.is_held = False
 
     @contextmanager
-    def restoring(self, config):
+    def restoring(self, _uuid, name):
         if self.is_held:
-            raise DomainError(f"{config.name} is being restored", name=ErrorName.DOMAIN_BUSY)
+            raise DomainError(f"{name} is being restored", name=ErrorName.DOMAIN_BUSY)
         self.is_held = True
         self.steps.append("lock")
         yield
