@@ -111,10 +111,8 @@ def _settle(
         try:
             with connect(addresses.parse(address), request.ssh) as channel:
                 answered = ask_again(channel, journals, side)
-        except InDoubt as error:
-            raise in_doubt(head, error) from error
         except SaveRestoreError as error:
-            raise in_doubt(head, error) from error
+            raise _unanswered(side, head, error) from error
         if isinstance(answered, Aborted):
             side.happen(Event.HEARD_ABORTED, reason=for_people(answered.reason))
         else:
@@ -167,6 +165,17 @@ def _ask_source(
         if side.state is not State.READY:
             raise
         raise _kept(head, address, error) from error
+
+
+def _unanswered(side: Side, head: Head, error: SaveRestoreError) -> InDoubt:
+    """The source has granted it, and the other side does not answer: what there is here is looked up."""
+    if side.copy.is_here():
+        return in_doubt(head, error)
+    return InDoubt(
+        f"{head.name} was granted to {head.peer}, and it is not known whether it runs there: {fact_of(error)}; the "
+        "copy on this host is gone",
+        remedies=[Advice(Remedy.RECOVER_MIGRATION, head.name)],
+    )
 
 
 def _kept(head: Head, address: str, error: BaseException) -> InDoubt:

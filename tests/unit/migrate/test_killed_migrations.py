@@ -226,6 +226,24 @@ def test_recovery_without_the_other_host_keeps_what_is_in_doubt_and_a_person_can
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
 
 
+def test_a_copy_that_is_gone_is_not_reported_as_suspended(tmp_path):
+    migrate_in_two_processes(tmp_path, "after saying GRANT", "before COMMITTED")
+    pair = Pair(tmp_path)
+    pair.is_cut = True
+    pair.a.switch_off()
+    (log,) = found(pair.a.journals, None)[0]
+    settled = recover(
+        log,
+        RecoverRequest(),
+        pair.a,
+        journals=pair.a.journals,
+        copy_of=TableCopy,
+        connect=pair.connector(pair.b),
+    )
+    assert settled.error.exit_code == 7
+    assert "the copy on this host is gone" in str(settled.error)
+
+
 def ended_by_hand(pair: Pair) -> None:
     """A person removes what an earlier migration has left at b; later the domain comes there, and runs."""
     for file in pair.b._files():

@@ -329,7 +329,9 @@ def test_a_source_that_is_killed_after_the_grant_leaves_it_to_a_person(tmp_path)
 
 def test_a_person_who_knows_that_xl_has_it_removes_the_copy_here(tmp_path):
     pair = killed_at(tmp_path, "DONE", after=False)
-    assert isinstance(settled(pair).error, InDoubt)
+    error = settled(pair).error
+    assert isinstance(error, InDoubt)
+    assert "the copy on this host is gone" in str(error)
     assert settled(pair, Event.FORCE_DESTROY).error is None
     assert pair.a.table() == {}
     assert pair.states() == (["DONE"], [])
