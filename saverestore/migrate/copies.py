@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.migrate.handover import Role
@@ -95,6 +95,14 @@ class HostCopy:
         """Whether another migration has brought it here. One that has rebooted since has no note."""
         brought_by = moving.brought_by(self._host.handles.store, domain.domid)
         return brought_by not in (None, str(self._head.migration))
+
+
+@contextmanager
+def name_kept(host: Host, head: Head) -> Iterator[None]:
+    """Inside this block no other process of ours gives a domain this name. DomainError when one has it or gets it."""
+    with host.restoring(head.uuid, head.name):
+        check_name_free(host, head.name)
+        yield
 
 
 def check_name_free(host: Host, name: str) -> None:

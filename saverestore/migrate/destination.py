@@ -170,7 +170,8 @@ class _Receiver(Receiving):
                     name=ErrorName.DISKS_DIFFER,
                 )
         findings.note(
-            f"there: {config.name}, {config.kind.upper()}, {vcpus(config.max_vcpus)}, {config.target_kib >> 10} MiB; "
+            f"there: {config.name}, {config.kind.upper()}, {vcpus(config.max_vcpus)}, "
+            f"{max(config.target_kib, self._offer.memory_kib) >> 10} MiB; "
             f"toolstack {toolstack}; it would be {'paused' if self._offer.paused else 'running'}"
         )
 

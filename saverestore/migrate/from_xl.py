@@ -26,7 +26,7 @@ from saverestore.errors import (
     remedies_of,
 )
 from saverestore.guest.common.handles import XenError
-from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incoming_name
+from saverestore.migrate.copies import CopyOf, HostCopy, incoming_name, name_kept
 from saverestore.migrate.handover import Event, State
 from saverestore.migrate.journal import Journals
 from saverestore.migrate.messages import Message, MessageType
@@ -154,8 +154,8 @@ class _Receiver(Receiving):
     def _start(self, side: Side, head: Head) -> None:
         """Granted: it is started here, or xl has it back."""
         try:
-            check_name_free(self._host, head.name)
-            side.happen(Event.HEARD_GRANT)
+            with name_kept(self._host, head):
+                side.happen(Event.HEARD_GRANT)
             if side.state is not State.RUNNING:
                 raise XenRefused(
                     f"{head.name} was granted to this host, and could not be started",

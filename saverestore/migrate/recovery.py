@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, fact_of
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate import addresses, xl_recovery
 from saverestore.migrate.channel import Channel, SaidOtherwise
-from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incoming_name
+from saverestore.migrate.copies import CopyOf, HostCopy, incoming_name, name_kept
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import Journal, JournalBusy, Journals, boot_id, now
 from saverestore.migrate.messages import Abort, Aborted, Ask, Busy, Grant, Lost, Unknown, for_people
@@ -85,9 +85,9 @@ def recover(
         side = Side(head.role, head.migration, copy_of(host, journal.log.head), journal=journal)
         try:
             if request.force is not None:
-                if head.role is Role.DESTINATION and request.force is Event.FORCE_RUN:
-                    check_name_free(host, head.name)
-                side.happen(request.force, reason="a person said so")
+                starts = head.role is Role.DESTINATION and request.force is Event.FORCE_RUN
+                with name_kept(host, head) if starts else nullcontext():
+                    side.happen(request.force, reason="a person said so")
             else:
                 _settle(side, journal, request, journals, connect, host)
             return Settled(journal.log, _told(side, head))
@@ -188,18 +188,19 @@ def _kept(head: Head, address: str, error: BaseException) -> InDoubt:
 
 def granted(host: Host, side: Side, head: Head) -> None:
     """HEARD_GRANT, unless the domain's name has been taken meanwhile: then it cannot be started here."""
-    if side.state is State.READY and side.copy.is_here():
-        try:
-            check_name_free(host, head.name)
-        except DomainError as error:
-            notes: Notes = {
-                "reason": fact_of(error),
-                "name": str(error.name),
-                "exit_code": int(error.exit_code),
-            }
-            side.happen(Event.UNSTARTABLE, **notes)
-            raise
-    side.happen(Event.HEARD_GRANT)
+    with ExitStack() as stack:
+        if side.state is State.READY and side.copy.is_here():
+            try:
+                stack.enter_context(name_kept(host, head))
+            except DomainError as error:
+                notes: Notes = {
+                    "reason": fact_of(error),
+                    "name": str(error.name),
+                    "exit_code": int(error.exit_code),
+                }
+                side.happen(Event.UNSTARTABLE, **notes)
+                raise
+        side.happen(Event.HEARD_GRANT)
 
 
 def answer(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+import uuid
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,8 +15,13 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from table_host import CONFIG, Pair
 
+from saverestore import interrupts
 from saverestore.errors import DomainError, ErrorName, Interrupted, TransportError, UsageError, XenRefused
+from saverestore.migrate.handover import Event, Role, State
+from saverestore.migrate.journal import boot_id, now
 from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused
+from saverestore.migrate.records import Head
+from saverestore.migrate.side import NoCopy, Side
 from saverestore.migrate.source import dry_run
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.given_config import GivenConfig
@@ -252,6 +261,45 @@ def test_a_name_taken_meanwhile_gives_the_domain_back_to_the_source(pair):
     assert pair.a.table() == {"web1": "running"}
     assert pair.b.table() == {"web1": "running"}
     assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_a_name_that_another_restore_is_about_to_give_gives_the_domain_back_to_the_source(pair):
+    """It has found the name free, and has not made its domain yet."""
+
+    @contextmanager
+    def restoring(_uuid: object, name: str | None):
+        if name == "web1" and "web1--incoming" in pair.b.table():
+            raise DomainError("a domain called 'web1' is being restored", name=ErrorName.DOMAIN_BUSY)
+        yield
+
+    pair.b.restoring = restoring
+    with pytest.raises(MigrationAborted, match="'web1' is being restored"):
+        pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_a_person_need_not_wait_until_the_end_of_the_image_has_been_sent(pair):
+    """It may have to wait for all that was sent before it: at a bandwidth limit, for long."""
+    sent: list[str] = []
+
+    class Slow(NoCopy):
+        def say(self, message) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            sent.append("all of it")
+
+    journals = pair.a.journals
+    head = Head(Role.SOURCE, uuid.uuid4(), "web1", uuid.UUID(int=1), 1, boot_id(), "b", "", now())
+    copy = Slow()
+    with journals.create(head, State.OFFERED) as journal, interrupts.handled():
+        side = Side(Role.SOURCE, head.migration, copy, journal=journal, say=copy.say)
+        side.journal.state = State.STREAMING
+        with pytest.raises(Interrupted):
+            side.happen(Event.STREAM_ENDED, length_bytes=1)
+        assert sent == []
+        side.happen(Event.FAILED, reason="Ctrl-C")  # in a shield, as that is written down
+    assert sent == ["all of it"]
 
 
 def entry_that_fails(monkeypatch, host, state: str, *, kept: bool) -> None:
