@@ -69,6 +69,7 @@ class DomainInfo:
     blocked: bool
     tot_pages: int
     max_pages: int
+    outstanding_pages: int  # claimed for it, and not given to it yet
     shared_info_frame: int
     nr_online_vcpus: int
     max_vcpu_id: int
@@ -116,6 +117,7 @@ def _domain_info(c: ffi.CData) -> DomainInfo:
         blocked=c.blocked,
         tot_pages=c.tot_pages,
         max_pages=c.max_pages,
+        outstanding_pages=c.outstanding_pages,
         shared_info_frame=c.shared_info_frame,
         nr_online_vcpus=c.nr_online_vcpus,
         max_vcpu_id=c.max_vcpu_id,
@@ -247,6 +249,14 @@ class Xen(Handle):
     def set_max_memory(self, domid: int, kib: int) -> None:
         """Bound what the domain may be given, in KiB."""
         check_rc(lib.xc_domain_setmaxmem(self.ptr, domid, kib), "xc_domain_setmaxmem", domid)
+
+    def claim_pages(self, domid: int, nr_pages: int) -> None:
+        """Keep free memory for the domain until it has so many pages in all (XENMEM_claim_pages); 0 ends that.
+
+        XenError: ENOMEM when there is not so much free, EINVAL when it has so many already, may not have so many, or
+        has a claim.
+        """
+        check_rc(lib.xc_domain_claim_pages(self.ptr, domid, nr_pages), "xc_domain_claim_pages", domid)
 
     def set_memmap_limit(self, domid: int, kib: int) -> None:
         """Bound the e820 map that a PV guest sees, in KiB."""

@@ -103,7 +103,7 @@ class ErrorName(StrEnum):
     )
     CONFIGURATION_DIFFERS = (
         "configuration_differs",
-        "the configuration that was given is for another machine than the image holds",
+        "the configuration that was given is for another machine than the domain's",
     )
     LOG_DIRTY_UNAVAILABLE = "log_dirty_unavailable", "Xen cannot log dirty pages of this domain"
     THROTTLE_UNAVAILABLE = "throttle_unavailable", "the domain's scheduler has no processor cap"

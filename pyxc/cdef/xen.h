@@ -81,6 +81,7 @@ int xc_domain_destroy(xc_interface *xch, uint32_t domid);
 int xc_domain_resume(xc_interface *xch, uint32_t domid, int fast);
 int xc_domain_shutdown(xc_interface *xch, uint32_t domid, int reason);
 int xc_domain_setmaxmem(xc_interface *xch, uint32_t domid, uint64_t max_memkb);
+int xc_domain_claim_pages(xc_interface *xch, uint32_t domid, unsigned long nr_pages);
 int xc_domain_set_memmap_limit(xc_interface *xch, uint32_t domid, unsigned long map_limitkb);
 int xc_domain_get_guest_width(xc_interface *xch, uint32_t domid, unsigned int *guest_width);
 int xc_domain_set_tsc_info(xc_interface *xch, uint32_t domid, uint32_t tsc_mode, uint64_t elapsed_nsec,

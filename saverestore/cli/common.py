@@ -17,6 +17,7 @@ from saverestore.errors import ExitCode, SaveRestoreError, exit_code_of
 
 if TYPE_CHECKING:
     from saverestore.operations.preflight import Findings
+    from saverestore.toolstack.given_config import GivenConfig
 
 
 STORE = "/var/lib/xen/pysave"
@@ -49,6 +50,26 @@ def add_toolstack(group: argparse._ArgumentGroup) -> None:
         "whose only "
         "device is the console; auto (the default): libxl where it is installed and knows the domain",
     )
+
+
+def add_config(group: argparse._ArgumentGroup, does: str, as_xl: str, whose: str) -> None:
+    """--config, of the commands that make a domain from another one."""
+    config = group.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"{does}, a file of xl's or libxl's JSON, as '{as_xl}' does: name, disks, NICs and other surroundings "
+        f"are the file's; processors, memory and the rest of the machine must be those of the {whose}",
+    )
+    arguments.complete(config, arguments.FILE)
+
+
+def config_of(given: argparse.Namespace) -> GivenConfig | None:
+    """What --config asks for. UsageError when it cannot be read."""
+    if given.config is None:
+        return None
+    from saverestore.toolstack.given_config import read
+
+    return read(given.config)
 
 
 def add_dry_run(group: argparse._ArgumentGroup, what: str) -> None:

@@ -8,15 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
 from saverestore.cli.common import STORE, counted
 from saverestore.errors import SaveRestoreError, UsageError
 from saverestore.kernels.page import PAGE_SIZE
-
-if TYPE_CHECKING:
-    from saverestore.toolstack.given_config import GivenConfig
 
 DESCRIPTION = """\
 Restore a domain from an image that pysave or 'xl save' wrote: a new domain, which resumes where the saved one was
@@ -62,14 +58,7 @@ def command_parser() -> arguments.Parser:
         f"directory than {STORE}: DIR/NAME[@WHEN]",
     )
     usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
-    config = usual.add_argument(
-        "--config",
-        metavar="FILE",
-        help="restore it with this configuration, a file of xl's or libxl's JSON, as 'xl restore FILE IMAGE' does: "
-        "name, disks, NICs and other surroundings are the file's; processors, memory and the rest of the machine "
-        "must be those of the image",
-    )
-    arguments.complete(config, arguments.FILE)
+    common.add_config(usual, "restore it with this configuration", "xl restore FILE IMAGE", "image")
     usual.add_argument(
         "--new-uuid",
         action="store_true",
@@ -157,7 +146,7 @@ def _restore(given: argparse.Namespace) -> int | None:
         image=given.image,
         paused=given.paused,
         name=given.name,
-        config=_config_of(given),
+        config=common.config_of(given),
         new_uuid=given.new_uuid,
         force=given.force,
         require_digest=given.require_digest,
@@ -195,14 +184,6 @@ def _restore(given: argparse.Namespace) -> int | None:
             now = datetime.datetime.now(datetime.UTC)
             common.say(f"pyrestore: {clock_note(restored.name, report.saved_at, now)}")
     return None
-
-
-def _config_of(given: argparse.Namespace) -> GivenConfig | None:
-    if given.config is None:
-        return None
-    from saverestore.toolstack.given_config import read
-
-    return read(given.config)
 
 
 def clock_note(name: str, saved_at: datetime.datetime | None, now: datetime.datetime) -> str:

@@ -20,7 +20,7 @@ from saverestore.process import ending
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Disks, Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import check_trailer
-from saverestore.toolstack import disks, known_bad
+from saverestore.toolstack import disks, known_bad, memory
 from saverestore.toolstack.helper_link import Task
 from saverestore.toolstack.lock import restoring
 from saverestore.transport.fd import FdSource
@@ -121,8 +121,11 @@ def restore(
     with ExitStack() as stack:
         handles = stack.enter_context(open_handles(process_ends=True))
         info = handles.xen.domain(arguments.domid)
-        if task is None:  # else whoever asked libxl has the lock, and has looked at the hypervisor
+        if task is None:  # else whoever asked libxl has the lock, and has looked at memory and the hypervisor
             stack.enter_context(restoring(info.uuid, None))
+            stack.enter_context(memory.counted(info))
+        else:
+            stack.enter_context(memory.claimed(handles, info.domid, task.name, task.pages))
         kind = this_host().of_domain(handles, info)
         if task is None:
             known_bad.check_restore(

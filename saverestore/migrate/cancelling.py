@@ -22,7 +22,19 @@ def cancel(logs: Sequence[Log], domain: str, *, journals: Journals, wait_s: floa
     that works on it has not ended within `wait_s`.
     """
     log, pid = source_at_work(logs, domain, journals=journals)
-    os.kill(pid, signal.SIGTERM)
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        process = None  # it has just ended
+    if process is not None:
+        try:
+            # It may have ended since, and its number be another process's.
+            if journals.holder(Role.SOURCE, log.head.migration) == pid:
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(process)
     _wait(journals, log, pid, wait_s)
 
 
@@ -38,11 +50,7 @@ def source_at_work(logs: Sequence[Log], domain: str, *, journals: Journals) -> t
         if log.state is State.GRANTED:
             raise _too_late(log)
         if pid is None:
-            raise DomainError(
-                f"no process works on the migration of {domain} any more",
-                name=ErrorName.DOMAIN_NEEDS_RECOVERY,
-                remedies=[Advice(Remedy.RECOVER_MIGRATION, domain)],
-            )
+            raise _unsettled(log)
         return log, pid
     raise DomainError(
         f"no migration of {domain} to another host is under way", name=ErrorName.MIGRATION_NOT_FOUND
@@ -61,7 +69,15 @@ def _wait(journals: Journals, log: Log, pid: int, wait_s: float) -> None:
         time.sleep(LOOK_EVERY_S)
     for one in journals.all():
         if isinstance(one, Log) and one.head == log.head and one.state is not State.ABORTED:
-            raise _too_late(one)
+            raise _too_late(one) if one.state in (State.GRANTED, State.DONE) else _unsettled(one)
+
+
+def _unsettled(log: Log) -> DomainError:
+    return DomainError(
+        f"no process works on the migration of {log.head.name} any more, which is not settled (state {log.state})",
+        name=ErrorName.DOMAIN_NEEDS_RECOVERY,
+        remedies=[Advice(Remedy.RECOVER_MIGRATION, log.head.name)],
+    )
 
 
 def _too_late(log: Log) -> DomainError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.migrate.handover import Role
@@ -44,12 +44,15 @@ class HostCopy:
         moving.forget(self._host.handles.store, domain.domid)
 
     def destroy(self) -> None:
-        """See Copy."""
-        domain = self._find()
-        if domain is None:
-            return
-        self._host.handles.memory.unmap_lingering()  # or some of it would outlive its end
-        with closing(self._host.toolstack_for_saving(domain, choice.AUTO)) as toolstack:
+        """See Copy. At the destination DomainError while another process restores a domain of this UUID."""
+        with ExitStack() as stack:
+            if self._head.role is Role.DESTINATION:
+                stack.enter_context(self._host.restoring(self._head.uuid, None))
+            domain = self._find()
+            if domain is None or not self._is_own(domain):
+                return
+            self._host.handles.memory.unmap_lingering()  # or some of it would outlive its end
+            toolstack = stack.enter_context(closing(self._host.toolstack_for_saving(domain, choice.AUTO)))
             toolstack.destroy(domain)
 
     def start(self) -> None:
@@ -60,6 +63,17 @@ class HostCopy:
         domains.rename(self._host.handles.store, domain, self._head.name)
         if not self._head.paused and domain.info.paused:
             self._host.handles.xen.unpause(domain.domid)
+
+    def _is_own(self, domain: Domain) -> bool:
+        """Whether it surely is this migration's, and may be destroyed.
+
+        One that is incomplete has no note yet, and not its own name either.
+        """
+        return (
+            self._head.role is Role.SOURCE
+            or domain.name != self._head.name
+            or moving.brought_by(self._host.handles.store, domain.domid) is not None
+        )
 
     def _find(self) -> Domain | None:
         """The domain by what does not change while the host runs. A copy does not outlive the host's boot."""
@@ -73,9 +87,22 @@ class HostCopy:
                 return domain
             # One that died half made has no name yet, and is called by its number.
             names = (head.name, incoming_name(head.name), str(domain.domid))
-            if head.role is Role.DESTINATION and domain.name in names:
+            if head.role is Role.DESTINATION and domain.name in names and not self._is_anothers(domain):
                 return domain
         return None
+
+    def _is_anothers(self, domain: Domain) -> bool:
+        """Whether another migration has brought it here. One that has rebooted since has no note."""
+        brought_by = moving.brought_by(self._host.handles.store, domain.domid)
+        return brought_by not in (None, str(self._head.migration))
+
+
+@contextmanager
+def name_kept(host: Host, head: Head) -> Iterator[None]:
+    """Inside this block no other process of ours gives a domain this name. DomainError when one has it or gets it."""
+    with host.restoring(head.uuid, head.name):
+        check_name_free(host, head.name)
+        yield
 
 
 def check_name_free(host: Host, name: str) -> None:

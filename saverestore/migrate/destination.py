@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from saverestore.engine.progress import DomainState, Progress, RestoreReport
+from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import (
     Advice,
     DomainError,
@@ -15,16 +14,14 @@ from saverestore.errors import (
     Remedy,
     SaveRestoreError,
     XenRefused,
-    exit_code_of,
     fact_of,
     name_of,
 )
-from saverestore.guest.common.handles import XenError
 from saverestore.migrate.channel import Channel, SaidOtherwise
-from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incoming_name
+from saverestore.migrate.copies import CopyOf, HostCopy, incoming_name
 from saverestore.migrate.data import MessageSource
-from saverestore.migrate.handover import BEFORE_READY, Event, Role, State
-from saverestore.migrate.journal import Journal, Journals, boot_id, now
+from saverestore.migrate.handover import Event, State
+from saverestore.migrate.journal import Journals
 from saverestore.migrate.linking import IncomingLinks, OpenDoor
 from saverestore.migrate.messages import (
     Abort,
@@ -33,19 +30,20 @@ from saverestore.migrate.messages import (
     Ask,
     Grant,
     Hello,
+    Message,
     Offer,
     Refused,
     for_people,
 )
 from saverestore.migrate.peers import InDoubt, greeted
+from saverestore.migrate.receiving import Received, Receiving
 from saverestore.migrate.records import Head
 from saverestore.migrate.recovery import answer, granted
-from saverestore.migrate.side import Notes, Side
+from saverestore.migrate.side import Side
 from saverestore.operations.host import Host
 from saverestore.operations.image import opened_in
 from saverestore.operations.preflight import Findings, vcpus
 from saverestore.operations.requests import STDIN, RestoreRequest
-from saverestore.operations.restore import check_fits, restoring
 from saverestore.toolstack import config as configs
 from saverestore.toolstack import shared_disks
 from saverestore.toolstack.config import GuestConfig
@@ -54,14 +52,6 @@ LOG = logging.getLogger(__name__)
 
 MAX_FINDINGS = 20
 MAX_FINDING_CHARACTERS = 1000
-
-
-@dataclass
-class Received:
-    """What came of it. `name`: the domain's; None where nothing came to be here."""
-
-    name: str | None = None
-    domid: int = -1
 
 
 def receive(
@@ -94,7 +84,7 @@ def receive(
     return Received()
 
 
-class _Receiver:
+class _Receiver(Receiving):
     """One offer."""
 
     def __init__(
@@ -110,20 +100,21 @@ class _Receiver:
         offer: Offer,
         links: IncomingLinks,
     ) -> None:
+        request = RestoreRequest(image=STDIN, paused=True, require_digest=True, pages=offer.memory_kib // 4)
+        super().__init__(host, progress, report, journals, copy_of, helper, request)
         self._links = links
         self._channel = channel
-        self._host = host
-        self._progress = progress
-        self._report = report
-        self._journals = journals
-        self._helper = helper
         self._offer = offer
-        self._request = RestoreRequest(
-            image=STDIN, paused=True, require_digest=True, pages=offer.memory_kib // 4
-        )
-        self._config: GuestConfig | None = None
         self._hello = hello
-        self._copy_of = copy_of
+        self._config: GuestConfig | None = None
+
+    def _say(self, message: Message) -> None:
+        """See Receiving."""
+        self._channel.say(self._links.completed(message))
+
+    def _is_whole(self) -> None:
+        """See Receiving."""
+        self._links.wait_no_more()
 
     def run(self) -> Received:
         """The whole of it."""
@@ -139,52 +130,37 @@ class _Receiver:
         if offer.dry_run:
             self._channel.say(Accepted(offer.migration, tuple(findings.facts)))
             return Received()
-        head = Head(
-            role=Role.DESTINATION,
-            migration=offer.migration,
-            name=self._config.name,
-            uuid=self._config.uuid,
-            domid=-1,
-            boot=boot_id(),
-            peer=for_people(offer.source, 200),
-            peer_journals=self._hello.journals,
-            began=now(),
-            paused=offer.paused,
-        )
-
-        def create(state: State, notes: Notes) -> Journal:
-            return self._journals.create(head, state, **notes, host=for_people(self._hello.host, 100))
-
-        side = Side(
-            Role.DESTINATION,
+        head, side = self._begun(
+            self._config,
             offer.migration,
-            self._copy_of(self._host, head),
-            create=create,
-            say=lambda message: self._channel.say(self._links.completed(message)),
+            for_people(offer.source, 200),
+            peer_journals=self._hello.journals,
+            paused=offer.paused,
+            host=for_people(self._hello.host, 100),
         )
         try:
             side.happen(Event.HEARD_OFFER)
             self._links.begin()
-            domid = self._take(side, incoming_name(head.name))
+            named = replace(self._request, name=incoming_name(head.name))
+            with opened_in(MessageSource(self._channel), named) as image:
+                self._check_offered(image.config)
+                domid = self._take(side, image)
         except BaseException as error:
-            self._give_up(side, error)
+            self._end(side, error)
             raise
-        finally:
-            if side.state in BEFORE_READY and side.journal is not None:
-                side.journal.close()
         assert side.journal is not None
         with side.journal:
             self._await_grant(side, head)
-        return self._watched(head, domid, side)
+        if side.state is not State.RUNNING:
+            raise XenRefused(
+                f"{head.name} is this host's now, and could not be started",
+                name=ErrorName.LIBXL_FAILED,
+                remedies=[Advice(Remedy.RECOVER_MIGRATION, head.name)],
+            )
+        return self._is_ours(head, domid)
 
     def _preflight(self, config: GuestConfig, findings: Findings) -> None:
-        toolstack = check_fits(self._host, config, self._request, findings)
-        with findings.check():
-            if unmovable := shared_disks.unmovable(config):
-                raise DomainError(
-                    f"{config.name} has {', '.join(unmovable)}, which cannot be migrated",
-                    name=ErrorName.MIGRATION_UNSUPPORTED,
-                )
+        toolstack = self._check(config, findings)
         with findings.check():
             offer = self._offer
             found = shared_disks.different(config, offer.disk_names, offer.disk_bytes, offer.disk_marks)
@@ -193,29 +169,11 @@ class _Receiver:
                     f"this host sees other disks than the source: {'; '.join(found)}",
                     name=ErrorName.DISKS_DIFFER,
                 )
-        with findings.check():
-            check_name_free(self._host, incoming_name(config.name))
         findings.note(
-            f"there: {config.name}, {config.kind.upper()}, {vcpus(config.max_vcpus)}, {config.target_kib >> 10} MiB; "
+            f"there: {config.name}, {config.kind.upper()}, {vcpus(config.max_vcpus)}, "
+            f"{max(config.target_kib, self._offer.memory_kib) >> 10} MiB; "
             f"toolstack {toolstack}; it would be {'paused' if self._offer.paused else 'running'}"
         )
-
-    def _take(self, side: Side, name: str) -> int:
-        """Until the domain is whole and READY is said: its domid."""
-        with (
-            opened_in(MessageSource(self._channel), replace(self._request, name=name)) as image,
-            ExitStack() as stack,
-            restoring(self._host, image, self._request, self._helper, stack) as fresh,
-        ):
-            self._check_offered(image.config)
-            side.happen(Event.BEGUN)
-            domid = fresh.fill(self._progress, self._report)
-            # Kept from now on, paused: what becomes of it is decided by the hand-over.
-            fresh.activate()
-            self._report.domain_state = DomainState.PAUSED
-            self._links.wait_no_more()
-            side.happen(Event.VERIFIED, domid=domid)
-        return domid
 
     def _check_offered(self, config: GuestConfig) -> None:
         """What comes is what was looked at."""
@@ -245,37 +203,13 @@ class _Receiver:
             raise SaidOtherwise(self._channel.peer, message)
         granted(self._host, side, head)
 
-    def _watched(self, head: Head, domid: int, side: Side) -> Received:
-        if side.state is not State.RUNNING:
-            raise XenRefused(
-                f"{head.name} is this host's now, and could not be started",
-                name=ErrorName.LIBXL_FAILED,
-                remedies=[Advice(Remedy.RECOVER_MIGRATION, head.name)],
-            )
-        self._report.domain_state = DomainState.PAUSED if head.paused else DomainState.RUNNING
-        try:
-            self._host.watch(domid, head.name)
-        except XenRefused as error:
-            LOG.warning(
-                "nothing watches %s: %s", head.name, error, extra={"remedies": [Advice(Remedy.WATCH, domid)]}
-            )
-        return Received(head.name, domid)
-
-    def _give_up(self, side: Side, error: BaseException) -> None:
-        """Nothing is left of it here, and the source hears why."""
-        notes: Notes = {
-            "reason": fact_of(error),
-            "name": str(name_of(error)),
-            "exit_code": int(exit_code_of(error)),
-        }
-        if side.state is None:  # a journal that could not be made
-            side.say = None
-            self._channel.say(Aborted(self._offer.migration, str(notes["reason"]), str(notes["name"])))
+    def _end(self, side: Side, error: BaseException) -> None:
+        """Nothing is left of it here."""
+        if side.journal is None:  # it could not be made
+            self._channel.say(Aborted(self._offer.migration, fact_of(error), str(name_of(error))))
             return
-        try:
-            side.happen(Event.FAILED, **notes)
-        except (SaveRestoreError, XenError) as second:
-            error.add_note(f"its copy could not be taken away: {second}")
+        with side.journal:
+            self._give_up(side, Event.FAILED, error)
 
 
 def _refusal(offer: Offer, findings: Findings) -> Refused:

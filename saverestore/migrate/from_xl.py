@@ -11,13 +11,11 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 
-from saverestore.engine.progress import DomainState, Progress, RestoreReport
+from saverestore.engine.progress import Progress, RestoreReport
 from saverestore.errors import (
     Advice,
-    DomainError,
     ErrorName,
     Remedy,
     SaveRestoreError,
@@ -28,23 +26,21 @@ from saverestore.errors import (
     remedies_of,
 )
 from saverestore.guest.common.handles import XenError
-from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incoming_name
-from saverestore.migrate.destination import Received
-from saverestore.migrate.handover import Event, Role, State
-from saverestore.migrate.journal import Journal, Journals, boot_id, now
+from saverestore.migrate.copies import CopyOf, HostCopy, incoming_name, name_kept
+from saverestore.migrate.handover import Event, State
+from saverestore.migrate.journal import Journals
 from saverestore.migrate.messages import Message, MessageType
 from saverestore.migrate.peers import MigrationAborted
+from saverestore.migrate.receiving import Received, Receiving
 from saverestore.migrate.records import Head
-from saverestore.migrate.side import Notes, Side
+from saverestore.migrate.side import Side
 from saverestore.migrate.xl_peer import XlSender
 from saverestore.migrate.xl_recovery import not_granted_by_xl
 from saverestore.migrate.xl_words import AskedFor
 from saverestore.operations.host import Host
-from saverestore.operations.image import OpenedImage, opened_in
+from saverestore.operations.image import opened_in
 from saverestore.operations.preflight import Findings
 from saverestore.operations.requests import STDIN, RestoreRequest
-from saverestore.operations.restore import check_fits, restoring
-from saverestore.toolstack import shared_disks
 from saverestore.toolstack.config import GuestConfig
 
 LOG = logging.getLogger(__name__)
@@ -71,7 +67,7 @@ def receive_from_xl(
     return _Receiver(peer, asked, host, progress, report, journals or Journals(), copy_of, helper or {}).run()
 
 
-class _Receiver:
+class _Receiver(Receiving):
     """One domain."""
 
     def __init__(
@@ -85,47 +81,44 @@ class _Receiver:
         copy_of: CopyOf,
         helper: Mapping[str, str],
     ) -> None:
+        request = RestoreRequest(image=STDIN, paused=True)
+        super().__init__(host, progress, report, journals, copy_of, helper, request)
         self._peer = peer
         self._asked = asked
-        self._host = host
-        self._progress = progress
-        self._report = report
-        self._journals = journals
-        self._copy_of = copy_of
-        self._helper = helper
-        self._request = RestoreRequest(image=STDIN, paused=True)
+
+    def _say(self, message: Message) -> None:
+        """See Receiving. That this host has given up xl learns by the end of the connection."""
+        if message.type is MessageType.READY:
+            self._peer.say_ready()
+
+    def _is_watched(self) -> bool:
+        """See Receiving."""
+        return self._asked.watched
 
     def run(self) -> Received:
         """The whole of it."""
         with opened_in(self._peer.source) as image:
-            self._check(image.config)
-            head, side = self._begun(image.config)
+            name = incoming_name(image.config.name)
+            self._refuse_unfit(image.config)
+            head, side = self._begun(
+                image.config, uuid.uuid4(), self._peer.peer, paused=self._asked.paused, with_xl=True
+            )
+            side.happen(Event.HEARD_OFFER)
             try:
-                domid = self._take(side, image)
+                domid = self._take(side, replace(image, config=image.config.replaced(name=name)))
             except BaseException as error:
-                self._give_up(side, error)
+                self._end(side, error)
                 raise
         assert side.journal is not None
         with side.journal:
             self._await_grant(side, head)
             self._start(side, head)
-        self._report.domain_state = DomainState.PAUSED if head.paused else DomainState.RUNNING
-        if self._asked.watched:
-            self._watch(domid, head.name)
-        return Received(head.name, domid)
+        return self._is_ours(head, domid)
 
-    def _check(self, config: GuestConfig) -> None:
+    def _refuse_unfit(self, config: GuestConfig) -> None:
         """All that stands in the way, before anything is made. xl keeps its own when this process ends."""
         findings = Findings(dry=True)
-        check_fits(self._host, config.replaced(name=incoming_name(config.name)), self._request, findings)
-        with findings.check():
-            if unmovable := shared_disks.unmovable(config):
-                raise DomainError(
-                    f"{config.name} has {', '.join(unmovable)}, which cannot be migrated",
-                    name=ErrorName.MIGRATION_UNSUPPORTED,
-                )
-        with findings.check():
-            check_name_free(self._host, config.name)
+        self._check(config, findings)
         if not findings.errors:
             return
         first, *others = findings.errors
@@ -135,59 +128,13 @@ class _Receiver:
                 advise(first, advice)
         raise first
 
-    def _begun(self, config: GuestConfig) -> tuple[Head, Side]:
-        head = Head(
-            role=Role.DESTINATION,
-            migration=uuid.uuid4(),
-            name=config.name,
-            uuid=config.uuid,
-            domid=-1,
-            boot=boot_id(),
-            peer=self._peer.peer,
-            peer_journals="",
-            began=now(),
-            paused=self._asked.paused,
-            with_xl=True,
-        )
-
-        def create(state: State, notes: Notes) -> Journal:
-            return self._journals.create(head, state, **notes)
-
-        copy = self._copy_of(self._host, head)
-        side = Side(Role.DESTINATION, head.migration, copy, create=create, say=self._say)
-        side.happen(Event.HEARD_OFFER)
-        return head, side
-
-    def _say(self, message: Message) -> None:
-        """What xl has a word for here. That this host has given up it learns by the end of the connection."""
-        if message.type is MessageType.READY:
-            self._peer.say_ready()
-
-    def _take(self, side: Side, image: OpenedImage) -> int:
-        """Until the domain is whole and READY is said: its domid."""
-        named = replace(image, config=image.config.replaced(name=incoming_name(image.config.name)))
-        with (
-            ExitStack() as stack,
-            restoring(self._host, named, self._request, self._helper, stack) as fresh,
-        ):
-            side.happen(Event.BEGUN)
-            domid = fresh.fill(self._progress, self._report)
-            # Kept from now on, paused: what becomes of it is decided by the hand-over.
-            fresh.activate()
-            self._report.domain_state = DomainState.PAUSED
-            side.happen(Event.VERIFIED, domid=domid)
-        return domid
-
-    def _give_up(self, side: Side, error: BaseException) -> None:
+    def _end(self, side: Side, error: BaseException) -> None:
         """Nothing is left of it here."""
         assert side.journal is not None
         # READY that could not be written down: it may be on the disk or not, and xl has not heard it.
         event = Event.GIVEN_BACK if side.state is State.READY else Event.FAILED
         with side.journal:
-            try:
-                side.happen(event, reason=fact_of(error), name=str(name_of(error)))
-            except (SaveRestoreError, XenError) as second:
-                error.add_note(f"its copy could not be taken away: {second}")
+            self._give_up(side, event, error)
 
     def _await_grant(self, side: Side, head: Head) -> None:
         """READY: InDoubt when nobody knows whether xl has granted it."""
@@ -207,8 +154,8 @@ class _Receiver:
     def _start(self, side: Side, head: Head) -> None:
         """Granted: it is started here, or xl has it back."""
         try:
-            check_name_free(self._host, head.name)
-            side.happen(Event.HEARD_GRANT)
+            with name_kept(self._host, head):
+                side.happen(Event.HEARD_GRANT)
             if side.state is not State.RUNNING:
                 raise XenRefused(
                     f"{head.name} was granted to this host, and could not be started",
@@ -254,11 +201,3 @@ class _Receiver:
             return not side.copy.is_here()
         except XenError:
             return False
-
-    def _watch(self, domid: int, name: str) -> None:
-        try:
-            self._host.watch(domid, name)
-        except XenRefused as error:
-            LOG.warning(
-                "nothing watches %s: %s", name, error, extra={"remedies": [Advice(Remedy.WATCH, domid)]}
-            )

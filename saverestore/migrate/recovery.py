@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, fact_of
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate import addresses, xl_recovery
 from saverestore.migrate.channel import Channel, SaidOtherwise
-from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incoming_name
+from saverestore.migrate.copies import CopyOf, HostCopy, incoming_name, name_kept
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import Journal, JournalBusy, Journals, boot_id, now
 from saverestore.migrate.messages import Abort, Aborted, Ask, Busy, Grant, Lost, Unknown, for_people
@@ -85,9 +85,9 @@ def recover(
         side = Side(head.role, head.migration, copy_of(host, journal.log.head), journal=journal)
         try:
             if request.force is not None:
-                if head.role is Role.DESTINATION and request.force is Event.FORCE_RUN:
-                    check_name_free(host, head.name)
-                side.happen(request.force, reason="a person said so")
+                starts = head.role is Role.DESTINATION and request.force is Event.FORCE_RUN
+                with name_kept(host, head) if starts else nullcontext():
+                    side.happen(request.force, reason="a person said so")
             else:
                 _settle(side, journal, request, journals, connect, host)
             return Settled(journal.log, _told(side, head))
@@ -111,10 +111,8 @@ def _settle(
         try:
             with connect(addresses.parse(address), request.ssh) as channel:
                 answered = ask_again(channel, journals, side)
-        except InDoubt as error:
-            raise in_doubt(head, error) from error
         except SaveRestoreError as error:
-            raise in_doubt(head, error) from error
+            raise _unanswered(side, head, error) from error
         if isinstance(answered, Aborted):
             side.happen(Event.HEARD_ABORTED, reason=for_people(answered.reason))
         else:
@@ -169,6 +167,17 @@ def _ask_source(
         raise _kept(head, address, error) from error
 
 
+def _unanswered(side: Side, head: Head, error: SaveRestoreError) -> InDoubt:
+    """The source has granted it, and the other side does not answer: what there is here is looked up."""
+    if side.copy.is_here():
+        return in_doubt(head, error)
+    return InDoubt(
+        f"{head.name} was granted to {head.peer}, and it is not known whether it runs there: {fact_of(error)}; the "
+        "copy on this host is gone",
+        remedies=[Advice(Remedy.RECOVER_MIGRATION, head.name)],
+    )
+
+
 def _kept(head: Head, address: str, error: BaseException) -> InDoubt:
     return InDoubt(
         f"{head.name} is complete here, paused, as {incoming_name(head.name)}, and it is not known whether it may "
@@ -179,18 +188,19 @@ def _kept(head: Head, address: str, error: BaseException) -> InDoubt:
 
 def granted(host: Host, side: Side, head: Head) -> None:
     """HEARD_GRANT, unless the domain's name has been taken meanwhile: then it cannot be started here."""
-    if side.state is State.READY and side.copy.is_here():
-        try:
-            check_name_free(host, head.name)
-        except DomainError as error:
-            notes: Notes = {
-                "reason": fact_of(error),
-                "name": str(error.name),
-                "exit_code": int(error.exit_code),
-            }
-            side.happen(Event.UNSTARTABLE, **notes)
-            raise
-    side.happen(Event.HEARD_GRANT)
+    with ExitStack() as stack:
+        if side.state is State.READY and side.copy.is_here():
+            try:
+                stack.enter_context(name_kept(host, head))
+            except DomainError as error:
+                notes: Notes = {
+                    "reason": fact_of(error),
+                    "name": str(error.name),
+                    "exit_code": int(error.exit_code),
+                }
+                side.happen(Event.UNSTARTABLE, **notes)
+                raise
+        side.happen(Event.HEARD_GRANT)
 
 
 def answer(

@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Protocol
 
-from saverestore.errors import ExitCode, SaveRestoreError
+from saverestore.errors import ExitCode, Interrupted, SaveRestoreError
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
-from saverestore.migrate.handover import Deed, Do, Event, Role, Send, State, Steps, Write, decide
+from saverestore.migrate.handover import NOT_WRITTEN, Deed, Do, Event, Role, Send, State, Steps, Write, decide
 from saverestore.migrate.journal import Journal
 from saverestore.migrate.messages import (
     Abort,
@@ -108,8 +109,10 @@ class Side:
         entry GRANTED fails, the source tells the destination to give up; and a domain that does not start is the
         destination's all the same, and the peer hears so.
         """
-        with shield():
-            self._carry_out(decide(self.role, self.state, event, is_here=self.copy.is_here()), notes)
+        steps = decide(self.role, self.state, event, is_here=self.copy.is_here())
+        # What is only said may have to wait for all that was sent before it.
+        with nullcontext() if _only_speaks(steps) else shield():
+            self._carry_out(steps, notes)
 
     def _carry_out(self, steps: Steps, notes: Notes) -> None:
         for step in steps:
@@ -155,6 +158,8 @@ class Side:
             return
         try:
             self.say(self._message(kind, notes))
+        except Interrupted:  # not in a shield: nothing but this has been done
+            raise
         except Exception as error:  # whatever it is: it must not undo what has been decided and written
             self.unsaid = error
 
@@ -194,3 +199,10 @@ class Side:
         """What the journal has noted of this before."""
         found = None if self.journal is None else self.journal.log.note(name)
         return "" if found is None else str(found)
+
+
+def _only_speaks(steps: Steps) -> bool:
+    """Whether nothing is written or done."""
+    return all(
+        isinstance(step, Send) or (isinstance(step, Write) and step.state in NOT_WRITTEN) for step in steps
+    )

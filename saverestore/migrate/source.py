@@ -7,28 +7,24 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from saverestore.engine.policy import Limits
 from saverestore.engine.progress import Progress, SaveReport
 from saverestore.errors import (
     DomainError,
     ErrorName,
     SaveRestoreError,
-    XenRefused,
-    fact_of,
-    name_of,
 )
-from saverestore.guest.common.handles import XenError
 from saverestore.migrate.channel import Channel, SaidOtherwise
-from saverestore.migrate.handover import Event, Role, State, owns
-from saverestore.migrate.journal import Journals, boot_id, now
+from saverestore.migrate.handing_over import HandingOver, dry_run_of, hand_over
+from saverestore.migrate.handover import Event, Role, owns
+from saverestore.migrate.journal import Journals
 from saverestore.migrate.messages import (
     MAX_BODY_BYTES,
     Aborted,
     Accepted,
+    Message,
     Offer,
     ProtocolError,
     Ready,
@@ -47,78 +43,23 @@ from saverestore.migrate.peers import (
     open_channel,
     otherwise_error,
 )
-from saverestore.migrate.records import Head
-from saverestore.migrate.side import Side
-from saverestore.migrate.source_copy import SourceCopy, copy_not_destroyed
+from saverestore.migrate.requests import Migrated, MigrateRequest
+from saverestore.migrate.side import Notes
 from saverestore.migrate.source_link import (
-    LinkOptions,
     LinkReport,
     OpenLink,
     SourceLink,
     open_link,
 )
-from saverestore.operations.commit import Commit
-from saverestore.operations.host import Host, opened_host
+from saverestore.operations.host import Host
 from saverestore.operations.preflight import Findings
-from saverestore.operations.prepare_save import Prepared, prepare
-from saverestore.operations.requests import FinalState, SaveRequest
-from saverestore.operations.save import save_domain
-from saverestore.toolstack import choice, moving, shared_disks
-from saverestore.transport.sockets import Address
+from saverestore.operations.prepare_save import Prepared
+from saverestore.toolstack import shared_disks
 
 LOG = logging.getLogger(__name__)
 
-SETTLE_S = 60.0
-"""Longer than the other host may take to notice that a link is dead."""
 ASK_EVERY_S = 2.0
 CONFIRM_S = 10.0
-
-
-@dataclass(frozen=True)
-class MigrateRequest:
-    """What `pymigrate` was asked for. `name`: what the domain is called there; None: as here.
-
-    `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it
-    reaches this host; None: by this host's name. `link`: the connections to the destination, see LinkOptions.
-    """
-
-    domain: str
-    destination: Address
-    name: str | None = None
-    paused: bool = False
-    dirty: str = "auto"
-    limits: Limits = field(default_factory=Limits)
-    suspend_timeout_s: float | None = None
-    toolstack: str = choice.AUTO
-    settle_for_s: float = SETTLE_S
-    back: str | None = None
-    ssh: Sequence[str] = ("ssh",)
-    link: LinkOptions = field(default_factory=LinkOptions)
-
-    def as_save(self) -> SaveRequest:
-        """The save that it is at the source."""
-        return SaveRequest(
-            domain=self.domain,
-            image=self.destination.text,
-            final_state=FinalState.DESTROY,
-            live=True,
-            dirty=self.dirty,
-            limits=self.limits,
-            suspend_timeout_s=self.suspend_timeout_s,
-            toolstack=self.toolstack,
-            # They are compared when it is offered. What comes is restored at once, and what the other host sees of
-            # a shared file's times may be older.
-            note_disks=False,
-        )
-
-
-@dataclass
-class Migrated:
-    """What came of it. `answer`: the destination's. `handover_s`: from the grant to that."""
-
-    answer: Running
-    report: SaveReport
-    handover_s: float
 
 
 def migrate_domain(
@@ -140,35 +81,20 @@ def migrate_domain(
     report = SaveReport() if report is None else report
     link_report = LinkReport() if link_report is None else link_report
     journals = journals or Journals()
-    with ExitStack() as stack:
-        host = host or stack.enter_context(opened_host(process_ends=process_ends))
-        opened: list[HandOver] = []
 
-        @contextmanager
-        def hand_over(save: SaveRequest, prepared: Prepared) -> Iterator[Commit]:
-            with connect(request.destination, request.ssh) as channel:
-                link = SourceLink(channel, request.destination, request.link, link_report, open_link)
-                one = HandOver(request, host, prepared, journals, channel, link, connect, progress, report)
-                opened.append(one)
-                with one:
-                    yield one
+    @contextmanager
+    def opening(here: Host, prepared: Prepared) -> Iterator[HandOver]:
+        with connect(request.destination, request.ssh) as channel:
+            link = SourceLink(channel, request.destination, request.link, link_report, open_link)
+            with HandOver(request, here, prepared, journals, channel, link, connect, progress, report) as one:
+                yield one
 
-        try:
-            save_domain(request.as_save(), progress, report, host=host, opened_commit=hand_over)
-        except XenRefused as error:
-            if not opened or opened[0].answer is None or error.name is not ErrorName.FINAL_STATE_FAILED:
-                raise
-            raise copy_not_destroyed(request.domain, request.destination.text, error) from error
-        return opened[0].finished()
+    save = request.as_save()
+    return hand_over(request, save, progress, report, opening, host=host, process_ends=process_ends)
 
 
-class HandOver:
-    """See operations.commit.Commit. A context manager: opened, the destination has accepted."""
-
-    hands_over = True
-    stored_bytes = None
-    has_holes = False
-    left_behind = "the migration was aborted"
+class HandOver(HandingOver):
+    """See HandingOver: to a host of ours. Opened, the destination has accepted."""
 
     def __init__(
         self,
@@ -182,99 +108,43 @@ class HandOver:
         progress: Progress,
         report: SaveReport,
     ) -> None:
-        self.name = request.destination.text
-        self.sink = link.sink
-        self._link = link
-        self._is_given_up = False
-        self.answer: Running | None = None
-        self._request = request
-        self._host = host
-        self._prepared = prepared
-        self._journals = journals
+        super().__init__(request, host, prepared, journals, progress, report, link.sink, with_xl=False)
         self._channel = channel
+        self._link = link
         self._connect = connect
-        self._report = report
-        self._refused_late: SaveRestoreError | None = None
-        self._granted_at = 0.0
-        self._handover_s = 0.0
-        self._head = Head(
-            role=Role.SOURCE,
-            migration=uuid.uuid4(),
-            name=prepared.domain.name,
-            uuid=uuid.UUID(str(prepared.domain.info.uuid)),
-            domid=prepared.domain.domid,
-            boot=boot_id(),
-            peer=request.destination.text,
-            peer_journals="",
-            began=now(),
-        )
-        self._progress = progress
-        self._side: Side | None = None
+        self._is_given_up = False
+        offer = offer_of(request, prepared, self._head.migration)
+        self._offered = link.offering(offer)
 
-    def free_bytes(self) -> None:
-        """See Commit: the destination has looked at its memory."""
-        return
-
-    # ---- beginning ---------------------------------------------------------------------------------
-
-    def __enter__(self) -> HandOver:
+    def _greet(self) -> tuple[str, Notes]:
+        """See HandingOver."""
         hello = greeted(self._channel, self._journals)
-        offer = offer_of(self._request, self._prepared, self._head.migration)
-        offer = self._link.offering(offer)
-        head = Head(**{**vars(self._head), "peer_journals": hello.journals})
-        # On the disk before the other host hears of it: it may ask at any time.
-        journal = self._journals.create(head, State.OFFERED, host=for_people(hello.host, 100))
-        self._side = Side(
-            Role.SOURCE,
-            head.migration,
-            SourceCopy(self._report, self._host, head.domid),
-            journal=journal,
-            say=self._channel.say,
-        )
-        try:
-            self._link.answer_requests(head.migration)
-            moving.note(self._host.handles.store, head.domid, str(head.migration))
-            self._channel.say(offer)
-            accepted = self._channel.hear(Accepted)
-            self._link.begin(accepted, self._may_resume)
-            self._channel.listen()
-            self._side.happen(Event.HEARD_ACCEPTED)
-            self._side.happen(Event.BEGUN)
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self
+        return hello.journals, {"host": for_people(hello.host, 100)}
+
+    def _offer(self) -> None:
+        """See HandingOver."""
+        self._link.answer_requests(self._head.migration)
+        self._channel.say(self._offered)
+        accepted = self._channel.hear(Accepted)
+        self._link.begin(accepted, self._may_resume)
+        self._channel.listen()
+
+    def _say(self, message: Message) -> None:
+        """See HandingOver."""
+        self._channel.say(message)
 
     def _may_resume(self) -> bool:
         """Whether a broken link is waited for: the domain runs here, and nobody gives it up."""
         return self._report.downtime is None and not self._is_given_up
 
-    # ---- Commit ------------------------------------------------------------------------------------
-
-    def finish(self) -> None:
-        """See Commit: the destination has all of it, and is ready to run the domain."""
-        self._here.happen(Event.STREAM_ENDED, length_bytes=self.sink.offset)
+    def _await_ready(self) -> None:
+        """See HandingOver."""
         self._channel.hear(Ready)
-        self._progress.phase(f"granting it to {self.name}: from now on it is too late to cancel")
 
-    def commit(self) -> None:
-        """See Commit: GRANTED is on the disk, and the destination is told.
-
-        It does not raise. Where GRANTED may or may not be on the disk, the destination is told to give up, and
-        `final_state` waits for what it says.
-        """
-        self._granted_at = time.monotonic()
-        self._here.happen(Event.HEARD_READY)
-
-    def final_state(self, wanted: FinalState) -> FinalState:
-        """See Commit: what the destination answers. InDoubt when it does not."""
+    def _answer_to_grant(self) -> Running | SaveRestoreError:
+        """See HandingOver."""
         answer = self._settled_answer()
-        self._handover_s = time.monotonic() - self._granted_at
-        if isinstance(answer, Running):
-            self.answer = answer
-            return wanted
-        self._refused_late = aborted_error(self.name, answer)
-        return FinalState.RUN
+        return answer if isinstance(answer, Running) else aborted_error(self.name, answer)
 
     def _settled_answer(self) -> Running | Aborted:
         """From this connection, or from others: until `settle_for_s` is over."""
@@ -299,22 +169,12 @@ class HandOver:
 
     # ---- the end -----------------------------------------------------------------------------------
 
-    def finished(self) -> Migrated:
-        """The save has ended, and made of the domain what the destination's answer asks for."""
-        with contextlib.ExitStack() as stack:
-            if self._here.journal is not None:
-                stack.callback(self._here.journal.close)
-            self._link.close()
-            if self._refused_late is not None:
-                self._here.happen(Event.HEARD_ABORTED, reason=fact_of(self._refused_late))
-                raise self._refused_late
-            assert self.answer is not None
-            self._here.happen(Event.HEARD_RUNNING)
-            return Migrated(self.answer, self._report, self._handover_s)
+    def _close_ways(self) -> None:
+        """See HandingOver."""
+        self._link.close()
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
+    def _ended_by(self, error: BaseException) -> None:
+        """See HandingOver. What the destination has said instead is raised as an error of its kind."""
         self._is_given_up = True  # nobody waits for a link to say so
         if isinstance(error, SaidOtherwise) and self._is_ours():
             better = otherwise_error(self.name, error)
@@ -328,21 +188,15 @@ class HandOver:
         return self._side is None or owns(Role.SOURCE, self._side.state)
 
     def _give_up(self, error: BaseException, *, gave_up_there: bool = False) -> None:
-        """The domain runs again already: write that down, and see that the destination has heard of it."""
-        side = self._side
-        if side is None or side.journal is None:
+        """Write down that the domain runs again, and see that the destination has heard of it."""
+        if self._side is None or self._side.journal is None:
             return
-        with contextlib.ExitStack() as stack:
-            stack.callback(side.journal.close)
-            self._link.close()
+        with self._side.journal:
+            self._close_ways()
             if not self._is_ours():
                 return
-            event = Event.HEARD_ABORTED if gave_up_there else Event.FAILED
-            try:
-                side.happen(event, reason=fact_of(error), name=str(name_of(error)))
-            except (SaveRestoreError, XenError) as second:
-                error.add_note(f"that could not be written down: {second}")
-            if event is Event.FAILED:
+            self._write_down(Event.HEARD_ABORTED if gave_up_there else Event.FAILED, error)
+            if not gave_up_there:
                 error.add_note(self._confirmation())
 
     def _confirmation(self) -> str:
@@ -355,31 +209,20 @@ class HandOver:
                 return f"{self.name} has nothing left of it"
         return f"{self.name} has not confirmed that it removed its copy: it does so when it notices, or by recovery"
 
-    @property
-    def _here(self) -> Side:
-        assert self._side is not None
-        return self._side
-
 
 def offer_of(
     request: MigrateRequest, prepared: Prepared, migration: uuid.UUID, *, dry_run: bool = False
 ) -> Offer:
     """What the destination is to know. DomainError when it would not fit into a message."""
-    config = prepared.config
-    if request.name is not None:
-        config = config.replaced(name=request.name)
+    config = prepared.written
     text = config.to_json().decode()
     if len(text.encode()) > MAX_BODY_BYTES // 2:
         raise DomainError(
             f"the configuration of {config.name} has {len(text)} characters, too many for the migration protocol",
             name=ErrorName.MIGRATION_UNSUPPORTED,
         )
-    if unmovable := shared_disks.unmovable(config):
-        raise DomainError(
-            f"{config.name} has {', '.join(unmovable)}, which cannot be migrated; no changes were made",
-            name=ErrorName.MIGRATION_UNSUPPORTED,
-        )
-    disks = shared_disks.of_config(config)
+    shared_disks.check_movable(config)
+    disks = shared_disks.of_config(prepared.config)  # as they are here, whatever they are called there
     return Offer(
         migration,
         text,
@@ -401,25 +244,20 @@ def dry_run(
     connect: Connect = open_channel,
 ) -> Findings:
     """What a migration would do, and all that stands in its way on both hosts. The domain is not touched."""
-    findings = Findings(dry=True)
     journals = journals or Journals()
-    with findings.check(), ExitStack() as stack:
-        host = host or stack.enter_context(opened_host())
-        prepared = prepare(host, request.as_save(), findings, stack)
-        try:
-            findings.note(f"{prepared.domain} would be migrated to {request.destination.text}")
-            offer = offer_of(request, prepared, uuid.uuid4(), dry_run=True)
-            with connect(request.destination, request.ssh) as channel:
-                greeted(channel, journals)
-                channel.say(offer)
-                try:
-                    findings.facts += [for_people(text) for text in channel.hear(Accepted).facts]
-                except SaidOtherwise as error:
-                    if not isinstance(error.message, Refused):
-                        raise ProtocolError(
-                            f"{channel.peer} said {error.message.type.name} to an offer"
-                        ) from error
-                    findings.errors += findings_of(error.message)
-        finally:
-            prepared.guest.close()
-    return findings
+
+    def ask(prepared: Prepared, findings: Findings) -> None:
+        offer = offer_of(request, prepared, uuid.uuid4(), dry_run=True)
+        with connect(request.destination, request.ssh) as channel:
+            greeted(channel, journals)
+            channel.say(offer)
+            try:
+                findings.facts += [for_people(text) for text in channel.hear(Accepted).facts]
+            except SaidOtherwise as error:
+                if not isinstance(error.message, Refused):
+                    raise ProtocolError(
+                        f"{channel.peer} said {error.message.type.name} to an offer"
+                    ) from error
+                findings.errors += findings_of(error.message)
+
+    return dry_run_of(request, request.as_save(), ask, host=host)

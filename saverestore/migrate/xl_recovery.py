@@ -17,11 +17,15 @@ THERE = "there"
 """A note in the journal: what xl calls the domain until it starts it."""
 
 
-def granted_to_xl(head: Head, there: str, why: str = "") -> InDoubt:
-    """A domain was granted to xl, whose report is missing. `there`: what xl calls it until it starts it."""
+def granted_to_xl(head: Head, there: str, why: str = "", *, is_here: bool = True) -> InDoubt:
+    """A domain was granted to xl, whose report is missing. `there`: what xl calls it until it starts it.
+
+    `is_here`: whether this host still has its copy.
+    """
+    here = "the domain is still here, suspended, and must not be resumed before that is known"
     return InDoubt(
         f"{head.name} was granted to xl at {head.peer}, and it is not known whether it runs there"
-        f"{why and f': {why}'}; the domain is still here, suspended, and must not be resumed before that is known",
+        f"{why and f': {why}'}; {here if is_here else 'the copy on this host is gone'}",
         remedies=[Advice(Remedy.LOOK_FOR_INCOMING, there), Advice(Remedy.FORCE_MIGRATION, head.name)],
     )
 
@@ -40,7 +44,7 @@ def settle(side: Side, head: Head) -> None:
     assert side.journal is not None
     there = str(side.journal.log.note(THERE) or incoming_name(head.name))
     if side.state is State.GRANTED:
-        raise granted_to_xl(head, there)
+        raise granted_to_xl(head, there, is_here=side.copy.is_here())
     if side.state is State.READY and side.copy.is_here():
         raise not_granted_by_xl(head)
     side.happen(Event.RECOVER, reason="recovered")

@@ -15,7 +15,17 @@ from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
 from saverestore.operations import image_fit
 from saverestore.operations.image_fit import Contents
 from saverestore.stream.reader import LibxcReader
-from saverestore.toolstack import bare, choice, disks, domains, known_bad, neighbours, shared_disks, watcher
+from saverestore.toolstack import (
+    bare,
+    choice,
+    disks,
+    domains,
+    known_bad,
+    memory,
+    neighbours,
+    shared_disks,
+    watcher,
+)
 from saverestore.toolstack.condition import Found, look_up
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel, SuspenderWithDeviceModel
@@ -126,9 +136,12 @@ class Host:
         """The caller closes it. See `choice.for_restoring`."""
         return choice.for_restoring(self.handles, wanted)
 
-    def restoring(self, config: GuestConfig) -> AbstractContextManager[None]:
-        """Inside this block no other restore makes a domain of this name or UUID. DomainError when one does."""
-        return restoring(config.uuid, config.name)
+    def restoring(self, domain_uuid: uuid.UUID, name: str | None) -> AbstractContextManager[None]:
+        """Inside this block no other restore makes a domain of this UUID or name. DomainError when one does.
+
+        `name`: None, whatever it is called.
+        """
+        return restoring(domain_uuid, name)
 
     def check_hypervisor_for(self, config: GuestConfig, *, force: bool) -> None:
         """DomainError where this Xen is known to break a restore of such a domain."""
@@ -150,9 +163,18 @@ class Host:
         """Read an image's records, if it can be read twice. See `image_fit`."""
         return image_fit.contents_of(image)
 
-    def check_memory(self, config: GuestConfig, pages: int) -> None:
-        """DomainError when there is not enough free memory for the domain. `pages`: what its image holds."""
-        bare.check_memory(self.handles, config, pages)
+    def memory_reserved(self, config: GuestConfig, pages: int) -> AbstractContextManager[None]:
+        """Inside this block no other restore gets the memory for the domain. DomainError when there is not enough.
+
+        `pages`: what its image holds.
+        """
+        return memory.reserved(self.handles, config, pages)
+
+    def memory_claimed(
+        self, fresh: FreshDomain, config: GuestConfig, pages: int
+    ) -> AbstractContextManager[None]:
+        """Inside this block nobody else gets it, `xl` included. DomainError when somebody has it already."""
+        return memory.claimed(self.handles, fresh.domid, config.name, memory.pages_of(config, pages))
 
     def maker(self, libxl: LibxlToolstack | None) -> Maker | None:
         """Who makes a domain for this process to fill; None where libxl has that done."""

@@ -33,11 +33,13 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A domain that can be saved, and who does what of it."""
+    """A domain that can be saved, and who does what of it. `config`: its configuration; `written`: the one that the
+    image gets."""
 
     domain: Domain
     toolstack: Toolstack
     config: GuestConfig
+    written: GuestConfig
     device_model: DeviceModel | None
     suspending: Suspending
     guest: SaveGuest
@@ -70,8 +72,12 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     with findings.check():
         device_model = toolstack.device_model_of(domain)
     config = toolstack.config_of(domain)
+    written = config
+    with findings.check():
+        if request.config is not None:
+            written = request.config.over(config)
     if request.name is not None:
-        config = config.replaced(name=request.name)
+        written = written.replaced(name=request.name)
     with findings.check():
         _check_passed_through(domain, config, request)
     with findings.check():
@@ -84,7 +90,7 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     if device_model is not None:
         stack.callback(device_model.close)
     guest = host.save_guest(domain, config, device_model, suspending)
-    return Prepared(domain, toolstack, config, device_model, suspending, guest, digest, throttle)
+    return Prepared(domain, toolstack, config, written, device_model, suspending, guest, digest, throttle)
 
 
 def _check_devices(

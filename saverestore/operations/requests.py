@@ -38,8 +38,10 @@ class SaveRequest:
     to tcp://HOST:PORT, where that is to be by TLS. `store`: the folder in which the image gets a name made of domain
     and time; `image` is then not used. `restored_at_boot`: an image in a store, whose domain is destroyed, is noted
     as one that is to be restored (`pending`). `note_disks`: write what its disks are into the image. `name`: what the
-    image calls the domain; None: by its own name. `space_check`: look whether there is room for the image, before it
-    is begun and after each round. `bwlimit`: the most bytes per second that are written; None: no limit.
+    image calls the domain; None: by its own name. `config`: what the image is to have instead of the domain's
+    configuration, as far as that can be; `name` goes before it. `space_check`: look whether there is room for the
+    image, before it is begun and after each round. `bwlimit`: the most bytes per second that are written; None: no
+    limit.
     """
 
     domain: str
@@ -62,6 +64,7 @@ class SaveRequest:
     restored_at_boot: bool = False
     note_disks: bool = True
     name: str | None = None
+    config: GivenConfig | None = None
     space_check: bool = True
     bwlimit: int | None = None
 

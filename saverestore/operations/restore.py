@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,12 @@ class Restored:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image that fits this host; `libxl` is None where the bare toolstack does it."""
+    """An image that fits this host; `libxl` is None where the bare toolstack does it. `pages`: of its domain, as far
+    as that is known."""
 
     config: GuestConfig
     libxl: LibxlToolstack | None
+    pages: int
 
 
 def restore_domain(
@@ -111,6 +113,7 @@ def _restoring(
     host: Host, prepared: _Prepared, image: OpenedImage, request: RestoreRequest, helper: Mapping[str, str]
 ) -> Restoring:
     """By this process, in a domain that somebody makes for it; or by libxl."""
+    request = replace(request, pages=prepared.pages)
     if (maker := host.maker(prepared.libxl)) is not None:
         return restore_here.RestoringHere(host, maker, image, request)
     assert prepared.libxl is not None  # or the bare toolstack would have made it
@@ -172,7 +175,7 @@ def _prepare(
     with findings.check():
         host.check_hypervisor_for(guest_config, force=request.force)
     with findings.check():
-        stack.enter_context(host.restoring(guest_config))
+        stack.enter_context(host.restoring(guest_config.uuid, guest_config.name))
     with findings.check():
         host.check_free(guest_config)
     with findings.check():
@@ -180,8 +183,9 @@ def _prepare(
     contents = None
     with findings.check():
         contents = _contents_of(host, request.image, findings)
-    with findings.check():
-        host.check_memory(guest_config, max(request.pages, contents.pages if contents else 0))
+    pages = max(request.pages, contents.pages if contents else 0)
+    with findings.check(), ExitStack() as only_looked_at:
+        (only_looked_at if findings.dry else stack).enter_context(host.memory_reserved(guest_config, pages))
     if contents is not None:
         with findings.check():
             if request.require_digest and contents.has_digest is False:
@@ -193,7 +197,7 @@ def _prepare(
             host.check_image(guest_config, contents, force=request.force)
         with findings.check():
             host.check_disks(guest_config, contents, force=request.force)
-    return _Prepared(guest_config, libxl)
+    return _Prepared(guest_config, libxl, pages)
 
 
 def _contents_of(host: Host, image: str, findings: Findings) -> Contents | None:

@@ -42,17 +42,18 @@ class RestoringHere(Restoring):
         report.create_s = self._host.clock() - self._began_at
         guest = self._host.restore_guest(kind, fresh, config, reader, force=self._request.force)
         try:
-            pages, _ = engine.restore(
-                reader,
-                image.source,
-                guest,
-                fresh.channels,
-                progress,
-                report,
-                take_disks=lambda record: disks.check(
-                    disks.used_by(config, record.disks), image.saved_uuid, force=self._request.force
-                ),
-            )
+            with self._host.memory_claimed(fresh, config, self._request.pages):
+                pages, _ = engine.restore(
+                    reader,
+                    image.source,
+                    guest,
+                    fresh.channels,
+                    progress,
+                    report,
+                    take_disks=lambda record: disks.check(
+                        disks.used_by(config, record.disks), image.saved_uuid, force=self._request.force
+                    ),
+                )
         finally:
             guest.close()
         self._maker.connect(fresh, config, pages)

@@ -17,7 +17,7 @@ from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import Restoring
 from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.libxl import CONTEXT_HEAD
-from saverestore.toolstack import disks
+from saverestore.toolstack import disks, memory
 from saverestore.toolstack.helper_link import NUMBERS, HelperReport, Task
 from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.transport.base import RegularFile
@@ -66,6 +66,8 @@ class RestoringByLibxl(Restoring):
             disk_paths=[path for _, path, _ in disks.served(self._image.config)],
             saved_uuid=str(self._image.saved_uuid),
             max_kib=max(self._image.config.max_kib, self._image.config.target_kib),
+            pages=memory.pages_of(self._image.config, request.pages),
+            name=self._image.config.name,
         )
         reported_at = way.position()
 

@@ -109,7 +109,7 @@ def _write_head(
 ) -> tuple[LibxlWriter, SaveSettings]:
     """Write xl's header, and libxl's stream as far as libxc's begins; and the settings for that."""
     outside = HeaderDigestSink(commit.sink)
-    XlHeader.write(outside, prepared.config.to_json())
+    XlHeader.write(outside, prepared.written.to_json())
     stream = LibxlWriter(outside)
     stream.libxc_context()
     settings = SaveSettings(

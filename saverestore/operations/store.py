@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ TIME = "%Y-%m-%dT%H-%M-%SZ"
 ENDING = ".img"
 STEM_MAX = 160
 """Bytes of a file's name that are the domain's: 255 in all are allowed, and a temporary file's name is longer."""
+
+REMOVING_S = 1.0
+"""Removing an image takes no longer than this."""
+LOOK_S = 0.01
 
 NAME = re.compile(
     r"(?P<stem>.+)@(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)(?:\.(?P<number>[2-9]|[1-9]\d+))?\.img"
@@ -164,7 +169,7 @@ def in_use(image: str) -> Iterator[None]:
     try:
         status = os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode):
-            _lock(descriptor, fcntl.LOCK_SH)
+            _wait_for_lock(descriptor)
             if not _is_at(Path(image), status):
                 raise TransportError(f"{image} was removed by somebody else", name=ErrorName.FILE_NOT_FOUND)
         yield
@@ -180,6 +185,8 @@ def remove(path: Path) -> bool:
         try:
             if not _lock(descriptor, fcntl.LOCK_EX):
                 return False
+            if path.exists() and not _is_at(path, os.fstat(descriptor)):
+                return False  # another image has this name now, which may be in use
             path.unlink()
         finally:
             os.close(descriptor)
@@ -201,6 +208,13 @@ def _lock(descriptor: int, how: int) -> bool:
     except OSError:  # no locks here
         return True
     return True
+
+
+def _wait_for_lock(descriptor: int) -> None:
+    """A shared one. Who removes the image has it for a moment; who has just written it may have it for longer."""
+    end = time.monotonic() + REMOVING_S
+    while not _lock(descriptor, fcntl.LOCK_SH) and time.monotonic() < end:
+        time.sleep(LOOK_S)
 
 
 def _is_at(path: Path, status: os.stat_result) -> bool:

@@ -25,9 +25,6 @@ from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.domains import Domain, config_of, devices_of, userdata_path
 from saverestore.toolstack.ports import FreshDomain
 
-HYPERVISOR_OVERHEAD_KIB = 4096
-"""What Xen itself needs for a domain besides its memory and paging pool; a generous guess."""
-
 DOM0 = 0
 
 CONSOLE_BUFFER_BYTES = 1 << 20
@@ -105,32 +102,6 @@ def check_host(handles: Handles) -> None:
                 name=ErrorName.HOST_UNSUPPORTED,
                 remedies=[Advice(Remedy.USE_XL)],
             )
-
-
-def check_memory(handles: Handles, config: GuestConfig, pages: int = 0) -> None:
-    """DomainError when the host has not the free memory that the domain will take. `pages`: what its image holds."""
-    pool_kib = this_host().of_config(config.kind).paging_pool_kib(config)
-    needed = max(config.target_kib, pages * 4) + pool_kib + HYPERVISOR_OVERHEAD_KIB
-    host = handles.xen.host()
-    free = max(0, host.free_pages - host.outstanding_pages) * 4
-    if needed > free:
-        raise DomainError(
-            f"{config.name} needs {needed // 1024} MiB, this host has {free // 1024} MiB free"
-            f"{_held_by_dead(handles)}; "
-            "no domain was created",
-            name=ErrorName.HOST_LACKS_MEMORY,
-            remedies=[Advice(Remedy.FREE_MEMORY)],
-        )
-
-
-def _held_by_dead(handles: Handles) -> str:
-    """Domains that are being destroyed keep their memory while another process has pages of theirs mapped."""
-    dead = [info for info in handles.xen.domains() if info.dying and info.tot_pages]
-    if not dead:
-        return ""
-    numbers = ", ".join(str(info.domid) for info in dead)
-    mib = sum(info.tot_pages for info in dead) >> 8
-    return f" (and {mib} MiB are still held by domains that are being destroyed: {numbers})"
 
 
 def create(handles: Handles, config: GuestConfig) -> FreshDomain:

@@ -1,4 +1,5 @@
-"""Another configuration for an image's domain, as `xl restore CONFIG IMAGE` has it: a file of xl's, or libxl's JSON.
+"""Another configuration for a domain that is restored or migrated, as `xl restore CONFIG IMAGE` and `xl migrate -C`
+have it: a file of xl's, or libxl's JSON.
 
 A configuration speaks of two things. What surrounds the domain (its name, disks, NICs, what becomes of it when it
 ends) is the file's. The machine that the guest was saved on (its type, processors, memory, what it sees of the
@@ -136,13 +137,13 @@ class GivenConfig:
 
     def _check_fits(self, image: GuestConfig) -> None:
         different = [
-            f"{name} is {_shown(mine)}, and {_shown(theirs)} in the image"
+            f"{name} is {_shown(mine)}, and the domain has {_shown(theirs)}"
             for name, mine, theirs in _compared(self.raw, image)
             if str(mine) != str(theirs)
         ]
         if different:
             raise UsageError(
-                f"{self.name} is for another machine than {image.name} was saved on: {'; '.join(different)}; "
+                f"{self.name} is for another machine than {image.name}: {'; '.join(different)}; "
                 "no changes were made",
                 name=ErrorName.CONFIGURATION_DIFFERS,
             )
@@ -153,14 +154,13 @@ class GivenConfig:
             LOG.warning("%s has had devices that are not in %s: %s", image.name, self.name, ", ".join(lost))
         before = _places(image.raw)
         moved = [
-            f"disk {vdev}: {path}, and {before[vdev]} in the image"
+            f"disk {vdev}: {path}, and the domain had {before[vdev]}"
             for vdev, path in _places(found.raw).items()
             if path != before.get(vdev, path)
         ]
         if moved:
             LOG.warning(
-                "%s has disks at other places, and whether they hold what the domain had there when it was saved is "
-                "not known: %s",
+                "%s has disks at other places, and whether they hold what the domain had on its own is not known: %s",
                 found.name,
                 "; ".join(moved),
             )

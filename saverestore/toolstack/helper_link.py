@@ -61,8 +61,8 @@ class Task:
     came before that, to be held against the image's own word. `check_cpu`: refuse an image for another CPU.
     `check_disks`: refuse one whose disks have changed: those at `disk_paths`, which a domain had whose UUID was
     `saved_uuid`. `max_kib`: the most memory that the domain's configuration
-    lets it have; 0 where that is not known.
-    `report`: a path.
+    lets it have; 0 where that is not known. `pages`: how many it gets while it is filled; 0 where that is not known.
+    `name`: what it is called. `report`: a path.
     """
 
     image: str
@@ -74,6 +74,8 @@ class Task:
     disk_paths: list[str] = field(default_factory=list)
     saved_uuid: str = ""
     max_kib: int = 0
+    pages: int = 0
+    name: str = ""
     report: str = ""
 
     def pack(self) -> str:

@@ -53,6 +53,15 @@ def unmovable(config: GuestConfig) -> list[str]:
     return found
 
 
+def check_movable(config: GuestConfig) -> None:
+    """DomainError, with all of it, where a domain has devices that cannot move. See `unmovable`."""
+    if found := unmovable(config):
+        raise DomainError(
+            f"{config.name} has {', '.join(found)}, which cannot be migrated; no changes were made",
+            name=ErrorName.MIGRATION_UNSUPPORTED,
+        )
+
+
 def of_config(config: GuestConfig) -> list[SharedDisk]:
     """The disks that this host would serve, from a file or block device, as they are seen here."""
     return [

@@ -91,6 +91,7 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--name", metavar="NAME", help="name of the domain there, instead of the one it has here"
     )
+    common.add_config(group, "give the domain this configuration there", "xl migrate -C FILE", "domain")
     common.add_dry_run(group, "migration")
     reporting.add_report(group, "migration")
     reporting.add_following(group, "migration")

@@ -13,8 +13,8 @@ from saverestore.cli.pymigrate import xl
 from saverestore.errors import UsageError
 
 if TYPE_CHECKING:
-    from saverestore.migrate.destination import Received
     from saverestore.migrate.linking import OpenDoor
+    from saverestore.migrate.receiving import Received
     from saverestore.operations.host import Host
     from saverestore.transport.connection import Connection
 

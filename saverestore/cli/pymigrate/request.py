@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from saverestore.cli import certificates
+from saverestore.cli import certificates, common
 from saverestore.cli.pymigrate import link
 
 if TYPE_CHECKING:
-    from saverestore.migrate.source import MigrateRequest
+    from saverestore.migrate.requests import MigrateRequest
 
 
 def request_of(given: argparse.Namespace, domain: str) -> MigrateRequest:
@@ -17,7 +17,7 @@ def request_of(given: argparse.Namespace, domain: str) -> MigrateRequest:
     from saverestore.engine.policy import Limits, OnStall
     from saverestore.errors import UsageError
     from saverestore.migrate import addresses
-    from saverestore.migrate.source import MigrateRequest
+    from saverestore.migrate.requests import MigrateRequest
 
     destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     if given.to_xl and destination.kind != "ssh":
@@ -28,6 +28,7 @@ def request_of(given: argparse.Namespace, domain: str) -> MigrateRequest:
         domain=domain,
         destination=destination,
         name=given.name,
+        config=common.config_of(given),
         paused=given.paused,
         dirty=given.dirty,
         limits=Limits(

@@ -13,7 +13,7 @@ from saverestore.cli.pymigrate.request import request_of
 PROG = "pymigrate"
 
 OF_SEVERAL = ("parallel", "within", "on_failure")
-OF_ONE = ("name", "report", "events", "metrics")
+OF_ONE = ("name", "config", "report", "events", "metrics")
 """Options that describe one migration."""
 
 

@@ -30,7 +30,7 @@ from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
-from saverestore.toolstack import known_bad
+from saverestore.toolstack import known_bad, lock
 from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
 
 DOMID = 7
@@ -49,12 +49,18 @@ class Restoring:
         self.libxl = FakeLibxl(RESTORE_CALLBACKS)
         self.environment: dict[str, str] = {}
         self.locks: list[tuple[object, ...]] = []
+        self.claims: list[tuple[int, int]] = []
+        monkeypatch.setattr(lock, "LOCK_DIR", tmp_path / "locks")
         info = SimpleNamespace(domid=DOMID, hvm=kind == "pvh", max_pages=like.nr_pfns, uuid=UUID(int=7))
 
         @contextmanager
         def handles(**_: bool) -> Iterator[SimpleNamespace]:
             store = SimpleNamespace(read=lambda _: kind)
-            xen = SimpleNamespace(domain=lambda _: info, host=lambda: SimpleNamespace(total_pages=1 << 20))
+            xen = SimpleNamespace(
+                domain=lambda _: info,
+                host=lambda: SimpleNamespace(total_pages=1 << 20),
+                claim_pages=lambda *given: self.claims.append(given),
+            )
             yield SimpleNamespace(xen=xen, store=store)
 
         monkeypatch.setattr(restoring, "open_handles", handles)
@@ -207,7 +213,7 @@ def test_a_signal_during_a_restore_is_told_as_eintr(restored, number):
 
 def report_of(restore: Restoring) -> HelperReport:
     """What the helper leaves for whoever asked libxl to restore."""
-    with linked(Task(image="web1.img", offset=0, header_digest=None)) as link:
+    with linked(Task(image="web1.img", offset=0, header_digest=None, pages=24, name="web1")) as link:
         restore.environment[TASK_VARIABLE] = link.task.pack()
         assert restore.run() == 0
         return link.report()
@@ -312,6 +318,15 @@ def test_under_xl_the_uuid_is_locked_and_under_ours_it_is_locked_already(restore
     by_us = restored()
     assert report_of(by_us).error is None
     assert by_us.locks == []
+
+
+def test_the_memory_that_the_domain_will_take_is_kept_while_it_is_filled(restored):
+    by_us = restored()
+    assert report_of(by_us).error is None
+    assert by_us.claims == [(DOMID, 24), (DOMID, 0)]
+    by_xl = restored()
+    assert by_xl.run() == 0
+    assert by_xl.claims == []  # what its guest holds is not known: libxl looks after that
 
 
 @pytest.mark.parametrize("asked_by_xl", [True, False])

@@ -12,10 +12,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
-from table_host import TableCopy, TableHost
+from table_host import TableHost
 
 from saverestore.engine.progress import RestoreReport, Silence
 from saverestore.migrate.copies import check_name_free
@@ -105,7 +104,7 @@ class FakeReceive(_Xl):
             return
         if "destroy" in self.script.cannot:
             raise Failed("destroy")
-        TableCopy.destroy(SimpleNamespace(_find=lambda: domain, _host=self.host))  # type: ignore[arg-type]
+        self.host.destroy(domain)
         self.say("have it back", GO)
 
     def _receive(self) -> Any:

@@ -26,7 +26,8 @@ from saverestore.migrate.channel import Channel
 from saverestore.migrate.copies import HostCopy
 from saverestore.migrate.destination import receive
 from saverestore.migrate.journal import Journals
-from saverestore.migrate.source import MigrateRequest, migrate_domain
+from saverestore.migrate.requests import MigrateRequest
+from saverestore.migrate.source import migrate_domain
 from saverestore.migrate.source_link import LinkReport
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
@@ -64,6 +65,11 @@ class TableStore:
 
     def remove(self, path: str) -> None:
         self._file(path).unlink(missing_ok=True)
+
+    def forget(self, domid: int) -> None:
+        """A new domain has no nodes of one that had its number before."""
+        for file in self._folder.glob(f"local|domain|{domid}|*"):
+            file.unlink()
 
 
 class TableGuest(MemorySave):
@@ -133,6 +139,7 @@ class TableHost:
         (self.folder / "domains" / str(domid)).write_text(
             json.dumps({"uuid": of, "state": state, "config": config})
         )
+        self.store.forget(domid)
         self.store.write(f"/local/domain/{domid}/name", name)
         return domid
 
@@ -236,7 +243,7 @@ class TableHost:
 
     # ---- restoring ---------------------------------------------------------------------------------
 
-    def restoring(self, _config: object) -> Any:
+    def restoring(self, *_: object) -> Any:
         return nullcontext()
 
     def check_hypervisor_for(self, *_: object, **__: object) -> None:
@@ -256,9 +263,13 @@ class TableHost:
     def contents_of(self, _image: str) -> None:
         return None
 
-    def check_memory(self, _config: object, pages: int) -> None:
-        self._fail("check_memory")
+    def memory_reserved(self, _config: object, pages: int) -> Any:
+        self._fail("memory_reserved")
         self.pages_asked.append(pages)
+        return nullcontext()
+
+    def memory_claimed(self, *_: object) -> Any:
+        return nullcontext()
 
     def check_image(self, *_: object, **__: object) -> None:
         pass

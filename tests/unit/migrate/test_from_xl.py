@@ -125,7 +125,7 @@ def test_what_libxl_reads_of_the_image_ends_where_the_image_ends(pair):
 # ---- failures here before READY: xl resumes its own
 
 
-@pytest.mark.parametrize("call", ["check_memory", "check_free", "create", "connect"])
+@pytest.mark.parametrize("call", ["memory_reserved", "check_free", "create", "connect"])
 def test_what_this_host_lacks_leaves_the_domain_to_xl(pair, call):
     pair.b.fails[call] = DomainError("no room", name=ErrorName.HOST_LACKS_MEMORY)
     migration = Migration(pair)
@@ -136,12 +136,12 @@ def test_what_this_host_lacks_leaves_the_domain_to_xl(pair, call):
 
 
 def test_all_that_this_host_lacks_is_reported_at_once_and_no_journal_is_made(pair):
-    pair.b.fails["check_memory"] = DomainError("no room", name=ErrorName.HOST_LACKS_MEMORY)
+    pair.b.fails["memory_reserved"] = DomainError("no room", name=ErrorName.HOST_LACKS_MEMORY)
     pair.b.add(uuid_of_another(CONFIG), "running")
     with pytest.raises(DomainError) as caught:
         Migration(pair).receive()
-    assert "no room" in str(caught.value)
-    assert "called 'web1' already" in notes_of(caught.value)
+    assert "called 'web1' already" in str(caught.value)
+    assert "no room" in notes_of(caught.value)
     assert pair.states() == ([], [])
 
 

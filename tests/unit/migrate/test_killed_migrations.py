@@ -14,11 +14,11 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from table_host import NAP_S, Pair, TableCopy, TableHost, tcp_sockets
+from table_host import CONFIG, NAP_S, Pair, TableCopy, TableHost, tcp_sockets
 
 from saverestore import interrupts
 from saverestore.engine.progress import Silence
-from saverestore.errors import DomainError, SaveRestoreError
+from saverestore.errors import DomainError, ErrorName, SaveRestoreError
 from saverestore.migrate.addresses import Unreachable, parse
 from saverestore.migrate.cancelling import cancel
 from saverestore.migrate.channel import Channel
@@ -234,6 +234,62 @@ def test_recovery_without_the_other_host_keeps_what_is_in_doubt_and_a_person_can
     recover_all(pair, pair.b, pair.a, Event.FORCE_DESTROY)
     recover_all(pair, pair.a, pair.b, Event.FORCE_RUN)
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+
+
+def test_a_copy_that_is_gone_is_not_reported_as_suspended(tmp_path):
+    migrate_in_two_processes(tmp_path, "after saying GRANT", "before COMMITTED")
+    pair = Pair(tmp_path)
+    pair.is_cut = True
+    pair.a.switch_off()
+    (log,) = found(pair.a.journals, None)[0]
+    settled = recover(
+        log,
+        RecoverRequest(),
+        pair.a,
+        journals=pair.a.journals,
+        copy_of=TableCopy,
+        connect=pair.connector(pair.b),
+    )
+    assert settled.error.exit_code == 7
+    assert "the copy on this host is gone" in str(settled.error)
+
+
+def ended_by_hand(pair: Pair) -> None:
+    """A person removes what an earlier migration has left at b; later the domain comes there, and runs."""
+    for file in pair.b._files():
+        file.unlink()
+    recover_all(pair, pair.a, pair.b)
+
+
+@pytest.mark.parametrize("way", ["migrated", "restored"])
+@pytest.mark.parametrize("step", ["after RECEIVING", "after READY"])
+def test_a_domain_that_has_come_by_another_way_is_not_destroyed_for_an_old_migration(tmp_path, step, way):
+    migrate_in_two_processes(tmp_path, None, step)
+    pair = Pair(tmp_path)
+    ended_by_hand(pair)
+    if way == "migrated":
+        pair.migrate()
+        pair.join()
+    else:
+        pair.a.switch_off()
+        pair.b.add(CONFIG, "running")
+    recover_all(pair, pair.b, pair.a)
+    assert pair.b.table() == {"web1": "running"}
+    assert set(pair.states()[1]) <= {"ABORTED", "RUNNING"}
+
+
+def test_a_copy_that_another_process_is_filling_is_not_destroyed_for_an_old_migration(tmp_path):
+    migrate_in_two_processes(tmp_path, None, "after RECEIVING")
+    pair = Pair(tmp_path)
+
+    def busy(*_: object):
+        raise DomainError("a domain with this UUID is being restored", name=ErrorName.DOMAIN_BUSY)
+
+    pair.b.restoring = busy
+    before = pair.b.table()
+    recover_all(pair, pair.b, pair.a)
+    assert pair.b.table() == before
+    assert pair.states()[1] == ["RECEIVING"]
 
 
 def test_a_domain_that_crashed_when_its_source_was_killed_is_reported_lost_and_no_boot_is_blamed(tmp_path):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+import uuid
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,9 +15,16 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from table_host import CONFIG, Pair
 
+from saverestore import interrupts
 from saverestore.errors import DomainError, ErrorName, Interrupted, TransportError, UsageError, XenRefused
+from saverestore.migrate.handover import Event, Role, State
+from saverestore.migrate.journal import boot_id, now
 from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused
+from saverestore.migrate.records import Head
+from saverestore.migrate.side import NoCopy, Side
 from saverestore.migrate.source import dry_run
+from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.given_config import GivenConfig
 
 
 @pytest.fixture
@@ -48,8 +59,49 @@ def test_it_can_be_left_paused_and_get_another_name(pair):
     assert pair.b.table() == {"web2": "paused"}
 
 
+def test_it_gets_the_configuration_that_was_given_and_the_source_keeps_its_own(pair):
+    flushed: list[GuestConfig] = []
+    pair.a.flush_disks = flushed.append
+    pair.migrate(config=given())
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({}, {"web2": "running"})
+    made = pair.b._entry(1)["config"]
+    assert (made["on_crash"], made["c_info"]["uuid"]) == ("preserve", CONFIG["c_info"]["uuid"])
+    assert [(one.name, one.raw.get("on_crash")) for one in flushed] == [("web1", None)]
+
+
+def test_disks_are_compared_by_their_paths_on_each_host(pair, monkeypatch):
+    pair.a.devices = [{"vdev": "xvda", "pdev_path": "/srv/web1", "format": "raw"}]
+    lengths = {"/srv/web1": 4096, "/dev/drbd7": 8192}
+    monkeypatch.setattr("saverestore.toolstack.shared_disks._length", lengths.get)
+    disk = {"vdev": "xvda", "pdev_path": "/dev/drbd7", "format": "raw"}
+    with pytest.raises(MigrationRefused, match="/dev/drbd7 has 8192 bytes here, and 4096 at the source"):
+        pair.migrate(config=given(disks=[disk]))
+    pair.join()
+    assert pair.a.table() == {"web1": "running"}
+
+
+def test_a_name_goes_before_the_configuration_that_was_given(pair):
+    pair.migrate(config=given(), name="web3")
+    pair.join()
+    assert pair.b.table() == {"web3": "running"}
+
+
+def test_a_configuration_for_another_machine_is_refused_before_the_other_host_is_asked(pair):
+    with pytest.raises(UsageError, match="max_vcpus is 2, and the domain has 1; no changes were made"):
+        pair.migrate(config=given(b_info={"max_vcpus": 2}))
+    assert (pair.a.table(), pair.b.table(), pair.served) == ({"web1": "running"}, {}, [])
+
+
+def given(**changes) -> GivenConfig:
+    """Another configuration for web1, with a name of its own."""
+    return GivenConfig(
+        "web2.cfg", {"c_info": {"type": "pvh", "name": "web2"}, "on_crash": "preserve", **changes}
+    )
+
+
 def test_a_destination_refuses_with_all_that_it_has_found_and_nothing_is_touched(pair):
-    pair.b.fails["check_memory"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
+    pair.b.fails["memory_reserved"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
     pair.b.add(CONFIG, "running")
     with pytest.raises(MigrationRefused) as caught:
         pair.migrate()
@@ -71,7 +123,7 @@ def test_a_dry_run_reports_what_both_hosts_find_and_leaves_no_journal(pair):
         return dry_run(pair.request(), host=pair.a, journals=pair.a.journals, connect=pair.connector(pair.b))
 
     assert findings().errors == []
-    pair.b.fails["check_memory"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
+    pair.b.fails["memory_reserved"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
     assert [str(one) for one in findings().errors] == ["b lacks memory"]
     assert pair.states() == ([], [])
 
@@ -187,7 +239,8 @@ def test_a_domain_that_does_not_start_is_the_destinations_all_the_same(pair):
     assert pair.states() == (["DONE"], ["COMMITTED"])
 
 
-def test_a_name_taken_meanwhile_gives_the_domain_back_to_the_source(pair):
+def name_taken_meanwhile(pair) -> None:
+    """A domain of this name is made at the destination while ours is filled."""
     connect = pair.b.connect
 
     def taken(*given):
@@ -197,6 +250,10 @@ def test_a_name_taken_meanwhile_gives_the_domain_back_to_the_source(pair):
         connect(*given)
 
     pair.b.connect = taken
+
+
+def test_a_name_taken_meanwhile_gives_the_domain_back_to_the_source(pair):
+    name_taken_meanwhile(pair)
     with pytest.raises(MigrationAborted, match="called 'web1' already") as caught:
         pair.migrate()
     pair.join()
@@ -204,6 +261,45 @@ def test_a_name_taken_meanwhile_gives_the_domain_back_to_the_source(pair):
     assert pair.a.table() == {"web1": "running"}
     assert pair.b.table() == {"web1": "running"}
     assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_a_name_that_another_restore_is_about_to_give_gives_the_domain_back_to_the_source(pair):
+    """It has found the name free, and has not made its domain yet."""
+
+    @contextmanager
+    def restoring(_uuid: object, name: str | None):
+        if name == "web1" and "web1--incoming" in pair.b.table():
+            raise DomainError("a domain called 'web1' is being restored", name=ErrorName.DOMAIN_BUSY)
+        yield
+
+    pair.b.restoring = restoring
+    with pytest.raises(MigrationAborted, match="'web1' is being restored"):
+        pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_a_person_need_not_wait_until_the_end_of_the_image_has_been_sent(pair):
+    """It may have to wait for all that was sent before it: at a bandwidth limit, for long."""
+    sent: list[str] = []
+
+    class Slow(NoCopy):
+        def say(self, message) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            sent.append("all of it")
+
+    journals = pair.a.journals
+    head = Head(Role.SOURCE, uuid.uuid4(), "web1", uuid.UUID(int=1), 1, boot_id(), "b", "", now())
+    copy = Slow()
+    with journals.create(head, State.OFFERED) as journal, interrupts.handled():
+        side = Side(Role.SOURCE, head.migration, copy, journal=journal, say=copy.say)
+        side.journal.state = State.STREAMING
+        with pytest.raises(Interrupted):
+            side.happen(Event.STREAM_ENDED, length_bytes=1)
+        assert sent == []
+        side.happen(Event.FAILED, reason="Ctrl-C")  # in a shield, as that is written down
+    assert sent == ["all of it"]
 
 
 def entry_that_fails(monkeypatch, host, state: str, *, kept: bool) -> None:
@@ -231,6 +327,16 @@ def test_a_grant_that_cannot_be_written_is_given_up_on_both_sides(pair, monkeypa
     pair.join()
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
     assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_why_it_was_given_back_is_reported_though_that_cannot_be_written_down(pair, monkeypatch):
+    name_taken_meanwhile(pair)
+    entry_that_fails(monkeypatch, pair.a, "ABORTED", kept=False)
+    with pytest.raises(MigrationAborted, match="called 'web1' already") as caught:
+        pair.migrate()
+    pair.join()
+    assert caught.value.__notes__ == ["that could not be written down: the disk is broken"]
+    assert pair.a.table() == {"web1": "running"}
 
 
 def test_no_failure_after_the_grant_resumes_the_domain_at_the_source(pair, monkeypatch):

@@ -25,6 +25,7 @@ from saverestore.migrate.peers import InDoubt, MigrationAborted
 from saverestore.migrate.recovery import RecoverRequest, Settled, recover
 from saverestore.migrate.to_xl import dry_run_to_xl, migrate_to_xl
 from saverestore.migrate.xl_words import NotXl
+from saverestore.toolstack.given_config import GivenConfig
 from saverestore.transport.connection import BrokenPeer, PeerTimeout
 
 
@@ -64,6 +65,13 @@ def test_a_domain_moves_with_its_memory_to_a_host_with_stock_xl(pair):
 def test_it_can_be_left_paused_and_get_another_name_there(pair):
     assert migrate(pair, Receives(pair.b), paused=True, name="web2").answer.state == "paused"
     assert (pair.a.table(), pair.b.table()) == ({}, {"web2": "paused"})
+
+
+def test_xl_gets_the_configuration_that_was_given(pair):
+    config = GivenConfig("web2.cfg", {"c_info": {"name": "web2"}, "on_crash": "preserve"})
+    migrate(pair, Receives(pair.b), config=config)
+    assert pair.b.table() == {"web2": "running"}
+    assert pair.b._entry(1)["config"]["on_crash"] == "preserve"
 
 
 def test_a_dry_run_looks_whether_xl_is_there_and_changes_nothing(pair):
@@ -108,7 +116,7 @@ def test_an_xl_that_is_killed_with_a_complete_copy_is_named_with_what_it_may_hav
     assert Advice(Remedy.DESTROY_THERE, "web1--incoming") in caught.value.remedies
 
 
-@pytest.mark.parametrize("call", ["check_memory", "create", "connect"])
+@pytest.mark.parametrize("call", ["memory_reserved", "create", "connect"])
 def test_a_host_that_cannot_make_the_domain_leaves_it_running_here(pair, call):
     pair.b.fails[call] = SaveRestoreError("no room", name=ErrorName.HOST_LACKS_MEMORY)
     with pytest.raises(MigrationAborted, match="xl at b ended before it was ready"):
@@ -321,7 +329,9 @@ def test_a_source_that_is_killed_after_the_grant_leaves_it_to_a_person(tmp_path)
 
 def test_a_person_who_knows_that_xl_has_it_removes_the_copy_here(tmp_path):
     pair = killed_at(tmp_path, "DONE", after=False)
-    assert isinstance(settled(pair).error, InDoubt)
+    error = settled(pair).error
+    assert isinstance(error, InDoubt)
+    assert "the copy on this host is gone" in str(error)
     assert settled(pair, Event.FORCE_DESTROY).error is None
     assert pair.a.table() == {}
     assert pair.states() == (["DONE"], [])

@@ -222,7 +222,7 @@ class RestoringHost(FakeHost):
     def toolstack_for_restoring(self, _wanted: str) -> tuple[None, str]:
         return None, ""
 
-    def restoring(self, _config: object) -> Any:
+    def restoring(self, *_: object) -> Any:
         return nullcontext()
 
     def check_free(self, _config: object) -> None:
@@ -234,8 +234,11 @@ class RestoringHost(FakeHost):
     def contents_of(self, _image: str) -> None:
         return None
 
-    def check_memory(self, *_: object) -> None:
-        pass
+    def memory_reserved(self, *_: object) -> Any:
+        return nullcontext()
+
+    def memory_claimed(self, *_: object) -> Any:
+        return nullcontext()
 
     def check_image(self, *_: object, **__: object) -> None:
         pass

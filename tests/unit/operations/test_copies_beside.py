@@ -75,7 +75,7 @@ def test_another_configuration_is_what_it_is_made_of_and_a_name_goes_before_its_
 def test_a_configuration_for_another_machine_makes_no_domain(image, domain):
     host = NotingHost(MemoryRestore(empty_like(domain)))
     given = GivenConfig("web.cfg", {"b_info": {"max_vcpus": 2}})
-    with pytest.raises(UsageError, match="max_vcpus is 2, and 1 in the image"):
+    with pytest.raises(UsageError, match="max_vcpus is 2, and the domain has 1"):
         restore_domain(RestoreRequest(str(image), config=given), Silence(), host=host)
     assert host.created == 0
     findings = dry_run(RestoreRequest(str(image), config=given), host=host)

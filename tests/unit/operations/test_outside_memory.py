@@ -26,7 +26,7 @@ from saverestore.operations.save import save_domain
 from saverestore.stream import LibxlReader, XlHeader
 from saverestore.stream.survey import survey
 from saverestore.testing.guest import MemorySave
-from saverestore.toolstack import bare, disks
+from saverestore.toolstack import disks
 from saverestore.transport.opening import open_image
 
 DISK = {"vdev": "xvda", "path": "/disks/web1.img", "bytes": 1 << 20, "mtime_ns": 5, "written": "1970-01-01"}
@@ -196,14 +196,3 @@ def test_the_image_says_how_many_pages_the_domain_had(tmp_path, host, guest, mon
     save(tmp_path, host, **how)
     monkeypatch.setattr(image_fit, "opened", opened_without_configuration)
     assert image_fit.contents_of(str(tmp_path / "a.img")).pages == (guest.populated_pages if known else 0)
-
-
-def test_a_host_needs_memory_for_what_the_image_holds_not_for_its_target(monkeypatch):
-    kind = SimpleNamespace(paging_pool_kib=lambda _config: 0)
-    monkeypatch.setattr(bare, "this_host", lambda: SimpleNamespace(of_config=lambda _kind: kind))
-    free = SimpleNamespace(free_pages=200 * 256, outstanding_pages=0)
-    handles = SimpleNamespace(xen=SimpleNamespace(host=lambda: free, domains=list))
-    config = SimpleNamespace(name="web1", kind="pvh", target_kib=128 << 10)
-    bare.check_memory(handles, config)
-    with pytest.raises(DomainError, match="needs 260 MiB, this host has 200 MiB free"):
-        bare.check_memory(handles, config, 256 * 256)

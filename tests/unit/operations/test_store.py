@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import fcntl
 import os
+import threading
 
 import pytest
 
@@ -97,6 +98,48 @@ def test_an_image_that_is_being_restored_is_not_removed(tmp_path):
         assert path.exists()
     assert remove(path)
     assert not path.exists()
+
+
+def test_an_image_that_is_just_being_removed_is_not_restored(tmp_path):
+    path = tmp_path / "web1@2026-11-29T05-58-31Z.img"
+    path.touch()
+    with path.open("rb") as removing:
+        fcntl.flock(removing, fcntl.LOCK_EX)
+
+        def removed() -> None:
+            path.unlink()
+            fcntl.flock(removing, fcntl.LOCK_UN)
+
+        threading.Timer(0.1, removed).start()
+        with pytest.raises(TransportError, match="was removed by somebody else"), in_use(str(path)):
+            pass
+
+
+def test_who_has_just_written_an_image_keeps_nobody_from_restoring_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("saverestore.operations.store.REMOVING_S", 0.05)
+    path = tmp_path / "web1@2026-11-29T05-58-31Z.img"
+    path.touch()
+    with path.open("rb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        with in_use(str(path)):
+            pass
+
+
+def test_an_image_that_has_come_in_place_of_an_old_one_is_not_removed_for_that(tmp_path, monkeypatch):
+    path = tmp_path / "web1@2026-11-29T05-58-31Z.img"
+    path.write_text("old")
+    new = tmp_path / "new"
+    new.write_text("new")
+    flock = fcntl.flock
+
+    def replaced(*given: int) -> None:
+        flock(*given)
+        if new.exists():
+            new.rename(path)
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    assert not remove(path)
+    assert path.read_text() == "new"
 
 
 def test_an_image_that_was_removed_meanwhile_is_not_restored(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from memory_guests import MAKERS
 from saverestore.engine.progress import Silence
 from saverestore.errors import DomainError, ErrorName
 from saverestore.operations.requests import RestoreRequest
-from saverestore.operations.restore import restore_domain
+from saverestore.operations.restore import dry_run, restore_domain
 from saverestore.testing.guest import MemoryRestore, empty_like
 
 
@@ -27,9 +27,9 @@ class Locked(RestoringHost):
         self.is_held = False
 
     @contextmanager
-    def restoring(self, config):
+    def restoring(self, _uuid, name):
         if self.is_held:
-            raise DomainError(f"{config.name} is being restored", name=ErrorName.DOMAIN_BUSY)
+            raise DomainError(f"{name} is being restored", name=ErrorName.DOMAIN_BUSY)
         self.is_held = True
         self.steps.append("lock")
         yield
@@ -38,6 +38,18 @@ class Locked(RestoringHost):
 
     def check_free(self, _config: object) -> None:
         self.steps.append("check")
+
+    @contextmanager
+    def memory_reserved(self, *_: object):
+        self.steps.append("memory")
+        yield
+        self.steps.append("memory is had")
+
+    @contextmanager
+    def memory_claimed(self, *_: object):
+        self.steps.append("claim")
+        yield
+        self.steps.append("filled")
 
     def create(self, config):
         self.steps.append("create")
@@ -53,11 +65,21 @@ def domain():
     return MAKERS["pvh"]()
 
 
-def test_the_lock_is_held_from_the_check_until_the_domain_runs(tmp_path, domain):
+def test_lock_and_memory_are_held_from_the_check_until_the_domain_runs(tmp_path, domain):
     host = Locked(MemoryRestore(empty_like(domain)))
     path = image_in(tmp_path, domain)
     restore_domain(RestoreRequest(str(path)), Silence(), host=host)
-    assert host.steps == ["lock", "check", "create", "unpause", "unlock"]
+    assert host.steps == [
+        *("lock", "check", "memory"),
+        *("create", "claim", "filled", "unpause"),
+        *("memory is had", "unlock"),
+    ]
+
+
+def test_a_dry_run_keeps_no_memory_from_others_while_it_reads(tmp_path, domain):
+    host = Locked(MemoryRestore(empty_like(domain)))
+    dry_run(RestoreRequest(str(image_in(tmp_path, domain))), host=host)
+    assert host.steps == ["lock", "check", "memory", "memory is had", "unlock"]
 
 
 def test_the_loser_makes_nothing_and_the_winner_is_untouched(tmp_path, domain):
