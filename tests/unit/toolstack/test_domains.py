@@ -13,7 +13,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.testing.store import MemoryStore
-from saverestore.toolstack import bare, domains
+from saverestore.toolstack import domains, memory
 
 WEB = uuid.UUID(int=0xBEEF)
 
@@ -148,8 +148,8 @@ def test_a_domain_without_a_name_is_called_by_its_number_once():
 def test_memory_that_dying_domains_hold_is_named_where_it_is_missing():
     dead = SimpleNamespace(domid=23, dying=True, tot_pages=1 << 16, uuid=WEB)
     handles = SimpleNamespace(xen=SimpleNamespace(domains=lambda: [dead]))
-    assert bare._held_by_dead(handles) == (
+    assert memory._held_by_dead(handles) == (
         " (and 256 MiB are still held by domains that are being destroyed: 23)"
     )
     dead.tot_pages = 0
-    assert bare._held_by_dead(handles) == ""
+    assert memory._held_by_dead(handles) == ""
