@@ -324,6 +324,7 @@ class SaveSession:
         report.stream_bytes = self._sink.offset - self._begun_at_byte
         report.pages_sent = sum(one.sent_pages for one in report.rounds)
         report.peak_memory_bytes = peak_memory_bytes()
+        report.coded = self._writer.coded
         if self._sender is not None:
             report.resent_pages = max(0, report.pages_sent - self._sender.different_pages)
             report.zero_pages = self._sender.zero_pages
@@ -354,6 +355,7 @@ def _writer(
         guest.xen_version,
         DRAFT_B_VERSION,
         coding=settings.coding,
+        checksums=settings.checksums,
         versions=VersionCache(settings.xor_cache_bytes) if settings.keeps_versions else None,
         digest=digest,
     )

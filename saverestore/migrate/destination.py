@@ -21,6 +21,7 @@ from saverestore.errors import (
 )
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.codecs import with_codecs
 from saverestore.migrate.copies import CopyOf, HostCopy, check_name_free, incoming_name
 from saverestore.migrate.data import MessageSource
 from saverestore.migrate.handover import BEFORE_READY, Event, Role, State
@@ -160,7 +161,7 @@ class _Receiver:
             offer.migration,
             self._copy_of(self._host, head),
             create=create,
-            say=lambda message: self._channel.say(self._links.completed(message)),
+            say=lambda message: self._channel.say(with_codecs(self._links.completed(message))),
         )
         try:
             side.happen(Event.HEARD_OFFER)

@@ -102,6 +102,7 @@ class Accepted:
     """Destination: send it. `facts`: a line each, for people who asked for a dry run.
 
     `secret`: what each JOIN of this migration has; "": there is one connection only. `port`: where others arrive.
+    `codecs`: names of those in which pages may come; none: it knows of Xen's own format only.
     """
 
     type: ClassVar = MessageType.ACCEPTED
@@ -109,6 +110,7 @@ class Accepted:
     facts: tuple[str, ...] = ()
     secret: str = ""
     port: int = 0
+    codecs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

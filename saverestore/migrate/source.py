@@ -9,10 +9,11 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from saverestore.engine.policy import Limits
 from saverestore.engine.progress import Progress, SaveReport
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import (
     DomainError,
     ErrorName,
@@ -23,6 +24,7 @@ from saverestore.errors import (
 )
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.codecs import CodecOptions, coding_for
 from saverestore.migrate.handover import Event, Role, State, owns
 from saverestore.migrate.journal import Journals, boot_id, now
 from saverestore.migrate.messages import (
@@ -64,6 +66,7 @@ from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import Prepared, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
+from saverestore.stream.codecs import Coding
 from saverestore.toolstack import choice, moving, shared_disks
 from saverestore.transport.sockets import Address
 
@@ -81,6 +84,7 @@ class MigrateRequest:
 
     `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it
     reaches this host; None: by this host's name. `link`: the connections to the destination, see LinkOptions.
+    `codecs`: how pages are coded for it.
     """
 
     domain: str
@@ -95,6 +99,7 @@ class MigrateRequest:
     back: str | None = None
     ssh: Sequence[str] = ("ssh",)
     link: LinkOptions = field(default_factory=LinkOptions)
+    codecs: CodecOptions = field(default_factory=CodecOptions)
 
     def as_save(self) -> SaveRequest:
         """The save that it is at the source."""
@@ -211,10 +216,20 @@ class HandOver:
         )
         self._progress = progress
         self._side: Side | None = None
+        self._coding: Coding | None = None
 
     def free_bytes(self) -> None:
         """See Commit: the destination has looked at its memory."""
         return
+
+    def settings(self, wanted: SaveSettings) -> SaveSettings:
+        """See Commit: pages are coded as was agreed on. The image's digest is enough: records have no checksums."""
+        return replace(
+            wanted,
+            coding=self._coding,
+            checksums=False,
+            xor_cache_bytes=self._request.codecs.xor_cache_bytes,
+        )
 
     # ---- beginning ---------------------------------------------------------------------------------
 
@@ -238,6 +253,7 @@ class HandOver:
             self._channel.say(offer)
             accepted = self._channel.hear(Accepted)
             self._link.begin(accepted, self._may_resume)
+            self._coding = coding_for(self._request.codecs, accepted.codecs, self.name)
             self._channel.listen()
             self._side.happen(Event.HEARD_ACCEPTED)
             self._side.happen(Event.BEGUN)

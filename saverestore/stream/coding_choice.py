@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from saverestore.stream.codecs import Coding
-from saverestore.stream.layout import U8Array
+if TYPE_CHECKING:
+    from saverestore.stream.codecs import Coding
+    from saverestore.stream.layout import U8Array
 
 
 @dataclass(frozen=True)
