@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
+from saverestore.engine.auto_coding import AutoCoding
 from saverestore.engine.policy import Limits
 from saverestore.engine.progress import Progress, SaveReport
 from saverestore.engine.settings import SaveSettings
@@ -24,7 +25,7 @@ from saverestore.errors import (
 )
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate.channel import Channel, SaidOtherwise
-from saverestore.migrate.codecs import CodecOptions, coding_for
+from saverestore.migrate.codecs import CodecOptions, MeasuredSink, coding_for
 from saverestore.migrate.handover import Event, Role, State, owns
 from saverestore.migrate.journal import Journals, boot_id, now
 from saverestore.migrate.messages import (
@@ -68,6 +69,7 @@ from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
 from saverestore.stream.codecs import Coding
 from saverestore.toolstack import choice, moving, shared_disks
+from saverestore.transport.link_rate import LinkRate
 from saverestore.transport.sockets import Address
 
 LOG = logging.getLogger(__name__)
@@ -189,7 +191,8 @@ class HandOver:
         report: SaveReport,
     ) -> None:
         self.name = request.destination.text
-        self.sink = link.sink
+        self._rate = LinkRate(lambda: channel.connection.delivery_rate())
+        self.sink = MeasuredSink(link.sink, self._rate)
         self._link = link
         self._is_given_up = False
         self.answer: Running | None = None
@@ -216,7 +219,7 @@ class HandOver:
         )
         self._progress = progress
         self._side: Side | None = None
-        self._coding: Coding | None = None
+        self._coding: Coding | AutoCoding | None = None
 
     def free_bytes(self) -> None:
         """See Commit: the destination has looked at its memory."""
@@ -253,7 +256,7 @@ class HandOver:
             self._channel.say(offer)
             accepted = self._channel.hear(Accepted)
             self._link.begin(accepted, self._may_resume)
-            self._coding = coding_for(self._request.codecs, accepted.codecs, self.name)
+            self._coding = coding_for(self._request.codecs, accepted.codecs, self.name, self._rate)
             self._channel.listen()
             self._side.happen(Event.HEARD_ACCEPTED)
             self._side.happen(Event.BEGUN)
