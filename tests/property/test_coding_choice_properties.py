@@ -70,8 +70,9 @@ def records(draw) -> list[tuple[U8Array, U8Array]]:
         kinds = draw(st.lists(st.sampled_from([0] * 8 + [1, 2, 3]), min_size=len(pfns), max_size=len(pfns)))
         types = np.array([[PageType.NOTAB, PageType.XTAB, PageType.L1TAB, PageType.XALLOC][k] for k in kinds])
         for pfn in draw(st.lists(st.integers(0, NR_PFNS - 1), max_size=6)):
-            at = int(random.integers(4096))
-            memory[pfn, at : at + int(random.integers(500))] = int(random.integers(256))
+            # The same again after something else: with a wrong base, that is what would be missed.
+            at = int(random.integers(4)) * 1000
+            memory[pfn, at : at + 500] = int(random.integers(1, 3))
         for pfn in draw(st.lists(st.integers(0, NR_PFNS - 1), max_size=2)):
             memory[pfn] = 0
         found.append((entries_of(pfns, types), memory[pfns[has_data(types)]]))
