@@ -24,7 +24,7 @@ from saverestore.stream.records import HvmContext, StaticDataEnd
 from saverestore.stream.versions import VersionCache
 from saverestore.transport.base import ByteSink, ByteSource
 
-NR_PFNS = 12
+NR_PFNS = 4
 CODINGS = [
     Coding(),
     Coding(Codec.XOR),
@@ -71,7 +71,7 @@ def records(draw) -> list[tuple[U8Array, U8Array]]:
         types = np.array([[PageType.NOTAB, PageType.XTAB, PageType.L1TAB, PageType.XALLOC][k] for k in kinds])
         for pfn in draw(st.lists(st.integers(0, NR_PFNS - 1), max_size=6)):
             # The same again after something else: with a wrong base, that is what would be missed.
-            at = int(random.integers(4)) * 1000
+            at = int(random.integers(2)) * 2000
             memory[pfn, at : at + 500] = int(random.integers(1, 3))
         for pfn in draw(st.lists(st.integers(0, NR_PFNS - 1), max_size=2)):
             memory[pfn] = 0
