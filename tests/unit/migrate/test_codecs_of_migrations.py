@@ -9,9 +9,11 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from table_host import Pair
 
+from saverestore.engine.auto_coding import AutoCoding
 from saverestore.migrate import destination
-from saverestore.migrate.codecs import CodecOptions
+from saverestore.migrate.codecs import CodecOptions, coding_for
 from saverestore.stream.codecs import Coding
+from saverestore.transport.link_rate import LinkRate
 
 
 @pytest.fixture
@@ -25,8 +27,8 @@ def pair(tmp_path) -> Pair:
     return pair
 
 
-def migrate(pair: Pair, codec: str):
-    migrated = pair.migrate(codecs=CodecOptions(Coding.parse(codec)))
+def migrate(pair: Pair, codec: str | None):
+    migrated = pair.migrate(codecs=CodecOptions(None if codec is None else Coding.parse(codec)))
     pair.join()
     assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
     pfns = pair.a.memory.data_pfns()
@@ -57,3 +59,14 @@ def test_a_destination_that_names_no_codec_gets_pages_as_they_are(pair, monkeypa
     monkeypatch.setattr(destination, "with_codecs", lambda message: message)
     assert migrate(pair, "zstd").coded == {}
     assert "b cannot decode zstd: pages are sent as they are" in caplog.text
+
+
+def test_by_default_a_domain_moves_in_whatever_coding_suits(pair):
+    report = migrate(pair, None)
+    assert sum(one.batches for one in report.coded.values()) > 0
+
+
+def test_a_destination_that_names_no_codec_is_not_offered_a_choice():
+    assert coding_for(CodecOptions(), (), "b", LinkRate(lambda: None)) is None
+    auto = coding_for(CodecOptions(), ("none", "zstd"), "b", LinkRate(lambda: None))
+    assert isinstance(auto, AutoCoding)
