@@ -19,13 +19,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from xenlab.link import CUT, Link
+from xenlab.link import Link
 
 from benchmarks import qemu
 from benchmarks.engine import make_domain, write_ram
 from benchmarks.moving import LOOPBACK, How, Moved, move
 from benchmarks.results import Comparison, compare, table, within
-from benchmarks.wire import ADDRESSES, Wire, wire
+from benchmarks.wire import ADDRESSES, NoWire, Wire, wire
 from saverestore.kernels.page import PAGE_SIZE
 from saverestore.migrate.codecs import CodecOptions
 from saverestore.migrate.source_link import LinkOptions
@@ -62,6 +62,7 @@ class Measured:
     guest_bytes: int
     moved: dict[str, list[Moved]] = field(default_factory=dict)
     qemu_s: dict[str, list[float]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     def seconds(self, name: str) -> float | None:
         """The median; None for what was not run."""
@@ -102,7 +103,11 @@ def measure(
         for part in parts:
             for turn in range(rounds):
                 say(f"{part}, {mib} MiB: round {turn + 1} of {rounds}")
-                plans[part](found, domain, place, qemu_root)
+                try:
+                    plans[part](found, domain, place, qemu_root)
+                except NoWire as error:
+                    found.left_out.append(f"{part}: {error}")
+                    break
     return found
 
 
@@ -153,9 +158,9 @@ def _cut(found: Measured, domain: MemoryDomain, _place: Path, _qemu: QemuRoot) -
 
         def cut() -> None:
             time.sleep(whole.seconds / 2)
-            link.become(CUT)
+            link.cut()
             time.sleep(CUT_S)
-            link.become(GIGABIT)
+            link.heal()
 
         _add(found, "cut", move(domain, _over(link, AUTO), cut))
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from xenlab.link import CUT, Link
+from xenlab.link import FULL_FRAME_BYTES, Link
 
 from benchmarks.errors import BenchError
 
@@ -21,18 +21,23 @@ PREFIX = 24
 BURST_S = 0.002
 """So much is sent at once by the token bucket."""
 
-ROOT, BUCKET = 0x10000, 0x20000
+LEAST_BURST = 64_000
+HANDLE = 0x10000
+
+
+class NoWire(BenchError):
+    """This machine has no links that can be shaped so."""
 
 
 def _pyroute2() -> Any:
     try:
         import pyroute2
     except ImportError as error:
-        raise BenchError(
+        raise NoWire(
             "links between name spaces need the Python package pyroute2 (Debian: python3-pyroute2)"
         ) from error
     if os.geteuid() != 0:
-        raise BenchError("links between name spaces need root")
+        raise NoWire("links between name spaces need root")
     return pyroute2
 
 
@@ -46,29 +51,31 @@ class Wire:
         """Have this process use the network of one end from now on."""
         _pyroute2().netns.setns(self.ends[end])
 
-    def become(self, link: Link) -> None:
-        """Let the link be so from now on, both ways."""
-        for end in self.ends:
-            with _pyroute2().NetNS(end) as there:
-                index = there.link_lookup(ifname=end)[0]
-                with contextlib.suppress(_pyroute2().NetlinkError):
-                    there.tc("del", index=index, root=True)
-                _shape(there, index, link)
+    def cut(self) -> None:
+        """Nothing passes from now on, and nobody is told."""
+        self._switch("down")
+
+    def heal(self) -> None:
+        """The link is as it was."""
+        self._switch("up")
+
+    def _switch(self, state: str) -> None:
+        # The other end sees its carrier go, as with a cable that is pulled out; addresses and routes stay.
+        with _pyroute2().NetNS(self.ends[1]) as there:
+            there.link("set", index=there.link_lookup(ifname=self.ends[1])[0], state=state)
 
 
 def _shape(there: Any, index: int, link: Link) -> None:
-    netem: dict[str, int | float] = {"limit": link.queue_frames}
-    if link.delay_us:
-        netem["delay"] = link.delay_us
-    if link.loss_percent:
-        netem["loss"] = link.loss_percent
-    there.tc("add", "netem", index, handle=ROOT, **netem)
+    parent = {}
+    if link.delay_us or link.loss_percent:
+        there.tc("add", "netem", index, handle=HANDLE, limit=link.queue_frames, delay=link.delay_us,
+                 loss=link.loss_percent)  # fmt: skip
+        parent = {"parent": HANDLE + 1}
     if link.rate_bits_s is not None:
         rate = link.rate_bits_s // 8
-        burst = max(16_000, int(rate * BURST_S))
-        # Below netem, and with room for all that netem lets wait.
-        there.tc("add", "tbf", index, handle=BUCKET, parent=ROOT + 1, rate=rate, burst=burst,
-                 limit=burst + link.queue_frames * 1514)  # fmt: skip
+        burst = max(LEAST_BURST, int(rate * BURST_S))
+        there.tc("add", "tbf", index, handle=2 * HANDLE, rate=rate, burst=burst,
+                 limit=burst + link.queue_frames * FULL_FRAME_BYTES, **parent)  # fmt: skip
 
 
 @contextmanager
@@ -88,14 +95,14 @@ def wire(link: Link) -> Iterator[Wire]:
                     index = there.link_lookup(ifname=end)[0]
                     there.addr("add", index=index, address=address, prefixlen=PREFIX)
                     there.link("set", index=index, state="up")
-            made.become(link)
+                    _shape(there, index, link)
         except (pyroute2.NetlinkError, OSError) as error:
-            raise BenchError(f"a link between two name spaces cannot be made: {error}") from error
+            raise NoWire(
+                f"a link between two name spaces, {link}, cannot be made: {error}; the kernel needs veth, sch_tbf, "
+                "and for delay and loss sch_netem"
+            ) from error
         yield made
     finally:
         for end in made.ends:
             with contextlib.suppress(OSError):
                 pyroute2.netns.remove(end)
-
-
-__all__ = ["ADDRESSES", "CUT", "Link", "Wire", "wire"]
