@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 STAT = Path("/proc/stat")
+FIRST_LOOK_S = 0.1
 LOOK_EVERY_S = 0.5
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -46,7 +47,9 @@ class IdleCores:
         self._looked_at = clock()
         self._idle_before = idle()
         self._own_s = 0.0
-        self._found = max(1.0, cores() - 1.0)  # nobody has looked yet
+        self._look_after_s = FIRST_LOOK_S
+        # Before anybody has looked: none, as the caller may be busy enough.
+        self._found = max(1.0, cores() - 1.0) if self._idle_before is None else 0.0
 
     def worked(self, seconds: float) -> None:
         """The caller has used so much processor time for what it asks for."""
@@ -56,7 +59,8 @@ class IdleCores:
         """How many cores there are for the caller's work, between 0 and all that this process may use."""
         now = self._clock()
         passed_s = now - self._looked_at
-        if passed_s >= LOOK_EVERY_S:
+        if passed_s >= self._look_after_s:
+            self._look_after_s = LOOK_EVERY_S
             idle = self._idle()
             if idle is not None and self._idle_before is not None:
                 found = (idle - self._idle_before + self._own_s) / passed_s

@@ -113,10 +113,12 @@ def move(domain: MemoryDomain, how: How, meanwhile: Callable[[], None] = lambda:
         meanwhile()
         seconds, cpu_s, sent_bytes, coded, link = _heard(pipes[1])
         digest, cpu_there_s = _heard(pipes[0])
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        raise
     finally:
         for process in processes:
-            if process.exitcode is None and len(pipes) < 2:
-                process.terminate()
             process.join(20)
             if process.exitcode is None:
                 process.kill()
