@@ -95,8 +95,8 @@ def move(domain: MemoryDomain, how: How, meanwhile: Callable[[], None] = lambda:
     `meanwhile` is called here as soon as pages are on their way.
     """
     context = multiprocessing.get_context("fork")
-    processes = []
-    pipes = []
+    processes: list[Any] = []
+    pipes: list[Any] = []
     try:
         for work in (_destination, _source):
             ours, theirs = context.Pipe()
