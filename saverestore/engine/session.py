@@ -324,10 +324,10 @@ class SaveSession:
         report.stream_bytes = self._sink.offset - self._begun_at_byte
         report.pages_sent = sum(one.sent_pages for one in report.rounds)
         report.peak_memory_bytes = peak_memory_bytes()
-        report.coded = self._writer.coded
         if self._sender is not None:
             report.resent_pages = max(0, report.pages_sent - self._sender.different_pages)
             report.zero_pages = self._sender.zero_pages
+            report.coded = self._writer.coded
 
 
 def _undo(error: BaseException, undo: Callable[[], None], otherwise: str) -> None:
