@@ -16,8 +16,8 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import Pair, tcp_sockets
 
 from saverestore.errors import DomainError, ErrorName
-from saverestore.migrate.control_socket import ControlSocket, ask
 from saverestore.migrate.codecs import CodecOptions
+from saverestore.migrate.control_socket import ControlSocket, ask
 from saverestore.migrate.handover import Role
 from saverestore.migrate.limiting import CHANGE, change_limit
 from saverestore.migrate.recovery import found
