@@ -220,6 +220,13 @@ DSCP = {
 """Names of classes (RFC 2474, 2597, 3246, 8622)."""
 
 
+def mebibytes(text: str) -> int:
+    """An amount of memory in MiB."""
+    if not text.isdecimal() or not 1 <= int(text) <= 16384:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 16384, not '{text}'")
+    return int(text)
+
+
 def dscp(text: str) -> int:
     """A class for routers: 0 to 63, or its name."""
     if text.lower() in DSCP:

@@ -14,7 +14,11 @@ from saverestore.engine.progress import Progress, Silence
 from saverestore.kernels.page import PAGE_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tqdm import tqdm
+
+    from saverestore.stream.coding_choice import Coded
 
 LINE_EVERY_S = 5.0
 MIB = 1 << 20
@@ -23,7 +27,20 @@ MIB = 1 << 20
 def round_text(stats: RoundStats) -> str:
     """The result of a live round: pages sent, and how many are dirty now where that is known."""
     dirty = "" if stats.dirty_pages is None else f", {stats.dirty_pages} dirty"
-    return f"round {stats.number}: {counted(stats.sent_pages, 'page')} sent{dirty}"
+    gained = coded_text(stats.coded)
+    return f"round {stats.number}: {counted(stats.sent_pages, 'page')} sent{dirty}{f'; {gained}' if gained else ''}"
+
+
+def coded_text(coded: Mapping[str, Coded]) -> str:
+    """What each coding of pages made of how much: zstd:1 120 to 30 MiB, none 5 MiB. "" where nothing was coded."""
+    if not set(coded) - {"none"}:
+        return ""
+    return ", ".join(
+        f"{name} {one.in_bytes / MIB:.0f} MiB"
+        if one.in_bytes == one.out_bytes
+        else f"{name} {one.in_bytes / MIB:.0f} to {one.out_bytes / MIB:.0f} MiB"
+        for name, one in coded.items()
+    )
 
 
 BAR_FORMAT = (

@@ -35,7 +35,16 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     ),
     "pyrestore": ("toolstack", *_MANY, *_FILES, "allow"),
     "pymigrate": (
-        *("bwlimit", "resume_for", "silence", "suspend_timeout", "toolstack", "settle_for"),
+        *(
+            "bwlimit",
+            "codec",
+            "xor_cache",
+            "resume_for",
+            "silence",
+            "suspend_timeout",
+            "toolstack",
+            "settle_for",
+        ),
         *(*_LIVE, *_MANY, *_FILES),
     ),
     "pymigrate-receive": ("ports", "data_listen", *_FILES, "allow"),

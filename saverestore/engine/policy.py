@@ -11,11 +11,15 @@ suspend request        suspended                                  END     runs a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from saverestore.kernels.page import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from saverestore.stream.coding_choice import Coded
 
 ALL_OF_IT = 100
 """Percent of its processor time: what a domain that nobody slows down has."""
@@ -45,7 +49,8 @@ class RoundStats:
     `dirty_pages` is None where that is only found by reading everything again (content digests). `sent_bytes`: how
     much longer the stream became. `cpu_percent`: how much of its processor time the domain had meanwhile. `final`: it
     was suspended. `zero_pages`: of those sent. `stored_bytes`: what it took where the image is stored, and
-    `room_bytes`: what is free there now; None where that means nothing.
+    `room_bytes`: what is free there now; None where that means nothing. `coded`: what was written by each coding of
+    pages, by its name.
     """
 
     number: int
@@ -58,6 +63,7 @@ class RoundStats:
     zero_pages: int = 0
     stored_bytes: int | None = None
     room_bytes: int | None = None
+    coded: Mapping[str, Coded] = field(default_factory=dict)
 
     @property
     def send_rate(self) -> float | None:

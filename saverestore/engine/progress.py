@@ -11,6 +11,7 @@ from typing import Protocol
 
 from saverestore.engine.downtime import Downtime
 from saverestore.engine.policy import Limits, RoundStats, Verdict
+from saverestore.stream.coding_choice import Coded
 from saverestore.stream.digest_algorithms import DigestAlgorithm
 
 
@@ -90,7 +91,8 @@ class SaveReport:
     `limits`: what it was made by.
     `resent_pages`: of `pages_sent`, those of pfns that had been sent before. `zero_pages`: those that were all zero.
     `stored_bytes`: what the image takes on the disk, or in the pipe, where that is known. `sync_s`: from the end of
-    the stream until all of it was on the disk.
+    the stream until all of it was on the disk. `coded`: what was written by each coding of pages, by its name; none
+    of an image in Xen's own format.
     """
 
     dirty_source: str = "none"
@@ -105,6 +107,7 @@ class SaveReport:
     zero_pages: int = 0
     stored_bytes: int | None = None
     sync_s: float = 0.0
+    coded: dict[str, Coded] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     domain_state: DomainState = DomainState.UNTOUCHED
     domain_uuid: str | None = None

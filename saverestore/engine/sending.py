@@ -18,6 +18,8 @@ from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import Progress
 from saverestore.engine.settings import SaveSettings
 from saverestore.guest.ports import U8, U64, SaveGuest
+from saverestore.stream.codecs import Coding
+from saverestore.stream.coding_choice import Coded
 from saverestore.stream.layout import entries_of, has_memory
 from saverestore.stream.writer import LibxcWriter, PreparedPages
 from saverestore.transport.base import ByteSink
@@ -98,7 +100,9 @@ class PageSender:
         self._source = source
         self._pool = pool
         self._progress = progress
-        self._depth = settings.workers + (AHEAD if settings.coding is None else CODED_AHEAD) - 1
+        self._coding = None if isinstance(settings.coding, Coding) else settings.coding
+        is_coded = isinstance(settings.coding, Coding)
+        self._depth = settings.workers + (CODED_AHEAD if is_coded else AHEAD) - 1
         self._workers = settings.workers
         self._batch_pfns = _batch_pfns(settings, source)
         self._hole_pfns = settings.hole_pfns or HOLE_PFNS
@@ -111,6 +115,7 @@ class PageSender:
     def send_round(self, *, number: int, final: bool) -> RoundStats:
         """One round. Pages that could not be read in a round are read again in the next."""
         started, begun_at, zero_before = time.monotonic(), self._sink.offset, self.zero_pages
+        coded_before = self._writer.coded
         pfns = self._source.start_round(final=final)
         if self._deferred:
             pfns = np.union1d(pfns, np.concatenate(self._deferred))
@@ -151,6 +156,7 @@ class PageSender:
             sent_bytes=self._sink.offset - begun_at,
             final=final,
             zero_pages=self.zero_pages - zero_before,
+            coded=_since(coded_before, self._writer.coded),
         )
 
     @property
@@ -194,7 +200,7 @@ class PageSender:
         for piece in pieces:
             start = 0
             while start < len(piece.pfns):
-                stop = start + batch_pfns
+                stop = start + min(batch_pfns, self._batch_pfns_now())
                 if stop < len(piece.pfns):
                     # Not amid the pfns of a large page: whoever restores them gives it memory in one piece then.
                     head = piece.pfns[stop] - piece.pfns[stop] % np.uint64(LARGE_PAGE_PFNS)
@@ -204,6 +210,9 @@ class PageSender:
                 self._begun_pfns.append(len(batch.pfns))
                 yield batch
                 start = stop
+
+    def _batch_pfns_now(self) -> int:
+        return self._batch_pfns if self._coding is None else self._coding.batch_pfns
 
     @contextmanager
     def _without_holes(self, pfns: U64) -> Iterator[Iterable[_Piece]]:
@@ -227,10 +236,14 @@ class PageSender:
             yield populated_pieces
 
 
+def _since(before: dict[str, Coded], now: dict[str, Coded]) -> dict[str, Coded]:
+    """What was coded in between."""
+    found = {name: one - before.get(name, Coded()) for name, one in now.items()}
+    return {name: one for name, one in found.items() if one.batches}
+
+
 def _batch_pfns(settings: SaveSettings, source: DirtySource) -> int:
     wanted = settings.batch_pfns or BATCH_PFNS
-    if settings.keeps_versions:
-        return min(wanted, XOR_BATCH_PFNS)
-    if settings.coding is not None:
-        return min(wanted, CODED_BATCH_PFNS)
+    if isinstance(settings.coding, Coding):
+        return min(wanted, XOR_BATCH_PFNS if settings.keeps_versions else CODED_BATCH_PFNS)
     return min(wanted, DIGESTED_BATCH_PFNS) if source.select_copies else wanted

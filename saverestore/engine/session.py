@@ -327,6 +327,7 @@ class SaveSession:
         if self._sender is not None:
             report.resent_pages = max(0, report.pages_sent - self._sender.different_pages)
             report.zero_pages = self._sender.zero_pages
+            report.coded = self._writer.coded
 
 
 def _undo(error: BaseException, undo: Callable[[], None], otherwise: str) -> None:
@@ -354,6 +355,7 @@ def _writer(
         guest.xen_version,
         DRAFT_B_VERSION,
         coding=settings.coding,
+        checksums=settings.checksums,
         versions=VersionCache(settings.xor_cache_bytes) if settings.keeps_versions else None,
         digest=digest,
     )

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.guest.ports import Throttle
 from saverestore.stream.codecs import Codec, Coding
+from saverestore.stream.coding_choice import CodingChoice
 from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.header_digest import HeaderDigest
 from saverestore.stream.layout import MIB
@@ -29,14 +30,23 @@ class Storage(Protocol):
         """How much room is left; None where that means nothing."""
 
 
+class BatchCoding(CodingChoice, Protocol):
+    """Chooses the coding of each batch, and so how large batches are."""
+
+    @property
+    def batch_pfns(self) -> int:
+        """How many pfns the next batch has at most. From the thread that writes."""
+
+
 @dataclass(frozen=True)
 class SaveSettings:
     """How to save. `dirty`: "auto", "log" or "digest", how dirty pages are tracked in a live save.
 
     `digest`: the algorithm of the image's digest, or None for an image without. `header_digest`: of the part of the
     file before the stream, which PROVENANCE names beside the digest.
-    `coding`: how pages are coded in an image of the dialect `draft-b`; None for Xen's own format. `xor_cache_bytes`:
-    how much memory is spent on last versions of pages, for `Codec.XOR` and a live save.
+    `coding`: how pages are coded in an image of the dialect `draft-b`, or who chooses that for each batch; None for
+    Xen's own format. `checksums`: whether records of that dialect have one each. `xor_cache_bytes`: how much memory
+    is spent on last versions of pages, for `Codec.XOR` and a live save.
     `throttle`: what slows the domain down when `limits` ask for it. `storage`: where the image goes, for its room;
     None: nobody looks.
     `batch_pfns`, `hole_pfns`: how many pfns are read, or asked about, at a time; None: what is fastest.
@@ -49,7 +59,8 @@ class SaveSettings:
     digest: DigestAlgorithm | None = None
     header_digest: HeaderDigest | None = None
     workers: int = WORKERS
-    coding: Coding | None = None
+    coding: Coding | BatchCoding | None = None
+    checksums: bool = True
     xor_cache_bytes: int = XOR_CACHE_BYTES
     throttle: Throttle | None = None
     storage: Storage | None = None
@@ -62,5 +73,7 @@ class SaveSettings:
 
     @property
     def keeps_versions(self) -> bool:
-        """Whether pages are coded against what was sent before: in a single round none has a version before."""
-        return self.live and self.coding is not None and self.coding.codec is Codec.XOR
+        """Whether pages may be coded against what was sent before: in a single round none has a version before."""
+        if self.coding is None or not self.live:
+            return False
+        return not isinstance(self.coding, Coding) or self.coding.codec is Codec.XOR

@@ -18,6 +18,7 @@ from saverestore.errors import (
     name_of,
 )
 from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.codecs import with_codecs
 from saverestore.migrate.copies import CopyOf, HostCopy, incoming_name
 from saverestore.migrate.data import MessageSource
 from saverestore.migrate.handover import Event, State
@@ -110,7 +111,7 @@ class _Receiver(Receiving):
 
     def _say(self, message: Message) -> None:
         """See Receiving."""
-        self._channel.say(self._links.completed(message))
+        self._channel.say(with_codecs(self._links.completed(message)))
 
     def _is_whole(self) -> None:
         """See Receiving."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Self
 
 from saverestore.engine.progress import Progress, SaveReport
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import ErrorName, SaveRestoreError, XenRefused, fact_of, name_of
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate.handover import Event, Role, State
@@ -88,6 +89,10 @@ class HandingOver(ABC):
     def free_bytes(self) -> None:
         """See Commit: how much memory is free there is for the other side to find out."""
         return
+
+    def settings(self, wanted: SaveSettings) -> SaveSettings:
+        """See Commit: in Xen's own format, which every other side reads."""
+        return wanted
 
     # ---- what is said to the other side ------------------------------------------------------------
 

@@ -112,6 +112,7 @@ class Accepted:
     `secret`: what each JOIN of this migration has; "": there is one connection only, and `reason` says why, for
     people. `port`: where others arrive. `certificate`: the destination's, made for this migration, where the source
     has sent one; `host`: the address at which it listens, "": the source knows it.
+    `codecs`: names of those in which pages may come; none: it knows of Xen's own format only.
     """
 
     type: ClassVar = MessageType.ACCEPTED
@@ -122,6 +123,7 @@ class Accepted:
     reason: str = ""
     certificate: str = ""
     host: str = ""
+    codecs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from saverestore.engine.policy import Limits
 from saverestore.engine.progress import SaveReport
+from saverestore.migrate.codecs import CodecOptions
 from saverestore.migrate.messages import Running
 from saverestore.migrate.source_link import LinkOptions
 from saverestore.operations.requests import FinalState, SaveRequest
@@ -26,6 +27,7 @@ class MigrateRequest:
 
     `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it
     reaches this host; None: by this host's name. `link`: the connections to the destination, see LinkOptions.
+    `codecs`: how pages are coded for it.
     """
 
     domain: str
@@ -41,6 +43,7 @@ class MigrateRequest:
     back: str | None = None
     ssh: Sequence[str] = ("ssh",)
     link: LinkOptions = field(default_factory=LinkOptions)
+    codecs: CodecOptions = field(default_factory=CodecOptions)
 
     def as_save(self) -> SaveRequest:
         """The save that it is at the source."""

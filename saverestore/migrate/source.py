@@ -9,14 +9,18 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+from saverestore.engine.auto_coding import AutoCoding
 from saverestore.engine.progress import Progress, SaveReport
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import (
     DomainError,
     ErrorName,
     SaveRestoreError,
 )
 from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.codecs import MeasuredSink, coding_for
 from saverestore.migrate.handing_over import HandingOver, dry_run_of, hand_over
 from saverestore.migrate.handover import Event, Role, owns
 from saverestore.migrate.journal import Journals
@@ -54,7 +58,9 @@ from saverestore.migrate.source_link import (
 from saverestore.operations.host import Host
 from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import Prepared
+from saverestore.stream.codecs import Coding
 from saverestore.toolstack import shared_disks
+from saverestore.transport.link_rate import LinkRate
 
 LOG = logging.getLogger(__name__)
 
@@ -108,13 +114,25 @@ class HandOver(HandingOver):
         progress: Progress,
         report: SaveReport,
     ) -> None:
-        super().__init__(request, host, prepared, journals, progress, report, link.sink, with_xl=False)
+        self._rate = LinkRate(lambda: channel.connection.delivery_rate())
+        sink = MeasuredSink(link.sink, self._rate)
+        super().__init__(request, host, prepared, journals, progress, report, sink, with_xl=False)
         self._channel = channel
         self._link = link
         self._connect = connect
         self._is_given_up = False
         offer = offer_of(request, prepared, self._head.migration)
         self._offered = link.offering(offer)
+        self._coding: Coding | AutoCoding | None = None
+
+    def settings(self, wanted: SaveSettings) -> SaveSettings:
+        """See Commit: pages are coded as was agreed on. The image's digest is enough: records have no checksums."""
+        return replace(
+            wanted,
+            coding=self._coding,
+            checksums=False,
+            xor_cache_bytes=self._request.codecs.xor_cache_bytes,
+        )
 
     def _greet(self) -> tuple[str, Notes]:
         """See HandingOver."""
@@ -127,6 +145,7 @@ class HandOver(HandingOver):
         self._channel.say(self._offered)
         accepted = self._channel.hear(Accepted)
         self._link.begin(accepted, self._may_resume)
+        self._coding = coding_for(self._request.codecs, accepted.codecs, self.name, self._rate)
         self._channel.listen()
 
     def _say(self, message: Message) -> None:

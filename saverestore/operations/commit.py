@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from saverestore.engine.settings import SaveSettings
 from saverestore.errors import Advice, ErrorName, ExitCode, Remedy, SaveRestoreError, UsageError
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.transport.base import ByteSink, ImageSink
@@ -60,6 +61,9 @@ class Commit(Protocol):
 
     def free_bytes(self) -> int | None:
         """How much room is left; None where that means nothing."""
+
+    def settings(self, wanted: SaveSettings) -> SaveSettings:
+        """How the image is written: as is wanted, unless whoever gets it has a say."""
 
     def finish(self) -> None:
         """All of the image was written to `sink`: bring it to safety. May take long, and may be interrupted."""
@@ -131,6 +135,10 @@ class FileCommit:
         """See Commit."""
         return self._place.free_bytes()
 
+    def settings(self, wanted: SaveSettings) -> SaveSettings:
+        """See Commit."""
+        return wanted
+
     def finish(self) -> None:
         """See Commit."""
         self.sink.finish()
@@ -164,6 +172,10 @@ class SocketCommit:
     def free_bytes(self) -> int | None:
         """See Commit."""
         return None
+
+    def settings(self, wanted: SaveSettings) -> SaveSettings:
+        """See Commit."""
+        return wanted
 
     def finish(self) -> None:
         """See Commit."""

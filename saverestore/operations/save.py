@@ -31,6 +31,7 @@ from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import Prepared, check_room, placed, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.process import ending
+from saverestore.stream.codecs import Coding
 from saverestore.stream.header_digest import HeaderDigestSink
 from saverestore.stream.layout import DomainType
 from saverestore.stream.libxl import LibxlWriter
@@ -115,7 +116,6 @@ def _write_head(
     settings = SaveSettings(
         live=request.live,
         dirty=request.dirty,
-        provenance=None if request.plain else _provenance(request, prepared),
         digest=prepared.digest,
         header_digest=outside.digest(),
         coding=request.coding,
@@ -124,6 +124,9 @@ def _write_head(
         storage=commit if request.space_check else None,
         batch_pfns=host.batch_pfns,
     )
+    settings = commit.settings(settings)
+    if not request.plain:
+        settings = replace(settings, provenance=_provenance(request, prepared, settings))
     return stream, settings
 
 
@@ -308,8 +311,9 @@ def _speed_up(host: Host, domain: Domain) -> None:
         LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
 
 
-def _provenance(request: SaveRequest, prepared: Prepared) -> dict[str, object]:
-    domain = prepared.domain
+def _provenance(request: SaveRequest, prepared: Prepared, settings: SaveSettings) -> dict[str, object]:
+    domain, coding = prepared.domain, settings.coding
+    codec = str(coding) if isinstance(coding, Coding) else "auto, also xor"
     return {
         "tool": "pysave",
         "version": saverestore.__version__,
@@ -322,6 +326,6 @@ def _provenance(request: SaveRequest, prepared: Prepared) -> dict[str, object]:
             "dirty": request.dirty,
             "afterwards": request.final_state.value,
             "compress": None if request.compress is None else f"zstd:{request.compress}",
-            "format": "xen" if request.coding is None else f"draft-b, {request.coding}",
+            "format": "xen" if coding is None else f"draft-b, {codec}",
         },
     }

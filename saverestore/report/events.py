@@ -12,6 +12,7 @@ import json
 import os
 import select
 import time
+from dataclasses import asdict
 from typing import Any
 
 from saverestore.engine.policy import RoundStats
@@ -127,6 +128,7 @@ class Events:
             dirty_pages=stats.dirty_pages,
             sent_bytes=stats.sent_bytes,
             seconds=stats.seconds,
+            codecs={name: asdict(one) for name, one in stats.coded.items()},
         )
         if self._inner is not None:
             self._inner.round_done(stats)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import datetime
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import saverestore
 from saverestore.engine.policy import Limits, RoundStats, dirty_rate, predict
 from saverestore.engine.progress import DomainState, RestoreReport, SaveReport
 from saverestore.errors import ErrorName, ExitCode
+from saverestore.stream.coding_choice import Coded
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.transport.image_sockets import ADDRESSES
 
@@ -66,6 +67,7 @@ def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
         },
         "seconds": {"total": outcome.seconds, "stream": report.total_s, "sync": report.sync_s},
         "rates": {"stream_bytes_per_s": _per(report.stream_bytes, report.total_s)},
+        "codecs": _coded(report.coded),
         "dirty_source": report.dirty_source,
         "rounds": [_round(rounds[: i + 1], report.limits, live=live) for i in range(len(rounds))],
         "decision": None if report.verdict is None else _decision(report),
@@ -140,11 +142,16 @@ def _round(so_far: Sequence[RoundStats], limits: Limits, *, live: bool) -> Facts
         "dirty_pages": one.dirty_pages if while_running else None,
         "sent_bytes": one.sent_bytes,
         "seconds": one.seconds,
+        "codecs": _coded(one.coded),
         "sent_pages_per_s": one.send_rate,
         "dirty_pages_per_s": dirty_rate(so_far) if while_running else None,
         "cpu_percent": None if one.final else one.cpu_percent,
         "expected_downtime_s": predict(so_far, limits).downtime_s if while_running else None,
     }
+
+
+def _coded(coded: Mapping[str, Coded]) -> Facts:
+    return {name: asdict(one) for name, one in coded.items()}
 
 
 def _decision(report: SaveReport) -> Facts:

@@ -15,7 +15,7 @@
     +-----------+-----------+-----+-----+-----------+----------------- ─ ─ ─ ─ --+----------+----------+
 
 The CRC-32 covers body and padding, and the header before them where `RecordOption.COVERS_HEADER` is set, as it
-is in all that is written here. Without `RecordOption.CHECKSUM` it is zero and nothing is checked.
+is in all that has one and is written here. Without `RecordOption.CHECKSUM` it is zero and nothing is checked.
 """
 
 from __future__ import annotations
@@ -117,27 +117,33 @@ class RecordBody:
 
 
 class ChecksummedBody(RecordBody):
-    """A body whose bytes are summed up as they are read; `finish` compares."""
+    """A body whose bytes are summed up as they are read, where the record has a checksum; `finish` compares."""
 
     def __init__(self, source: ByteSource, header: RecordHeader, order: ByteOrder, covered: bytes) -> None:
         super().__init__(source, header)
         self._order = order
+        self._has_checksum = bool(header.options & RecordOption.CHECKSUM)
         self._crc = zlib.crc32(covered)
 
     def read(self, n: int, what: str) -> bytes:
         """See RecordBody."""
         data = super().read(n, what)
-        self._crc = zlib.crc32(data, self._crc)
+        if self._has_checksum:
+            self._crc = zlib.crc32(data, self._crc)
         return data
 
     def readv(self, views: Sequence[WriteableBuffer], what: str) -> None:
         """See RecordBody."""
         super().readv(views, what)
-        for view in views:
-            self._crc = zlib.crc32(view, self._crc)
+        if self._has_checksum:
+            for view in views:
+                self._crc = zlib.crc32(view, self._crc)
 
     def skip(self, n: int, what: str) -> None:
-        """See RecordBody; the bytes are read, and summed up."""
+        """See RecordBody; the bytes are read, and summed up, where there is a checksum."""
+        if not self._has_checksum:
+            super().skip(n, what)
+            return
         buffer = memoryview(bytearray(min(n, SKIP_BUFFER_BYTES)))
         while n:
             part = buffer[:n]
@@ -152,7 +158,7 @@ class ChecksummedBody(RecordBody):
         checksum, reserved = FOOTER.unpack(footer, self._order)
         if reserved:
             raise self.header.bad(f"reserved bytes of its footer are not zero but {reserved:#x}")
-        if not self.header.options & RecordOption.CHECKSUM:
+        if not self._has_checksum:
             if checksum:
                 raise self.header.bad(f"a checksum, {checksum:#010x}, in a record that claims to have none")
         elif checksum != self._crc:
@@ -204,10 +210,11 @@ class XenFraming:
 
 
 class DraftBFraming:
-    """Image version 1."""
+    """Image version 1. `checksums`: whether records get one when they are written."""
 
-    def __init__(self, order: ByteOrder) -> None:
+    def __init__(self, order: ByteOrder, *, checksums: bool = True) -> None:
         self.order = order
+        self._checksums = checksums
 
     def read_header(self, source: ByteSource) -> RecordHeader:
         """See Framing."""
@@ -238,6 +245,9 @@ class DraftBFraming:
     ) -> list[ReadableBuffer]:
         """See Framing."""
         length = length_of(body)
+        if not self._checksums:
+            header = self._pack_header(type, length, options)
+            return [header, *body, bytes(padding_of(length)), FOOTER.pack(0, 0, order=self.order)]
         header = self._pack_header(type, length, options | ALWAYS_ALLOWED)
         covered = [header, *body, bytes(padding_of(length))]
         crc = 0
@@ -249,9 +259,11 @@ class DraftBFraming:
         return LONG_HEADER.pack(type, length, options, 0, 0, order=self.order)
 
 
-def framing_of(image: ImageHeader) -> Framing:
-    """The framing of an image's dialect."""
-    return DraftBFraming(image.order) if image.version == DRAFT_B_VERSION else XenFraming()
+def framing_of(image: ImageHeader, *, checksums: bool = True) -> Framing:
+    """The framing of an image's dialect. `checksums`: see DraftBFraming."""
+    return (
+        DraftBFraming(image.order, checksums=checksums) if image.version == DRAFT_B_VERSION else XenFraming()
+    )
 
 
 def length_of(buffers: Sequence[ReadableBuffer]) -> int:

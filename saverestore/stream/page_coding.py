@@ -15,8 +15,12 @@ A decoder allocates by the entries, never by what a length claims.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +28,7 @@ import numpy as np
 from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream import xor_rle
 from saverestore.stream.codecs import Codec, Coding, compress, decompress
+from saverestore.stream.coding_choice import Coded, CodingChoice, Trial
 from saverestore.stream.framing import CODEC_MASK, CODEC_SHIFT, RecordBody, RecordOption
 from saverestore.stream.layout import (
     PAGE_SIZE,
@@ -49,17 +54,73 @@ WHAT = "the pages of a PAGE_DATA record"
 NOTAB = np.uint8(PageType.NOTAB)
 
 
+MOST_PIECES = 64
+"""Pages between zero pages are handed on where they are, unless there are more such runs than this in a record."""
+
+
+class _Carried:
+    """The pages of a record that are not all zero; copied together only when that is needed."""
+
+    def __init__(self, pages: U8Array, zero: BoolArray, nr_zero: int) -> None:
+        self._pages = pages
+        self._zero = zero
+        self._together = None if nr_zero else pages
+        self.nr_pages = len(zero) - nr_zero
+
+    @property
+    def nbytes(self) -> int:
+        return self.nr_pages * PAGE_SIZE
+
+    def together(self) -> U8Array:
+        """All of them, shape (nr_pages, 4096), contiguous."""
+        if self._together is None:
+            self._together = self._pages[~self._zero]
+        return self._together
+
+    def pieces(self) -> list[ReadableBuffer]:
+        """All of them, in buffers."""
+        if self._together is None:
+            runs = [(begin, end) for begin, end, is_zero in _runs(self._zero) if not is_zero]
+            if len(runs) <= MOST_PIECES:
+                return [self._pages[begin:end].reshape(-1).data for begin, end in runs]
+        return [self.together().reshape(-1).data]
+
+    def sample(self, nr_wanted: int) -> U8Array:
+        """A copy of so many of them, from all over the record; of all where there are not so many."""
+        there = np.flatnonzero(~self._zero)
+        return self._pages[there[:: max(1, len(there) // nr_wanted)][:nr_wanted]]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The pages that are kept as last versions: their pfns, and which of those that are carried they are."""
+
+    pfns: U64Array
+    of_carried: BoolArray
+
+
 class PageEncoder:
     """Codes the pages of records, from any thread; what gets no smaller is left as it is.
 
-    `versions` is what XOR codes against: without it every page is as good as new. It takes a page for sent
-    when it is coded: so a pfn may be in one record only among those being coded at the same time.
+    `coding`: of all records, or who chooses for each. `versions` is what XOR codes against: without it every page is
+    as good as new. It takes a page for sent when it is coded: so a pfn may be in one record only among those being
+    coded at the same time. Of a page that was sent in any other coding it has that version, or none.
     """
 
-    def __init__(self, coding: Coding, order: ByteOrder, versions: VersionCache | None = None) -> None:
+    def __init__(
+        self, coding: Coding | CodingChoice, order: ByteOrder, versions: VersionCache | None = None
+    ) -> None:
         self._coding = coding
         self._order = order
-        self._versions = versions
+        is_xor = not isinstance(coding, Coding) or coding.codec is Codec.XOR
+        self._versions = versions if is_xor else None
+        self._lock = threading.Lock()
+        self._coded: dict[str, Coded] = {}
+
+    def coded(self) -> dict[str, Coded]:
+        """What was coded so far, by the coding that the records have."""
+        with self._lock:
+            return dict(self._coded)
 
     def encode(
         self, pfns: U64Array, types: U8Array, pages: U8Array, zero: BoolArray | None = None
@@ -72,42 +133,74 @@ class PageEncoder:
         parts: list[ReadableBuffer] = []
         if zero is None:
             zero = zero_pages(pages.view(np.uint64))
-        if zero.any():
+        nr_zero = int(np.count_nonzero(zero))
+        if nr_zero:
             options |= RecordOption.ZERO_MAP
             parts.append(_pack_map(zero))
-            pages = pages[~zero]
-        if coded := self._coded(pfns, types, pages, zero):
-            options |= self._coding.codec << CODEC_SHIFT
-            parts += [LENGTHS.pack(pages.nbytes, len(coded), order=self._order), coded]
-        elif len(pages):
-            parts.append(pages.reshape(-1).data)
-        return options, parts, int(np.count_nonzero(zero))
+        carried = _Carried(pages, zero, nr_zero)
+        kept = self._kept(pfns, types, zero)
+        if carried.nr_pages:
+            coding, coded = self._code(carried, kept)
+            if coded is not None:
+                options |= coding.codec << CODEC_SHIFT
+                parts += [LENGTHS.pack(carried.nbytes, len(coded), order=self._order), coded]
+            else:
+                parts += carried.pieces()
+        return options, parts, nr_zero
 
-    def _coded(
-        self, pfns: U64Array, types: U8Array, pages: U8Array, zero: BoolArray
-    ) -> memoryview | bytes | None:
-        """The pages that are not zero, coded; None when that gains nothing."""
-        coded: memoryview | bytes | None = None
-        if self._coding.codec is Codec.XOR:
-            coded = self._deltas(pfns, types, pages, zero)
-        elif self._coding.codec is not Codec.NONE and len(pages):
-            coded = compress(self._coding, pages.reshape(-1).data)
-        return coded if coded is not None and len(coded) + LENGTHS.size < pages.nbytes else None
-
-    def _deltas(self, pfns: U64Array, types: U8Array, pages: U8Array, zero: BoolArray) -> memoryview | None:
+    def _kept(self, pfns: U64Array, types: U8Array, zero: BoolArray) -> _Kept | None:
+        """Which pages are to be kept; of all the others of this record no version is known from now on."""
         if self._versions is None:
             return None
         with_data = has_data(types)
         # Page tables are another thing in the domain that is restored; of the rest there is nothing to code against.
         plain = types[with_data] == NOTAB
-        is_coded = plain & ~zero
+        if not isinstance(self._coding, Coding) and not self._coding.keeps_versions:
+            plain[:] = False
+        is_kept = plain & ~zero
         self._versions.forget(pfns[~with_data])
-        self._versions.forget(pfns[with_data][~is_coded])
-        plain_pages = plain[~zero]
-        bases, known = self._versions.replace(pfns[with_data][is_coded], pages[plain_pages])
+        self._versions.forget(pfns[with_data][~is_kept])
+        return _Kept(pfns[with_data][is_kept], plain[~zero])
+
+    def _code(self, carried: _Carried, kept: _Kept | None) -> tuple[Coding, memoryview | bytes | None]:
+        """The coding of the record, and the pages in it; None: as they are, which nothing would be gained by."""
+        coding = self._coding
+        if not isinstance(coding, Coding):
+            coding = coding.choose(carried.sample, lambda: self._known_share(carried, kept))
+        began = time.thread_time()
+        known_bytes, deltas = self._replaced(coding, carried, kept)
+        coded: memoryview | bytes | None = deltas
+        if coding.codec not in (Codec.NONE, Codec.XOR):
+            coded = compress(coding, carried.together().reshape(-1).data)
+        out_bytes = carried.nbytes if coded is None else len(coded)
+        if not isinstance(self._coding, Coding):
+            seconds = time.thread_time() - began
+            self._coding.note(Trial(coding, carried.nbytes, out_bytes, seconds, known_bytes))
+        if coded is None or out_bytes + LENGTHS.size >= carried.nbytes:
+            coding, coded, out_bytes = Coding(), None, carried.nbytes
+        with self._lock:
+            before = self._coded.get(str(coding), Coded())
+            self._coded[str(coding)] = before + Coded(1, carried.nbytes, out_bytes)
+        return coding, coded
+
+    def _replaced(
+        self, coding: Coding, carried: _Carried, kept: _Kept | None
+    ) -> tuple[int, memoryview | None]:
+        """Keep these versions: (bytes of pages that had one before, the deltas against them where wanted)."""
+        if self._versions is None or kept is None or not len(kept.pfns):
+            return 0, None
+        pages = carried.together()
+        bases, known = self._versions.replace(kept.pfns, pages[kept.of_carried])
+        if coding.codec is not Codec.XOR or not len(bases):
+            return bases.nbytes, None
         has_base = np.zeros(len(pages), dtype=bool)
-        has_base[plain_pages] = known
-        return xor_rle.encode(pages, bases, has_base, self._order) if len(bases) else None
+        has_base[kept.of_carried] = known
+        return bases.nbytes, xor_rle.encode(pages, bases, has_base, self._order)
+
+    def _known_share(self, carried: _Carried, kept: _Kept | None) -> float:
+        if self._versions is None or kept is None:
+            return 0.0
+        return self._versions.nr_known(kept.pfns) / carried.nr_pages
 
 
 @dataclass(frozen=True)
@@ -164,6 +257,7 @@ class CodedPages:
         self._may_be_delta = types[~coming.zero] == NOTAB
         self._order = order
         self._done = 0
+        self._has_ended = False
         self._data: memoryview | None = None
         self._lengths: U32Array | None = None
 
@@ -174,6 +268,9 @@ class CodedPages:
 
     def read(self, views: Sequence[WriteableBuffer], nr_pages: int) -> None:
         """Fill `views` with the next pages. What they hold before is the last version of these pages (XOR)."""
+        if self._coming.codec is Codec.NONE:
+            self._read_as_they_are(views, nr_pages)
+            return
         try:
             pages = self._next(views, nr_pages)
         except Undecodable as error:
@@ -186,11 +283,36 @@ class CodedPages:
             target[:] = flat[at : at + len(target)]
             at += len(target)
 
+    def _read_as_they_are(self, views: Sequence[WriteableBuffer], nr_pages: int) -> None:
+        """Pages between zero pages come from the source straight into where they belong."""
+        carried: list[memoryview] = []
+        rest = deque(memoryview(view).cast("B") for view in views)
+        for begin, end, is_zero in _runs(self._coming.zero[self._done : self._done + nr_pages]):
+            left = (end - begin) * PAGE_SIZE
+            while left:
+                view = rest.popleft()
+                part = view[:left]
+                left -= len(part)
+                if len(part) < len(view):
+                    rest.appendleft(view[len(part) :])
+                if is_zero:
+                    np.frombuffer(part, dtype=np.uint8)[:] = 0
+                else:
+                    carried.append(part)
+        self._body.readv(carried, WHAT)
+        self._done += nr_pages
+        if not self.nr_left:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._has_ended = True
+        self._body.finish()
+
     def skip(self) -> None:
         """Pass over what has not been read; the checksum is compared all the same."""
-        if self._data is None:
+        if not self._has_ended:
             self._body.skip(self._body.left, WHAT)
-            self._body.finish()
+            self._finish()
         self._done = len(self._coming.zero)
 
     def _next(self, views: Sequence[WriteableBuffer], nr_pages: int) -> U8Array:
@@ -215,12 +337,12 @@ class CodedPages:
     def _load(self) -> None:
         coming = self._coming
         data = memoryview(self._body.read(coming.coded_bytes, WHAT))
-        self._body.finish()
+        self._finish()
         if coming.codec is Codec.XOR:
             self._lengths = xor_rle.lengths_of(data, coming.nr_carried, self._order)
             if ((self._lengths != PAGE_SIZE) & ~self._may_be_delta).any():
                 raise Undecodable("a page table as a delta: there is nothing that it could be against")
-        elif coming.codec is not Codec.NONE:
+        else:
             data = memoryview(decompress(coming.codec, data, coming.nr_carried * PAGE_SIZE))
         self._data = data
 
@@ -244,6 +366,14 @@ def _copy_of(views: Sequence[WriteableBuffer]) -> U8Array:
     return np.concatenate([np.frombuffer(memoryview(view), dtype=np.uint8) for view in views]).reshape(
         -1, PAGE_SIZE
     )
+
+
+def _runs(zero: BoolArray) -> list[tuple[int, int, bool]]:
+    """Begin, end and value of each run of equal ones."""
+    if not len(zero):
+        return []
+    edges = [0, *(np.flatnonzero(zero[1:] != zero[:-1]) + 1).tolist(), len(zero)]
+    return [(begin, end, bool(zero[begin])) for begin, end in pairwise(edges)]
 
 
 def _pack_map(zero: BoolArray) -> bytes:

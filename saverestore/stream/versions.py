@@ -57,10 +57,15 @@ class VersionCache:
     def forget(self, pfns: U64Array) -> None:
         """Of these the one who restores has no version, or another one than was sent."""
         with self._lock:
-            self._reach(pfns)
+            pfns = pfns[pfns < len(self._slots)]
             slots = self._slots[pfns]
             self._used_at[slots[slots != NO_SLOT]] = NEVER_USED
             self._slots[pfns] = NO_SLOT
+
+    def nr_known(self, pfns: U64Array) -> int:
+        """Of how many of these pfns there is a version."""
+        with self._lock:
+            return int(np.count_nonzero(self._slots[pfns[pfns < len(self._slots)]] != NO_SLOT))
 
     def _make_room(self, nr_wanted: int) -> NDArray[np.int64]:
         """So many slots, or as many as are not in use by this very call: those unused for longest."""

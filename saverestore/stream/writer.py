@@ -10,6 +10,7 @@ import numpy as np
 
 from saverestore.kernels.zeros import zeros_marked
 from saverestore.stream.codecs import Coding
+from saverestore.stream.coding_choice import Coded, CodingChoice
 from saverestore.stream.digest_written import DigestingSink, WrittenDigest
 from saverestore.stream.errors import BadRecord
 from saverestore.stream.framing import framing_of, length_of
@@ -66,27 +67,33 @@ class LibxcWriter:
         version: int = 3,
         *,
         order: ByteOrder | None = None,
-        coding: Coding | None = None,
+        coding: Coding | CodingChoice | None = None,
         versions: VersionCache | None = None,
+        checksums: bool = True,
         digest: WrittenDigest | None = None,
     ) -> None:
         """Write both headers. `xen_version`: (major, minor) of the running Xen; `version`: 3 or 2, 1 is `draft-b`.
 
-        That dialect alone has `order` (default: the machine's), `coding` of pages (default: none) and, for
-        `Codec.XOR`, `versions` to code against. `digest`: takes all that is written, and `end` writes it down; pages
-        must then not change while they are written.
+        That dialect alone has `order` (default: the machine's), `coding` of pages, or who chooses it (default: none),
+        for `Codec.XOR` `versions` to code against, and `checksums` of records (default: each has one). `digest`:
+        takes all that is written, and `end` writes it down; pages must then not change while they are written.
         """
         self._digest = digest
         self._sink: ByteSink = sink if digest is None else DigestingSink(sink, digest)
         is_draft_b = version == DRAFT_B_VERSION
         self.image = ImageHeader(version, (order or MACHINE_ORDER) if is_draft_b else ByteOrder.LITTLE)
         self.domain = DomainHeader(DomainType(domain_type), PAGE_SHIFT, *xen_version)
-        self._framing = framing_of(self.image)
+        self._framing = framing_of(self.image, checksums=checksums)
         self._encoder = PageEncoder(coding or Coding(), self.image.order, versions) if is_draft_b else None
         self._grammar = Grammar(self.domain.type, version)
         self._pv_info: X86PvInfo | None = None
         self.max_pfn: int | None = None
         self._sink.writev([self.image.pack(), self.domain.pack(self.image.order)])
+
+    @property
+    def coded(self) -> dict[str, Coded]:
+        """What was written by each coding so far, by its name; empty where nothing is coded."""
+        return {} if self._encoder is None else self._encoder.coded()
 
     @property
     def verifying(self) -> bool:

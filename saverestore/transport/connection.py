@@ -24,6 +24,7 @@ from typing import Any, Protocol, Self
 
 from saverestore.errors import ErrorName, TransportError, name_of_errno
 from saverestore.interrupts import HEED_S, shield
+from saverestore.transport import tcp_info
 from saverestore.transport.base import ByteSink, ByteSource
 from saverestore.transport.fd import PEER_ERRORS, FdSink, FdSource
 from saverestore.transport.paced import pace_in_kernel
@@ -120,6 +121,9 @@ class Connection(Protocol):
         From any thread, at any time.
         """
 
+    def delivery_rate(self) -> int | None:
+        """See `tcp_info.delivery_rate`; None where it is no TCP connection. From any thread, at any time."""
+
     def close(self) -> None:
         """Give both directions up. What has been written still goes to the peer: that may take a wait.
 
@@ -188,6 +192,10 @@ class _Both:
         """See Connection."""
         del rate
         return False
+
+    def delivery_rate(self) -> int | None:
+        """See Connection."""
+        return None
 
     def end_outgoing(self) -> None:
         """Let the peer find the end behind what was written."""
@@ -281,6 +289,10 @@ class SocketConnection(_Both):
     def pace(self, rate: int | None) -> bool:
         """See Connection."""
         return pace_in_kernel(self._socket, rate)
+
+    def delivery_rate(self) -> int | None:
+        """See Connection."""
+        return tcp_info.delivery_rate(self._socket)
 
     def close(self) -> None:
         """See Connection."""

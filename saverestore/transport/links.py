@@ -140,6 +140,13 @@ class LinkedConnection:
             self._share_rate()
             return self._paces
 
+    def delivery_rate(self) -> int | None:
+        """See Connection: of all links together; None where one of them does not know."""
+        with shield(), self._lock:
+            rates = [link.connection.delivery_rate() for link in self._links]
+        known = [rate for rate in rates if rate is not None]
+        return sum(known) if known and len(known) == len(rates) else None
+
     def _share_rate(self) -> None:
         share = None if self._rate is None else max(1, self._rate // max(1, len(self._links)))
         paced = [

@@ -26,6 +26,7 @@ ROUNDS = 3
 PAIRS = 5
 SIZES_MIB = (256, 1024)
 IN_MEMORY = Path("/dev/shm")
+NATIVE_PARTS = ("loopback", "tls", "cpu", "gigabit", "wan", "cut")
 
 _DESCRIPTION = """\
 How fast this project is, next to its peers: on the same bytes, in one run, in turns. What is told are medians.
@@ -35,6 +36,7 @@ How fast this project is, next to its peers: on the same bytes, in one run, in t
   tools/bench engine --no-qemu
   tools/bench memory
   tools/bench xen --kind pvh --mib 256
+  tools/bench migrate --part loopback --part tls
   tools/bench migrate --pair --turns 5
 """
 
@@ -118,13 +120,27 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_migrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     migrate = commands.add_parser(
-        "migrate", help="pymigrate against xl migrate, between two hosts of the lab: an hour"
+        "migrate",
+        help="migrations between two processes, over loopback and slow links, against QEMU; with --pair against xl",
     )
-    migrate.add_argument("--pair", action="store_true", required=True, help="on the lab's pair of hosts")
-    migrate.add_argument("--turns", type=_positive, default=PAIRS, help=f"default {PAIRS}")
+    migrate.add_argument("--mib", type=_positive, default=2048, help="memory of the domain (default 2048)")
+    migrate.add_argument("--part", action="append", choices=NATIVE_PARTS, help="only this (may be repeated)")
+    migrate.add_argument("--rounds", type=_positive, default=ROUNDS, help=f"default {ROUNDS}")
+    migrate.add_argument(
+        "--no-qemu", action="store_true", help="leave QEMU out: it takes a root file system of Debian"
+    )
+    migrate.add_argument(
+        "--folder", type=Path, default=IN_MEMORY, help=f"tmpfs to work in (default {IN_MEMORY})"
+    )
+    migrate.add_argument(
+        "--pair", action="store_true", help="against xl migrate, on the lab's pair of hosts: an hour"
+    )
+    migrate.add_argument("--turns", type=_positive, default=PAIRS, help=f"with --pair; default {PAIRS}")
     migrate.add_argument("--rate", action="append", type=_positive, metavar="N",
-                         help="pages written a second (may be repeated; default 200, 1000 and 4000)")  # fmt: skip
-    migrate.add_argument("--over", action="append", choices=("ssh", "TLS"), help="only this (default: both)")
+                         help="with --pair: pages written a second (may be repeated)")  # fmt: skip
+    migrate.add_argument(
+        "--over", action="append", choices=("ssh", "TLS"), help="with --pair: only this (default: both)"
+    )
     migrate.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons")
     migrate.set_defaults(run=_migrate)
 
@@ -280,6 +296,34 @@ def _xen(args: argparse.Namespace) -> int:
 
 
 def _migrate(args: argparse.Namespace) -> int:
+    return _migrate_pair(args) if args.pair else _migrate_native(args)
+
+
+def _migrate_native(args: argparse.Namespace) -> int:
+    from benchmarks import migrate_native, qemu
+    from benchmarks.results import comparison_table, write_json
+
+    print(_machine())
+    measured = migrate_native.measure(
+        args.mib,
+        rounds=args.rounds,
+        folder=args.folder,
+        parts=args.part or NATIVE_PARTS,
+        qemu_root=None if args.no_qemu else qemu.root_file_system,
+        say=_say,
+    )
+    found = migrate_native.comparisons(measured)
+    for reason in measured.left_out:
+        print(f"left out: {reason}")
+    print(f"a domain of {args.mib} MiB, medians of {args.rounds} rounds\n")
+    print(migrate_native.report(measured))
+    print(f"\n{comparison_table(found)}")
+    if args.json is not None:
+        write_json(args.json, found)
+    return OK
+
+
+def _migrate_pair(args: argparse.Namespace) -> int:
     from benchmarks import migrate
     from benchmarks.results import comparison_table, write_json
 

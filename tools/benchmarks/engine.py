@@ -211,7 +211,7 @@ def measure(
         done = Measured(kind, mib, len(domain.populated()) * PAGE_SIZE)
         ways = _our_ways(domain, image, Path(inside))
         if with_peers:
-            _write_ram(domain, ram)
+            write_ram(domain, ram)
             ways += _plain_peers(ram, image, Path(inside))
         if not with_peers:
             done.left_out.append("all peers: left out with --no-peers")
@@ -326,7 +326,7 @@ def _plain_peers(ram: Path, image: Path, folder: Path) -> list[Way]:
     ]
 
 
-def _write_ram(domain: MemoryDomain, path: Path) -> None:
+def write_ram(domain: MemoryDomain, path: Path) -> None:
     """A file with the domain's memory by pfn: what a peer has to move."""
     with path.open("wb") as file:
         for begin in range(0, domain.nr_pfns, CHUNK_PAGES):

@@ -43,6 +43,18 @@ WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 CAPABILITIES = ("mapped-ram", "multifd")
 
+TLS_SERVER, TLS_CLIENT = "server", "client"
+"""Names of credentials, and the ends that they are for."""
+
+TLS_FILES = {
+    "ca-cert.pem": "ca.pem",
+    "server-cert.pem": "cert.pem",
+    "server-key.pem": "key.pem",
+    "client-cert.pem": "cert.pem",
+    "client-key.pem": "key.pem",
+}
+"""What QEMU calls a host's certificates, and we do."""
+
 
 def root_file_system() -> Path:
     """Return one with QEMU in it, made when there is none. BenchError, with the reason, where it cannot be had."""
@@ -80,6 +92,23 @@ class StoppedGuest:
         self._ask("qmp_capabilities")
         self._ask("migrate-set-parameters", {"max-bandwidth": 0, "multifd-channels": 2})
 
+    def listen(self, port: int, channels: int, *, tls: bool) -> None:
+        """Of one that was started to be migrated to: wait for that at this port of loopback."""
+        self._prepare(channels, TLS_SERVER if tls else "")
+        self._ask("migrate-incoming", {"uri": f"tcp:127.0.0.1:{port}"})
+
+    def migrate_to(self, port: int, channels: int, *, tls: bool) -> float:
+        """Migrate to one that listens there, by multifd: seconds."""
+        self._get_ready()
+        self._prepare(channels, TLS_CLIENT if tls else "")
+        self._ask("migrate", {"uri": f"tcp:127.0.0.1:{port}"})
+        return self._await_end(f"QEMU multifd of {channels}")
+
+    def _prepare(self, channels: int, credentials: str) -> None:
+        states = [{"capability": name, "state": name == "multifd"} for name in CAPABILITIES]
+        self._ask("migrate-set-capabilities", {"capabilities": states})
+        self._ask("migrate-set-parameters", {"multifd-channels": channels, "tls-creds": credentials})
+
     def migrate(self, way: str) -> float:
         """Migrate the guest in one of `WAYS`: seconds. What it wrote is gone afterwards."""
         uri, wanted = WAYS[way]
@@ -89,16 +118,19 @@ class StoppedGuest:
         out = self._folder / "qemu-out"
         try:
             self._ask("migrate", {"uri": uri.format(out=f"{INSIDE}/{out.name}")})
-            deadline = time.monotonic() + MIGRATION_TIMEOUT_S
-            while True:
-                told = self._ask("query-migrate")
-                if told.get("status") == "completed":
-                    return float(told["total-time"]) / 1000
-                if told.get("status") in ("failed", "cancelled") or time.monotonic() > deadline:
-                    raise BenchError(f"{way}: {told.get('error-desc', told.get('status', 'not finished'))}")
-                time.sleep(POLL_S)
+            return self._await_end(way)
         finally:
             out.unlink(missing_ok=True)
+
+    def _await_end(self, way: str) -> float:
+        deadline = time.monotonic() + MIGRATION_TIMEOUT_S
+        while True:
+            told = self._ask("query-migrate")
+            if told.get("status") == "completed":
+                return float(told["total-time"]) / 1000
+            if told.get("status") in ("failed", "cancelled") or time.monotonic() > deadline:
+                raise BenchError(f"{way}: {told.get('error-desc', told.get('status', 'not finished'))}")
+            time.sleep(POLL_S)
 
     def _get_ready(self) -> None:
         """A guest that has been migrated is not migrated again before a reset."""
@@ -126,17 +158,26 @@ class StoppedGuest:
 
 
 @contextmanager
-def stopped_guest(root: Path, folder: Path, ram: Path) -> Iterator[StoppedGuest]:
-    """QEMU with the RAM in `ram`, a file in `folder`; ended with the block. BenchError when it does not start."""
+def stopped_guest(
+    root: Path, folder: Path, ram: Path, *, name: str = "qemu", incoming: bool = False, tls: bool = False
+) -> Iterator[StoppedGuest]:
+    """QEMU with the RAM in `ram`, a file in `folder`; ended with the block. BenchError when it does not start.
+
+    `incoming`: one that is migrated to. `tls`: it finds certificates in `folder`, as `TLS_FILES` are called there.
+    """
     size = ram.stat().st_size
-    control = folder / "qmp"
+    control = folder / f"{name}-qmp"
+    more = ["-incoming", "defer"] if incoming else []
+    if tls:
+        for credentials in (TLS_SERVER, TLS_CLIENT):
+            more += ["-object", f"tls-creds-x509,id={credentials},dir={INSIDE},endpoint={credentials}"]
     argv = [
         "/usr/bin/qemu-system-x86_64", "-S", "-display", "none", "-nodefaults", "-accel", "tcg",
         "-machine", "q35,memory-backend=ram", "-m", f"{size >> 20}M",
         "-object", f"memory-backend-file,id=ram,size={size},mem-path={INSIDE}/{ram.name},share=on",
-        "-qmp", f"unix:{INSIDE}/{control.name},server=on,wait=off",
+        "-qmp", f"unix:{INSIDE}/{control.name},server=on,wait=off", *more,
     ]  # fmt: skip
-    said = folder / "qemu-said"
+    said = folder / f"{name}-said"
     with said.open("wb") as errors:
         process = subprocess.Popen(
             in_chroot(root, {INSIDE: folder}, argv),

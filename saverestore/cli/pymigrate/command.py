@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting, settings
 from saverestore.cli.common import counted
-from saverestore.cli.pymigrate import certify, link, receive, settle, several, xl
+from saverestore.cli.progress import coded_text
+from saverestore.cli.pymigrate import certify, codec, link, receive, settle, several, xl
 from saverestore.cli.pymigrate.request import in_force, request_of
 from saverestore.errors import ExitCode
 
@@ -80,7 +81,9 @@ def command_parser() -> arguments.Parser:
     several.add_several(parser)
     _add_live(parser.add_argument_group("live rounds"))
     _add_hosts(parser.add_argument_group("the two hosts"))
-    link.add_link(parser.add_argument_group("the link"))
+    the_link = parser.add_argument_group("the link")
+    link.add_link(the_link)
+    codec.add_codec(the_link)
     _add_domain(parser.add_argument_group("the domain"))
     arguments.finish(parser)
     return parser
@@ -252,6 +255,8 @@ def _summary(
             f"; reconnected {counted(links.reconnects, 'time')} after {links.broken_s:.1f} s, "
             f"{counted(links.resent_pages, 'page')} sent again"
         )
+    if gained := coded_text(report.coded):
+        text += f"; {gained}"
     if report.downtime is None:
         return text
     sent_s = report.downtime.total_s

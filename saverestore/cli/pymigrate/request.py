@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from saverestore.cli import certificates, common
-from saverestore.cli.pymigrate import link
+from saverestore.cli.pymigrate import codec, link
 
 if TYPE_CHECKING:
     from saverestore.migrate.requests import MigrateRequest
@@ -43,6 +43,7 @@ def request_of(given: argparse.Namespace, domain: str) -> MigrateRequest:
         back=given.back,
         ssh=addresses.words_of(given.ssh),
         link=link.options_of(given, destination),
+        codecs=codec.options_of(given),
     )
 
 
@@ -52,5 +53,6 @@ def in_force(given: argparse.Namespace, request: MigrateRequest) -> argparse.Nam
 
     found = argparse.Namespace(**vars(given))
     found.suspend_timeout = given.suspend_timeout or SUSPEND_TIMEOUT_S
+    found.codec = given.codec or codec.AUTO
     found.max_rounds = request.limits.rounds_at_most
     return found

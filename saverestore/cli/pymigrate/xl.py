@@ -22,6 +22,7 @@ NOT_WITH_XL = {
     "--back": "back",
     "--trust-network": "trust_network",
     "--bwlimit": "bwlimit",
+    "--codec": "codec",
     "--streams": "streams",
     "--source": "source",
     "--interface": "interface",

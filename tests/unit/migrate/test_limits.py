@@ -16,11 +16,13 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import Pair, tcp_sockets
 
 from saverestore.errors import DomainError, ErrorName
+from saverestore.migrate.codecs import CodecOptions
 from saverestore.migrate.control_socket import ControlSocket, ask
 from saverestore.migrate.handover import Role
 from saverestore.migrate.limiting import CHANGE, change_limit
 from saverestore.migrate.recovery import found
 from saverestore.migrate.source_link import LinkOptions
+from saverestore.stream.codecs import Coding
 
 SLOW = 256 << 10
 """The guest has 1 MiB: 4 s at this rate."""
@@ -51,7 +53,8 @@ def migrate_meanwhile(pair: Pair, work) -> float:
     thread = threading.Thread(target=meanwhile)
     thread.start()
     begun = time.monotonic()
-    pair.migrate(link=LinkOptions(bwlimit=SLOW))
+    # As they are: coded, its pages are a few KiB.
+    pair.migrate(link=LinkOptions(bwlimit=SLOW), codecs=CodecOptions(Coding()))
     took_s = time.monotonic() - begun
     thread.join()
     pair.join()

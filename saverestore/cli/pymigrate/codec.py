@@ -1,0 +1,49 @@
+"""Options for how pages are coded on their way, and what that gained, for people."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from saverestore.cli import arguments
+
+if TYPE_CHECKING:
+    from saverestore.migrate.codecs import CodecOptions
+
+AUTO = "auto"
+XOR_CACHE_MIB = 48
+"""As `engine.settings.XOR_CACHE_BYTES`, which is not loaded to print a help text; a test holds the two together."""
+
+
+def add_codec(group: argparse._ArgumentGroup) -> None:
+    """--codec and --xor-cache."""
+    group.add_argument(
+        "--codec",
+        metavar="CODEC",
+        help="how pages are coded: none; zstd[:LEVEL], lz4, deflate; xor, the differences from the version of a page "
+        "that was sent last; auto (the default), for each batch the one by which it arrives first, by what the link, "
+        "the codecs and idle cores were measured to do. A receiver that knows none gets none",
+    )
+    group.add_argument(
+        "--xor-cache",
+        metavar="MIB",
+        type=arguments.mebibytes,
+        default=XOR_CACHE_MIB,
+        help="how much memory is used here for versions that were sent last, for xor; 1 to 16384, default "
+        f"{XOR_CACHE_MIB}",
+    )
+
+
+def options_of(given: argparse.Namespace) -> CodecOptions:
+    """What was asked for. UsageError for a codec that does not exist, or that this host has no library for."""
+    from saverestore.errors import UsageError
+    from saverestore.migrate.codecs import CodecOptions
+    from saverestore.stream.codecs import Coding
+
+    coding = None
+    if given.codec not in (None, AUTO):
+        try:
+            coding = Coding.parse(given.codec)
+        except UsageError as error:
+            raise UsageError(f"--codec: {error}; no changes were made", name=error.name) from error
+    return CodecOptions(coding, given.xor_cache << 20)
