@@ -138,7 +138,18 @@ def begun(here: Host, there: Host, name: str, point: Point) -> Command:
     """The migration, one side of which will stop."""
     for host in (here, there):
         must(host, "rm", "-f", STOPPED)
-    words = ["--settle-for", SETTLE_S, "--silence", SILENCE_S, "--resume-for", RESUME_S, name, there.label]
+    words = [
+        "--max-rounds",
+        "1",
+        "--settle-for",
+        SETTLE_S,
+        "--silence",
+        SILENCE_S,
+        "--resume-for",
+        RESUME_S,
+        name,
+        there.label,
+    ]
     if point.side == SOURCE:
         return Command(here, "python3", STOPPING, point.step, *words)
     return Command(here, "pymigrate", "--ssh", f"python3 {STOPPING} --ssh '{point.step}'", *words)

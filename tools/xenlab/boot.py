@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -17,6 +18,8 @@ from xenlab.runstate import RunState
 
 TIMEOUT_S = 240.0
 ARM64_TIMEOUT_S = 600.0  # 36 s on a machine at rest, 212 s were seen on a busy one
+
+DEVICES_NICE = -10
 
 _FATAL = (b"Panic on CPU", b"Kernel panic", b"LAB-FAILED", b"LAB-DOM0-FAILED")
 _READY = b"LAB-DOM0-READY"
@@ -49,6 +52,9 @@ class Booting:
         while True:
             seen = self._serial_log.read_bytes() if self._serial_log.exists() else b""
             if _READY in seen:
+                with contextlib.suppress(PermissionError, ProcessLookupError):
+                    # QEMU's first thread, which serves disks and cards: its processors would keep it waiting.
+                    os.setpriority(os.PRIO_PROCESS, self.process.pid, DEVICES_NICE)
                 ready = dataclasses.replace(self.state, ready=True)
                 runstate.write(self.place, ready)
                 return ready

@@ -21,7 +21,7 @@ import threading
 import time
 from pathlib import Path
 
-from xenlab import runstate
+from xenlab import boot, runstate
 from xenlab.errors import LabError
 
 RETRY_S = 0.2
@@ -69,6 +69,8 @@ def ensure(place: str, ends: tuple[Path, Path]) -> None:
             cwd=Path(__file__).resolve().parents[1],
             start_new_session=True,
         )
+    with contextlib.suppress(PermissionError, ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, process.pid, boot.DEVICES_NICE)
     runstate.write_process(place, process.pid)
 
 

@@ -22,6 +22,9 @@ FPU_SWITCHING = "spec-ctrl=eager-fpu"
 
 PROCESSORS = 2
 
+PAIR_PROCESSORS = 1
+"""Of each host of a pair: with two, four emulated ones shared the machine's two, and waited for one another."""
+
 # With two and a GICv2, dom0 and guests stop getting interrupts, often as soon as the first guest runs: dom0 then
 # waits for ever. Nothing of ours need have run. With one it has not been seen.
 GIC2_PROCESSORS = 1
@@ -147,7 +150,7 @@ def _common(boot: Boot) -> list[str]:
     return [
         "-name", f"pysave-lab-{boot.member.hostname if boot.member else boot.run_folder.name}",
         "-accel", "tcg,thread=multi",
-        "-smp", str(GIC2_PROCESSORS if boot.gic == 2 else PROCESSORS),
+        "-smp", str(_processors(boot)),
         "-m", f"{boot.memory_mib}M",
         "-display", "none",
         "-nodefaults",
@@ -160,6 +163,12 @@ def _common(boot: Boot) -> list[str]:
         "-serial", "chardev:console",
         "-monitor", f"unix:{_escaped(boot.run_folder / 'monitor.sock')},server=on,wait=off",
     ]  # fmt: skip
+
+
+def _processors(boot: Boot) -> int:
+    if boot.gic == 2:
+        return GIC2_PROCESSORS
+    return PAIR_PROCESSORS if boot.member else PROCESSORS
 
 
 def _escaped(path: Path) -> str:
