@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Before those of conftest.py files, which say where their tests run."""
     config.addinivalue_line("markers", "slow: takes minutes under emulation; only with --slow")
-    config.addinivalue_line("markers", "core: on a pair, what every run of tools/test has")
+    config.addinivalue_line("markers", "core: on a pair, what runs with --quick")
     config.stash[RUN] = Run()
 
 
