@@ -163,7 +163,7 @@ def test_a_version_that_was_not_kept_is_no_base_later(checksums):
     one, two, three = (np.full((1, 4096), byte, dtype=np.uint8) for byte in (1, 2, 3))
     two[0, :2000] = 1
     three[0, :1000] = 1
-    entries = entries_of(np.array([5]), np.array([PageType.NOTAB]))
+    entries = entries_of(np.array([3]), np.array([PageType.NOTAB]))
     found = [(entries, one), (entries, two), (entries, three), (entries, three)]
     xor = Coding(Codec.XOR)
     choice = AnyCoding([(xor, True), (Coding(), False), (xor, True), (xor, True)])

@@ -17,6 +17,7 @@ from typing import Any
 from table_host import TableHost
 
 from saverestore.engine.progress import RestoreReport, Silence
+from saverestore.engine.settings import SaveSettings
 from saverestore.migrate.copies import check_name_free
 from saverestore.migrate.xl_peer import XlReceiver
 from saverestore.operations.image import opened_in
@@ -203,6 +204,9 @@ class FakeMigrate(_Xl):
             self.outcome = self.outcome or "resumed"
         except Exception as error:
             self.outcome = self.outcome or f"resumed: {error}"
+
+    def settings(self, wanted: SaveSettings) -> SaveSettings:
+        return wanted
 
     def free_bytes(self) -> None:
         return None
