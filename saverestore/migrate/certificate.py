@@ -1,4 +1,4 @@
-"""Certificates made for one migration: each side's is told to the other over ssh, and is the only one accepted there.
+"""Certificates made for one migration: each side sends its own to the other over ssh, which accepts no other one.
 
 Keys are in memory only.
 """
@@ -31,7 +31,7 @@ class OwnCertificate:
 
     @property
     def text(self) -> str:
-        """As the other side is told it."""
+        """As it is sent to the other side."""
         return base64.b64encode(self.der).decode()
 
     def pinned(self, peer: str) -> tuple[Pinned, Allowed]:

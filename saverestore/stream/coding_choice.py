@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Coded:
     """What was written by one coding: how many records, and their pages' bytes before and after.
 
-    Pages that are all zero do not count: they are told by a bit each.
+    Pages that are all zero do not count: they take a bit each.
     """
 
     batches: int = 0
