@@ -106,7 +106,7 @@ def door_of(tls: tuple[Credentials, Allowed] | None, *, ports: Ports = ANY_PORT)
 def door_beside_ssh(host: str, *, ports: Ports = ANY_PORT, told: str = "") -> OpenDoor:
     """By TLS, with certificates made for the offer, beside the connection that ssh makes.
 
-    `host`: the address to listen at; "": it is not known. `told`: what the source gets as the address where that is any.
+    `host`: the address to listen at; "": it is not known. `told`: what the source gets as the address if that is any.
     """
 
     @contextmanager
