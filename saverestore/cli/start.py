@@ -46,7 +46,7 @@ def pymigrate() -> NoReturn:
 
 
 def helper() -> NoReturn:
-    """The command `pysave-helper`, as a process. libxl waits for its end while the domain stands still."""
+    """The command `pysave-helper`, as a process. libxl waits for its end while the domain is suspended."""
     _run_to_the_end("helper")
 
 

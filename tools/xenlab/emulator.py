@@ -1,6 +1,6 @@
 """QEMU for the lab's x86 machines: Debian 12's source with two of its faults mended. KEY/qemu-system-x86_64.
 
-With QEMU 7.2 as it is, every third to tenth PVH guest died of a triple fault, whether or not anybody saved it:
+With QEMU 7.2 as it is, PVH guests die of triple faults, whether or not anybody saves them; two of four, in one trial:
 
 - A processor that loads FPU state clears a flag in the *first* processor's `hflags2`, without a lock. That word also
   says whether that processor's guest uses nested paging. Now and then that bit was lost, and the guest ran on no page
@@ -8,7 +8,7 @@ With QEMU 7.2 as it is, every third to tenth PVH guest died of a triple fault, w
 - After an interrupt was injected by VMRUN, its number stays in `exception_index`: when the processor is next asked to
   leave the guest, the interrupt is delivered a second time, at any instruction.
 
-Both are in later versions as well (the second was looked for in the source of 2025). Built at native speed in the
+Both were found in later sources of QEMU as well. Built at native speed in the
 root file system of the suite that the lab has anyway; libraries and firmware are those of the machine's own QEMU.
 """
 
