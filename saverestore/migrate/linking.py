@@ -150,9 +150,8 @@ class IncomingLinks:
         self._reason = ""
         self._opened = Opened(0)
         self._stack = ExitStack()
-        self._first: Connection | None = (
-            None  # beside ssh: has joined, and waits for the source to say so there
-        )
+        self._first: Connection | None = None
+        """Beside ssh: it has joined, and the source has yet to say so over ssh."""
         self._connection: LinkedConnection | None = None
         self._is_linked = threading.Event()
 
