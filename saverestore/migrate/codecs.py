@@ -19,6 +19,7 @@ from saverestore.stream.codecs import PACKAGES, Codec, Coding
 from saverestore.transport.base import ByteSink
 from saverestore.transport.cores import IdleCores
 from saverestore.transport.link_rate import LinkRate
+from saverestore.transport.passing import PassingSink
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -52,36 +53,18 @@ def with_codecs(message: Message) -> Message:
     return replace(message, codecs=available()) if isinstance(message, Accepted) else message
 
 
-class MeasuredSink:
-    """What the image is written to: a ByteSink that passes everything on, and finds out how fast the link is."""
+class MeasuredSink(PassingSink[ByteSink]):
+    """What the image is written to; it finds out how fast the link is."""
 
     def __init__(self, sink: ByteSink, rate: LinkRate) -> None:
-        self._sink = sink
+        super().__init__(sink)
         self._rate = rate
-
-    @property
-    def name(self) -> str:
-        """See ByteSink."""
-        return self._sink.name
-
-    @property
-    def offset(self) -> int:
-        """See ByteSink."""
-        return self._sink.offset
-
-    def write(self, data: ReadableBuffer) -> None:
-        """See ByteSink."""
-        self.writev((data,))
 
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
         """See ByteSink."""
-        since, before = self._rate.writing(), self._sink.offset
-        self._sink.writev(buffers)
-        self._rate.wrote(self._sink.offset - before, since)
-
-    def close(self) -> None:
-        """See ByteSink."""
-        self._sink.close()
+        since, before = self._rate.writing(), self.offset
+        super().writev(buffers)
+        self._rate.wrote(self.offset - before, since)
 
 
 def coding_for(

@@ -17,6 +17,7 @@ from saverestore.interrupts import shield
 from saverestore.stream.digest_algorithms import DigestAlgorithm, new_hasher
 from saverestore.stream.records import ImageDigest
 from saverestore.transport.base import ByteSink
+from saverestore.transport.passing import PassingSink
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -71,28 +72,14 @@ class WrittenDigest:
             self._pool.shutdown(wait=True)
 
 
-class DigestingSink:
+class DigestingSink(PassingSink[ByteSink]):
     """A `ByteSink` that writes to another one and has all of it digested."""
 
     def __init__(self, sink: ByteSink, digest: WrittenDigest) -> None:
-        self._sink = sink
+        super().__init__(sink)
         self._digest = digest
-        self.name = sink.name
-
-    @property
-    def offset(self) -> int:
-        """That of the other sink."""
-        return self._sink.offset
-
-    def write(self, data: ReadableBuffer) -> None:
-        """Write and digest one buffer."""
-        self.writev((data,))
 
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
         """Write and digest several, in their order."""
         with self._digest.beside(buffers):
-            self._sink.writev(buffers)
-
-    def close(self) -> None:
-        """Close the other sink."""
-        self._sink.close()
+            super().writev(buffers)

@@ -20,6 +20,7 @@ import xxhash
 from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.digesting_source import DigestingSource
 from saverestore.transport.base import ByteSink, ByteSource
+from saverestore.transport.passing import PassingSink
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -45,34 +46,20 @@ def integrity_fields(algorithm: DigestAlgorithm, header: HeaderDigest | None) ->
     return fields
 
 
-class HeaderDigestSink:
+class HeaderDigestSink(PassingSink[ByteSink]):
     """A `ByteSink` for a file's header; it digests what goes through."""
 
     def __init__(self, sink: ByteSink) -> None:
-        self._sink = sink
+        super().__init__(sink)
         self._hasher = xxhash.xxh3_128()
         self._length_bytes = 0
-        self.name = sink.name
-
-    @property
-    def offset(self) -> int:
-        """That of the other sink."""
-        return self._sink.offset
-
-    def write(self, data: ReadableBuffer) -> None:
-        """Write one buffer."""
-        self.writev((data,))
 
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
-        """Write several, in their order."""
+        """Digest several and write them, in their order."""
         for buffer in buffers:
             self._hasher.update(buffer)
             self._length_bytes += memoryview(buffer).nbytes
-        self._sink.writev(buffers)
-
-    def close(self) -> None:
-        """Close the other sink."""
-        self._sink.close()
+        super().writev(buffers)
 
     def digest(self) -> HeaderDigest:
         """Of all bytes that were written through it so far."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from saverestore.interrupts import HEED_S
 from saverestore.kernels.zeros import are_zeros
 from saverestore.transport.base import ImageSink
+from saverestore.transport.passing import PassingSink
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -90,7 +91,7 @@ class TokenBucket:
         self._filled_at = now
 
 
-class PacedSink:
+class PacedSink(PassingSink[ImageSink]):
     """An `ImageSink` that passes everything on to another one, at a rate in bytes per second at most; None: no limit.
 
     What counts is what that sink stores (`stored_bytes`): below a compressor it limits the compressed bytes, and
@@ -100,18 +101,8 @@ class PacedSink:
 
     def __init__(self, sink: ImageSink, rate: int | None) -> None:
         """Write to `sink` from now on. ValueError for a rate that is not greater than 0."""
-        self._sink = sink
+        super().__init__(sink)
         self._bucket = TokenBucket(rate)
-
-    @property
-    def name(self) -> str:
-        """See ByteSink."""
-        return self._sink.name
-
-    @property
-    def offset(self) -> int:
-        """See ByteSink."""
-        return self._sink.offset
 
     @property
     def stored_bytes(self) -> int:
@@ -127,10 +118,6 @@ class PacedSink:
         """Hold to another rate from now on. ValueError for one that is not greater than 0."""
         self._bucket.change(rate)
 
-    def write(self, data: ReadableBuffer) -> None:
-        """See ByteSink."""
-        self.writev((data,))
-
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
         """See ByteSink."""
         rate = self._bucket.rate
@@ -143,10 +130,6 @@ class PacedSink:
     def finish(self) -> None:
         """See ImageSink."""
         self._sink.finish()
-
-    def close(self) -> None:
-        """See ByteSink."""
-        self._sink.close()
 
     def _pass_on(self, piece: list[Any]) -> None:
         before = self._sink.stored_bytes

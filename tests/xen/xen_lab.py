@@ -19,7 +19,8 @@ from typing import Any
 
 from launcher import Popen
 
-BOOT_TIMEOUT_S = 120
+BOOT_TIMEOUT_S = 300
+"""An HVM guest takes up to 130 s: the device model hands its kernel over byte by byte, 50 s for 10 MB."""
 BOOT_ATTEMPTS = 4
 LINE_TIMEOUT_S = 90
 QUIET_S = 3  # so long without a line, and a guest is looked for
