@@ -316,13 +316,13 @@ def test_tls_is_in_one_place_and_works_without_what_makes_certificates():
     }
 
 
-def test_the_stream_knows_of_transports_what_their_base_says():
+def test_the_stream_knows_of_transports_their_ports_and_how_to_stand_before_a_sink():
     seen = {
         target
         for module, target in ARROWS
         if layer_of(module) == "stream" and target.startswith("saverestore.transport")
     }
-    assert seen == {"saverestore.transport.base"}
+    assert seen == {"saverestore.transport.base", "saverestore.transport.passing"}
 
 
 @pytest.mark.parametrize("module", PURE)
