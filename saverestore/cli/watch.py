@@ -72,11 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _watch(given: argparse.Namespace) -> int:
     if given.late is not None:
         return _resume_if_late(given)
+    import pyxc.libxl  # noqa: F401 - all that takes time, before there is a domain
     from saverestore.toolstack.watch import watch_domain
     from saverestore.toolstack.watcher import READY
 
-    watch_domain(given.domain, ready=lambda: _notify_starter(given, READY), undisturbed=_undisturbed)
+    domain = given.domain if given.ready_fd is None else _from_starter()
+    if not domain:
+        return ExitCode.DONE  # none came to be
+    watch_domain(domain, ready=lambda: _notify_starter(given, READY), undisturbed=_undisturbed)
     return ExitCode.DONE
+
+
+def _from_starter() -> str:
+    """The number of the domain, once there is one; nothing when its starter has ended, or wants no watcher."""
+    with open(0, "rb", closefd=False) as standard_input:
+        return standard_input.read().decode().strip()
 
 
 def _resume_if_late(given: argparse.Namespace) -> int:

@@ -144,7 +144,8 @@ class Receiving(ABC):
         self._report.domain_state = DomainState.PAUSED if head.paused else DomainState.RUNNING
         if self._is_watched():
             try:
-                self._host.watch(domid, head.name)
+                with self._host.watcher(head.name) as watcher:
+                    watcher.watch(domid)
             except XenRefused as error:
                 LOG.warning(
                     "nothing watches %s: %s",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from saverestore.guest.common.handles import Handles, open_handles
@@ -217,9 +217,9 @@ class Host:
         """DomainError when another domain writes to its disks. See `neighbours.check`."""
         neighbours.check(self.handles, config, force=force)
 
-    def watch(self, domid: int, name: str) -> None:
-        """Leave a process behind that looks after a restored domain. XenRefused when it could not be started."""
-        watcher.start(domid, name)
+    def watcher(self, name: str) -> AbstractContextManager[watcher.Watcher]:
+        """A process that will look after a restored domain. At the end of the block it ends unless it has one."""
+        return closing(watcher.Watcher(name))
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from saverestore.transport.base import ImageSource
 
 if TYPE_CHECKING:
     from saverestore.toolstack.libxl import LibxlToolstack
+    from saverestore.toolstack.watcher import Watcher
 
 LOG = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def restore_domain(
         report.domain_uuid = str(image.config.uuid)
         report.xen_version = host.xen_version()
         with restoring(host, image, request, helper or {}, stack) as fresh:
+            # Now, as it takes its time to start: meanwhile the domain is filled.
+            watcher = stack.enter_context(host.watcher(image.config.name)) if request.watch else None
             domid = fresh.fill(progress, report)
             with no_longer_pending(Path(request.image)):
                 fresh.activate()
@@ -84,8 +87,8 @@ def restore_domain(
         report.domain_state = DomainState.PAUSED if request.paused else DomainState.RUNNING
         if report.digest is None:
             LOG.info("%s has no digest: a changed byte in its pages would go unnoticed", image.source.name)
-        if request.watch:
-            _watch(host, domid, image.config.name)
+        if watcher is not None:
+            _watch(watcher, domid, image.config.name)
         ending.let_memory_follow()
         return Restored(domid, image.config.name, report)
 
@@ -122,10 +125,10 @@ def _restoring(
     return RestoringByLibxl(host, prepared.libxl, image, request, helper)
 
 
-def _watch(host: Host, domid: int, name: str) -> None:
+def _watch(watcher: Watcher, domid: int, name: str) -> None:
     """That perhaps nobody watches it is no failure of the restore."""
     try:
-        host.watch(domid, name)
+        watcher.watch(domid)
     except XenRefused as error:
         LOG.warning(
             "%s may stay as it is when it powers off or reboots: %s",

@@ -333,7 +333,7 @@ def test_of_two_restores_at_once_one_makes_the_domain(images: Path, toolstack: s
         uuid = handles().xen.domain(guest.domid).uuid
         assert handles().store.read(f"/vm/{uuid}/name") == guest.name
         assert [info.domid for info in handles().xen.domains() if info.uuid == uuid] == [guest.domid]
-        watchers = must("pgrep", "-fc", f"pysave-watch.* {guest.domid}$").strip()
+        watchers = must("pgrep", "-fc", f"pysave-watch.* {guest.name}$").strip()
         assert watchers == "1"
 
 

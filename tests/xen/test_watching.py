@@ -20,9 +20,13 @@ def comes_true(what: str, holds: Callable[[], object]) -> None:
         time.sleep(0.5)
 
 
-def watchers_of(domid: int) -> list[str]:
-    """Processes that watch a domain which had this number when they began."""
-    return run("pgrep", "-f", f"pysave-watch.* {domid}$").stdout.split()
+def watchers_of(guest: Guest) -> list[str]:
+    """Processes that watch domains with its name; one whose domain was saved ends in moments."""
+    return run("pgrep", "-f", f"pysave-watch.* {guest.name}$").stdout.split()
+
+
+def has_one_watcher(guest: Guest) -> None:
+    comes_true("watched by one process", lambda: len(watchers_of(guest)) == 1)
 
 
 @pytest.mark.cold
@@ -35,17 +39,17 @@ def test_a_restored_domain_reboots_and_powers_off(kind: str, images: Path):
         must("pysave", guest.name, str(images / "a.img"))
         must("pyrestore", str(images / "a.img"))
         restored = guest.domid
-        assert len(watchers_of(restored)) == 1
+        has_one_watcher(guest)
         assert "watched already" in run("pysave-watch", guest.name).stderr
 
         must("xl", "reboot", guest.name)
         comes_true("rebooted", lambda: domid_of(guest.name) not in (None, restored))
         must("lab-guest", "wait", guest.name, "--timeout", str(AWHILE_S))
-        assert len(watchers_of(restored)) == 1
+        has_one_watcher(guest)
 
         must("xl", "shutdown", guest.name)
         comes_true("powered off and gone", lambda: domid_of(guest.name) is None)
-        comes_true("nothing left that watches", lambda: not watchers_of(restored))
+        comes_true("nothing left that watches", lambda: not watchers_of(guest))
         log = Path(f"/var/log/xen/pysave-watch-{guest.name}.log").read_text()
         assert "reboot; to be done: restart" in log
         assert "poweroff; to be done: destroy" in log
@@ -60,7 +64,7 @@ def test_nothing_watches_a_domain_where_that_is_not_wanted(guest: Guest, images:
     must("pysave", guest.name, str(images / "a.img"))
     must("pyrestore", "--no-watch", str(images / "a.img"))
     guest.goes_on(before)
-    assert watchers_of(guest.domid) == []
+    comes_true("nothing that watches", lambda: not watchers_of(guest))
 
 
 @pytest.mark.slow
@@ -69,11 +73,10 @@ def test_a_domain_that_is_saved_and_goes_on_is_watched_on_until_it_is_destroyed(
     before = guest.state()
     must("pysave", guest.name, str(images / "a.img"))
     must("pyrestore", str(images / "a.img"))
-    restored = guest.domid
     must("pysave", "-c", "--overwrite", guest.name, str(images / "a.img"))
     guest.goes_on(before)
-    assert len(watchers_of(restored)) == 1
+    has_one_watcher(guest)
     guest.destroy()
-    comes_true("nothing left that watches", lambda: not watchers_of(restored))
+    comes_true("nothing left that watches", lambda: not watchers_of(guest))
     must("pyrestore", str(images / "a.img"))
     copy_goes_on(guest, before)

@@ -306,8 +306,8 @@ class TableHost:
         domid = what if isinstance(what, int) else what.domid
         (self.folder / "domains" / str(domid)).unlink(missing_ok=True)
 
-    def watch(self, domid: int, name: str) -> None:
-        self.watched.append((domid, name))
+    def watcher(self, name: str) -> Any:
+        return nullcontext(SimpleNamespace(watch=lambda domid: self.watched.append((domid, name))))
 
     def _fail(self, call: str) -> None:
         if error := self.fails.get(call):

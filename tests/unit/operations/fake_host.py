@@ -182,8 +182,8 @@ class FakeHost:
         assert self.guest is not None
         return MemoryThrottle(self.guest.domain, self.guest.moments)
 
-    def watch(self, domid: int, _name: str) -> None:
-        self.watched.append(domid)
+    def watcher(self, _name: str) -> Any:
+        return nullcontext(SimpleNamespace(watch=self.watched.append))
 
 
 def commit_with(finish: Callable[[], None]) -> Callable[[SaveRequest, object], Any]:

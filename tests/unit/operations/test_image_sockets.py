@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,7 +158,7 @@ def test_what_fails_once_the_domain_runs_there_does_not_resume_it_here(pair_of, 
     def failing(*_: object) -> None:
         raise RuntimeError("the watcher's own mistake")
 
-    pair.there.watch = failing
+    pair.there.watcher = lambda _name: nullcontext(SimpleNamespace(watch=failing))
     toolstack = pair.run()
     assert isinstance(pair.error, RuntimeError)
     assert pair.there.running == {5}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from saverestore.toolstack import watcher
 
 
 def played_by(script: str, tmp_path: Path, monkeypatch) -> None:
-    """A bash script is the watcher: `$2` is the descriptor, `$3` the domid."""
+    """A bash script is the watcher: `$2` is the descriptor, `$3` the name; the domid comes on its standard input."""
     program = tmp_path / "pysave-watch"
     program.write_text(f"#!/bin/bash\n{script}\n")
     program.chmod(0o755)
@@ -24,34 +26,59 @@ def played_by(script: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(watcher, "LOG_DIR", tmp_path / "log")
 
 
+def start(domid: int, name: str) -> None:
+    with closing(watcher.Watcher(name)) as started:
+        started.watch(domid)
+
+
 def test_one_that_watches_is_left_to_it(tmp_path: Path, monkeypatch):
-    played_by('echo "domain $3" >&2; printf ready >&$2', tmp_path, monkeypatch)
-    watcher.start(7, "web/1")
+    played_by('read domid; echo "domain $domid, $3" >&2; printf ready >&$2', tmp_path, monkeypatch)
+    start(7, "web/1")
     log = tmp_path / "log" / "pysave-watch-web_1.log"
-    assert log.read_text() == "domain 7\n"
+    assert log.read_text() == "domain 7, web/1\n"
+
+
+def test_it_starts_before_there_is_a_domain_and_ends_where_none_comes_to_be(tmp_path: Path, monkeypatch):
+    played_by(
+        f"touch {tmp_path}/started; read; echo $? > {tmp_path}/new; mv {tmp_path}/{{new,ended}}",
+        tmp_path,
+        monkeypatch,
+    )
+    with closing(watcher.Watcher("web1")):
+        comes_to_be(tmp_path / "started")
+        assert not (tmp_path / "ended").exists()
+    comes_to_be(tmp_path / "ended")
+    assert (tmp_path / "ended").read_text() == "1\n", "it was given a domain"
+
+
+def comes_to_be(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_what_it_has_to_say_is_told(tmp_path: Path, monkeypatch):
     played_by("eval \"printf 'no such domain' >&$2\"", tmp_path, monkeypatch)
     with pytest.raises(XenRefused, match=r"no such domain.*pysave-watch-web1\.log"):
-        watcher.start(7, "web1")
+        start(7, "web1")
 
 
 def test_one_that_ends_at_once_is_none(tmp_path: Path, monkeypatch):
     played_by("exit 0", tmp_path, monkeypatch)
     with pytest.raises(XenRefused, match="without a word"):
-        watcher.start(7, "web1")
+        start(7, "web1")
 
 
 def test_one_that_says_nothing_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch):
     played_by("exec sleep 5", tmp_path, monkeypatch)
     monkeypatch.setattr(watcher, "READY_TIMEOUT_S", 0.1)
     with pytest.raises(XenRefused, match=r"process \d+ has not begun to watch within 0 s, but it may still"):
-        watcher.start(7, "web1")
+        start(7, "web1")
 
 
 def test_one_that_cannot_be_started_is_told(tmp_path: Path, monkeypatch):
     played_by("", tmp_path, monkeypatch)
     monkeypatch.setattr(watcher, "path_of", lambda name: tmp_path / "nothing")
     with pytest.raises(XenRefused, match="could not be started"):
-        watcher.start(7, "web1")
+        start(7, "web1")
