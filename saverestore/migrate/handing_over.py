@@ -11,7 +11,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 from saverestore.engine.progress import Progress, SaveReport
@@ -35,6 +35,18 @@ from saverestore.toolstack import moving
 from saverestore.transport.base import ByteSink
 
 
+@dataclass(frozen=True)
+class Move:
+    """What every hand-over needs, whoever takes the domain."""
+
+    request: MigrateRequest
+    host: Host
+    prepared: Prepared
+    journals: Journals
+    progress: Progress
+    report: SaveReport
+
+
 class HandingOver(ABC):
     """See operations.commit.Commit. A context manager: opened, the other side takes the image.
 
@@ -46,27 +58,17 @@ class HandingOver(ABC):
     has_holes = False
     left_behind = "the migration was aborted"
 
-    def __init__(
-        self,
-        request: MigrateRequest,
-        host: Host,
-        prepared: Prepared,
-        journals: Journals,
-        progress: Progress,
-        report: SaveReport,
-        sink: ByteSink,
-        *,
-        with_xl: bool,
-    ) -> None:
+    def __init__(self, move: Move, sink: ByteSink, *, with_xl: bool) -> None:
+        request, prepared = move.request, move.prepared
         self.name = request.destination.text
         self.sink = sink
         self.answer: Running | None = None
         """What the other side has said of the domain that it has now."""
         self._request = request
-        self._host = host
-        self._journals = journals
-        self._progress = progress
-        self._report = report
+        self._host = move.host
+        self._journals = move.journals
+        self._progress = move.progress
+        self._report = move.report
         self._aborted: SaveRestoreError | None = None
         """Why the domain is this host's again, although it was granted."""
         self._granted_at = 0.0
@@ -207,8 +209,9 @@ def hand_over(
     save: SaveRequest,
     progress: Progress,
     report: SaveReport,
-    opening: Callable[[Host, Prepared], AbstractContextManager[HandingOver]],
+    opening: Callable[[Move], AbstractContextManager[HandingOver]],
     *,
+    journals: Journals | None,
     host: Host | None,
     process_ends: bool,
 ) -> Migrated:
@@ -222,7 +225,8 @@ def hand_over(
 
         @contextmanager
         def opened_commit(_save: SaveRequest, prepared: Prepared) -> Iterator[Commit]:
-            with opening(here, prepared) as one:
+            move = Move(request, here, prepared, journals or Journals(), progress, report)
+            with opening(move) as one:
                 opened.append(one)
                 yield one
 

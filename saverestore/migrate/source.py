@@ -21,7 +21,7 @@ from saverestore.errors import (
 )
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.codecs import MeasuredSink, coding_for
-from saverestore.migrate.handing_over import HandingOver, dry_run_of, hand_over
+from saverestore.migrate.handing_over import HandingOver, Move, dry_run_of, hand_over
 from saverestore.migrate.handover import Event, Role, owns
 from saverestore.migrate.journal import Journals
 from saverestore.migrate.messages import (
@@ -86,42 +86,32 @@ def migrate_domain(
     """
     report = SaveReport() if report is None else report
     link_report = LinkReport() if link_report is None else link_report
-    journals = journals or Journals()
 
     @contextmanager
-    def opening(here: Host, prepared: Prepared) -> Iterator[HandOver]:
+    def opening(move: Move) -> Iterator[HandOver]:
         with connect(request.destination, request.ssh) as channel:
             link = SourceLink(channel, request.destination, request.link, link_report, open_link)
-            with HandOver(request, here, prepared, journals, channel, link, connect, progress, report) as one:
+            with HandOver(move, channel, link, connect) as one:
                 yield one
 
     save = request.as_save()
-    return hand_over(request, save, progress, report, opening, host=host, process_ends=process_ends)
+    return hand_over(
+        request, save, progress, report, opening, journals=journals, host=host, process_ends=process_ends
+    )
 
 
 class HandOver(HandingOver):
     """See HandingOver: to a host of ours. Opened, the destination has accepted."""
 
-    def __init__(
-        self,
-        request: MigrateRequest,
-        host: Host,
-        prepared: Prepared,
-        journals: Journals,
-        channel: Channel,
-        link: SourceLink,
-        connect: Connect,
-        progress: Progress,
-        report: SaveReport,
-    ) -> None:
+    def __init__(self, move: Move, channel: Channel, link: SourceLink, connect: Connect) -> None:
         self._rate = LinkRate(lambda: channel.connection.delivery_rate())
         sink = MeasuredSink(link.sink, self._rate)
-        super().__init__(request, host, prepared, journals, progress, report, sink, with_xl=False)
+        super().__init__(move, sink, with_xl=False)
         self._channel = channel
         self._link = link
         self._connect = connect
         self._is_given_up = False
-        offer = offer_of(request, prepared, self._head.migration)
+        offer = offer_of(move.request, move.prepared, self._head.migration)
         self._offered = link.offering(offer)
         self._coding: Coding | AutoCoding | None = None
 

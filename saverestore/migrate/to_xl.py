@@ -20,7 +20,7 @@ from saverestore.errors import (
 )
 from saverestore.migrate import addresses, xl_words
 from saverestore.migrate.copies import incoming_name
-from saverestore.migrate.handing_over import HandingOver, dry_run_of, hand_over
+from saverestore.migrate.handing_over import HandingOver, Move, dry_run_of, hand_over
 from saverestore.migrate.handover import BEFORE_GRANT, Event
 from saverestore.migrate.journal import Journals
 from saverestore.migrate.messages import Abort, Grant, Message, Running
@@ -66,38 +66,27 @@ def migrate_to_xl(
     On any error but InDoubt it runs here as before; a note says what xl may have left of it there.
     """
     report = SaveReport() if report is None else report
-    journals = journals or Journals()
 
     @contextmanager
-    def opening(here: Host, prepared: Prepared) -> Iterator[XlHandOver]:
-        shared_disks.check_movable(prepared.written)
-        with (
-            connect(request) as peer,
-            XlHandOver(request, here, prepared, journals, peer, progress, report) as one,
-        ):
+    def opening(move: Move) -> Iterator[XlHandOver]:
+        shared_disks.check_movable(move.prepared.written)
+        with connect(request) as peer, XlHandOver(move, peer) as one:
             yield one
 
     save = _save_of(request)
-    return hand_over(request, save, progress, report, opening, host=host, process_ends=process_ends)
+    return hand_over(
+        request, save, progress, report, opening, journals=journals, host=host, process_ends=process_ends
+    )
 
 
 class XlHandOver(HandingOver):
     """See HandingOver: to stock xl. Opened, xl is there and reads."""
 
-    def __init__(
-        self,
-        request: MigrateRequest,
-        host: Host,
-        prepared: Prepared,
-        journals: Journals,
-        peer: XlReceiver,
-        progress: Progress,
-        report: SaveReport,
-    ) -> None:
-        super().__init__(request, host, prepared, journals, progress, report, peer.sink, with_xl=True)
+    def __init__(self, move: Move, peer: XlReceiver) -> None:
+        super().__init__(move, peer.sink, with_xl=True)
         self._peer = peer
         self._why = ""
-        self._there = incoming_name(prepared.written.name)
+        self._there = incoming_name(move.prepared.written.name)
 
     def _greet(self) -> tuple[str, Notes]:
         """See HandingOver. xl keeps no journals."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from xen_lab import Guest, must, peak_memory_kib, run
+from launcher import Popen
+from xen_lab import COMMAND_TIMEOUT_S, Guest, domid_of, handles, must, peak_memory_kib, run
 
+from pyxc.control import DomainInfo
 from saverestore.stream import LibxcReader, LibxlReader, XlHeader
 from saverestore.stream.reader import PageData
 from saverestore.stream.records import End, HvmParams, Record, X86PvP2mFrames, X86PvVcpuBasic
@@ -108,6 +112,36 @@ def test_every_page_of_the_restored_domain_equals_the_saved_one_but_for_those_re
     differing = {pfn for pfn in saved if saved[pfn] != restored[pfn]}
     assert differing <= pages_that_restore_rewrites(images / "a.img"), sorted(map(hex, differing))[:20]
     guest.goes_on(before)
+
+
+@pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
+def test_xen_keeps_the_memory_that_a_domain_lacks_while_it_is_filled(guest: Guest, images: Path):
+    before = guest.state()
+    must("pysave", guest.name, str(images / "a.img"))
+    image = (images / "a.img").read_bytes()
+    with Popen(["pyrestore", "-q", "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as restoring:
+        assert restoring.stdin is not None
+        restoring.stdin.write(image[: len(image) // 2])
+        restoring.stdin.flush()
+        info = being_filled(guest.name)
+        assert info.tot_pages + info.outstanding_pages >= guest.memory_mib * 256
+        restoring.stdin.write(image[len(image) // 2 :])
+        restoring.stdin.close()
+        assert restoring.wait(COMMAND_TIMEOUT_S) == 0
+    guest.goes_on(before)
+    assert handles().xen.domain(guest.domid).outstanding_pages == 0
+
+
+def being_filled(name: str) -> DomainInfo:
+    """What Xen says of the domain of this name once some of its memory is there, and some is claimed for it."""
+    deadline = time.monotonic() + COMMAND_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if (domid := domid_of(name)) is not None:
+            info = handles().xen.domain(domid)
+            if info.outstanding_pages and info.tot_pages > 1024:
+                return info
+        time.sleep(0.2)
+    raise AssertionError(f"nothing was claimed for {name}")
 
 
 @pytest.mark.slow
