@@ -47,7 +47,7 @@ class EmptyXenDomain(EmptyDomain):
 
 
 class XenMaker:
-    """The lab's guest of one kind, booted once and kept until `close`."""
+    """The lab's guest of one kind, booted once and kept until `close`: paused, but for the test that has it."""
 
     def __init__(self, kind: str) -> None:
         self.name = f"xen-{kind}"
@@ -55,13 +55,17 @@ class XenMaker:
 
     @contextmanager
     def running(self) -> Iterator[SaveGuest]:
+        self._lab.wake()
         if not self._lab.is_running():
             self._lab.destroy()
             self._lab.create(pages=256, rate=500)
-        with open_handles() as self._handles:
-            guest = self._guest = opened(self._handles, self._lab.domid)
-            yield guest
-            guest.close()
+        try:
+            with open_handles() as self._handles:
+                guest = self._guest = opened(self._handles, self._lab.domid)
+                yield guest
+                guest.close()
+        finally:
+            self._lab.rest()
 
     def close(self) -> None:
         self._lab.destroy()

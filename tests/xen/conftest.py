@@ -122,9 +122,12 @@ def images() -> Iterator[Path]:
 def taken(request: pytest.FixtureRequest, pool: Pool, rate: int, *, ymm: bool = True) -> Iterator[Guest]:
     kind, vcpus = request.param
     found = pool.take(kind, vcpus, rate, ymm=ymm)
-    yield found
-    found.assert_clean()
-    assert found.is_running(), f"the test left {found.name} {state_of(found.name)}"
+    try:
+        yield found
+        found.assert_clean()
+        assert found.is_running(), f"the test left {found.name} {state_of(found.name)}"
+    finally:
+        pool.rest()
 
 
 @pytest.fixture
