@@ -30,6 +30,7 @@ FIRST = "_hosts"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cold: commands are started as a user does, not by a server")
     if config.stash[RUN].emulated is None and Pair().is_there:
         faults = Faults(Pair())
         config.stash[RUN].emulated = Emulated(
@@ -78,7 +79,8 @@ def pair() -> Iterator[Pair]:
     found = Pair()
     for host in found.hosts:
         run(host, "xl", "dmesg", "-c")  # triple faults of before
-    yield found
+    with pair_lab.quick_commands(found):
+        yield found
     for one in kept:
         one.destroy()
     kept.clear()
@@ -92,6 +94,16 @@ def a(pair: Pair) -> Host:
 @pytest.fixture
 def b(pair: Pair) -> Host:
     return pair.b
+
+
+@pytest.fixture(autouse=True)
+def commands_as_users_start_them(request: pytest.FixtureRequest, pair: Pair) -> Iterator[None]:
+    """For a test marked `cold`; others have their commands from a server."""
+    if request.node.get_closest_marker("cold"):
+        with pair_lab.cold_commands(pair):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture
@@ -110,8 +122,10 @@ def kept_guest(pair: Pair) -> Guest:
     if kept and not is_running(kept[0].host, kept[0].name):
         kept.pop().destroy()
     if not kept:
-        found = Guest(pair, "kept", "pv")  # the emulator is at its best with these
-        found.create(pair.a, pages=512, rate=50)  # it does not matter here how much it writes
+        # The emulator is at its best with PV guests. How much it writes does not matter here, and what its kernel
+        # has freed is sent as zeroes.
+        found = Guest(pair, "kept", "pv", memory_mib=96)
+        found.create(pair.a, pages=512, rate=50, more=("--extra", "init_on_free=1"))
         kept.append(found)
     return kept[0]
 

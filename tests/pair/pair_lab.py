@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -272,6 +272,43 @@ def wait_for_line(host: Host, guest: str, pattern: str, timeout_s: float = LINE_
 
 kept: list[Guest] = []
 """At most one: a guest that stays from test to test, as booting takes long (fixture `kept_guest`)."""
+
+
+QUICK = ("python3", "-IS", "/root/pysave/tests/pair/quick.py")
+"""Starts a script of ours in dom0 in an instant, see there."""
+
+COMMANDS = ("pymigrate",)
+"""What a word on its own starts so."""
+
+BEFORE = "/usr/local/sbin"
+"""Earlier in PATH than where the commands are."""
+
+
+@contextmanager
+def quick_commands(pair: Pair) -> Iterator[None]:
+    """Inside this block each dom0 has a server that starts our commands. A host that was switched off has none."""
+    with ExitStack() as servers:
+        for host in pair.hosts:
+            serve = ssh.command(host.place, host.require_up(), [QUICK[0], QUICK[-1], "--serve"])
+            server = servers.enter_context(subprocess.Popen(serve, stdin=subprocess.PIPE))
+            assert server.stdin is not None
+            servers.callback(server.stdin.close)
+            for name in COMMANDS:
+                must(host, "ln", "-sf", QUICK[-1], f"{BEFORE}/{name}")
+        yield
+
+
+@contextmanager
+def cold_commands(pair: Pair) -> Iterator[None]:
+    """Inside this block commands are started as a user starts them."""
+    for host in pair.hosts:
+        run(host, "rm", "-f", *(f"{BEFORE}/{name}" for name in COMMANDS))
+    try:
+        yield
+    finally:
+        for host in pair.hosts:
+            for name in COMMANDS:
+                must(host, "ln", "-sf", QUICK[-1], f"{BEFORE}/{name}")
 
 
 @contextmanager

@@ -68,7 +68,15 @@ def main(argv: list[str]) -> NoReturn:
     """Run what the words ask for, and end as it does."""
     if argv[0] == "--ssh":
         _, step, host, command = argv
-        words = ["python3", str(Path(__file__).resolve()), step, *shlex.split(command)[1:]]
+        here = Path(__file__).resolve()
+        words = [
+            "python3",
+            "-IS",
+            str(here.with_name("quick.py")),
+            str(here),
+            step,
+            *shlex.split(command)[1:],
+        ]
         os.execvp("ssh", ["ssh", host, shlex.join(words)])
     from saverestore.cli.pymigrate import command
     from saverestore.process import ending

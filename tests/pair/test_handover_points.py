@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import pytest
-from pair_lab import Command, Guest, cut_link, domains_of, is_running, kept, must, run, states_of
+from pair_lab import QUICK, Command, Guest, cut_link, domains_of, is_running, kept, must, run, states_of
 from xenlab.pair import Host, Pair
 
 STOPPING = "/root/pysave/tests/pair/stopping.py"
@@ -151,7 +151,7 @@ def begun(here: Host, there: Host, name: str, point: Point) -> Command:
         there.label,
     ]
     if point.side == SOURCE:
-        return Command(here, "python3", STOPPING, point.step, *words)
+        return Command(here, *QUICK, STOPPING, point.step, *words)
     return Command(here, "pymigrate", "--ssh", f"python3 {STOPPING} --ssh '{point.step}'", *words)
 
 

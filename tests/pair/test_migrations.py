@@ -23,6 +23,7 @@ def kinds(*slow_ones: tuple[str, int]) -> pytest.MarkDecorator:
 
 
 @core
+@pytest.mark.cold
 @kinds(("pvh", 2), ("pv", 2))
 def test_a_guest_that_writes_is_moved_live_there_and_back(a: Host, b: Host, guest: Guest) -> None:
     before = guest.state()

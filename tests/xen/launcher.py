@@ -185,7 +185,7 @@ def serve(listening: socket.socket) -> dict[str, Any] | None:
             if pid == 0:
                 for one in (connection, listening):
                     one.detach()  # closed with all that is not the command's
-                _become(request, descriptors)
+                become(request, descriptors)
                 return request
             for fd in descriptors:
                 os.close(fd)
@@ -217,7 +217,7 @@ def _forked() -> int:
     return pid
 
 
-def _become(request: dict[str, Any], descriptors: list[int]) -> None:
+def become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Be as a process that has just been started with this request."""
     targets = request["targets"]
     above = max(max(targets) + 1, 64)
