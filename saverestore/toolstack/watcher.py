@@ -43,7 +43,7 @@ class Watcher:
         try:
             self._answers, write_fd = os.pipe()
             try:
-                words = ["--ready-fd", str(write_fd), name]
+                words = ["--ready-fd", str(write_fd), "--", name]
                 self._process = _start(name, words, stdin=subprocess.PIPE, keep=write_fd)
             finally:
                 os.close(write_fd)

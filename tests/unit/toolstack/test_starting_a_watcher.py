@@ -18,7 +18,7 @@ from saverestore.toolstack import watcher
 
 
 def played_by(script: str, tmp_path: Path, monkeypatch) -> None:
-    """A bash script is the watcher: `$2` is the descriptor, `$3` the name; the domid comes on its standard input."""
+    """A bash script is the watcher: `$2` is the descriptor, `$4` the name; the domid comes on its standard input."""
     program = tmp_path / "pysave-watch"
     program.write_text(f"#!/bin/bash\n{script}\n")
     program.chmod(0o755)
@@ -32,10 +32,10 @@ def start(domid: int, name: str) -> None:
 
 
 def test_one_that_watches_is_left_to_it(tmp_path: Path, monkeypatch):
-    played_by('read domid; echo "domain $domid, $3" >&2; printf ready >&$2', tmp_path, monkeypatch)
-    start(7, "web/1")
-    log = tmp_path / "log" / "pysave-watch-web_1.log"
-    assert log.read_text() == "domain 7, web/1\n"
+    played_by('read domid; echo "domain $domid, $4" >&2; printf ready >&$2', tmp_path, monkeypatch)
+    start(7, "-web/1")  # what may look like an option is none
+    log = tmp_path / "log" / "pysave-watch--web_1.log"
+    assert log.read_text() == "domain 7, -web/1\n"
 
 
 def test_it_starts_before_there_is_a_domain_and_ends_where_none_comes_to_be(tmp_path: Path, monkeypatch):
