@@ -27,7 +27,7 @@ MIGRATE = {"bash": "_pymigrate_words", "zsh": "_pymigrate_words"}
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line that names the command's --help; exit code 2.
 
-    Options and arguments may come in any order.
+    Options and arguments may come in any order; what follows "--" is no option.
     """
 
     others: Mapping[str, Callable[[], Parser]]
@@ -43,7 +43,8 @@ class Parser(argparse.ArgumentParser):
     ) -> Any:
         """The arguments. Exits with code 2 for a mistake."""
         words = list(sys.argv[1:] if args is None else args)
-        if self._subparsers is not None:
+        # Intermixed, argparse would take what follows "--" for options.
+        if self._subparsers is not None or "--" in words:
             found, rest = self.parse_known_args(words, namespace)
         else:
             found, rest = self.parse_known_intermixed_args(words, namespace)
