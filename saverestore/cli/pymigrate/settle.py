@@ -110,7 +110,9 @@ def _recover(given: argparse.Namespace) -> int:
                     common.say(f"{PROG}: {settled.text}")
     elif not errors and not given.quiet:
         lost = [log for log in logs if log.state is State.LOST]
-        common.say(f"{PROG}: nothing to settle" + (f"; {len(lost)} were lost" if lost else ""))
+        was = "was" if len(lost) == 1 else "were"
+        earlier = f"; {common.counted(len(lost), 'earlier migration')} {was} lost, see '{PROG} status'"
+        common.say(f"{PROG}: nothing to settle{earlier if lost else ''}")
     for error in errors:
         common.say(f"{PROG}: {in_full(error, PROG)}")
     return int(exit_code_of(errors[0])) if errors else 0

@@ -202,6 +202,12 @@ def test_nothing_to_recover_is_no_failure(tmp_path):
     assert (done.returncode, done.stderr) == (0, "pymigrate: nothing to settle\n")
 
 
+def test_earlier_migrations_that_were_lost_are_counted(tmp_path):
+    journal_of(tmp_path, "LOST")
+    said = run("recover", "--all", journals=tmp_path).stderr
+    assert said == "pymigrate: nothing to settle; 1 earlier migration was lost, see 'pymigrate status'\n"
+
+
 def test_cancelling_what_was_granted_is_too_late(tmp_path):
     journal_of(tmp_path, "GRANTED")
     done = run("cancel", "web1", journals=tmp_path)
