@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _watch(given: argparse.Namespace) -> int:
     if given.late is not None:
         return _resume_if_late(given)
-    import pyxc.libxl  # noqa: F401 - all that takes time, before there is a domain
-    from saverestore.toolstack.watch import watch_domain
+    from saverestore.toolstack.watch import load, watch_domain
     from saverestore.toolstack.watcher import READY
 
+    load()  # what takes time, before there is a domain
     domain = given.domain if given.ready_fd is None else _from_starter()
     if not domain:
         return ExitCode.DONE  # none came to be

@@ -74,6 +74,11 @@ def action_for(config: dict[str, Any], reason: int) -> Action:
         return Action.PRESERVE
 
 
+def load() -> None:
+    """Load what watching needs, so that `watch_domain` begins at once. ImportError where there is no libxl."""
+    import pyxc.libxl  # noqa: F401
+
+
 def watch_domain(
     wanted: str, *, ready: Callable[[], None], undisturbed: Callable[[], AbstractContextManager[None]]
 ) -> None:
