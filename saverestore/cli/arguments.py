@@ -27,7 +27,8 @@ MIGRATE = {"bash": "_pymigrate_words", "zsh": "_pymigrate_words"}
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line that names the command's --help; exit code 2.
 
-    Options and arguments may come in any order; what follows "--" is no option.
+    Options and arguments may come in any order. What follows "--" is no option; where that matters, options come
+    before all arguments.
     """
 
     others: Mapping[str, Callable[[], Parser]]
@@ -43,11 +44,14 @@ class Parser(argparse.ArgumentParser):
     ) -> Any:
         """The arguments. Exits with code 2 for a mistake."""
         words = list(sys.argv[1:] if args is None else args)
-        # Intermixed, argparse would take what follows "--" for options.
-        if self._subparsers is not None or "--" in words:
+        # Intermixed, argparse drops "--" and takes what follows for options.
+        shielded = "--" in words and any(word.startswith("-") for word in words[words.index("--") + 1 :])
+        if self._subparsers is not None or shielded:
             found, rest = self.parse_known_args(words, namespace)
         else:
             found, rest = self.parse_known_intermixed_args(words, namespace)
+        if "--" in rest:
+            self._of_command(words).error("options must come before all arguments where '--' is used")
         if rest:
             self._of_command(words).error(_unexpected(rest))
         return found

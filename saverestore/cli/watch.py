@@ -84,9 +84,12 @@ def _watch(given: argparse.Namespace) -> int:
 
 
 def _from_starter() -> str:
-    """The number of the domain, once there is one; nothing when its starter has ended, or wants no watcher."""
+    """The number of the domain, once there is one; nothing when its starter has ended, or wants no watcher.
+
+    A line, not all up to the end: a process that the starter has forked may have the pipe as well.
+    """
     with open(0, "rb", closefd=False) as standard_input:
-        return standard_input.read().decode().strip()
+        return standard_input.readline().decode().strip()
 
 
 def _resume_if_late(given: argparse.Namespace) -> int:

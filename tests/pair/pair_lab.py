@@ -293,22 +293,33 @@ def quick_commands(pair: Pair) -> Iterator[None]:
             server = servers.enter_context(subprocess.Popen(serve, stdin=subprocess.PIPE))
             assert server.stdin is not None
             servers.callback(server.stdin.close)
-            for name in COMMANDS:
-                must(host, "ln", "-sf", QUICK[-1], f"{BEFORE}/{name}")
-        yield
+        _make_quick(pair)
+        try:
+            yield
+        finally:
+            _make_cold(pair)
 
 
 @contextmanager
 def cold_commands(pair: Pair) -> Iterator[None]:
     """Inside this block commands are started as a user starts them."""
-    for host in pair.hosts:
-        run(host, "rm", "-f", *(f"{BEFORE}/{name}" for name in COMMANDS))
+    _make_cold(pair)
     try:
         yield
     finally:
-        for host in pair.hosts:
-            for name in COMMANDS:
-                must(host, "ln", "-sf", QUICK[-1], f"{BEFORE}/{name}")
+        _make_quick(pair)
+
+
+def _make_quick(pair: Pair) -> None:
+    for host in pair.hosts:
+        for name in COMMANDS:
+            must(host, "ln", "-sf", QUICK[-1], f"{BEFORE}/{name}")
+
+
+def _make_cold(pair: Pair) -> None:
+    for host in pair.hosts:
+        if host.state is not None:
+            run(host, "rm", "-f", *(f"{BEFORE}/{name}" for name in COMMANDS))
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def serve() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for scripts
         while listening in select.select([listening, 0], [], [])[0]:
             connection, _ = listening.accept()
-            message, descriptors, _, _ = socket.recv_fds(connection, 1 << 17, 3)
+            message, descriptors, _, _ = socket.recv_fds(connection, launcher.LONGEST_REQUEST, 3)
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 pid = os.fork()

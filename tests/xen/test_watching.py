@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from scenarios import copy_goes_on
-from xen_lab import Guest, domid_of, must, run
-
-AWHILE_S = 90
-
-
-def comes_true(what: str, holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + AWHILE_S
-    while not holds():
-        assert time.monotonic() < deadline, f"not in {AWHILE_S} s: {what}"
-        time.sleep(0.5)
+from xen_lab import AWHILE_S, Guest, comes_true, domid_of, must, run
 
 
 def watchers_of(guest: Guest) -> list[str]:
     """Processes that watch domains with its name; one whose domain was saved ends in moments."""
     return run("pgrep", "-f", f"pysave-watch.* {guest.name}$").stdout.split()
-
-
-def has_one_watcher(guest: Guest) -> None:
-    comes_true("watched by one process", lambda: len(watchers_of(guest)) == 1)
 
 
 @pytest.mark.cold
@@ -39,13 +24,13 @@ def test_a_restored_domain_reboots_and_powers_off(kind: str, images: Path):
         must("pysave", guest.name, str(images / "a.img"))
         must("pyrestore", str(images / "a.img"))
         restored = guest.domid
-        has_one_watcher(guest)
+        assert len(watchers_of(guest)) == 1
         assert "watched already" in run("pysave-watch", guest.name).stderr
 
         must("xl", "reboot", guest.name)
         comes_true("rebooted", lambda: domid_of(guest.name) not in (None, restored))
         must("lab-guest", "wait", guest.name, "--timeout", str(AWHILE_S))
-        has_one_watcher(guest)
+        assert len(watchers_of(guest)) == 1
 
         must("xl", "shutdown", guest.name)
         comes_true("powered off and gone", lambda: domid_of(guest.name) is None)
@@ -75,7 +60,7 @@ def test_a_domain_that_is_saved_and_goes_on_is_watched_on_until_it_is_destroyed(
     must("pyrestore", str(images / "a.img"))
     must("pysave", "-c", "--overwrite", guest.name, str(images / "a.img"))
     guest.goes_on(before)
-    has_one_watcher(guest)
+    assert len(watchers_of(guest)) == 1
     guest.destroy()
     comes_true("nothing left that watches", lambda: not watchers_of(guest))
     must("pyrestore", str(images / "a.img"))

@@ -10,19 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher import Popen
 
 BOOT_TIMEOUT_S = 300
-"""An HVM guest takes up to 130 s: the device model hands its kernel over byte by byte, 50 s for 10 MB."""
+"""An HVM guest with a disk took 130 s, most of it while the device model handed its kernel over byte by byte."""
 BOOT_ATTEMPTS = 4
 LINE_TIMEOUT_S = 90
+AWHILE_S = 90
 QUIET_S = 3  # so long without a line, and a guest is looked for
 COMMAND_TIMEOUT_S = 300
 
@@ -296,8 +297,8 @@ class Guest:
 class Pool:
     """Guests that stay booted; one that a test lost is booted anew for the next.
 
-    They are paused but for the one that a test has taken: its dirtier takes half of the processors, and tests with
-    guests of their own took three times as long beside it.
+    They are paused but for the one that a test has taken: beside one that wrote as fast as it could, another guest
+    took 158 s instead of 50 to be booted and saved.
     """
 
     guests: dict[tuple[str, int], Guest] = field(default_factory=dict)
@@ -335,6 +336,18 @@ class Pool:
         for guest in self.guests.values():
             guest.destroy()
         self.guests.clear()
+
+
+Found = TypeVar("Found")
+
+
+def comes_true(what: str, holds: Callable[[], Found]) -> Found:
+    """Wait until this returns something: that."""
+    deadline = time.monotonic() + AWHILE_S
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not in {AWHILE_S} s: {what}"
+        time.sleep(0.5)
+    return found
 
 
 class Command:

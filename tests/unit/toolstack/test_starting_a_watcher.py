@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -82,3 +85,30 @@ def test_one_that_cannot_be_started_is_told(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(watcher, "path_of", lambda name: tmp_path / "nothing")
     with pytest.raises(XenRefused, match="could not be started"):
         start(7, "web1")
+
+
+def asked_for(domid: bytes, tmp_path: Path) -> tuple[int, str]:
+    """Our own watcher, where there is no Xen: its exit code, and what it answers to its starter."""
+    answers, write_fd = os.pipe()
+    words = [sys.executable, "-m", "saverestore.cli.watch", "--ready-fd", str(write_fd), "--", "web1"]
+    with os.fdopen(answers, "rb") as answer, (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[write_fd])
+        os.close(write_fd)
+        assert process.stdin is not None
+        with process.stdin as pipe:
+            pipe.write(domid)
+            if domid:
+                pipe.flush()  # and left open, as by a process that was forked meanwhile
+                return process.wait(60), answer.read().decode()
+        return process.wait(60), answer.read().decode()
+
+
+def test_it_begins_with_the_line_that_has_the_domain(tmp_path: Path):
+    code, answer = asked_for(b"7\n", tmp_path)
+    assert code != 0, "there is no Xen here"
+    assert answer not in ("", watcher.READY)
+
+
+def test_without_a_domain_it_ends_without_a_word(tmp_path: Path):
+    assert asked_for(b"", tmp_path) == (0, "")
+    assert (tmp_path / "log").read_bytes() == b""
