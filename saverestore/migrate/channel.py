@@ -113,9 +113,11 @@ class Channel:
         if self._failure is not None:
             raise self._failure
         timeout_s = self.connection.timeout_s
-        if self._is_cut or not waited_for(lambda s: self._writing.acquire(timeout=s), timeout_s):
-            raise BrokenPeer(self.peer, "cannot be written to any more: a message was cut short")
+        if not waited_for(lambda s: self._writing.acquire(timeout=s), timeout_s):
+            raise PeerTimeout(self.peer, timeout_s, "took nothing")
         try:
+            if self._is_cut:
+                raise BrokenPeer(self.peer, "cannot be written to any more: a message was cut short")
             self._is_cut = True
             self.connection.outgoing.writev(buffers)
             self._is_cut = False
@@ -135,12 +137,14 @@ class Channel:
     def _keep_alive(self) -> None:
         frame = protocol.pack(KeepAlive())
         while not self._closing.wait(self._keepalive_s):
-            if self._is_cut or not self._writing.acquire(timeout=self._keepalive_s):
+            if not self._writing.acquire(timeout=self._keepalive_s):
                 continue  # something is being written, which is as good
             try:
-                if self._is_looked_after:
+                if self._is_looked_after or self._is_cut:
                     return
+                self._is_cut = True
                 self.connection.outgoing.write(frame)
+                self._is_cut = False
             except (SaveRestoreError, OSError, ValueError):
                 return  # whoever writes or reads next finds out
             finally:

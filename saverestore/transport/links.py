@@ -384,9 +384,12 @@ class LinkedConnection:
     def wait_until(self, condition: threading.Condition, is_so: Callable[[], bool], what: str) -> None:
         """Wait, with the lock held inside `is_so`. BrokenPeer when that cannot come any more, PeerTimeout."""
         begun = time.monotonic()
+        was_so = False  # once is enough: a link that breaks behind it may make it untrue again
 
         def is_over() -> bool:
-            return is_so() or self._is_broken() or self._is_closed
+            nonlocal was_so
+            was_so = is_so()
+            return was_so or self._is_broken() or self._is_closed
 
         def look(seconds: float) -> bool:
             with self._lock:
@@ -396,7 +399,7 @@ class LinkedConnection:
 
         waited_for(look)
         with shield(), self._lock:
-            if is_so():
+            if was_so:
                 return
             if self._is_closed:
                 raise BrokenPeer(self.peer, "is not connected any more: the connection was closed here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -176,6 +177,36 @@ def test_nothing_is_said_behind_a_message_that_was_cut():
             one.say_data([bytes(8 << 20)])
         with pytest.raises(BrokenPeer, match="a message was cut short"):
             one.say(Abort(ID))
+
+
+def test_nothing_is_said_behind_a_keepalive_that_was_cut():
+    one, other = channels(timeout_s=0.2)
+    with one, other:
+        greet_both(one, other)
+        with contextlib.suppress(PeerTimeout):
+            while True:  # until not even a keepalive fits
+                one.connection.outgoing.write(bytes(1))
+        end = time.monotonic() + 20
+        while sum(thread.name == "migration-keepalive" for thread in threading.enumerate()) > 1:
+            assert time.monotonic() < end  # the keepalives of `one` end, as they cannot be sent
+            time.sleep(NAP_S)
+        with pytest.raises(BrokenPeer, match="a message was cut short"):
+            one.say(Abort(ID))
+
+
+def test_two_threads_may_say_something_at_once():
+    one, other = channels()
+    with one, other:
+        writers = [threading.Thread(target=one.say_data, args=([bytes(4 << 20)],)) for _ in range(3)]
+        for writer in writers:
+            writer.start()
+        source = MessageSource(other)
+        source.skip(12 << 20)
+        for writer in writers:
+            writer.join()
+        one.say(Abort(ID, "both were whole"))
+        with pytest.raises(SaidOtherwise, match="both were whole"):
+            source.read(1)
 
 
 def test_long_buffers_are_cut_into_messages_that_are_allowed(monkeypatch):
