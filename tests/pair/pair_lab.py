@@ -125,6 +125,8 @@ class Guest:
     ) -> None:
         """Boot it and wait for its first line; again when it fails, as nothing of ours has touched it yet."""
         self._stays = [_Stay(host, 0)]
+        for other in self.pair.hosts:  # from a guest of that name that was never adopted
+            run(other, "rm", "-f", f"{CONSOLES}/guest-{self.name}--incoming.log")
         for attempt in range(1, BOOT_ATTEMPTS + 1):
             done = run(
                 host, "lab-guest", "create", self.name, "--kind", self.kind, "--vcpus", str(self.vcpus),
