@@ -64,7 +64,9 @@ class Result:
         """Why it failed, in one line."""
         if self.exit_code is None:
             return "not begun"
-        return str(self.facts.get("error") or self.said.strip().replace("\n", "; ") or "ended without a word")
+        return str(
+            self.facts.get("error") or self.said.strip().replace("\n", "; ") or "ended without a message"
+        )
 
 
 class Running(Protocol):

@@ -157,7 +157,7 @@ def _restore(given: argparse.Namespace) -> int | None:
     )
     address = address_of(request.image, tls=request.tls)
     if given.dry_run and address is not None:
-        raise UsageError(f"{request.image}: a dry run would take the image from who sends it")
+        raise UsageError(f"{request.image}: a dry run would use up the image that is being sent")
     if given.dry_run:
         return common.print_findings("pyrestore", dry_run(request))
     report = RestoreReport()
