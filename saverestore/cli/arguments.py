@@ -212,7 +212,9 @@ def ports(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
     low, high = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
     if not 0 < low <= high < 1 << 16:
-        raise argparse.ArgumentTypeError(f"must be a port or a range of them, as 8710-8725, not '{text}'")
+        raise argparse.ArgumentTypeError(
+            f"must be a port or a range of ports, such as 8710-8725, not '{text}'"
+        )
     return low, high
 
 

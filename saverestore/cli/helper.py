@@ -19,7 +19,8 @@ libxl runs this program instead of its own libxl-save-helper, and talks to it th
 
   LIBXL_SAVE_HELPER=/path/to/pysave-helper xl save|restore|migrate ...
 
-pysave's engine then reads and writes memory and processors; libxl still handles devices. Nobody starts it so by hand.
+pysave's engine then reads and writes memory and processors; libxl still handles devices. Nobody starts it this
+way by hand.
 
 --enable makes it the helper of every xl on this host, and of migrations that arrive here: a diversion of dpkg's keeps
 Xen's own helper aside, also when Xen is upgraded. Domains that run are not touched.

@@ -99,7 +99,7 @@ def _describe(place: Place) -> str:
         case State.LOST:
             return (
                 f"xl can save and restore nothing: {place.own} points to {place.target}, which does not exist; "
-                f"'{HELPER} --disable' or '{HELPER} --enable' mends it"
+                f"'{HELPER} --disable' or '{HELPER} --enable' repairs it"
             )
         case State.OTHERS:
             return f"xl starts a helper that is neither Xen's own nor this one: {place.own}"

@@ -34,18 +34,20 @@ def add_many(group: argparse._ArgumentGroup, what: str) -> None:
         "--parallel",
         metavar="N",
         type=arguments.rounds,
-        help=f"{what}s under way at one time; default {PARALLEL}",
+        help=f"how many {what}s run at the same time; default {PARALLEL}",
     )
     group.add_argument(
         "--within",
         metavar="SECONDS",
         type=arguments.timeout,
-        help=f"after this time begin no {what}, and end those under way, which then leave things as they were",
+        help=f"after this time start no more {what}s, and end those that run: each undoes what it did, as after "
+        "Ctrl-C",
     )
     group.add_argument(
         "--on-failure",
         choices=("continue", "stop"),
-        help=f"after a {what} that failed: continue (the default) with the others; stop begins no more",
+        help=f"after a {what} that failed: continue (the default) starts the others all the same; stop starts no "
+        "more",
     )
 
 
@@ -64,7 +66,9 @@ class Result:
         """Why it failed, in one line."""
         if self.exit_code is None:
             return "not begun"
-        return str(self.facts.get("error") or self.said.strip().replace("\n", "; ") or "ended without a word")
+        return str(
+            self.facts.get("error") or self.said.strip().replace("\n", "; ") or "ended without a message"
+        )
 
 
 class Running(Protocol):

@@ -29,9 +29,9 @@ examples:
   pyrestore --new-uuid --name web1-copy --config web1-copy.cfg web1.img
                                         a copy beside web1, with disks and MACs of its own
 
-Devices are restored by libxl; the bare toolstack restores none besides the console. A process stays, as one of
-'xl restore' does: when the domain powers off, reboots or crashes, it does what the domain's configuration says. See
-'pysave-watch --help'.
+Devices are restored by libxl; the bare toolstack restores none besides the console. A process, pysave-watch, stays
+behind, as one of 'xl restore' does: when the domain powers off, reboots or crashes, it does what the domain's
+configuration says. See 'pysave-watch --help'.
 
 Options that have a value may be set in the table [pyrestore] of /etc/xen/pysave.toml.
 """
@@ -98,7 +98,7 @@ def command_parser() -> arguments.Parser:
         "--no-watch",
         dest="watch",
         action="store_false",
-        help="start no pysave-watch: when the domain powers off, reboots or crashes, it stays as it is then",
+        help="do not start pysave-watch: a domain that powers off, reboots or crashes then stays in that state",
     )
     arguments.finish(parser)
     return parser
@@ -157,7 +157,7 @@ def _restore(given: argparse.Namespace) -> int | None:
     )
     address = address_of(request.image, tls=request.tls)
     if given.dry_run and address is not None:
-        raise UsageError(f"{request.image}: a dry run would take the image from who sends it")
+        raise UsageError(f"{request.image}: a dry run would use up the image that is being sent")
     if given.dry_run:
         return common.print_findings("pyrestore", dry_run(request))
     report = RestoreReport()

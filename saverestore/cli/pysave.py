@@ -86,9 +86,8 @@ def command_parser() -> arguments.Parser:
     recovery.add_argument(
         "--recover",
         action="store_true",
-        help="do not save: put DOMAIN right after a pysave that was killed, and resume it if it is "
-        "suspended. Do not use "
-        "it while xl saves or migrates the domain",
+        help="do not save: repair DOMAIN after a pysave that was killed, and resume it if it is suspended. Do not "
+        "use it while xl saves or migrates the domain",
     )
     arguments.finish(parser)
     return parser
@@ -96,11 +95,16 @@ def command_parser() -> arguments.Parser:
 
 def _add_common(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--live", action="store_true", help="send memory while the domain runs, and suspend it last"
+        "--live",
+        action="store_true",
+        help="send memory while the domain runs, and suspend it for the last round only",
     )
     after = group.add_mutually_exclusive_group()
     after.add_argument(
-        "-c", "--leave-running", action="store_true", help="resume the domain after the save, not destroy it"
+        "-c",
+        "--leave-running",
+        action="store_true",
+        help="resume the domain after the save instead of destroying it",
     )
     after.add_argument(
         "-p", "--leave-paused", action="store_true", help="leave the domain paused after the save"
@@ -136,8 +140,8 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
         "--no-space-check",
         dest="space_check",
         action="store_false",
-        help="do not look whether there is room for the image, neither before nor, with --live, after each round: "
-        "for file systems that compress, or have more room than they say",
+        help="do not check whether there is room for the image, neither before the save nor, with --live, after each "
+        "round: for file systems that compress, or have more room than they report",
     )
     common.add_dry_run(group, "save")
     reporting.add_report(group, "save")
@@ -154,8 +158,9 @@ def _add_all(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--if-unsaveable",
         choices=("leave", "shutdown"),
-        help="what becomes of a domain that could not be saved, for whatever reason: leave (the default) it running; "
-        "shutdown has it power off, unless somebody else saves or moves it, and waits up to two minutes for that",
+        help="what is done with a domain that could not be saved, for whatever reason: leave (the default) keeps it "
+        "running; shutdown powers it off, and waits up to two minutes for that. A domain that is paused, or that "
+        "another program saves, migrates or restores, is left alone",
     )
 
 

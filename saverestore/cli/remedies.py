@@ -53,7 +53,7 @@ ANYWHERE = {
     Remedy.DESTROY_OUTGOING: "'xl destroy {object}--migratedaway' there removes its copy",
     Remedy.MAKE_CERTIFICATES: "'pymigrate make-ca DIR' and 'pymigrate make-cert DIR HOST' make them",
     Remedy.LET_DATA_THROUGH: (
-        "'pymigrate receive --ports' there says which ports a firewall has to let through, "
+        "'pymigrate receive --ports' there limits the ports that a firewall has to let through, "
         "'pymigrate --data-address' names another address, 'pymigrate --over-ssh' asks for ssh alone"
     ),
     Remedy.TRUST_NETWORK: "'pymigrate --trust-network' and 'pymigrate receive --trust-network' declare it trusted",

@@ -45,7 +45,8 @@ def add_following(group: argparse._ArgumentGroup, what: str) -> None:
         "--events",
         metavar="FILE|FD",
         help=f"add a line of JSON for each phase and round of the {what}, each second of a round, and the end, to "
-        "FILE, or write it to the descriptor of this number. A reader that is slow or gone does not hold the work up",
+        "FILE, or write it to the descriptor of this number. A reader that is slow or gone does not delay the "
+        f"{what}",
     )
     arguments.complete(events, arguments.FILE)
     metrics = group.add_argument(

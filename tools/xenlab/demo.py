@@ -16,7 +16,7 @@ IMAGE = "/dev/shm/web1.img"
 
 DESCRIPTION = """\
 Boots real Xen in the lab (emulated: no Xen hardware needed), starts a guest that checks itself, saves it with
-pysave, brings it back with pyrestore, and shows that it goes on where it stopped. Then live, while it runs.
+pysave, brings it back with pyrestore, and shows that it resumes where it stopped. Then live, while it runs.
 """
 
 

@@ -50,7 +50,7 @@ def add_to(commands: Subparsers) -> None:
     )
     add_image(verify, "file or directory with images; '-' is standard input", nargs="+")
     verify.add_argument(
-        "--json", action="store_true", help="print JSON, for programs: of several images a list"
+        "--json", action="store_true", help="print JSON, for programs; a list for several images"
     )
 
 

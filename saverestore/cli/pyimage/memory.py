@@ -66,7 +66,7 @@ def pfns_from(text: str) -> tuple[int, int]:
     found = PFNS.fullmatch(text)
     if not found:
         raise argparse.ArgumentTypeError(
-            f"must be a pfn or a range of pfns, as 17 or 0x10-0x1f, not '{text}'"
+            f"must be a pfn or a range of pfns, such as 17 or 0x10-0x1f, not '{text}'"
         )
     first = _number(found[1])
     last = first if found[2] is None else _number(found[2])

@@ -41,8 +41,8 @@ def add_to(commands: Subparsers) -> None:
         "list",
         run_list,
         "list the images of a store: domain, time, size on disk, kind, Xen, whether whole",
-        "Images are looked through, and their pages are not read: 'whole' means that nothing is missing. --verify "
-        "compares their digests, too. The exit code is 4 when one is not whole.",
+        "Pages are not read: 'whole' means that nothing is missing. --verify reads them and compares digests, too. "
+        "The exit code is 4 when an image is not whole.",
     )
     _add_folder(listing)
     listing.add_argument("--verify", action="store_true", help="read all pages, and compare digests")
@@ -64,7 +64,9 @@ def add_to(commands: Subparsers) -> None:
         rules.add_argument(f"--keep-{rule}", metavar="N", type=_count, default=0, help=f"keep the N {what}")
     prune.add_argument("--domain", metavar="NAME", help="prune only the images of this domain")
     prune.add_argument(
-        "--verify", action="store_true", help="an image is whole only if its digest holds, too"
+        "--verify",
+        action="store_true",
+        help="read all pages: an image counts as whole only if its digest holds, too",
     )
     prune.add_argument("--dry-run", action="store_true", help="print what would be removed; make no changes")
 

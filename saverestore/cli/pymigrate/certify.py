@@ -16,8 +16,8 @@ can receive domains, and send them: keep DIR on one machine, and off the hosts.
 """
 
 MAKE_CERT = """\
-Have the CA in DIR certify a host: DIR/NAME/cert.pem, key.pem and ca.pem. Copy them to /etc/xen/pymigrate/ of that
-host. Prints the certificate's fingerprint, as a receiver's list of who may connect has it.
+Make a certificate for a host, issued by the CA in DIR: DIR/NAME/cert.pem, key.pem and ca.pem. Copy them to
+/etc/xen/pymigrate/ of that host. Prints the certificate's fingerprint, a line for the list of who may connect.
 """
 
 DAYS = 825
@@ -28,7 +28,7 @@ def make_ca_parser() -> arguments.Parser:
     """What reads the command line of `make-ca`."""
     examples = "examples:\n  pymigrate make-ca /root/xen-ca\n"
     parser = arguments.parser(f"{PROG} make-ca", MAKE_CA, examples)
-    _add_folder(parser, "the CA's directory; made where it is missing")
+    _add_folder(parser, "the CA's directory; created if it does not exist")
     group = parser.add_argument_group("options")
     _add_days(group, CA_DAYS)
     arguments.finish(parser)
@@ -53,6 +53,7 @@ def make_cert_parser() -> arguments.Parser:
     """What reads the command line of `make-cert`."""
     examples = (
         "examples:\n  pymigrate make-cert /root/xen-ca host2 host2.example.org 10.0.0.2\n"
+        f"  ssh root@host2 mkdir -p {certificates.FOLDER}\n"
         f"  scp /root/xen-ca/host2/*.pem root@host2:{certificates.FOLDER}/\n"
     )
     parser = arguments.parser(f"{PROG} make-cert", MAKE_CERT, examples)
@@ -61,7 +62,7 @@ def make_cert_parser() -> arguments.Parser:
         "names",
         metavar="NAME",
         nargs="+",
-        help="the host's names and addresses: all by which it is reached. Its directory is called as the first",
+        help="the host's names and addresses: all by which it is reached. Its directory is named after the first",
     )
     group = parser.add_argument_group("options")
     _add_days(group, DAYS)

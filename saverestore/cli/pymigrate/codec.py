@@ -21,16 +21,16 @@ def add_codec(group: argparse._ArgumentGroup) -> None:
         "--codec",
         metavar="CODEC",
         help="how pages are coded: none; zstd[:LEVEL], lz4, deflate; xor, the differences from the version of a page "
-        "that was sent last; auto (the default), for each batch the one by which it arrives first, by what the link, "
-        "the codecs and idle cores were measured to do. A receiver that knows none gets none",
+        "that was sent last; auto (the default) measures the link, the codecs and the idle cores, and chooses for "
+        "each batch of pages what should arrive first. A receiver that knows no codecs gets uncoded pages",
     )
     group.add_argument(
         "--xor-cache",
         metavar="MIB",
         type=arguments.mebibytes,
         default=XOR_CACHE_MIB,
-        help="how much memory is used here for versions that were sent last, for xor; 1 to 16384, default "
-        f"{XOR_CACHE_MIB}",
+        help="for xor: how much memory, in MiB, this host uses to keep the versions of pages that were sent last; 1 "
+        f"to 16384, default {XOR_CACHE_MIB}",
     )
 
 

@@ -43,11 +43,11 @@ examples:
   pymigrate --downtime-ms 300 --report web1.html web1 root@host2
   pymigrate --to-xl web1 host3          host3 has Xen and xl, and no pysave
   pymigrate --dry-run web1 host2        print all problems, on both hosts
-  pymigrate web1 web2 db1 host2         some at a time; 'pymigrate --all host2' empties this host
+  pymigrate web1 web2 db1 host2         two at a time; 'pymigrate --all host2' moves all domains of this host
 
 HOST is a host for ssh; tls://HOST[:PORT], where both sides have certificates; unix:PATH; or tcp://HOST:PORT on a
-network that both sides declare trusted. Disks are found by the same path on both hosts; those that are not raw, and
-devices that belong to one host, are unsupported.
+network that both sides declare trusted. Disks must have the same path on both hosts, unless --config names other
+paths. Disks that are not raw, and devices that belong to one host, are unsupported.
 
 --to-xl is for a host without pysave: ssh starts 'xl migrate-receive' there. xl checks nothing beforehand and keeps no
 journal. Up to the grant any failure leaves the domain running here, as usual. If the connection ends between the
@@ -107,8 +107,9 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         "--dirty",
         choices=("auto", "log", "digest"),
         default="auto",
-        help="how dirty pages are tracked: log, the hypervisor's log-dirty (PVH; PV only where Xen has shadow "
-        "paging); digest, by comparing contents, which works everywhere; auto (the default): log where there is one",
+        help="how dirty pages are tracked: log, the hypervisor's log-dirty (PVH and HVM; PV only where Xen has "
+        "shadow paging); digest, by comparing contents, which works everywhere; auto (the default): log where there "
+        "is one",
     )
     group.add_argument(
         "--downtime-ms",
@@ -148,8 +149,8 @@ def _add_hosts(group: argparse._ArgumentGroup) -> None:
         metavar="SECONDS",
         type=arguments.timeout,
         default=60.0,
-        help="how long to ask again when HOST does not answer to the grant, or to wait for xl's report; default 60. "
-        "Then exit code 7",
+        help="how long to keep asking when HOST does not answer the grant, or to wait for xl's report; default 60. "
+        "After that: exit code 7",
     )
 
 
@@ -159,7 +160,8 @@ def add_ssh(group: argparse._ArgumentGroup) -> None:
         "--ssh",
         metavar="COMMAND",
         default=os.environ.get("PYMIGRATE_SSH", "ssh"),
-        help="what reaches the other host, called with HOST and a command line; default: $PYMIGRATE_SSH, or ssh",
+        help="the program that reaches the other host, called with HOST and a command line; default: $PYMIGRATE_SSH, "
+        "or ssh",
     )
 
 

@@ -19,8 +19,8 @@ MOST_BY_DEFAULT = 4
 """Connections. A guess: nothing was measured yet."""
 
 BWLIMIT = """\
-Change the bandwidth limit of a migration that another process of this host works on. RATE is as 50MiB/s, 50MB/s or
-400Mbit/s; none lifts the limit. It holds at once. Prints the limit before.
+Change the bandwidth limit of a migration that another process of this host works on. RATE is 50MiB/s, 50MB/s or
+400Mbit/s, for example; none lifts the limit. The change takes effect at once. Prints the new limit and the old one.
 """
 
 
@@ -30,7 +30,7 @@ def add_link(group: argparse._ArgumentGroup) -> None:
         "--bwlimit",
         metavar="RATE",
         type=arguments.rate,
-        help="send at most so much, the last round included: 50MiB/s, 50MB/s or 400Mbit/s; at least 64KiB/s. "
+        help="send no faster than this, the last round included: 50MiB/s, 50MB/s or 400Mbit/s; at least 64KiB/s. "
         "Default: no limit",
     )
     group.add_argument(
@@ -52,33 +52,33 @@ def add_link(group: argparse._ArgumentGroup) -> None:
         metavar="SECONDS",
         type=arguments.silence,
         default=10.0,
-        help="a connection that brings nothing for so long counts as broken; at least 2, default 10",
+        help="a connection on which nothing arrives for this long counts as broken; 2 to 600, default 10",
     )
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--source",
         metavar="ADDRESS",
-        help="the address of this host that connections leave from; not of ssh, which has BindAddress",
+        help="the address of this host that connections leave from; not for ssh, which has BindAddress",
     )
     which.add_argument(
         "--interface",
         metavar="IF",
-        help="the network interface that connections leave by, whatever the routes are; not of ssh, which has "
+        help="the network interface that connections leave by, whatever the routes are; not for ssh, which has "
         "BindInterface",
     )
     group.add_argument(
         "--dscp",
         metavar="CLASS",
         type=arguments.dscp,
-        help="mark what is sent here with this class for routers: 0 to 63, or a name: cs1, af11, ef, le; not of ssh, "
-        "which has IPQoS",
+        help="mark packets from this host with this class for routers: 0 to 63, or a name: cs1, af11, ef, le; not "
+        "for ssh, which has IPQoS",
     )
     beside = group.add_mutually_exclusive_group()
     beside.add_argument(
         "--over-ssh",
         action="store_true",
         help="send everything over the one ssh connection. By default ssh only begins the migration: data goes over "
-        "TLS connections to a port of HOST, by certificates made for this migration, and over ssh where that port "
+        "TLS connections to a port of HOST, with certificates made for this migration, and over ssh where that port "
         "cannot be reached",
     )
     beside.add_argument(

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from saverestore.transport.connection import Connection
 
 DESCRIPTION = """\
-Receive a domain that 'pymigrate' sends, or answer to its recovery: one connection, on standard input and output. ssh
-starts this; start it yourself only to listen. With --from-xl, receive one that stock 'xl migrate' sends.
+Receive a domain that 'pymigrate' sends, or answer a 'pymigrate recover': one connection, on standard input and
+output. ssh starts this; start it yourself only to listen. With --from-xl, receive a domain that stock 'xl migrate'
+sends.
 """
 
 EPILOG = """\
@@ -29,12 +30,12 @@ examples:
   pymigrate receive --listen unix:/run/migrate.sock
   pymigrate receive --listen tcp://10.0.0.2:8700 --trust-network
 
-A key of ssh that may do this and nothing else, in root's authorized_keys:
+An ssh key that may do this and nothing else, in root's authorized_keys:
   restrict,command="pymigrate receive" ssh-ed25519 AAAA… root@host1
 
-Started by ssh, it listens at a port of its own for TLS connections of this migration, by certificates that both sides
-make for it and tell each other over ssh. --ports and the others may be set in the table [pymigrate-receive] of
-/etc/xen/pysave.toml.
+Started by ssh, it listens at a port of its own for TLS connections of this migration, with certificates that both
+sides make for it and exchange over ssh. --ports, --data-listen, --cert, --key, --ca and --allow may be set in the
+table [pymigrate-receive] of /etc/xen/pysave.toml.
 
 --from-xl, on the host that has the domain, which needs no pysave ('-s ""' makes xl run its last argument as it is):
   xl migrate -s '' web1 'exec ssh host2 pymigrate receive --from-xl'
@@ -56,7 +57,7 @@ def receive_parser() -> arguments.Parser:
     group.add_argument(
         "--tls",
         action="store_true",
-        help="standard input is a connection for TLS, as systemd and inetd pass it",
+        help="speak TLS on standard input, which is a connection that systemd or inetd has accepted",
     )
     group.add_argument(
         "--ports",

@@ -25,7 +25,7 @@ code 7.
 """
 
 STATUS = """\
-Show the migrations that this host has taken part in, the latest last, and how far each is.
+Show the migrations that this host has taken part in, the latest last, and the state of each.
 """
 
 CANCEL = """\
@@ -54,8 +54,16 @@ def recover_parser() -> arguments.Parser:
     parser = _parser("recover", RECOVER, "examples:\n  pymigrate recover web1\n  pymigrate recover --all\n")
     _add_domain(parser, optional=True)
     group = parser.add_argument_group("options")
-    group.add_argument("--all", action="store_true", help="of every domain, as at the start of the host")
-    group.add_argument("--peer", metavar="HOST", help="how the other host is reached, if not as it was then")
+    group.add_argument(
+        "--all",
+        action="store_true",
+        help="settle the migrations of all domains, for example after this host has booted",
+    )
+    group.add_argument(
+        "--peer",
+        metavar="HOST",
+        help="where the other host is reached now, if not as during the migration",
+    )
     group.add_argument(
         "--force",
         choices=("run", "destroy"),
@@ -66,7 +74,7 @@ def recover_parser() -> arguments.Parser:
         "--ssh",
         metavar="COMMAND",
         default=os.environ.get("PYMIGRATE_SSH", "ssh"),
-        help="what reaches the other host; default: $PYMIGRATE_SSH, or ssh",
+        help="the program that reaches the other host; default: $PYMIGRATE_SSH, or ssh",
     )
     certificates.add_certificates(group)
     arguments.finish(parser)

@@ -94,7 +94,7 @@ def check_from_xl(parser: arguments.Parser, given: argparse.Namespace) -> None:
     if given.from_xl and (given.tls or given.listen is not None):
         parser.error("--from-xl is for standard input and output, and excludes --tls and --listen")
     if given.paused and not given.from_xl:
-        parser.error("--paused needs --from-xl; otherwise the source says so")
+        parser.error("--paused needs --from-xl; otherwise the source decides")
 
 
 def receive_from_xl(

@@ -431,7 +431,7 @@ def test_ctrl_c_removes_the_socket_at_which_a_restore_waits(tmp_path, number):
     [
         (["pysave", "--tls", "web1", "x.img"], ExitCode.USAGE, "TLS is for tcp:// only"),
         (["pysave", "web1", "tcp://nowhere"], ExitCode.USAGE, "is not tcp://HOST:PORT"),
-        (["pyrestore", "--dry-run", "tcp://:1"], ExitCode.USAGE, "a dry run would take the image"),
+        (["pyrestore", "--dry-run", "tcp://:1"], ExitCode.USAGE, "a dry run would use up the image"),
         (["pyrestore", "tcp://:x"], ExitCode.USAGE, "is not tcp://HOST:PORT"),
         (["pyrestore", "--tls", "--allow", "/no/such", "tcp://:1"], ExitCode.USAGE, "/no/such: no such file"),
         (["pyrestore", "--toolstack", "bare", "unix:/no/such/socket"], ExitCode.IO, "cannot listen there"),
