@@ -154,7 +154,7 @@ def _ask_source(
             elif isinstance(said, Aborted):
                 side.happen(Event.HEARD_ABORTED, reason=for_people(said.reason))
             elif isinstance(said, Lost):
-                raise InDoubt(f"{address} has lost its copy: {for_people(said.reason)}")
+                raise InDoubt(f"{address} has lost its own copy of the domain")
             else:
                 raise InDoubt(f"{address} has no journal of this migration")
     except SaidOtherwise as error:
