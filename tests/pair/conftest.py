@@ -81,9 +81,8 @@ def pair() -> Iterator[Pair]:
         run(host, "xl", "dmesg", "-c")  # triple faults of before
     with pair_lab.quick_commands(found):
         yield found
-    for one in kept:
-        one.destroy()
-    kept.clear()
+    while kept:
+        kept.pop().destroy()
 
 
 @pytest.fixture
@@ -107,8 +106,15 @@ def commands_as_users_start_them(request: pytest.FixtureRequest, pair: Pair) -> 
 
 
 @pytest.fixture
-def guest(request: pytest.FixtureRequest, pair: Pair, a: Host) -> Iterator[Guest]:
-    """A running, healthy guest on hosta; parametrised, of that (kind, vcpus)."""
+def no_kept_guest(pair: Pair) -> None:
+    """No guest of an earlier test is on either host."""
+    while kept:
+        kept.pop().destroy()
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, pair: Pair, a: Host, no_kept_guest: None) -> Iterator[Guest]:
+    """A running, healthy guest on hosta, and no other on either host; parametrised, of that (kind, vcpus)."""
     kind, vcpus = getattr(request, "param", ("pvh", 1))
     found = Guest(pair, f"{kind}{vcpus}", kind, vcpus)
     found.create(a)

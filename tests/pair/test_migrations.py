@@ -75,7 +75,7 @@ def numbers_heard(b: Host) -> list[int]:
     ("kind", "vcpus"), [("pvh", 1), pytest.param("pv", 1, marks=slow), pytest.param("hvm", 1, marks=core)]
 )
 def test_disk_and_network_connection_of_a_guest_go_on_at_the_other_host(
-    pair: Pair, a: Host, b: Host, kind: str, vcpus: int
+    pair: Pair, a: Host, b: Host, no_kept_guest: None, kind: str, vcpus: int
 ) -> None:
     must(b, f"setsid python3 -c '{LISTENER}' </dev/null >{HEARD} 2>&1 & sleep 2")
     guest = Guest(pair, f"{kind}-equipped", kind, vcpus, HVM_MEMORY_MIB if kind == "hvm" else MEMORY_MIB)
