@@ -80,7 +80,8 @@ class Qmp:
     def command(self, name: str, *, pass_fd: int | None = None, **arguments: Any) -> Any:
         """Carry out a command: what it returns. QmpError when it failed, or was not answered in time.
 
-        Without an answer the conversation is closed: what came later would be taken for the next command's answer.
+        Without an answer, be it because of a signal, the conversation is closed: what came later would be taken for
+        the next command's answer.
         """
         deadline = time.monotonic() + self._timeout_s
         message = {"execute": name} | ({"arguments": arguments} if arguments else {})
@@ -91,15 +92,9 @@ class Qmp:
                 self._socket.sendall(data)
             else:
                 socket.send_fds(self._socket, [data], [pass_fd])
-            while True:
+            answer: dict[str, Any] = {}
+            while not answer.keys() & {"error", "return"}:  # anything else is an event
                 answer = self._receive(deadline)
-                if "error" in answer:
-                    failure = answer["error"]
-                    reason = failure.get("desc", failure) if isinstance(failure, dict) else failure
-                    raise QmpError(f"the device model of domain {self._domid} could not {name}: {reason}")
-                if "return" in answer:
-                    return answer["return"]
-                # Anything else is an event.
         except TimeoutError as error:
             self.close()
             raise QmpError(
@@ -108,6 +103,14 @@ class Qmp:
         except OSError as error:
             self.close()
             raise QmpError(f"the device model of domain {self._domid}: {name}: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+        if "error" in answer:
+            failure = answer["error"]
+            reason = failure.get("desc", failure) if isinstance(failure, dict) else failure
+            raise QmpError(f"the device model of domain {self._domid} could not {name}: {reason}")
+        return answer["return"]
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         while b"\n" not in self._text:
@@ -145,7 +148,8 @@ class DeviceModel:
     """The QEMU of one HVM domain, run by libxl in domain 0.
 
     A conversation is opened for each step, as libxl must be able to hold its own meanwhile; but one is held from
-    before the guest is suspended until it runs again, or another program could keep us from it just then.
+    before the guest is suspended until it runs again, or another program could keep us from it just then. Where that
+    broke, or a signal came amid a command of it, the next step opens one of its own.
     `connect` opens a socket to its monitor; otherwise that is the one which libxl has it listen on.
     """
 
@@ -191,9 +195,10 @@ class DeviceModel:
         try:
             found.settimeout(self._timeout_s)
             found.connect(str(path))
-        except OSError as error:
+        except BaseException as error:  # a signal, too: QEMU would go on serving this one
             found.close()
-            error.filename = str(path)
+            if isinstance(error, OSError):
+                error.filename = str(path)
             raise
         return found
 

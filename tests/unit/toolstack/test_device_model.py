@@ -8,6 +8,8 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -297,23 +299,109 @@ def test_libxls_socket_is_used_unless_another_is_given(monkeypatch, tmp_path, qe
         thread.join()
 
 
-def test_a_signal_while_it_is_silent_ends_the_wait_at_once_and_it_may_run_again(qemu):
-    def interrupt(_conversation: Conversation) -> None:
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+@contextmanager
+def signals_raise() -> Iterator[Callable[[], None]]:
+    """`Interrupted` for SIGUSR1 inside the block; what sends one to the main thread."""
 
     def raise_interrupted(*_: object) -> None:
         raise Interrupted("SIGUSR1")
 
     before = signal.signal(signal.SIGUSR1, raise_interrupted)
     try:
-        qemu.instead_of("stop", interrupt)
+        yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_while_it_is_silent_ends_the_wait_at_once_and_it_may_run_again(qemu):
+    with signals_raise() as interrupt:
+        qemu.instead_of("stop", lambda conversation: interrupt())
         client = client_of(qemu)
         with pytest.raises(Interrupted):
             client.stop()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
     client.resume()
     assert qemu.commands[-1] == "cont"
+
+
+@pytest.mark.parametrize("command", ["stop", "xen-save-devices-state"])
+def test_after_a_signal_amid_a_command_it_is_let_run_in_a_second_conversation(qemu, command):
+    """The late answer would be taken for that of `cont`, and QEMU drops what is queued when its client hangs up."""
+    client = client_of(qemu)
+    with signals_raise() as interrupt:
+        client.hold()
+        over = threading.Event()
+
+        def answer_late(conversation: Conversation) -> None:
+            qemu.running = False
+            interrupt()
+            over.wait(20)
+            conversation.send_message({"return": {}})
+
+        qemu.instead_of(command, answer_late)
+        with pytest.raises(Interrupted):
+            client.stop()
+        over.set()
+    client.resume()
+    assert qemu.commands[-2:] == ["qmp_capabilities", "cont"]
+    assert qemu.running
+
+
+def test_after_a_signal_amid_a_command_an_error_that_answers_cont_is_raised(qemu):
+    client = client_of(qemu)
+    with signals_raise() as interrupt:
+        client.hold()
+
+        def answer_late(conversation: Conversation) -> None:
+            interrupt()
+            conversation.send_message({"return": {}})
+
+        qemu.instead_of("stop", answer_late)
+        with pytest.raises(Interrupted):
+            client.stop()
+    qemu.instead_of("cont", lambda conversation: conversation.fail("the image is locked"))
+    with pytest.raises(QmpError, match="could not cont: the image is locked"):
+        client.resume()
+
+
+def test_an_answer_that_is_none_ends_the_conversation_that_is_held(qemu):
+    client = client_of(qemu)
+    client.hold()
+    qemu.instead_of("stop", lambda conversation: conversation.send(b"what?\r\n" + b'{"return": {}}\r\n'))
+    with pytest.raises(QmpError, match="answers no JSON"):
+        client.stop()
+    client.resume()
+    assert qemu.commands[-2:] == ["qmp_capabilities", "cont"]
+
+
+def test_an_error_that_qemu_answers_leaves_the_conversation_held(qemu):
+    client = client_of(qemu)
+    client.hold()
+    qemu.instead_of("add-fd", lambda conversation: conversation.fail("no room"))
+    with pytest.raises(QmpError, match="no room"):
+        client.stop()
+    client.resume()
+    assert qemu.commands.count("qmp_capabilities") == 1
+    assert qemu.running
+
+
+def test_a_signal_as_libxls_socket_was_connected_leaves_no_conversation(monkeypatch, tmp_path):
+    """The exception keeps the frame, and the frame the socket: QEMU would wait for it, and we for QEMU."""
+    monkeypatch.setattr(device_model, "RUN_DIR", tmp_path)
+    made: list[socket.socket] = []
+
+    class Interrupting(socket.socket):
+        def connect(self, address: str) -> None:
+            super().connect(address)
+            made.append(self)
+            raise Interrupted("SIGUSR1")
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "qmp-libxl-7"))
+        listening.listen()
+        monkeypatch.setattr(socket, "socket", Interrupting)
+        with pytest.raises(Interrupted):
+            DeviceModel(MemoryStore(NODES), 7).check()
+    assert made[0].fileno() == -1
 
 
 @pytest.mark.parametrize("status", [{}, [], {"running": "yes"}])
