@@ -92,6 +92,33 @@ def test_what_another_is_writing_is_left_alone(tmp_path, caplog):
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_complete_file_is_not_taken_for_abandoned_just_before_it_has_its_name(
+    tmp_path, monkeypatch, overwrite
+):
+    """Another save to the same name begins at that very moment."""
+
+    def amid_another(call):
+        def wrapped(*arguments: object) -> object:
+            with NewFile(tmp_path / "out.img", overwrite=True) as other:
+                other.sink.write(b"other")
+                return call(*arguments)
+
+        return wrapped
+
+    monkeypatch.setattr("os.link", amid_another(os.link))
+    monkeypatch.setattr(Path, "rename", amid_another(Path.rename))
+    write(tmp_path / "out.img", overwrite=overwrite)
+    assert content_of(tmp_path) == ["out.img"]
+    assert (tmp_path / "out.img").read_bytes() == DATA
+
+
+def test_naming_a_file_leaves_no_descriptor_open(tmp_path):
+    before = content_of(Path("/proc/self/fd"))
+    write(tmp_path / "out.img")
+    assert content_of(Path("/proc/self/fd")) == before
+
+
 def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks here")
