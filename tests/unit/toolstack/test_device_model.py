@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import socket
 import threading
@@ -16,7 +17,9 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
+from saverestore import interrupts
 from saverestore.errors import DomainError, ErrorName, Interrupted
+from saverestore.guest.x86.hvm import log_dirty_with
 from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, LibxlRecordType
 from saverestore.testing.qmp import Conversation, FakeQemu
 from saverestore.testing.store import MemoryStore
@@ -254,6 +257,88 @@ def test_silence_is_waited_for_once_and_what_was_not_answered_is_named(qemu):
     with pytest.raises(QmpError, match="did not answer 'xen-save-devices-state'"):
         client_of(qemu, SHORT_S).stop()
     assert "remove-fd" not in qemu.commands
+
+
+@pytest.mark.parametrize("silent", ["greeting", "qmp_capabilities", "xen-set-global-dirty-log"])
+@pytest.mark.parametrize("held", [True, False])
+def test_turning_log_dirty_off_waits_a_short_time_for_all_of_it(qemu, monkeypatch, silent, held):
+    """It is shielded from signals, and comes after whatever has failed."""
+    client = client_of(qemu)
+    client.log_dirty(on=True)
+    if held:
+        client.hold()
+    monkeypatch.setattr(device_model, "AGAIN_S", 0.1)
+    qemu.instead_of(silent, lambda conversation: None)
+    begun = time.monotonic()
+    if held and silent != "xen-set-global-dirty-log":
+        client.log_dirty(on=False)
+    else:
+        with pytest.raises(QmpError, match=r"did not answer .*within 0\.\d+ s"):
+            client.log_dirty(on=False)
+    assert time.monotonic() - begun < 1
+
+
+def test_each_step_of_turning_log_dirty_off_takes_of_the_same_time(qemu, monkeypatch):
+    monkeypatch.setattr(device_model, "AGAIN_S", 1.0)
+
+    def late(conversation: Conversation) -> None:
+        time.sleep(0.7)
+        conversation.send_message({"return": {}})
+
+    qemu.instead_of("qmp_capabilities", late)
+    qemu.instead_of("xen-set-global-dirty-log", late)
+    begun = time.monotonic()
+    with pytest.raises(QmpError, match="did not answer 'xen-set-global-dirty-log'"):
+        client_of(qemu).log_dirty(on=False)
+    assert time.monotonic() - begun < 1.3
+
+
+def test_commands_of_a_held_conversation_have_their_own_time_again_after_log_dirty_is_off(qemu, monkeypatch):
+    monkeypatch.setattr(device_model, "AGAIN_S", 0.1)
+
+    def late(conversation: Conversation) -> None:
+        time.sleep(0.3)
+        conversation.send_message({"return": {}})
+
+    client = client_of(qemu)
+    client.log_dirty(on=True)
+    client.hold()
+    client.stop()
+    client.log_dirty(on=False)
+    qemu.instead_of("cont", late)
+    client.resume()
+    assert qemu.commands[-1] == "cont"
+
+
+@pytest.mark.parametrize("silent", ["greeting", "qmp_capabilities"])
+def test_a_signal_while_a_busy_one_is_to_log_is_heeded_though_that_is_shielded(qemu, silent):
+    """Nothing has been asked of it yet."""
+
+    def interrupt(_conversation: Conversation) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    qemu.instead_of(silent, interrupt)
+    begun = time.monotonic()
+    closed: list[bool] = []
+    log = SimpleNamespace(take=None, close=lambda: closed.append(True))
+    with interrupts.handled(), pytest.raises(Interrupted), interrupts.shield():
+        log_dirty_with(client_of(qemu), lambda: log)
+    assert time.monotonic() - begun < 5
+    assert closed == [True]
+    assert "xen-set-global-dirty-log" not in qemu.commands
+
+
+def test_a_signal_once_it_was_asked_to_log_waits_for_its_answer(qemu):
+    def interrupt(conversation: Conversation) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        qemu.dirty_log = True
+        conversation.send_message({"return": {}})
+
+    qemu.instead_of("xen-set-global-dirty-log", interrupt)
+    with interrupts.handled(), pytest.raises(Interrupted), interrupts.shield():
+        client_of(qemu).log_dirty(on=True)
+    assert qemu.dirty_log
 
 
 def test_a_monitor_that_another_program_uses_is_busy_until_that_hangs_up(qemu):
