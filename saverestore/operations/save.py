@@ -197,8 +197,17 @@ def _commit_image(
 ) -> None:
     """The image is on the disk and has its name: from here on the request is carried out, not given up."""
     written_at = host.clock()
-    commit.finish()
-    report.stored_bytes = commit.stored_bytes
+    try:
+        commit.finish()
+        report.stored_bytes = commit.stored_bytes
+        if commit.handed_over():
+            interrupts.too_late()
+            session.give_away()
+    except BaseException as error:
+        if not commit.handed_over(error):
+            raise
+        interrupts.too_late()
+        session.give_away()
     report.sync_s = host.clock() - written_at
     with shield():
         if request.final_state is not FinalState.RUN:  # else it may have been resumed already
