@@ -155,8 +155,13 @@ class NewFile:
             except TransportError:
                 self._temporary = None  # there is none, or it is somebody else's
                 raise
-            # Another process may have taken it for abandoned before it was locked.
-            if _lock(descriptor) is not False and _is_there(path):
+            try:
+                # Another process may have taken it for abandoned before it was locked.
+                is_ours = _lock(descriptor) is not False and _is_there(path)
+            except BaseException:  # a signal
+                os.close(descriptor)
+                raise
+            if is_ours:
                 return descriptor
             os.close(descriptor)
             with contextlib.suppress(OSError):
@@ -283,8 +288,10 @@ class NewFile:
         descriptor = self._open_temporary()
         try:
             return SparseFileSink(descriptor, str(self.path))
-        except OSError as error:
+        except BaseException as error:  # a signal, too
             os.close(descriptor)
+            if not isinstance(error, OSError):
+                raise
             raise TransportError(
                 f"cannot write {self.path}: {error.strerror}", name=name_of_errno(error.errno)
             ) from error
