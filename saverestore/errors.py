@@ -85,7 +85,7 @@ class ErrorName(StrEnum):
     DOMAIN_CANNOT_SUSPEND = "domain_cannot_suspend", "the guest reports that it cannot suspend"
     DOMAIN_CHANGED = (
         "domain_changed",
-        "the domain changed its memory's layout during the save; a second try may work",
+        "the domain's memory layout or devices changed during the save; a second try may work",
     )
     DOMAIN_UNREADABLE = "domain_unreadable", "memory, page tables or registers of the domain cannot be read"
     DOMAIN_UNSUPPORTED = "domain_unsupported", "the domain is of a kind, or has state, that cannot be saved"

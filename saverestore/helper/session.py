@@ -69,8 +69,8 @@ def serve(
     measured = RestoreReport()
     result, errnoval = SUCCEEDED, 0
     task: Task | None = None
-    try:
-        with interrupts.handled():
+    with interrupts.handled():
+        try:
             try:
                 task = Task.of(environment)
                 _work(arguments, channel, environment, task, measured)
@@ -85,10 +85,11 @@ def serve(
                         leave_report(task, measured, error)
                 _log_failure(channel, error, errnoval, describe if task is None else fact_of)
             channel.ask(MessageType.COMPLETE, result, errnoval)
-    except LibxlGone as error:
-        if MessageType.SUSPEND in channel.questions:
-            _resume(arguments.domid, error)
-        raise
+        except LibxlGone as error:
+            interrupts.too_late()  # what ended xl (its terminal went) may reach us now, and nobody else resumes it
+            if MessageType.SUSPEND in channel.questions:
+                _resume(arguments.domid, error)
+            raise
     return ExitCode.DONE
 
 

@@ -153,6 +153,11 @@ class HandingOver(ABC):
         self._await_ready()
         self._progress.phase(f"granting it to {self.name}: from now on it is too late to cancel")
 
+    def handed_over(self, error: BaseException | None = None) -> bool:
+        """See Commit: not before it is granted."""
+        del error
+        return False
+
     def commit(self) -> None:
         """See Commit: GRANTED is on the disk, and the other side has heard it.
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import Advice, ErrorName, ExitCode, Remedy, SaveRestoreError, UsageError
+from saverestore.errors import Advice, ErrorName, ExitCode, Remedy, SaveRestoreError, UsageError, fact_of
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.transport.base import ByteSink, ImageSink
 from saverestore.transport.descriptor import Descriptor
-from saverestore.transport.image_sockets import NoVerdict, Receiver, address_of, descriptor, receiver_at
+from saverestore.transport.image_sockets import Receiver, address_of, descriptor, receiver_at
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.paced import PacedSink
 from saverestore.transport.sockets import Address
@@ -67,6 +67,12 @@ class Commit(Protocol):
 
     def finish(self) -> None:
         """All of the image was written to `sink`: bring it to safety. May take long, and may be interrupted."""
+
+    def handed_over(self, error: BaseException | None = None) -> bool:
+        """Once `finish` has returned, or `error` has ended it: whether somebody else may run the domain already.
+
+        Then no failure may resume it here, `error` does not end the save, and `final_state` says what came of it.
+        """
 
     def commit(self) -> None:
         """The last step, and a short one: when it returns, the image is safe for good.
@@ -144,6 +150,11 @@ class FileCommit:
         self.sink.finish()
         self._place.sync()
 
+    def handed_over(self, error: BaseException | None = None) -> bool:
+        """See Commit."""
+        del error
+        return False
+
     def commit(self) -> None:
         """See Commit."""
         self._place.publish()
@@ -167,7 +178,7 @@ class SocketCommit:
         self.hands_over = request.final_state is FinalState.DESTROY
         self._receiver = receiver
         self._domain = request.domain
-        self._doubt: NoVerdict | None = None
+        self._doubt: BaseException | None = None
 
     def free_bytes(self) -> int | None:
         """See Commit."""
@@ -180,12 +191,15 @@ class SocketCommit:
     def finish(self) -> None:
         """See Commit."""
         self.sink.finish()
-        try:
-            self._receiver.end()
-        except NoVerdict as error:
-            if not self.hands_over:
-                raise
+        self._receiver.end()
+
+    def handed_over(self, error: BaseException | None = None) -> bool:
+        """See Commit."""
+        if not (self.hands_over and self._receiver.may_restore):
+            return False
+        if not self._receiver.has_restored:
             self._doubt = error
+        return True
 
     def commit(self) -> None:
         """See Commit."""
@@ -194,7 +208,7 @@ class SocketCommit:
         """See Commit. SaveInDoubt when the peer may have restored it."""
         if self._doubt is not None:
             raise SaveInDoubt(
-                f"{self._doubt}; {self._domain} is still here, suspended, and must not be resumed while "
+                f"{fact_of(self._doubt)}; {self._domain} is still here, suspended, and must not be resumed while "
                 "it runs there",
                 remedies=[Advice(Remedy.RECOVER_UNLESS_THERE, self._domain)],
             ) from self._doubt

@@ -105,6 +105,10 @@ class Host:
             self.handles, domain.info, suspending, device_model, gic_version=config.gic_version
         )
 
+    def devices_of(self, domain: Domain) -> dict[str, str]:
+        """Its devices now, each with its medium. See `domains.devices_with_media`."""
+        return domains.devices_with_media(self.handles.store, domain.domid)
+
     def flush_disks(self, config: GuestConfig) -> None:
         """What a suspended domain has written is on its disks. See `shared_disks.flush`."""
         shared_disks.flush(config)

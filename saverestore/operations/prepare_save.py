@@ -22,6 +22,7 @@ from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.operations.room import Storing, estimate, full_size
 from saverestore.stream.digest_algorithms import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
 from saverestore.toolstack import decisions, host_fit
+from saverestore.toolstack.condition import Condition
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
@@ -34,7 +35,7 @@ LOG = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Prepared:
     """A domain that can be saved, and who does what of it. `config`: its configuration; `written`: the one that the
-    image gets."""
+    image gets; `devices`: what it had when that was read, see `Host.devices_of`."""
 
     domain: Domain
     toolstack: Toolstack
@@ -45,6 +46,7 @@ class Prepared:
     guest: SaveGuest
     digest: DigestAlgorithm | None
     throttle: Throttle | None
+    devices: dict[str, str]
 
 
 def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitStack) -> Prepared:
@@ -71,6 +73,7 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     device_model = None
     with findings.check():
         device_model = toolstack.device_model_of(domain)
+    devices = host.devices_of(domain)  # first: what changes from here on is noticed
     config = toolstack.config_of(domain)
     written = config
     with findings.check():
@@ -90,7 +93,9 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     if device_model is not None:
         stack.callback(device_model.close)
     guest = host.save_guest(domain, config, device_model, suspending)
-    return Prepared(domain, toolstack, config, written, device_model, suspending, guest, digest, throttle)
+    return Prepared(
+        domain, toolstack, config, written, device_model, suspending, guest, digest, throttle, devices
+    )
 
 
 def _check_devices(
@@ -143,6 +148,30 @@ def _check_passed_through(domain: Domain, config: GuestConfig, request: SaveRequ
         "%s has passed-through PCI devices (%s): their state is not in the image",
         domain,
         ", ".join(devices),
+    )
+
+
+def check_devices_kept(host: Host, prepared: Prepared) -> None:
+    """DomainError when the domain, which is suspended, has other devices than the configuration in its image.
+
+    Its memory knows those of now. Of one that somebody is destroying, all there is may be this image.
+    """
+    domain, before, now = prepared.domain, prepared.devices, host.devices_of(prepared.domain)
+    if now == before or host.look_up(domain).condition in (Condition.GONE, Condition.DYING):
+        return
+    changes = [
+        *(f"{device} was attached" for device in now if device not in before),
+        *(f"{device} was detached" for device in before if device not in now),
+        *(
+            f"the medium of {device} was changed"
+            for device in now
+            if now[device] != before.get(device, now[device])
+        ),
+    ]
+    raise DomainError(
+        f"the devices of {domain} changed while it was being saved: {', '.join(changes)}",
+        name=ErrorName.DOMAIN_CHANGED,
+        remedies=[Advice(Remedy.TRY_AGAIN)],
     )
 
 

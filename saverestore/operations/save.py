@@ -28,7 +28,7 @@ from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.pending import to_be_restored
 from saverestore.operations.preflight import Findings
-from saverestore.operations.prepare_save import Prepared, check_room, placed, prepare
+from saverestore.operations.prepare_save import Prepared, check_devices_kept, check_room, placed, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.process import ending
 from saverestore.stream.codecs import Coding
@@ -133,7 +133,11 @@ def _write_head(
 def _look_outside_memory(
     host: Host, prepared: Prepared, request: SaveRequest, session: SaveSession
 ) -> list[dict[str, Any]]:
-    """What the image is to know of the suspended domain's disks, once the command that was asked for has been run."""
+    """What the image is to know of the suspended domain's disks, once the command that was asked for has been run.
+
+    DomainError when the domain's devices are not those of the image any more.
+    """
+    check_devices_kept(host, prepared)
     if request.while_suspended is not None:
         while_suspended.run(request.while_suspended, prepared.domain, request.image)
     noted = host.disks_of(prepared.config) if request.note_disks else []
@@ -193,8 +197,17 @@ def _commit_image(
 ) -> None:
     """The image is on the disk and has its name: from here on the request is carried out, not given up."""
     written_at = host.clock()
-    commit.finish()
-    report.stored_bytes = commit.stored_bytes
+    try:
+        commit.finish()
+        report.stored_bytes = commit.stored_bytes
+        if commit.handed_over():
+            interrupts.too_late()
+            session.give_away()
+    except BaseException as error:
+        if not commit.handed_over(error):
+            raise
+        interrupts.too_late()
+        session.give_away()
     report.sync_s = host.clock() - written_at
     with shield():
         if request.final_state is not FinalState.RUN:  # else it may have been resumed already

@@ -51,6 +51,10 @@ DEVICE_LISTS = {
     "usbdevs": "USB device",
 }
 
+# What is used as text, or as a number, where there is any.
+DEVICE_TEXTS = {"disks": ("vdev", "pdev_path", "script"), "nics": ("mac", "bridge", "script")}
+PCI_ADDRESS = ("domain", "bus", "dev", "func")
+
 
 @dataclass(frozen=True)
 class GuestConfig(Machine):
@@ -126,6 +130,7 @@ def parse(data: bytes) -> GuestConfig:
         max_vcpus = _whole(build, "max_vcpus", 1, lowest=1, highest=MAX_VCPUS)
         max_kib = _whole(build, "max_memkb", build.get("target_memkb"), lowest=1, highest=MAX_KIB)
         _check_devices(raw)
+        _check_sections(build)
         return GuestConfig(
             raw=raw,
             name=str(create["name"]),
@@ -173,6 +178,21 @@ def _check_devices(raw: dict[str, Any]) -> None:
         devices = raw.get(key) or []
         if not isinstance(devices, list) or not all(isinstance(device, dict) for device in devices):
             raise ValueError(f"{key} is not a list of devices")
+    for key, names in DEVICE_TEXTS.items():
+        for device in raw.get(key) or []:
+            for name in names:
+                if not isinstance(device.get(name), str | None):
+                    raise ValueError(f"{name} of one of its {key} is {device[name]!r}")
+    for device in raw.get("pcidevs") or []:
+        for name in PCI_ADDRESS:
+            int(device.get(name) or 0)
+
+
+def _check_sections(build: dict[str, Any]) -> None:
+    for name, section in build.items():
+        is_section = name.startswith("type.") or (name == "sched_params" and section is not None)
+        if is_section and not isinstance(section, dict):
+            raise ValueError(f"{name} is {section!r}")
 
 
 def _kind(create: dict[str, Any], build: dict[str, Any]) -> str:

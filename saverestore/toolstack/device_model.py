@@ -8,6 +8,7 @@ Its state is what a fresh QEMU is started from: registers of emulated devices, n
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pyxc import XenStore
+from saverestore import interrupts
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.suspend import Suspending
 from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, EmulatorId, EmulatorState, LibxlRecordType
@@ -26,10 +28,15 @@ TIMEOUT_S = 30.0
 """How long an answer may take. libxl, which may be talking to the same QEMU, waits 10 s for its own."""
 
 AGAIN_S = 5.0
-"""The same when it is to run again after a failure: the guest stands still meanwhile."""
+"""The same when it is to run again after a failure: the guest stands still meanwhile. And for all that turns
+log-dirty off, which no signal ends.
+"""
 
 NOT_IN_STATE = "non-migratable device"
 """How QEMU, from 6.0 on, names a device whose state it would leave out without a word (migration/savevm.c)."""
+
+SHORTEST_S = 0.001
+"""To send a command in: no time at all would be another kind of socket."""
 
 LONGEST_ANSWER = 1 << 20
 T = TypeVar("T")
@@ -43,11 +50,25 @@ class QmpError(DomainError):
 
 
 class Qmp:
-    """One conversation with QEMU. It serves one at a time; the next waits until this is closed."""
+    """One conversation with QEMU. It serves one at a time; the next waits until this is closed.
 
-    def __init__(self, connect: Callable[[], socket.socket], domid: int, timeout_s: float) -> None:
+    `timeout_s`: how long the greeting and each answer may take. `ends_at`: when the last of them must have come, in
+    time.monotonic(). `heeds`: a signal ends the wait for the greeting also in a `shield`: nothing has begun then.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], socket.socket],
+        domid: int,
+        timeout_s: float,
+        *,
+        ends_at: float = math.inf,
+        heeds: bool = False,
+    ) -> None:
+        self.ends_at = ends_at
         self._domid = domid
         self._timeout_s = timeout_s
+        self._heeds = heeds
         self._text = b""
         self.closed = False
         try:
@@ -62,12 +83,14 @@ class Qmp:
                 f"/var/log/xen/qemu-dm-*.log"
             ) from error
         try:
-            self._receive(time.monotonic() + timeout_s)  # the greeting
+            limit_s = self._limit_s()
+            self._receive(time.monotonic() + limit_s)  # the greeting
             self.command("qmp_capabilities")
+            self._heeds = False
         except TimeoutError as error:
             self.close()
             raise QmpError(
-                f"the device model of domain {domid} did not answer within {timeout_s:g} s; it is busy, stopped "
+                f"the device model of domain {domid} did not answer within {limit_s:.3g} s; it is busy, stopped "
                 "or another program is connected to it"
             ) from error
         except OSError as error:
@@ -77,44 +100,57 @@ class Qmp:
             self.close()
             raise
 
+    def _limit_s(self) -> float:
+        """How long the next answer may take."""
+        return max(0.0, min(self._timeout_s, self.ends_at - time.monotonic()))
+
     def command(self, name: str, *, pass_fd: int | None = None, **arguments: Any) -> Any:
         """Carry out a command: what it returns. QmpError when it failed, or was not answered in time.
 
-        Without an answer the conversation is closed: what came later would be taken for the next command's answer.
+        Without an answer, be it because of a signal, the conversation is closed: what came later would be taken for
+        the next command's answer.
         """
-        deadline = time.monotonic() + self._timeout_s
+        limit_s = self._limit_s()
+        deadline = time.monotonic() + limit_s
         message = {"execute": name} | ({"arguments": arguments} if arguments else {})
         try:
             data = json.dumps(message).encode() + b"\r\n"
-            self._socket.settimeout(self._timeout_s)
+            self._socket.settimeout(max(limit_s, SHORTEST_S))
             if pass_fd is None:
                 self._socket.sendall(data)
             else:
                 socket.send_fds(self._socket, [data], [pass_fd])
-            while True:
+            answer: dict[str, Any] = {}
+            while not answer.keys() & {"error", "return"}:  # anything else is an event
                 answer = self._receive(deadline)
-                if "error" in answer:
-                    failure = answer["error"]
-                    reason = failure.get("desc", failure) if isinstance(failure, dict) else failure
-                    raise QmpError(f"the device model of domain {self._domid} could not {name}: {reason}")
-                if "return" in answer:
-                    return answer["return"]
-                # Anything else is an event.
         except TimeoutError as error:
             self.close()
             raise QmpError(
-                f"the device model of domain {self._domid} did not answer {name!r} within {self._timeout_s:g} s"
+                f"the device model of domain {self._domid} did not answer {name!r} within {limit_s:.3g} s"
             ) from error
         except OSError as error:
             self.close()
             raise QmpError(f"the device model of domain {self._domid}: {name}: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+        if "error" in answer:
+            failure = answer["error"]
+            reason = failure.get("desc", failure) if isinstance(failure, dict) else failure
+            raise QmpError(f"the device model of domain {self._domid} could not {name}: {reason}")
+        return answer["return"]
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         while b"\n" not in self._text:
             if (left_s := deadline - time.monotonic()) <= 0:
                 raise TimeoutError
-            self._socket.settimeout(left_s)
-            data = self._socket.recv(1 << 16)
+            self._socket.settimeout(min(left_s, interrupts.HEED_S) if self._heeds else left_s)
+            try:
+                data = self._socket.recv(1 << 16)
+            except TimeoutError:
+                if self._heeds:
+                    interrupts.raise_pending()
+                continue
             if not data:
                 raise QmpError(f"the device model of domain {self._domid} is gone")
             self._text += data
@@ -145,7 +181,8 @@ class DeviceModel:
     """The QEMU of one HVM domain, run by libxl in domain 0.
 
     A conversation is opened for each step, as libxl must be able to hold its own meanwhile; but one is held from
-    before the guest is suspended until it runs again, or another program could keep us from it just then.
+    before the guest is suspended until it runs again, or another program could keep us from it just then. Where that
+    broke, or a signal came amid a command of it, the next step opens one of its own.
     `connect` opens a socket to its monitor; otherwise that is the one which libxl has it listen on.
     """
 
@@ -165,13 +202,19 @@ class DeviceModel:
         self._held: Qmp | None = None
 
     @contextmanager
-    def _qmp(self) -> Iterator[Qmp]:
-        """The conversation that is held, or one for this block."""
-        if self._held is not None and not self._held.closed:
-            yield self._held
+    def _qmp(self, *, within_s: float = math.inf, heeds: bool = False) -> Iterator[Qmp]:
+        """The conversation that is held, or one for this block, which has so long for all of it. See Qmp."""
+        ends_at = time.monotonic() + within_s
+        held = self._held
+        if held is not None and not held.closed:
+            held.ends_at = ends_at
+            try:
+                yield held
+            finally:
+                held.ends_at = math.inf
             return
         timeout_s = self._timeout_s if self._state is None else min(self._timeout_s, AGAIN_S)
-        with Qmp(self._connect, self._domid, timeout_s) as qmp:
+        with Qmp(self._connect, self._domid, timeout_s, ends_at=ends_at, heeds=heeds) as qmp:
             yield qmp
 
     def hold(self) -> None:
@@ -191,9 +234,10 @@ class DeviceModel:
         try:
             found.settimeout(self._timeout_s)
             found.connect(str(path))
-        except OSError as error:
+        except BaseException as error:  # a signal, too: QEMU would go on serving this one
             found.close()
-            error.filename = str(path)
+            if isinstance(error, OSError):
+                error.filename = str(path)
             raise
         return found
 
@@ -231,8 +275,11 @@ class DeviceModel:
             )
 
     def log_dirty(self, *, on: bool) -> None:
-        """Have it tell the hypervisor which pages of the domain it writes, or no longer."""
-        with self._qmp() as qmp:
+        """Have it tell the hypervisor which pages of the domain it writes, or no longer.
+
+        Signals are heeded until it has been asked to, also in a `shield`. To turn it off takes `AGAIN_S` or fails.
+        """
+        with self._qmp(heeds=True) if on else self._qmp(within_s=AGAIN_S) as qmp:
             qmp.command("xen-set-global-dirty-log", enable=on)
 
     def stop(self) -> None:

@@ -146,6 +146,15 @@ def devices_of(store: XenStore, domid: int) -> list[str]:
     return found
 
 
+def devices_with_media(store: XenStore, domid: int) -> dict[str, str]:
+    """The same, each with what libxl opened for it: a CD may be changed. "" where nothing is noted."""
+    found = {}
+    for device in devices_of(store, domid):
+        kind, number = device.split(" ", 1)
+        found[device] = store.read(f"/libxl/{domid}/device/{kind}/{number}/params") or ""
+    return found
+
+
 def userdata_path(domid: int, domain_uuid: uuid.UUID) -> Path:
     """The file in which libxl keeps a running domain's configuration."""
     return USERDATA_DIR / f"userdata-d.{domid}.{domain_uuid}.libxl-json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saverestore.guest.kinds import this_host
-from saverestore.toolstack.config import GuestConfig
+from saverestore.toolstack.config import PCI_ADDRESS, GuestConfig
 
 NET_CLASS = Path("/sys/class/net")
 BRIDGE_SCRIPTS = (None, "", "vif-bridge")
@@ -29,9 +29,7 @@ def missing(guest_config: GuestConfig) -> list[str]:
 def passed_through(guest_config: GuestConfig) -> list[str]:
     """PCI devices that the guest has for itself: they write to its memory without anybody noticing."""
     return [
-        "{:04x}:{:02x}:{:02x}.{:x}".format(
-            *(int(device.get(part) or 0) for part in ("domain", "bus", "dev", "func"))
-        )
+        "{:04x}:{:02x}:{:02x}.{:x}".format(*(int(device.get(part) or 0) for part in PCI_ADDRESS))
         for device in guest_config.raw.get("pcidevs") or []
     ]
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from saverestore.errors import ErrorName, SaveRestoreError, TransportError, UsageError
+from saverestore.errors import ErrorName, SaveRestoreError, TransportError, UsageError, fact_of
 from saverestore.transport.base import EndOfStream, ImageSource
 from saverestore.transport.connection import BrokenPeer, SocketConnection
 from saverestore.transport.fd import FdSource
@@ -108,28 +108,48 @@ class Receiver:
     def __init__(self, connection: SocketConnection) -> None:
         self.connection = connection
         self._has_all = False
+        self.may_restore = False
+        """Whether the peer may run the domain, or is about to, however `end` has ended."""
+        self.has_restored = False
 
     def end(self) -> None:
         """All was written: let the peer have its end, and wait for what comes of it.
 
-        NotRestored; NoVerdict where it restores and has said nothing; TransportError when it may lack some.
+        NotRestored; NoVerdict where it restores and has said nothing; TransportError when it may lack some. A signal
+        is NoVerdict, too, where the peer restores: it is too late to take the image back.
         """
-        self._has_all = True
         peer, said = self.connection.peer, b""
         try:
+            self.may_restore = True
+            self._has_all = True
             self.connection.outgoing.close()
             while len(said) < 2 and (more := self.connection.incoming.read_some(2 - len(said))):
                 said += more
-        except SaveRestoreError as error:  # a signal, too: it is too late to take the image back
-            if said == RESTORES:
-                raise NoVerdict(f"{peer} has not said what came of the image: {error}") from error
+        except BaseException as error:
+            if self._has_spoken():
+                raise NoVerdict(f"{peer} has not said what came of the image: {fact_of(error)}") from error
+            self.may_restore = False
             raise
+        self.has_restored = said == RESTORES + RESTORED
+        self.may_restore = said in (RESTORES, RESTORES + RESTORED)
         if said == RESTORES:
             raise NoVerdict(f"{peer} closed the connection without saying what came of the image")
         if said == RESTORES + NOT_RESTORED:
             raise NotRestored(f"{peer} could not restore the image")
         if said not in (b"", RESTORES + RESTORED):
             raise TransportError(f"{peer} has sent {said!r}, and no program that takes an image does that")
+
+    def _has_spoken(self) -> bool:
+        """Whether it has said that it restores, after a failure: only who does says anything.
+
+        What it has said may be lost, by a signal just after it was read, but it has been counted.
+        """
+        incoming = self.connection.incoming
+        if not incoming.offset:
+            self.connection.deadline = time.monotonic() + LAST_WORDS_S
+            with contextlib.suppress(SaveRestoreError, OSError, ValueError):
+                incoming.read_some(1)
+        return incoming.offset > 0
 
     def last_word(self) -> NotRestored | None:
         """A write has failed: what the peer said before it closed, where it said that it failed."""

@@ -155,8 +155,13 @@ class NewFile:
             except TransportError:
                 self._temporary = None  # there is none, or it is somebody else's
                 raise
-            # Another process may have taken it for abandoned before it was locked.
-            if _lock(descriptor) is not False and _is_there(path):
+            try:
+                # Another process may have taken it for abandoned before it was locked.
+                is_ours = _lock(descriptor) is not False and _is_there(path)
+            except BaseException:  # a signal
+                os.close(descriptor)
+                raise
+            if is_ours:
                 return descriptor
             os.close(descriptor)
             with contextlib.suppress(OSError):
@@ -212,13 +217,19 @@ class NewFile:
 
         TransportError when it cannot be; the temporary file is then still removed by the end of the block.
         """
-        temporary, identity = self._temporary, None
+        temporary = self._temporary
         try:
-            if temporary is not None:
-                identity = _identity(os.fstat(self.sink.fileno()))
-            self.sink.close()
-            if temporary is not None:
-                self._name(temporary, identity)
+            if temporary is None:
+                self.sink.close()
+            else:
+                # The lock belongs to the open file: until that has its name, another writer must find it locked.
+                locked = os.dup(self.sink.fileno())
+                try:
+                    self.sink.close()  # before it has its name: this may report that earlier writes failed
+                    self._name(temporary, _identity(os.fstat(locked)))
+                finally:
+                    with contextlib.suppress(OSError):  # what there was to report, the first one has
+                        os.close(locked)
                 sync_folder(self._final.parent)
         except FileExistsError as error:
             raise TransportError(
@@ -231,7 +242,7 @@ class NewFile:
             ) from error
         self._published = True
 
-    def _name(self, temporary: Path, identity: tuple[int, int] | None) -> None:
+    def _name(self, temporary: Path, identity: tuple[int, int]) -> None:
         """By link() where there is one: it fails when another file took the name meanwhile; rename() replaces that.
 
         Over a network a call may be carried out although it fails, as its first answer was lost: what counts is
@@ -252,7 +263,7 @@ class NewFile:
             return
         self._rename(temporary, identity)
 
-    def _rename(self, temporary: Path, identity: tuple[int, int] | None) -> None:
+    def _rename(self, temporary: Path, identity: tuple[int, int]) -> None:
         try:
             temporary.rename(self._final)
         except OSError:
@@ -277,8 +288,10 @@ class NewFile:
         descriptor = self._open_temporary()
         try:
             return SparseFileSink(descriptor, str(self.path))
-        except OSError as error:
+        except BaseException as error:  # a signal, too
             os.close(descriptor)
+            if not isinstance(error, OSError):
+                raise
             raise TransportError(
                 f"cannot write {self.path}: {error.strerror}", name=name_of_errno(error.errno)
             ) from error

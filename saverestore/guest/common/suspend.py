@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import select
 import time
 from collections.abc import Callable
@@ -26,6 +27,10 @@ from saverestore.guest.common.transactions import in_transaction
 from saverestore.interrupts import shield
 
 LOG = logging.getLogger(__name__)
+
+PORT = re.compile("[0-9]{1,10}")
+PORT_MAX = (1 << 31) - 1
+"""Ports go through an int (xenevtchn.h)."""
 
 SUSPEND_TIMEOUT_S = 60.0
 POLL_S = 0.1
@@ -125,14 +130,14 @@ class Suspender:
         """
         self._deadline = time.monotonic() + self._timeout_s
         self._is_late = self._has_ended = self._is_taken = False
-        port = self._store.read(f"{self._path}/device/suspend/event-channel")
+        port = _port_of(self._store.read(f"{self._path}/device/suspend/event-channel"))
         token = f"pysave-suspend-{self._domid}"
         self._store.watch("@releaseDomain", token)
         try:
             if self._emulated and not self._guest_listens():
                 self._suspend_unasked()
-            elif port and port.strip().isdigit():
-                self._suspend_by_event(int(port))
+            elif port is not None:
+                self._suspend_by_event(port)
             else:
                 self._suspend_by_store()
             self._has_suspended = True
@@ -350,6 +355,13 @@ class Resumption:
     def _unpause(self) -> None:
         self._xen.unpause(self._domid)
         self._is_paused = False
+
+
+def _port_of(text: str | None) -> int | None:
+    """An event channel's port. The guest has written it, or anything else: None for what is none."""
+    if text is None or PORT.fullmatch(text.strip()) is None or (port := int(text)) > PORT_MAX:
+        return None
+    return port
 
 
 def wait_for_event(store: XenStore, timeout_s: float) -> None:

@@ -82,6 +82,26 @@ def test_a_guest_that_answers_is_suspended_and_resumes_once(guest):
     assert guest.resumed == 1
 
 
+@pytest.mark.parametrize(
+    "port", ["²", "٣", "99999999999999", str(1 << 31), "-1", "0x5", "1_0", "9" * 3000, " "]
+)
+def test_a_guest_whose_suspend_channel_is_no_port_is_asked_through_xenstore(guest, port):
+    """The node is the guest's own to write."""
+    guest.store.write(f"/local/domain/{DOMID}/device/suspend/event-channel", port)
+    guest.answers("read", ANSWER, guest.suspends)
+    guest.suspender().suspend()
+    assert guest.info.suspended
+
+
+@pytest.mark.parametrize(("text", "port"), [("5", 5), (" 12\n", 12), (str((1 << 31) - 1), (1 << 31) - 1)])
+def test_a_guest_with_a_suspend_channel_is_sent_an_event(guest, monkeypatch, text, port):
+    asked: list[int] = []
+    monkeypatch.setattr(Suspender, "_suspend_by_event", lambda _self, number: asked.append(number))
+    guest.store.write(f"/local/domain/{DOMID}/device/suspend/event-channel", text)
+    guest.suspender().suspend()
+    assert asked == [port]
+
+
 def test_a_guest_that_says_it_cannot_is_not_asked(guest):
     guest.store.write(f"/local/domain/{DOMID}/control/feature-suspend", "0")
     suspender = guest.suspender()

@@ -265,6 +265,28 @@ def test_a_domain_that_cannot_be_resumed_once_xl_is_killed_is_named(saved):
     assert save.domain.suspended
 
 
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
+def test_a_signal_while_a_domain_is_resumed_whose_xl_is_killed_does_not_keep_it_suspended(saved, number):
+    """The terminal goes, and with it xl: SIGHUP is for the helper, too."""
+
+    def resume() -> None:
+        os.kill(os.getpid(), number)
+        save.domain.resume()
+
+    save = saved("pvh", live=True)
+    save.libxl.before[MessageType.SUSPEND] = save.domain.suspend
+    save.libxl.dies_at = MessageType.SUSPEND
+    save.resume = resume
+    before = signal.signal(number, lambda *_: pytest.fail("the signal is not heeded by us"))
+    try:
+        with pytest.raises(LibxlGone) as gone:
+            save.run()
+    finally:
+        signal.signal(number, before)
+    assert gone.value.__notes__[-1] == "domain 7 is running"
+    assert not save.domain.suspended
+
+
 def test_a_domain_that_libxl_was_not_asked_to_suspend_is_left_alone_when_xl_is_killed(saved):
     save = saved("pvh", live=True)
     save.libxl.dies_at = MessageType.SWITCH_QEMU_LOGDIRTY

@@ -222,6 +222,9 @@ class FakeMigrate(_Xl):
             self.connection.close()
             raise
 
+    def handed_over(self, _error: BaseException | None = None) -> bool:
+        return False
+
     def commit(self) -> None:
         word = self.script.says.get("GO", GO)
         if self.script.lost != "GO":

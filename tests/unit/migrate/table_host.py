@@ -221,6 +221,9 @@ class TableHost:
     def suspending(self, *_: object) -> Any:
         return SimpleNamespace(is_late=False)
 
+    def devices_of(self, _domain: object) -> dict[str, str]:
+        return {}
+
     def flush_disks(self, _config: object) -> None:
         self.flushed += self.table().values()
 

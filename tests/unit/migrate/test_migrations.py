@@ -142,6 +142,15 @@ def test_disks_are_flushed_while_the_domain_is_suspended(pair):
     assert pair.b.flushed == []
 
 
+def test_a_domain_that_is_given_a_device_while_it_moves_stays_and_leaves_nothing_there(pair):
+    devices = iter([{"vbd 51712": "phy:/a"}, {"vbd 51712": "phy:/a", "vif 0": ""}])
+    pair.a.devices_of = lambda _domain: next(devices)
+    with pytest.raises(DomainError, match="changed while it was being saved: vif 0 was attached"):
+        pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+
+
 def test_the_destination_looks_for_as_much_memory_as_the_domain_has_and_not_as_its_target(pair):
     """A guest that was asked to give memory back and has not."""
     pair.a.switch_off()

@@ -25,7 +25,7 @@ from saverestore.stream.header_digest import HeaderDigestSink
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, MemoryThrottle
 from saverestore.toolstack.condition import Condition, Found
-from saverestore.toolstack.domains import Domain
+from saverestore.toolstack.domains import Domain, devices_with_media
 from saverestore.transport import FdSink
 from saverestore.transport.zstd_sink import ZstdSink
 
@@ -44,7 +44,8 @@ class FakeStore(dict[str, str]):
             del self[name]
 
     def list(self, path: str) -> list[str]:
-        return [name for name in self if name.startswith(f"{path}/")]
+        below = [name.removeprefix(f"{path}/") for name in self if name.startswith(f"{path}/")]
+        return list(dict.fromkeys(name.split("/")[0] for name in below))
 
 
 class FakeMemory:
@@ -154,6 +155,9 @@ class FakeHost:
 
     def suspending(self, *_: object) -> Any:
         return self.suspender
+
+    def devices_of(self, domain: Any) -> dict[str, str]:
+        return devices_with_media(self.store, domain.domid)  # type: ignore[arg-type]
 
     def flush_disks(self, _config: object) -> None:
         pass

@@ -25,15 +25,32 @@ from fake_host import FakeHost, FakeToolstack, RestoringHost, image_in
 from tls_sites import Site
 
 from saverestore.engine.progress import Silence
-from saverestore.errors import DomainError, ErrorName, ExitCode, ImageError, TransportError, UsageError
-from saverestore.operations.commit import SaveInDoubt
+from saverestore.errors import (
+    DomainError,
+    ErrorName,
+    ExitCode,
+    ImageError,
+    Interrupted,
+    TransportError,
+    UsageError,
+)
+from saverestore.operations.commit import SaveInDoubt, SocketCommit
 from saverestore.operations.requests import FinalState, RestoreRequest, SaveRequest
 from saverestore.operations.restore import restore_domain
 from saverestore.operations.save import save_domain
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 from saverestore.toolstack import config as configs
-from saverestore.transport.image_sockets import RESTORES, NotRestored, NoVerdict, address_of
+from saverestore.transport import image_sockets
+from saverestore.transport.connection import SocketConnection, _Incoming
+from saverestore.transport.image_sockets import (
+    RESTORED,
+    RESTORES,
+    NotRestored,
+    NoVerdict,
+    Receiver,
+    address_of,
+)
 from saverestore.transport.sockets import Unreachable
 from saverestore.transport.tls import NotTrusted
 from saverestore.transport.tls_peers import parse_allowed
@@ -168,8 +185,6 @@ def test_what_fails_once_the_domain_runs_there_does_not_resume_it_here(pair_of, 
 @pytest.mark.parametrize("kind", ["unix", "tcp", "tls"])
 @pytest.mark.parametrize("compress", [None, 1])
 def test_a_save_that_is_given_up_once_all_was_sent_starts_nothing_there(pair_of, kind, compress, monkeypatch):
-    from saverestore.transport.image_sockets import Receiver
-
     pair = pair_of(kind)
     pair.save = replace(pair.save, compress=compress)
 
@@ -273,6 +288,114 @@ def test_a_copy_that_is_not_confirmed_is_a_plain_failure_and_the_domain_runs():
         read_all(made)
 
     failure, guest, _ = saved_to(serve, FinalState.RUN)
+    assert isinstance(failure, NoVerdict)
+    assert not guest.domain.suspended
+
+
+def interrupting(monkeypatch, *, reads: bool) -> None:
+    """A signal as the first of the verdict is looked for: before it is read, or in the shield around that."""
+    real, times = _Incoming.read_some, []
+
+    def read_some(self: _Incoming, n: int) -> bytes:
+        times.append(n)
+        if len(times) > 1:
+            return real(self, n)
+        if reads:
+            real(self, n)
+        raise Interrupted("interrupted by Ctrl-C")
+
+    monkeypatch.setattr(_Incoming, "read_some", read_some)
+
+
+@pytest.fixture
+def ends():
+    ours, theirs = socket.socketpair()
+    with SocketConnection(ours, "peer", timeout_s=20) as connection, theirs:
+        yield Receiver(connection), theirs
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_signal_before_a_restorers_first_word_was_noted_leaves_no_verdict(ends, monkeypatch, reads):
+    receiver, theirs = ends
+    theirs.sendall(RESTORES)
+    interrupting(monkeypatch, reads=reads)
+    with pytest.raises(NoVerdict, match="has not said what came of the image: interrupted by Ctrl-C"):
+        receiver.end()
+    assert receiver.may_restore
+
+
+def test_a_restorer_that_says_so_late_is_waited_for_after_a_signal(ends, monkeypatch):
+    receiver, theirs = ends
+    interrupting(monkeypatch, reads=False)
+    late = threading.Timer(0.2, theirs.sendall, (RESTORES,))
+    late.start()
+    with pytest.raises(NoVerdict):
+        receiver.end()
+    late.join()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_after_a_signal_a_peer_that_keeps_bytes_is_not_waited_for_long(ends, monkeypatch, closes):
+    receiver, theirs = ends
+    interrupting(monkeypatch, reads=False)
+    monkeypatch.setattr(image_sockets, "LAST_WORDS_S", 0.2)
+    if closes:
+        theirs.close()
+    with pytest.raises(Interrupted):
+        receiver.end()
+    assert not receiver.may_restore
+
+
+def restores(verdict: bytes) -> Callable[[socket.socket], None]:
+    def serve(made: socket.socket) -> None:
+        made.sendall(RESTORES)
+        read_all(made)
+        made.sendall(verdict)
+
+    return serve
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_save_that_is_interrupted_once_the_peer_may_run_the_domain_leaves_it_suspended(monkeypatch, reads):
+    interrupting(monkeypatch, reads=reads)
+    failure, guest, toolstack = saved_to(restores(RESTORED))
+    assert isinstance(failure, SaveInDoubt)
+    assert guest.domain.suspended
+    assert not toolstack.destroyed
+
+
+def test_a_signal_after_the_verdict_comes_too_late(monkeypatch):
+    """The domain runs there: it is not resumed here, and what was asked for is carried out."""
+
+    def interrupted(_self: object) -> int:
+        raise Interrupted("interrupted by Ctrl-C")
+
+    monkeypatch.setattr(SocketCommit, "stored_bytes", property(interrupted))
+    failure, guest, toolstack = saved_to(restores(RESTORED))
+    assert failure is None
+    assert guest.domain.suspended
+    assert toolstack.destroyed
+
+
+def test_a_mistake_of_ours_after_the_verdict_does_not_resume_the_domain(monkeypatch):
+    real = Receiver.end
+
+    def end(self: Receiver) -> None:
+        real(self)
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(Receiver, "end", end)
+    failure, guest, toolstack = saved_to(restores(RESTORED))
+    assert failure is None
+    assert toolstack.destroyed
+    failure, guest, _ = saved_to(lambda made: read_all(made) and None)  # one that keeps the bytes
+    assert isinstance(failure, RuntimeError)
+    assert not guest.domain.suspended
+
+
+def test_a_signal_while_a_copy_is_restored_there_lets_the_domain_run_here(monkeypatch):
+    interrupting(monkeypatch, reads=False)
+    failure, guest, _ = saved_to(restores(RESTORED), FinalState.RUN)
     assert isinstance(failure, NoVerdict)
     assert not guest.domain.suspended
 

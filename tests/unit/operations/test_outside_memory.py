@@ -18,7 +18,7 @@ from fake_host import FakeHost, FakeToolstack
 from memory_guests import MAKERS
 
 from saverestore.engine.progress import DomainState, SaveReport, Silence
-from saverestore.errors import DomainError, ErrorName, Interrupted, fact_of
+from saverestore.errors import Advice, DomainError, ErrorName, Interrupted, Remedy, fact_of
 from saverestore.interrupts import handled
 from saverestore.operations import image_fit, while_suspended
 from saverestore.operations.requests import FinalState, SaveRequest
@@ -27,6 +27,7 @@ from saverestore.stream import LibxlReader, XlHeader
 from saverestore.stream.survey import survey
 from saverestore.testing.guest import MemorySave
 from saverestore.toolstack import disks
+from saverestore.toolstack.condition import Condition, Found
 from saverestore.transport.opening import open_image
 
 DISK = {"vdev": "xvda", "path": "/disks/web1.img", "bytes": 1 << 20, "mtime_ns": 5, "written": "1970-01-01"}
@@ -109,6 +110,91 @@ def opened_without_configuration(image: str):
             yield SimpleNamespace(source=source, saved_uuid=UUID(int=1))
 
     return opened()
+
+
+# ---- devices that come and go --------------------------------------------------------------------
+
+DEVICE = "/libxl/7/device/vbd/51728"
+
+
+class AtRound(Silence):
+    """Does something during the first round."""
+
+    def __init__(self, do) -> None:
+        self._do = do
+
+    def round_done(self, _stats: object) -> None:
+        do, self._do = self._do, lambda: None
+        do()
+
+
+def save_during(tmp_path, host, do, **how: object) -> SaveReport:
+    report = SaveReport()
+    request = SaveRequest("web1", str(tmp_path / "a.img"), live=True, **how)
+    save_domain(request, AtRound(do), report, host=host)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "words"),
+    [
+        ({}, {DEVICE: "", f"{DEVICE}/params": "aio:/b.img"}, "vbd 51728 was attached"),
+        ({DEVICE: "", "/libxl/7/device/vbd/51712": ""}, {DEVICE: None}, "vbd 51728 was detached"),
+        (
+            {f"{DEVICE}/params": "aio:/a.iso"},
+            {f"{DEVICE}/params": "aio:/b.iso"},
+            "medium of vbd 51728 was changed",
+        ),
+    ],
+    ids=["attached", "detached", "another medium"],
+)
+def test_a_domain_whose_devices_change_during_a_live_save_resumes_and_leaves_no_image(
+    tmp_path, host, guest, before, change, words
+):
+    """The guest remembers devices, in its memory, that the configuration at the image's head lacks."""
+    host.store.update(before)
+
+    def changed() -> None:
+        for path, value in change.items():
+            host.store.remove(path) if value is None else host.store.write(path, value)
+
+    with pytest.raises(DomainError, match=words) as caught:
+        save_during(tmp_path, host, changed)
+    assert caught.value.name is ErrorName.DOMAIN_CHANGED
+    assert caught.value.remedies == (Advice(Remedy.TRY_AGAIN),)
+    assert not guest.domain.suspended
+    assert host.toolstack.destroyed == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_is_not_run_for_a_domain_whose_devices_have_changed(tmp_path, host):
+    with pytest.raises(DomainError, match="attached"):
+        save_during(
+            tmp_path, host, lambda: host.store.write(DEVICE, ""), while_suspended=f"touch {tmp_path}/run"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_domain_that_is_ballooned_during_a_live_save_is_saved(tmp_path, host):
+    host.store.write(DEVICE, "")
+    target = "/local/domain/7/memory/target"
+    host.store.write(target, "4096")
+    report = save_during(tmp_path, host, lambda: host.store.write(target, "2048"))
+    assert report.domain_state is DomainState.DESTROYED
+
+
+def test_a_domain_that_is_being_destroyed_by_somebody_else_does_not_count_as_changed(tmp_path, host, guest):
+    """All of its memory has been read by then, and its image is the last that there is of it."""
+    host.store.write(DEVICE, "")
+
+    def suspended() -> None:
+        host.store.remove("/libxl/7")
+        host.found = Found(Condition.GONE, "is gone")
+
+    guest.moments.on("suspended", 0, suspended)
+    report = save(tmp_path, host)
+    assert (tmp_path / "a.img").exists()
+    assert report.domain_state is DomainState.DESTROYED
 
 
 # ---- a command while it is suspended -------------------------------------------------------------

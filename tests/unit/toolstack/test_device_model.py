@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
+from saverestore import interrupts
 from saverestore.errors import DomainError, ErrorName, Interrupted
+from saverestore.guest.x86.hvm import log_dirty_with
 from saverestore.stream.libxl import BODY_MAX, EMULATOR_HEADER, LibxlRecordType
 from saverestore.testing.qmp import Conversation, FakeQemu
 from saverestore.testing.store import MemoryStore
@@ -254,6 +259,88 @@ def test_silence_is_waited_for_once_and_what_was_not_answered_is_named(qemu):
     assert "remove-fd" not in qemu.commands
 
 
+@pytest.mark.parametrize("silent", ["greeting", "qmp_capabilities", "xen-set-global-dirty-log"])
+@pytest.mark.parametrize("held", [True, False])
+def test_turning_log_dirty_off_waits_a_short_time_for_all_of_it(qemu, monkeypatch, silent, held):
+    """It is shielded from signals, and comes after whatever has failed."""
+    client = client_of(qemu)
+    client.log_dirty(on=True)
+    if held:
+        client.hold()
+    monkeypatch.setattr(device_model, "AGAIN_S", 0.1)
+    qemu.instead_of(silent, lambda conversation: None)
+    begun = time.monotonic()
+    if held and silent != "xen-set-global-dirty-log":
+        client.log_dirty(on=False)
+    else:
+        with pytest.raises(QmpError, match=r"did not answer .*within 0\.\d+ s"):
+            client.log_dirty(on=False)
+    assert time.monotonic() - begun < 1
+
+
+def test_each_step_of_turning_log_dirty_off_takes_of_the_same_time(qemu, monkeypatch):
+    monkeypatch.setattr(device_model, "AGAIN_S", 1.0)
+
+    def late(conversation: Conversation) -> None:
+        time.sleep(0.7)
+        conversation.send_message({"return": {}})
+
+    qemu.instead_of("qmp_capabilities", late)
+    qemu.instead_of("xen-set-global-dirty-log", late)
+    begun = time.monotonic()
+    with pytest.raises(QmpError, match="did not answer 'xen-set-global-dirty-log'"):
+        client_of(qemu).log_dirty(on=False)
+    assert time.monotonic() - begun < 1.3
+
+
+def test_commands_of_a_held_conversation_have_their_own_time_again_after_log_dirty_is_off(qemu, monkeypatch):
+    monkeypatch.setattr(device_model, "AGAIN_S", 0.1)
+
+    def late(conversation: Conversation) -> None:
+        time.sleep(0.3)
+        conversation.send_message({"return": {}})
+
+    client = client_of(qemu)
+    client.log_dirty(on=True)
+    client.hold()
+    client.stop()
+    client.log_dirty(on=False)
+    qemu.instead_of("cont", late)
+    client.resume()
+    assert qemu.commands[-1] == "cont"
+
+
+@pytest.mark.parametrize("silent", ["greeting", "qmp_capabilities"])
+def test_a_signal_while_a_busy_one_is_to_log_is_heeded_though_that_is_shielded(qemu, silent):
+    """Nothing has been asked of it yet."""
+
+    def interrupt(_conversation: Conversation) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    qemu.instead_of(silent, interrupt)
+    begun = time.monotonic()
+    closed: list[bool] = []
+    log = SimpleNamespace(take=None, close=lambda: closed.append(True))
+    with interrupts.handled(), pytest.raises(Interrupted), interrupts.shield():
+        log_dirty_with(client_of(qemu), lambda: log)
+    assert time.monotonic() - begun < 5
+    assert closed == [True]
+    assert "xen-set-global-dirty-log" not in qemu.commands
+
+
+def test_a_signal_once_it_was_asked_to_log_waits_for_its_answer(qemu):
+    def interrupt(conversation: Conversation) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        qemu.dirty_log = True
+        conversation.send_message({"return": {}})
+
+    qemu.instead_of("xen-set-global-dirty-log", interrupt)
+    with interrupts.handled(), pytest.raises(Interrupted), interrupts.shield():
+        client_of(qemu).log_dirty(on=True)
+    assert qemu.dirty_log
+
+
 def test_a_monitor_that_another_program_uses_is_busy_until_that_hangs_up(qemu):
     other = qemu.connect()
     assert b"QMP" in other.recv(4096)
@@ -297,23 +384,109 @@ def test_libxls_socket_is_used_unless_another_is_given(monkeypatch, tmp_path, qe
         thread.join()
 
 
-def test_a_signal_while_it_is_silent_ends_the_wait_at_once_and_it_may_run_again(qemu):
-    def interrupt(_conversation: Conversation) -> None:
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+@contextmanager
+def signals_raise() -> Iterator[Callable[[], None]]:
+    """`Interrupted` for SIGUSR1 inside the block; what sends one to the main thread."""
 
     def raise_interrupted(*_: object) -> None:
         raise Interrupted("SIGUSR1")
 
     before = signal.signal(signal.SIGUSR1, raise_interrupted)
     try:
-        qemu.instead_of("stop", interrupt)
+        yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_while_it_is_silent_ends_the_wait_at_once_and_it_may_run_again(qemu):
+    with signals_raise() as interrupt:
+        qemu.instead_of("stop", lambda conversation: interrupt())
         client = client_of(qemu)
         with pytest.raises(Interrupted):
             client.stop()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
     client.resume()
     assert qemu.commands[-1] == "cont"
+
+
+@pytest.mark.parametrize("command", ["stop", "xen-save-devices-state"])
+def test_after_a_signal_amid_a_command_it_is_let_run_in_a_second_conversation(qemu, command):
+    """The late answer would be taken for that of `cont`, and QEMU drops what is queued when its client hangs up."""
+    client = client_of(qemu)
+    with signals_raise() as interrupt:
+        client.hold()
+        over = threading.Event()
+
+        def answer_late(conversation: Conversation) -> None:
+            qemu.running = False
+            interrupt()
+            over.wait(20)
+            conversation.send_message({"return": {}})
+
+        qemu.instead_of(command, answer_late)
+        with pytest.raises(Interrupted):
+            client.stop()
+        over.set()
+    client.resume()
+    assert qemu.commands[-2:] == ["qmp_capabilities", "cont"]
+    assert qemu.running
+
+
+def test_after_a_signal_amid_a_command_an_error_that_answers_cont_is_raised(qemu):
+    client = client_of(qemu)
+    with signals_raise() as interrupt:
+        client.hold()
+
+        def answer_late(conversation: Conversation) -> None:
+            interrupt()
+            conversation.send_message({"return": {}})
+
+        qemu.instead_of("stop", answer_late)
+        with pytest.raises(Interrupted):
+            client.stop()
+    qemu.instead_of("cont", lambda conversation: conversation.fail("the image is locked"))
+    with pytest.raises(QmpError, match="could not cont: the image is locked"):
+        client.resume()
+
+
+def test_an_answer_that_is_none_ends_the_conversation_that_is_held(qemu):
+    client = client_of(qemu)
+    client.hold()
+    qemu.instead_of("stop", lambda conversation: conversation.send(b"what?\r\n" + b'{"return": {}}\r\n'))
+    with pytest.raises(QmpError, match="answers no JSON"):
+        client.stop()
+    client.resume()
+    assert qemu.commands[-2:] == ["qmp_capabilities", "cont"]
+
+
+def test_an_error_that_qemu_answers_leaves_the_conversation_held(qemu):
+    client = client_of(qemu)
+    client.hold()
+    qemu.instead_of("add-fd", lambda conversation: conversation.fail("no room"))
+    with pytest.raises(QmpError, match="no room"):
+        client.stop()
+    client.resume()
+    assert qemu.commands.count("qmp_capabilities") == 1
+    assert qemu.running
+
+
+def test_a_signal_as_libxls_socket_was_connected_leaves_no_conversation(monkeypatch, tmp_path):
+    """The exception keeps the frame, and the frame the socket: QEMU would wait for it, and we for QEMU."""
+    monkeypatch.setattr(device_model, "RUN_DIR", tmp_path)
+    made: list[socket.socket] = []
+
+    class Interrupting(socket.socket):
+        def connect(self, address: str) -> None:
+            super().connect(address)
+            made.append(self)
+            raise Interrupted("SIGUSR1")
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "qmp-libxl-7"))
+        listening.listen()
+        monkeypatch.setattr(socket, "socket", Interrupting)
+        with pytest.raises(Interrupted):
+            DeviceModel(MemoryStore(NODES), 7).check()
+    assert made[0].fileno() == -1
 
 
 @pytest.mark.parametrize("status", [{}, [], {"running": "yes"}])

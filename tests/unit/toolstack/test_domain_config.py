@@ -145,6 +145,14 @@ def test_anything_else_is_an_image_error(data):
         pytest.param({}, {}, {"disks": {"vdev": "xvda"}}, id="an object for a list of devices"),
         pytest.param({}, {}, {"nics": [5]}, id="a number for a device"),
         pytest.param({}, {}, {"nics": "eth0"}, id="a string for a list of devices"),
+        pytest.param({}, {}, {"disks": [{"pdev_path": 5}]}, id="a number for a path"),
+        pytest.param({}, {}, {"disks": [{"script": ["block"]}]}, id="a list for a script of a disk"),
+        pytest.param({}, {}, {"nics": [{"bridge": 5}]}, id="a number for a bridge"),
+        pytest.param({}, {}, {"nics": [{"script": 5, "bridge": "b"}]}, id="a number for a script of a NIC"),
+        pytest.param({}, {}, {"pcidevs": [{"bus": "x"}]}, id="a word for a PCI bus"),
+        pytest.param({}, {}, {"pcidevs": [{"dev": [1]}]}, id="a list for a PCI device"),
+        pytest.param({}, {"sched_params": [1]}, {}, id="a list for parameters of the scheduler"),
+        pytest.param({}, {"type.pvh": [1]}, {}, id="a list for the section of a kind"),
     ],
 )
 def test_values_that_cannot_be_are_an_image_error(create, build, top):

@@ -15,6 +15,7 @@ import pytest
 
 from saverestore.errors import ErrorName, ExitCode, Interrupted, Remedy, TransportError, UsageError
 from saverestore.interrupts import handled
+from saverestore.transport import newfile
 from saverestore.transport.newfile import NewFile
 
 DATA = b"image" * 1000
@@ -90,6 +91,46 @@ def test_what_another_is_writing_is_left_alone(tmp_path, caplog):
         first.publish()
     assert content_of(tmp_path) == ["out.img"]
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_complete_file_is_not_taken_for_abandoned_just_before_it_has_its_name(
+    tmp_path, monkeypatch, overwrite
+):
+    """Another save to the same name begins at that very moment."""
+
+    def amid_another(call):
+        def wrapped(*arguments: object) -> object:
+            with NewFile(tmp_path / "out.img", overwrite=True) as other:
+                other.sink.write(b"other")
+                return call(*arguments)
+
+        return wrapped
+
+    monkeypatch.setattr("os.link", amid_another(os.link))
+    monkeypatch.setattr(Path, "rename", amid_another(Path.rename))
+    write(tmp_path / "out.img", overwrite=overwrite)
+    assert content_of(tmp_path) == ["out.img"]
+    assert (tmp_path / "out.img").read_bytes() == DATA
+
+
+def test_naming_a_file_leaves_no_descriptor_open(tmp_path):
+    before = content_of(Path("/proc/self/fd"))
+    write(tmp_path / "out.img")
+    assert content_of(Path("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("step", ["SparseFileSink", "_is_there", "_lock"])
+def test_a_signal_as_a_file_is_begun_leaves_no_descriptor_open(tmp_path, monkeypatch, step):
+    def interrupted(*_: object) -> None:
+        raise Interrupted("interrupted by Ctrl-C")
+
+    monkeypatch.setattr(newfile, step, interrupted)
+    before = content_of(Path("/proc/self/fd"))
+    with pytest.raises(Interrupted), NewFile(tmp_path / "out.img"):
+        pass
+    assert content_of(Path("/proc/self/fd")) == before
+    assert content_of(tmp_path) == []
 
 
 def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
