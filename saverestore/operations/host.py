@@ -143,6 +143,10 @@ class Host:
         """
         return restoring(domain_uuid, name)
 
+    def disks_kept(self, config: GuestConfig, *, force: bool) -> AbstractContextManager[None]:
+        """Inside this block no other restore makes a domain that writes to its disks. See `neighbours.disks_kept`."""
+        return neighbours.disks_kept(config, force=force)
+
     def check_hypervisor_for(self, config: GuestConfig, *, force: bool) -> None:
         """DomainError where this Xen is known to break a restore of such a domain."""
         domain_type = self.architecture.of_config(config.kind).domain_type
