@@ -1,4 +1,7 @@
-"""Everything that is looked at before a domain is saved, and opened for it. Nothing here touches the domain."""
+"""Everything that is looked at before a domain is saved, and opened for it.
+
+Nothing here touches the domain, but that processor time which a killed save has taken from it is given back.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 
 from saverestore.engine.policy import OnStall
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, TransportError
+from saverestore.guest.common.handles import XenError
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Architecture
 from saverestore.guest.ports import SaveGuest, Throttle
@@ -21,7 +25,7 @@ from saverestore.operations.preflight import Findings, duration, reading_rate, v
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.operations.room import Storing, estimate, full_size
 from saverestore.stream.digest_algorithms import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
-from saverestore.toolstack import decisions, host_fit
+from saverestore.toolstack import decisions, host_fit, processor_cap
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
@@ -50,7 +54,8 @@ class Prepared:
 def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitStack) -> Prepared:
     """Look at everything, in the order in which it is cheapest to report; open and lock what is needed, on `stack`.
 
-    The guest of the result is the caller's to close.
+    The guest of the result is the caller's to close. Unless `findings` are of a dry run, a processor cap that a
+    killed save has left is put back.
     """
     digest = None
     with findings.check():
@@ -71,6 +76,9 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     device_model = None
     with findings.check():
         device_model = toolstack.device_model_of(domain)
+    if not findings.dry:
+        # First: libxl reads the configuration's cap from the scheduler.
+        _speed_up(host, domain)
     config = toolstack.config_of(domain)
     written = config
     with findings.check():
@@ -91,6 +99,15 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
         stack.callback(device_model.close)
     guest = host.save_guest(domain, config, device_model, suspending)
     return Prepared(domain, toolstack, config, written, device_model, suspending, guest, digest, throttle)
+
+
+def _speed_up(host: Host, domain: Domain) -> None:
+    """A save that was killed may have left the domain slowed down."""
+    try:
+        if put_back := processor_cap.put_back(host.handles, domain):
+            LOG.warning("%s: %s", domain, put_back)
+    except XenError as error:
+        LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
 
 
 def _check_devices(
