@@ -14,7 +14,6 @@ from pathlib import Path
 
 from saverestore.engine.policy import OnStall
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, TransportError
-from saverestore.guest.common.handles import XenError
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Architecture
 from saverestore.guest.ports import SaveGuest, Throttle
@@ -78,7 +77,7 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
         device_model = toolstack.device_model_of(domain)
     if not findings.dry:
         # First: libxl reads the configuration's cap from the scheduler.
-        _speed_up(host, domain)
+        processor_cap.speed_up(host.handles, domain)
     config = toolstack.config_of(domain)
     written = config
     with findings.check():
@@ -99,15 +98,6 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
         stack.callback(device_model.close)
     guest = host.save_guest(domain, config, device_model, suspending)
     return Prepared(domain, toolstack, config, written, device_model, suspending, guest, digest, throttle)
-
-
-def _speed_up(host: Host, domain: Domain) -> None:
-    """A save that was killed may have left the domain slowed down."""
-    try:
-        if put_back := processor_cap.put_back(host.handles, domain):
-            LOG.warning("%s: %s", domain, put_back)
-    except XenError as error:
-        LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
 
 
 def _check_devices(
