@@ -72,7 +72,7 @@ class Host:
 
     def check_can_be_saved(self, domain: Domain) -> None:
         """DomainError unless it can be suspended now."""
-        domains.check_can_be_saved(domain)
+        domains.check_can_be_saved(self.handles.store, domain)
         check_can_suspend(self.handles.store, domain.domid, str(domain))
         check_not_asked(self.handles.store, domain.domid, str(domain))
 

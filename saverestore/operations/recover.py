@@ -79,7 +79,7 @@ def _resume(handles: Handles, domain: Domain, host: Architecture, done: list[str
         done.append("a request to suspend was withdrawn")
     info = handles.xen.domain(domain.domid)
     if info.dying or (info.shutdown and not info.suspended):
-        domains.check_can_be_saved(Domain(info, domain.name))
+        domains.check_can_be_saved(handles.store, Domain(info, domain.name))
     kind = host.of_domain(handles, info)
     if kind.has_device_model:
         done += _recover_device_model(handles, domain.domid)

@@ -12,7 +12,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.errors import DomainError, ErrorName, ExitCode
 from saverestore.toolstack import lock
-from saverestore.toolstack.lock import held, restoring
+from saverestore.toolstack.lock import held, restored_by, restoring
 
 WEB, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
 
@@ -83,6 +83,16 @@ def test_one_that_is_refused_the_name_does_not_keep_the_uuid():
             pass
         with restoring(OTHER, "web2"):
             pass
+
+
+def test_whoever_restores_a_domain_is_seen_without_being_disturbed():
+    assert restored_by(WEB) is None
+    with another(WEB, "web1") as pid:
+        assert (restored_by(WEB), restored_by(OTHER)) == (str(pid), None)
+        assert restored_by(WEB) == str(pid)
+    assert restored_by(WEB) is None
+    with restoring(WEB, "web1"):
+        pass
 
 
 def test_a_lock_that_is_waited_for_is_had_when_its_holder_ends():
