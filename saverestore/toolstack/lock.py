@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -85,10 +86,12 @@ def held(name: str, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
         ) from error
     try:
         _lock(descriptor, path, busy, time.monotonic() + wait_s)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # /run may be full, and the number is for messages alone
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
         yield
-        os.ftruncate(descriptor, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
     finally:
         # The file stays: removing it would let two processes hold locks on different files of this name.
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from contextlib import contextmanager
@@ -100,3 +101,16 @@ def test_a_lock_that_is_waited_for_is_had_when_its_holder_ends():
         pass
     with held(f"restore-{WEB}", "busy", wait_s=0.3):
         pass
+
+
+def test_a_lock_is_had_where_its_holders_number_cannot_be_written(monkeypatch):
+    """/run is full: pysave --recover of a domain that is stuck must do its work."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lock.os, "write", full)
+    done = []
+    with held("domain-7", "busy"):
+        done.append("recovered")
+    assert done == ["recovered"]
