@@ -128,7 +128,7 @@ def parse(data: bytes) -> GuestConfig:
         _check_devices(raw)
         return GuestConfig(
             raw=raw,
-            name=str(create["name"]),
+            name=_name(create),
             uuid=uuid.UUID(create["uuid"]),
             kind=kind,
             max_vcpus=max_vcpus,
@@ -173,6 +173,16 @@ def _check_devices(raw: dict[str, Any]) -> None:
         devices = raw.get(key) or []
         if not isinstance(devices, list) or not all(isinstance(device, dict) for device in devices):
             raise ValueError(f"{key} is not a list of devices")
+
+
+def _name(create: dict[str, Any]) -> str:
+    """Text that xenstore and libxl can be given. ValueError for half of a surrogate pair, which JSON can hold."""
+    name = str(create["name"])
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name {name!r} is not UTF-8") from None
+    return name
 
 
 def _kind(create: dict[str, Any], build: dict[str, Any]) -> str:
