@@ -168,6 +168,15 @@ def words_of(names: Sequence[str]) -> str:
 # ---- values of options
 
 
+def domain_name(text: str) -> str:
+    """The name of a domain to be: UTF-8, as xenstore and libxl have it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"must be UTF-8, not {text!r}") from None
+    return text
+
+
 def seconds(text: str) -> float:
     """A time: a number of seconds greater than 0."""
     try:

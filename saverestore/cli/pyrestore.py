@@ -57,7 +57,12 @@ def command_parser() -> arguments.Parser:
         "whose time starts with WHEN (2026-11-29, 2026-11-29T05:58; UTC, as 'pyimage list' prints it). In another "
         f"directory than {STORE}: DIR/NAME[@WHEN]",
     )
-    usual.add_argument("--name", metavar="NAME", help="name of the new domain, instead of the image's")
+    usual.add_argument(
+        "--name",
+        type=arguments.domain_name,
+        metavar="NAME",
+        help="name of the new domain, instead of the image's",
+    )
     common.add_config(usual, "restore it with this configuration", "xl restore FILE IMAGE", "image")
     usual.add_argument(
         "--new-uuid",

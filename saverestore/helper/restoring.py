@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import uuid
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from saverestore.engine import restore as engine
 from saverestore.engine.progress import RestoreReport
-from saverestore.errors import DomainError, ErrorName, ImageError
+from saverestore.errors import DomainError, ErrorName, ImageError, SaveRestoreError
 from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.kinds import this_host
 from saverestore.guest.ports import U8, U64, Channels, PageWindow, RestoredPages, RestoreGuest
@@ -20,7 +22,8 @@ from saverestore.process import ending
 from saverestore.stream.reader import LibxcReader
 from saverestore.stream.records import Disks, Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import check_trailer
-from saverestore.toolstack import disks, known_bad, memory
+from saverestore.stream.xl import XlHeader
+from saverestore.toolstack import config, disks, known_bad, memory, neighbours
 from saverestore.toolstack.helper_link import Task
 from saverestore.toolstack.lock import restoring
 from saverestore.transport.fd import FdSource
@@ -93,6 +96,25 @@ def _check_disks(record: Disks, domain_uuid: uuid.UUID, task: Task | None) -> No
     disks.check(used, uuid.UUID(task.saved_uuid), force=not task.check_disks)
 
 
+def _disks_kept(fd: int, domain_uuid: uuid.UUID) -> AbstractContextManager[None]:
+    """Inside this block no restore of ours makes a domain that writes to the disks of `xl`'s, as far as these are
+    known: of a file, by the configuration at its front, unless `xl` was given another one.
+
+    That another restore has one of them is a warning. They are free from the helper's end on, some moments before
+    libxl has the domain's record.
+    """
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return nullcontext()
+        # Opened anew, as the descriptor's place is libxl's.
+        with FdSource(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC), "the image") as source:
+            header = XlHeader.read(source)
+        found = config.parse(header.config or b"")
+    except (OSError, SaveRestoreError):
+        return nullcontext()
+    return neighbours.disks_kept(found, force=True) if found.uuid == domain_uuid else nullcontext()
+
+
 def restore(
     arguments: RestoreArguments,
     settings: Settings,
@@ -123,6 +145,7 @@ def restore(
         info = handles.xen.domain(arguments.domid)
         if task is None:  # else whoever asked libxl has the lock, and has looked at memory and the hypervisor
             stack.enter_context(restoring(info.uuid, None))
+            stack.enter_context(_disks_kept(arguments.io_fd, info.uuid))
             stack.enter_context(memory.counted(info))
         else:
             stack.enter_context(memory.claimed(handles, info.domid, task.name, task.pages))

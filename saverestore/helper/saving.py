@@ -30,7 +30,7 @@ from saverestore.toolstack import known_bad, watcher
 from saverestore.toolstack.condition import Condition, look_up
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
-from saverestore.toolstack.processor_cap import ProcessorCap
+from saverestore.toolstack.processor_cap import ProcessorCap, speed_up
 from saverestore.transport.pipe import sink_of
 
 LOG = logging.getLogger(__name__)
@@ -133,6 +133,7 @@ def save(arguments: SaveArguments, settings: Settings, channel: Channel) -> Save
     with open_handles(process_ends=True) as handles, locked(domain := _domain(handles, arguments.domid)):
         # Whether it is resumed is not said: a PV domain is refused either way, of others there is a warning.
         known_bad.check_save(handles, this_host(), domain, resumes=False, force=False)
+        speed_up(handles, domain)
         throttle = ProcessorCap(handles, domain) if live and limits.on_stall is OnStall.THROTTLE else None
         suspender = LibxlSuspender(channel, handles, domain)
         guest = _guest_of(channel, handles, arguments.domid, suspender)

@@ -15,12 +15,10 @@ from saverestore.operations.recover import recover_locked
 from saverestore.toolstack import choice, domains, moving
 from saverestore.toolstack.domains import Domain
 
-INCOMING = "--incoming"
-
 
 def incoming_name(name: str) -> str:
-    """What a domain is called at the destination until it is committed: as `xl migrate` calls it."""
-    return f"{name}{INCOMING}"
+    """What a domain is called at the destination until it is committed."""
+    return f"{name}{moving.INCOMING}"
 
 
 class HostCopy:

@@ -72,7 +72,7 @@ class Host:
 
     def check_can_be_saved(self, domain: Domain) -> None:
         """DomainError unless it can be suspended now."""
-        domains.check_can_be_saved(domain)
+        domains.check_can_be_saved(self.handles.store, domain)
         check_can_suspend(self.handles.store, domain.domid, str(domain))
         check_not_asked(self.handles.store, domain.domid, str(domain))
 
@@ -146,6 +146,10 @@ class Host:
         `name`: None, whatever it is called.
         """
         return restoring(domain_uuid, name)
+
+    def disks_kept(self, config: GuestConfig, *, force: bool) -> AbstractContextManager[None]:
+        """Inside this block no other restore makes a domain that writes to its disks. See `neighbours.disks_kept`."""
+        return neighbours.disks_kept(config, force=force)
 
     def check_hypervisor_for(self, config: GuestConfig, *, force: bool) -> None:
         """DomainError where this Xen is known to break a restore of such a domain."""

@@ -1,4 +1,7 @@
-"""Everything that is looked at before a domain is saved, and opened for it. Nothing here touches the domain."""
+"""Everything that is looked at before a domain is saved, and opened for it.
+
+Nothing here touches the domain, but that processor time which a killed save has taken from it is given back.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from saverestore.operations.preflight import Findings, duration, reading_rate, v
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.operations.room import Storing, estimate, full_size
 from saverestore.stream.digest_algorithms import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
-from saverestore.toolstack import decisions, host_fit
+from saverestore.toolstack import decisions, host_fit, processor_cap
 from saverestore.toolstack.condition import Condition
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
@@ -52,7 +55,8 @@ class Prepared:
 def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitStack) -> Prepared:
     """Look at everything, in the order in which it is cheapest to report; open and lock what is needed, on `stack`.
 
-    The guest of the result is the caller's to close.
+    The guest of the result is the caller's to close. Unless `findings` are of a dry run, a processor cap that a
+    killed save has left is put back.
     """
     digest = None
     with findings.check():
@@ -73,7 +77,10 @@ def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitSta
     device_model = None
     with findings.check():
         device_model = toolstack.device_model_of(domain)
-    devices = host.devices_of(domain)  # first: what changes from here on is noticed
+    if not findings.dry:
+        # Before its configuration is read: libxl takes the cap from the scheduler.
+        processor_cap.speed_up(host.handles, domain)
+    devices = host.devices_of(domain)  # before, too: what changes from here on is noticed
     config = toolstack.config_of(domain)
     written = config
     with findings.check():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, advise, fact_of, remedies_of
 from saverestore.guest.common.handles import Handles, XenError, open_handles
 from saverestore.guest.common.suspend import withdraw_request
 from saverestore.guest.kinds import Architecture, this_host
-from saverestore.toolstack import domains, moving, processor_cap
+from saverestore.toolstack import arriving, domains, moving, processor_cap
+from saverestore.toolstack.condition import Condition, look_up
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.lock import locked
+
+LOG = logging.getLogger(__name__)
 
 
 def recover_domain(text: str) -> list[str]:
@@ -20,7 +24,7 @@ def recover_domain(text: str) -> list[str]:
     Returns what was done, for people.
 
     Refused (DomainError) while a save of it is under way. A domain that runs as it should is left alone,
-    except that log-dirty is off afterwards.
+    except that log-dirty is off afterwards. Refused, too, of one that is being restored or comes from another host.
     """
     with open_handles() as handles:
         domain = domains.find(handles, text)
@@ -33,6 +37,13 @@ def recover_domain(text: str) -> list[str]:
                     name=ErrorName.DOMAIN_NEEDS_RECOVERY,
                     remedies=[Advice(Remedy.RECOVER_MIGRATION, domain.name)],
                 )
+            domain = domains.again(handles, domain)
+            if domain.info.paused and (found := arriving.look(handles.store, domain.domid, domain.info.uuid)):
+                raise DomainError(
+                    f"{domain} {found.what}; no changes were made",
+                    name=ErrorName.DOMAIN_BUSY,
+                    remedies=found.remedies,
+                )
             return recover_locked(handles, domain, this_host())
 
 
@@ -40,7 +51,8 @@ def recover_locked(handles: Handles, domain: Domain, host: Architecture) -> list
     """See `recover_domain`, of a domain that is locked. Each step is taken also when the one before it failed.
 
     The processor cap comes first, as what follows waits for the domain. Of several failures the last is raised, which
-    says how the domain is; its notes are the others, and what was done all the same.
+    says how the domain is; its notes are the others, and what was done all the same. What the domain is afterwards is
+    looked up, as somebody may have paused it: a warning, with what helps, where it does not run.
     """
     done: list[str] = []
     failures: list[BaseException] = []
@@ -58,6 +70,11 @@ def recover_locked(handles: Handles, domain: Domain, host: Architecture) -> list
         if done:
             error.add_note(f"done all the same: {', '.join(done)}")
         raise error
+    found = look_up(handles, domain.domid, domain.info.uuid)
+    if found.condition is not Condition.RUNNING:
+        LOG.warning("%s %s", domain, found.what, extra={"remedies": found.remedies})
+    elif done:
+        done.append(f"it {found.what}")
     return done
 
 
@@ -79,7 +96,7 @@ def _resume(handles: Handles, domain: Domain, host: Architecture, done: list[str
         done.append("a request to suspend was withdrawn")
     info = handles.xen.domain(domain.domid)
     if info.dying or (info.shutdown and not info.suspended):
-        domains.check_can_be_saved(Domain(info, domain.name))
+        domains.check_can_be_saved(handles.store, Domain(info, domain.name))
     kind = host.of_domain(handles, info)
     if kind.has_device_model:
         done += _recover_device_model(handles, domain.domid)

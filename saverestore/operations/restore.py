@@ -182,6 +182,9 @@ def _prepare(
     with findings.check():
         host.check_free(guest_config)
     with findings.check():
+        # First: a domain that is being restored is not found by its disks before it is complete.
+        stack.enter_context(host.disks_kept(guest_config, force=request.force))
+    with findings.check():
         host.check_neighbours(guest_config, force=request.force)
     contents = None
     with findings.check():

@@ -38,7 +38,7 @@ from saverestore.stream.libxl import LibxlWriter
 from saverestore.stream.records import Disks
 from saverestore.stream.trailer import TrailerBuffer
 from saverestore.stream.xl import XlHeader
-from saverestore.toolstack import last_downtime, processor_cap
+from saverestore.toolstack import last_downtime
 from saverestore.toolstack.condition import Condition
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
@@ -77,7 +77,6 @@ def save_domain(
         try:
             with opened_commit(request, prepared) as commit:
                 check_room(commit, request, prepared.guest, prepared.domain)
-                _speed_up(host, prepared.domain)
                 with _reporting_leftovers(host, commit, prepared, report):
                     stream, settings = _write_head(host, prepared, request, commit)
                     session = SaveSession(
@@ -313,15 +312,6 @@ def _remember(host: Host, domain: Domain, report: SaveReport) -> None:
         last_downtime.remember(
             host.handles.store, domain.domid, suspend_s=downtime.suspend_s, state_s=state_s
         )
-
-
-def _speed_up(host: Host, domain: Domain) -> None:
-    """A save that was killed may have left the domain slowed down."""
-    try:
-        if put_back := processor_cap.put_back(host.handles, domain):
-            LOG.warning("%s: %s", domain, put_back)
-    except XenError as error:
-        LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
 
 
 def _provenance(request: SaveRequest, prepared: Prepared, settings: SaveSettings) -> dict[str, object]:

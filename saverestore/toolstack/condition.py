@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import uuid
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pyxc.control import ShutdownReason
 from saverestore.errors import Advice, Remedy
 from saverestore.guest.common.handles import Handles, XenError
 from saverestore.guest.common.suspend import how_it_stopped
+from saverestore.toolstack import arriving
 
 
 class Condition(Enum):
@@ -55,6 +57,9 @@ def look_up(handles: Handles, domid: int, domain_uuid: uuid.UUID) -> Found:
             Condition.CRASHED if crashed else Condition.STOPPED, how_it_stopped(info.shutdown_reason)
         )
     if info.paused:
+        with contextlib.suppress(XenError):
+            if (found := arriving.look(handles.store, domid, domain_uuid)) is not None:
+                return Found(Condition.PAUSED, found.what, found.remedies)
         return Found(Condition.PAUSED, "is paused", (Advice(Remedy.UNPAUSE_NOW, domid),))
     return Found(Condition.RUNNING, "is running")
 

@@ -133,7 +133,7 @@ def parse(data: bytes) -> GuestConfig:
         _check_sections(build)
         return GuestConfig(
             raw=raw,
-            name=str(create["name"]),
+            name=_name(create),
             uuid=uuid.UUID(create["uuid"]),
             kind=kind,
             max_vcpus=max_vcpus,
@@ -193,6 +193,16 @@ def _check_sections(build: dict[str, Any]) -> None:
         is_section = name.startswith("type.") or (name == "sched_params" and section is not None)
         if is_section and not isinstance(section, dict):
             raise ValueError(f"{name} is {section!r}")
+
+
+def _name(create: dict[str, Any]) -> str:
+    """Text that xenstore and libxl can be given. ValueError for half of a surrogate pair, which JSON can hold."""
+    name = str(create["name"])
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name {name!r} is not UTF-8") from None
+    return name
 
 
 def _kind(create: dict[str, Any], build: dict[str, Any]) -> str:

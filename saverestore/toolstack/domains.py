@@ -12,7 +12,7 @@ from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remed
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.suspend import how_it_stopped
 from saverestore.guest.kinds import this_host
-from saverestore.toolstack import config
+from saverestore.toolstack import arriving, config
 from saverestore.toolstack.config import GuestConfig
 
 USERDATA_DIR = Path("/var/lib/xen")
@@ -96,7 +96,7 @@ def again(handles: Handles, domain: Domain) -> Domain:
     )
 
 
-def check_can_be_saved(domain: Domain) -> None:
+def check_can_be_saved(store: XenStore, domain: Domain) -> None:
     """DomainError unless the domain is one that can be suspended now."""
     info = domain.info
     if domain.domid == 0:
@@ -117,6 +117,12 @@ def check_can_be_saved(domain: Domain) -> None:
             f"{domain} {what}: there is nothing to save; no changes were made", name=ErrorName.DOMAIN_STOPPED
         )
     if info.paused:
+        if (found := arriving.look(store, domain.domid, info.uuid)) is not None:
+            raise DomainError(
+                f"{domain} {found.what}; no changes were made",
+                name=ErrorName.DOMAIN_BUSY,
+                remedies=found.remedies,
+            )
         if this_host().needs_recovery(domain.domid, info.uuid):
             raise DomainError(
                 f"{domain} was being saved when that save died, and its processors are not as they were",

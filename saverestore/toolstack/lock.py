@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 LOCK_DIR = Path("/run/pysave")
 LOOK_S = 0.2
+HELD = (errno.EWOULDBLOCK, errno.EACCES)
+"""What flock(2) says of a lock that another process holds."""
 
 
 @contextmanager
@@ -37,7 +40,7 @@ def restoring(domain_uuid: uuid.UUID, name: str | None, *, wait_s: float = 0.0) 
     both free, and make two domains of one. `name`: None where somebody else sees to that. `wait_s`: see `held`.
     """
     busy = f"a domain with the UUID {domain_uuid} is being restored"
-    with held(f"restore-{domain_uuid}", busy, wait_s=wait_s):
+    with held(_of_uuid(domain_uuid), busy, wait_s=wait_s):
         if name is None:
             yield
             return
@@ -50,13 +53,30 @@ def restoring(domain_uuid: uuid.UUID, name: str | None, *, wait_s: float = 0.0) 
             yield
 
 
+def restored_by(domain_uuid: uuid.UUID) -> str | None:
+    """The process, for people, that restores a domain with this UUID; None when none does, as far as can be seen."""
+    try:
+        descriptor = os.open(_path(_of_uuid(domain_uuid)), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Shared, so that two who look do not see each other.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return _holder(descriptor) if error.errno in HELD else None
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def held(name: str, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock of this name inside this block. DomainError, "`busy` by process N", when another has it.
 
     `wait_s`: how long it is waited for.
     """
-    path = LOCK_DIR / f"{name}.lock"
+    path = _path(name)
     try:
         LOCK_DIR.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -66,13 +86,27 @@ def held(name: str, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
         ) from error
     try:
         _lock(descriptor, path, busy, time.monotonic() + wait_s)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # /run may be full, and the number is for messages alone
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
         yield
-        os.ftruncate(descriptor, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
     finally:
         # The file stays: removing it would let two processes hold locks on different files of this name.
         os.close(descriptor)
+
+
+def _path(name: str) -> Path:
+    return LOCK_DIR / f"{name}.lock"
+
+
+def _of_uuid(domain_uuid: uuid.UUID) -> str:
+    return f"restore-{domain_uuid}"
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "?"
 
 
 def _lock(descriptor: int, path: Path, busy: str, until: float) -> None:
@@ -80,11 +114,12 @@ def _lock(descriptor: int, path: Path, busy: str, until: float) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            if error.errno not in HELD:
                 raise TransportError(f"{path}: {error.strerror}") from error
             if time.monotonic() >= until:
-                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-                raise DomainError(f"{busy} by process {holder or '?'}", name=ErrorName.DOMAIN_BUSY) from error
+                raise DomainError(
+                    f"{busy} by process {_holder(descriptor)}", name=ErrorName.DOMAIN_BUSY
+                ) from error
         else:
             return
         time.sleep(LOOK_S)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from pyxc import XenStore
 
+INCOMING = "--incoming"
+"""What follows a domain's name at the destination until it is committed: as `xl migrate` calls it."""
+
 
 def _path(domid: int) -> str:
     return f"/local/domain/{domid}/pysave/moving"

@@ -7,11 +7,13 @@ with one MAC on one bridge take each other's packets.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remedy
+from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remedy, advise
 from saverestore.guest.common.handles import Handles
 from saverestore.toolstack import config as configs
 from saverestore.toolstack.config import GuestConfig
@@ -19,6 +21,7 @@ from saverestore.toolstack.disks import is_written
 from saverestore.toolstack.domains import Domain, all_domains, userdata_path
 from saverestore.toolstack.given_config import NO_MAC
 from saverestore.toolstack.host_fit import DOM0_NAMES
+from saverestore.toolstack.lock import held
 
 LOG = logging.getLogger(__name__)
 
@@ -58,6 +61,28 @@ def check(handles: Handles, config: GuestConfig, *, force: bool) -> None:
             remedies=[Advice(Remedy.GIVE_OTHER_DISKS)],
         )
     LOG.warning("%s; restored all the same, because of the request", fact)
+
+
+@contextmanager
+def disks_kept(config: GuestConfig, *, force: bool) -> Iterator[None]:
+    """Inside this block no other restore of ours makes a domain that writes to its disks. DomainError, naming the
+    disk, when one does; with `force` a warning, and the disks that are free are kept all the same.
+
+    From before `check` until libxl has the domain's record, which it writes when the domain is complete: until then
+    nobody finds its disks.
+    """
+    with ExitStack() as stack:
+        for place, path in sorted(_written(config).items()):
+            text = "\0".join(place).encode(errors="surrogatepass")
+            busy = f"{config.name} would write to {path}; a domain that writes to it is being restored"
+            try:
+                stack.enter_context(held(f"restore-disk-{hashlib.sha256(text).hexdigest()[:32]}", busy))
+            except DomainError as error:
+                if not force:
+                    advise(error, Advice(Remedy.GIVE_OTHER_DISKS))
+                    raise
+                LOG.warning("%s; restored all the same", error)
+        yield
 
 
 def _running(handles: Handles, config: GuestConfig) -> Iterator[tuple[Domain, GuestConfig]]:

@@ -68,15 +68,22 @@ class ProcessorCap:
     def limit(self, cpu_percent: int) -> None:
         """See Throttle. Percent of the cap that there was, or of all the CPUs that its vCPUs can run on."""
         if self._before is None:
-            share = GETTERS[self._scheduler](self._xen, self._domid)
-            self._store.write(_node(self._domid), str(share.cap))
-            self._before = share
+            self._before = self._written_down()
         whole = self._before.cap or ONE_CPU * self._usable_cpus
         lowered = replace(self._before, cap=max(1, whole * cpu_percent // 100))
         SETTERS[self._scheduler](self._xen, self._domid, lowered)
         LOG.info(
             "domain %d: its cap is %d now (was %s)", self._domid, lowered.cap, self._before.cap or "none"
         )
+
+    def _written_down(self) -> Share:
+        """What its share was, once that is written down. What a killed save has written stays: it lowered the cap."""
+        share = GETTERS[self._scheduler](self._xen, self._domid)
+        known = self._store.read(_node(self._domid))
+        if known is not None and known.isdecimal():
+            return replace(share, cap=int(known))
+        self._store.write(_node(self._domid), str(share.cap))
+        return share
 
     def lift(self) -> None:
         """See Throttle."""
@@ -106,6 +113,15 @@ def put_back(handles: Handles, domain: Domain) -> str:
             done = f"it had been slowed down: its processor cap was put back ({was} instead of {share.cap}%)"
     _forget(handles.store, domain.domid)
     return done
+
+
+def speed_up(handles: Handles, domain: Domain) -> None:
+    """See `put_back`, for who saves the domain: what was done, or could not be, is a warning."""
+    try:
+        if done := put_back(handles, domain):
+            LOG.warning("%s: %s", domain, done)
+    except XenError as error:
+        LOG.warning("%s was slowed down by a save that was killed, and still is: %s", domain, error)
 
 
 def _forget(store: XenStore, domid: int) -> None:

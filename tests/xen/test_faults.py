@@ -154,7 +154,7 @@ def test_a_killed_save_leaves_a_guest_that_recover_puts_right(guest: Guest, imag
     refused = run("pysave", guest.name, str(images / "b.img"))
     assert refused.returncode == 3
     assert "--recover" in refused.stderr
-    assert "is running again" in run("pysave", "--recover", guest.name).stderr
+    assert "has been resumed; it is running" in run("pysave", "--recover", guest.name).stderr
     guest.goes_on(before)
     must("pysave", guest.name, str(images / "a.img"))
     no_partial_files(images)

@@ -92,7 +92,10 @@ def command_parser() -> arguments.Parser:
 def _add_common(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-p", "--paused", action="store_true", help="leave the domain paused there")
     group.add_argument(
-        "--name", metavar="NAME", help="name of the domain there, instead of the one it has here"
+        "--name",
+        type=arguments.domain_name,
+        metavar="NAME",
+        help="name of the domain there, instead of the one it has here",
     )
     common.add_config(group, "give the domain this configuration there", "xl migrate -C FILE", "domain")
     common.add_dry_run(group, "migration")

@@ -79,11 +79,11 @@ def _run(handles: Handles, domid: int, domain_uuid: uuid.UUID, directory: Path) 
     done = []
     if handles.xen.domain(domid).suspended:
         handles.xen.resume(domid)
-        done.append("it was suspended and is running again")
+        done.append("it was suspended and has been resumed")
     _resume_in_store(handles, domid)
     if handles.xen.domain(domid).paused:
         handles.xen.unpause(domid)
-        done.append("it was paused and is running again")
+        done.append("it was paused and has been unpaused")
     journals.remove(domid, domain_uuid, directory)
     return done
 
@@ -102,7 +102,7 @@ def recover(handles: Handles, info: DomainInfo, directory: Path = journals.DIREC
     if not info.suspended:
         return []
     resume_untouched(handles, info.domid)
-    return ["it was suspended and is running again"]
+    return ["it was suspended and has been resumed"]
 
 
 def resume_untouched(handles: Handles, domid: int) -> None:

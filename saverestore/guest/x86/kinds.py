@@ -72,7 +72,7 @@ class _X86(Kind):
         if not info.suspended:
             return []
         Resumption(handles.xen, handles.store, info.domid).resume()
-        return ["it was suspended and is running again"]
+        return ["it was suspended and has been resumed"]
 
 
 class PvKind(_X86):

@@ -77,6 +77,7 @@ def run(command: str, *arguments: str | Path, before: str = "") -> subprocess.Co
         ("pyrestore", []),
         ("pyrestore", ["a.img", "b.img"]),
         ("pyrestore", ["--name"]),
+        ("pyrestore", ["--name", "f\udcff", "a.img"]),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_the_help(command, arguments):

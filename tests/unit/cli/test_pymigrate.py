@@ -50,6 +50,7 @@ def run(
         ["web1", "web2", "tcp://b:8700"],
         ["--downtime-ms", "0", "web1", "b"],
         ["--name", "", "web1", "b"],
+        ["--name", "f\udcff", "web1", "b"],
         ["--config", "/nowhere/web1.cfg", "web1", "b"],
         ["--config", "web1.cfg", "web1", "web2", "b"],
         ["recover"],

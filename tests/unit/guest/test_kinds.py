@@ -281,7 +281,7 @@ def test_a_suspended_x86_domain_is_resumed_with_its_vector_registers(monkeypatch
     assert kind.recover(opened, SimpleNamespace(domid=7, suspended=False)) == []
     assert xen.done == []
     assert kind.recover(opened, SimpleNamespace(domid=7, suspended=True)) == [
-        "it was suspended and is running again"
+        "it was suspended and has been resumed"
     ]
     assert xen.done == ["pause", "resume", "registers", "unpause"]
     assert store.done == ["resume_domain"]

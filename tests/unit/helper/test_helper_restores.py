@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -21,17 +23,19 @@ from memory_guests import MAKERS, assert_same, image_of
 from memory_kinds import MemoryHost
 
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import Advice, ErrorName, ExitCode, ImageError, Remedy, remedies_of
+from saverestore.errors import Advice, DomainError, ErrorName, ExitCode, ImageError, Remedy, remedies_of
 from saverestore.helper import restoring, session
 from saverestore.helper.arguments import RestoreArguments
 from saverestore.helper.messages import Level, MessageType
 from saverestore.stream.digest_algorithms import DigestAlgorithm
 from saverestore.stream.records import Record, X86CpuidPolicy, X86MsrPolicy
 from saverestore.stream.trailer import TrailerBuffer
+from saverestore.stream.xl import XlHeader
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
-from saverestore.toolstack import known_bad, lock
+from saverestore.toolstack import config, known_bad, lock, neighbours
 from saverestore.toolstack.helper_link import TASK_VARIABLE, HelperReport, Task, linked
+from saverestore.transport import FdSink
 
 DOMID = 7
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -339,3 +343,55 @@ def test_under_xl_a_pv_domain_is_not_restored_on_a_hypervisor_that_loses_registe
         restore.environment[TASK_VARIABLE] = Task("image", 0, None).pack()
     assert restore.run() == 0
     assert ("loses r8 to r15" in restore.errors()) is (asked_by_xl and restore.kind == "pv")
+
+
+def image_of_xl(path: Path, kind: str, disk: Path, number: int) -> tuple[bytes, int]:
+    """What `xl save` wrote of a domain on this disk, whose UUID is that number; and where its libxc stream begins."""
+    found = {
+        "c_info": {"type": kind, "name": "web1", "uuid": str(UUID(int=number))},
+        "b_info": {"max_memkb": 4096},
+        "disks": [{"vdev": "xvda", "pdev_path": str(disk), "readwrite": 1}],
+    }
+    with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), "image") as sink:
+        XlHeader.write(sink, json.dumps(found).encode())
+    front = path.read_bytes()
+    return front + image_of(MemorySave(MAKERS[kind]())), len(front)
+
+
+@pytest.mark.parametrize(("number", "is_kept"), [(7, True), (8, False)], ids=["the image's", "another one"])
+def test_under_xl_the_disks_of_the_configuration_in_the_file_are_kept_from_other_restores(
+    monkeypatch, tmp_path, number, is_kept
+):
+    disk = tmp_path / "web.disk"
+    disk.write_bytes(bytes(512))
+    image, begins = image_of_xl(tmp_path / "front", "pvh", disk, number)
+    restore = Restoring(monkeypatch, tmp_path, "pvh", image, MAKERS["pvh"]())
+    os.lseek(restore.fd, begins, os.SEEK_SET)
+    copy = config.parse(image[image.index(b"{") : image.index(b"\0", image.index(b"{"))])
+    refused: list[str] = []
+
+    def second() -> None:
+        try:
+            with neighbours.disks_kept(copy, force=False):
+                refused.append("")
+        except DomainError as error:
+            refused.append(str(error))
+
+    restore.guest.moments.on("write_pages", 0, second)
+    assert restore.run() == 0
+    assert restore.errors() == ""
+    assert [f"disk xvda: {disk}" in text for text in refused] == [is_kept]
+    assert_same(MAKERS["pvh"](), restore.guest.domain)
+
+
+def test_a_pipe_from_xl_is_not_looked_into_for_disks(monkeypatch, tmp_path):
+    image, begins = image_of_xl(tmp_path / "front", "pvh", tmp_path / "web.disk", 7)
+    restore = Restoring(monkeypatch, tmp_path, "pvh", image, MAKERS["pvh"]())
+    os.close(restore.fd)
+    with subprocess.Popen(
+        ["tail", "-c", f"+{begins + 1}", tmp_path / "image"], stdout=subprocess.PIPE
+    ) as tail:
+        restore.fd = os.dup(tail.stdout.fileno())
+        assert restore.run() == 0
+    assert restore.errors() == ""
+    assert_same(MAKERS["pvh"](), restore.guest.domain)

@@ -19,6 +19,7 @@ from fake_libxl import SAVE_CALLBACKS, FakeLibxl
 from memory_guests import MAKERS, assert_same, restored_from
 
 from pyxc.control import ShutdownReason, XenVersion
+from pyxc.sched import CpuPool, Scheduler, Share
 from saverestore.errors import Advice, ExitCode, Remedy
 from saverestore.guest.common.handles import XenError
 from saverestore.guest.ports import LogDirty
@@ -30,6 +31,8 @@ from saverestore.helper.messages import Level, MessageType
 from saverestore.stream.layout import DomainType
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
+from saverestore.testing.store import MemoryStore
+from saverestore.toolstack import processor_cap
 
 DOMID = 7
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -80,6 +83,7 @@ class Saved:
         self.environment: dict[str, str] = {}
         self.became: dict[str, bool] = {}
         self.version = XenVersion(4, 17, ".3", "")
+        self.store = MemoryStore()
 
     def _suspend(self) -> int:
         self.domain.suspend()
@@ -92,7 +96,7 @@ class Saved:
     @contextmanager
     def _handles(self, **_: bool) -> Iterator[SimpleNamespace]:
         xen = SimpleNamespace(domain=self._info, domains=list, version=lambda: self.version)
-        yield SimpleNamespace(xen=xen, store=None, memory=SimpleNamespace(unmap_lingering=self._unmap))
+        yield SimpleNamespace(xen=xen, store=self.store, memory=SimpleNamespace(unmap_lingering=self._unmap))
 
     def _info(self, domid: int) -> SimpleNamespace:
         if self.became.get("gone"):
@@ -107,6 +111,7 @@ class Saved:
             shutdown_reason=ShutdownReason.CRASH if crashed else ShutdownReason.SUSPEND,
             dying=False,
             paused=False,
+            cpupool=0,
         )
 
     def _unmap(self) -> None:
@@ -377,3 +382,18 @@ def test_a_domain_that_is_gone_when_libxl_is_gone_needs_no_recovery(saved):
     save.became["gone"] = True
     session._resume(DOMID, gone)
     assert gone.__notes__ == [f"domain {DOMID} is gone"]
+
+
+def test_a_cap_that_a_killed_save_has_left_is_put_back(saved, monkeypatch):
+    caps = [10]
+    monkeypatch.setattr(processor_cap.sched, "cpu_pool", lambda *_: CpuPool(Scheduler.CREDIT2, 4))
+    monkeypatch.setitem(processor_cap.GETTERS, Scheduler.CREDIT2, lambda *_: Share(256, caps[-1]))
+    monkeypatch.setitem(
+        processor_cap.SETTERS, Scheduler.CREDIT2, lambda _xen, _domid, share: caps.append(share.cap)
+    )
+    save = saved("pvh", live=False)
+    save.store.write(f"/local/domain/{DOMID}/pysave/cap", "0")
+    assert save.run() == 0
+    assert caps == [10, 0]
+    assert save.store.read(f"/local/domain/{DOMID}/pysave/cap") is None
+    assert any("was put back" in text for level, text in save.libxl.logged if level == Level.WARN)

@@ -280,6 +280,9 @@ class TableHost:
     def check_disks(self, *_: object, **__: object) -> None:
         pass
 
+    def disks_kept(self, *_: object, **__: object) -> Any:
+        return nullcontext()
+
     def check_neighbours(self, *_: object, **__: object) -> None:
         pass
 

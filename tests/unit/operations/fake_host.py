@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,6 +230,9 @@ class RestoringHost(FakeHost):
     def restoring(self, *_: object) -> Any:
         return nullcontext()
 
+    def disks_kept(self, *_: object, **__: object) -> Any:
+        return nullcontext()
+
     def check_free(self, _config: object) -> None:
         pass
 
@@ -287,13 +291,20 @@ CONFIG = (
 )
 
 
-def image_in(folder: Path, domain: MemoryDomain, form: str = "plain", name: str = "in.img") -> Path:
-    """Save the domain there, plain, as "zstd" or as "draft-b", in small batches: the file."""
+def image_in(
+    folder: Path,
+    domain: MemoryDomain,
+    form: str = "plain",
+    name: str = "in.img",
+    disks: Sequence[dict[str, Any]] = (),
+) -> Path:
+    """Save the domain there, plain, as "zstd" or as "draft-b", in small batches: the file. `disks`: libxl's JSON."""
     path = folder / name
     with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as file:
         sink = ZstdSink(file) if form == "zstd" else file
         outside = HeaderDigestSink(sink)
-        XlHeader.write(outside, (CONFIG % ("pv" if domain.is_pv else "pvh")).encode())
+        config = json.loads(CONFIG % ("pv" if domain.is_pv else "pvh")) | {"disks": list(disks)}
+        XlHeader.write(outside, json.dumps(config).encode())
         stream = LibxlWriter(outside)
         stream.libxc_context()
         settings = SaveSettings(

@@ -172,7 +172,7 @@ class MachineHost(FakeHost):
         return Domain(self.machine.domain(domain.domid), domain.name)  # type: ignore[arg-type]
 
     def check_can_be_saved(self, domain: Domain) -> None:
-        domains.check_can_be_saved(domain)
+        domains.check_can_be_saved(self.machine.store, domain)
         check_not_asked(self.machine.store, domain.domid, str(domain))
 
     def suspending(self, *_: object) -> Any:

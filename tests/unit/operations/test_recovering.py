@@ -15,17 +15,20 @@ from fake_host import FakeStore
 
 from pyxc import XenError
 from pyxc.sched import CpuPool, Scheduler, Share
-from saverestore.errors import Advice, DomainError, Remedy, fact_of, remedies_of
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, fact_of, remedies_of
 from saverestore.guest.arm64 import resuming
 from saverestore.guest.kinds import ARM64_HOST, X86_HOST
-from saverestore.operations.recover import recover_locked
-from saverestore.toolstack import processor_cap
+from saverestore.guest.x86 import kinds as x86_kinds
+from saverestore.operations import recover
+from saverestore.operations.recover import recover_domain, recover_locked
+from saverestore.toolstack import lock, processor_cap
 from saverestore.toolstack.domains import Domain
 
 DOMID = 7
 CAP = f"/local/domain/{DOMID}/pysave/cap"
 REQUEST = f"/local/domain/{DOMID}/control/shutdown"
 PUT_BACK = "it had been slowed down: its processor cap was put back (none instead of 40%)"
+RUNS = "it is running"
 
 
 class StoreWithTransactions(FakeStore):
@@ -49,6 +52,7 @@ class KilledSave:
             hvm=True,
             cpupool=0,
             dying=False,
+            paused=False,
             shutdown=False,
             suspended=False,
             shutdown_reason=0,
@@ -84,7 +88,7 @@ BOTH = pytest.mark.parametrize("host", [X86_HOST, ARM64_HOST], ids=["x86", "arm6
 
 @BOTH
 def test_the_cap_of_a_throttled_save_that_was_killed_is_put_back_and_log_dirty_is_off(killed, host):
-    assert recover_locked(killed.handles, killed.domain, host) == [PUT_BACK]
+    assert recover_locked(killed.handles, killed.domain, host) == [PUT_BACK, RUNS]
     assert killed.share.cap == 0
     assert killed.done == ["cap 0", "log-dirty off"]
     assert killed.store == {}
@@ -103,6 +107,7 @@ def test_a_request_to_suspend_is_taken_back(killed, host):
     assert recover_locked(killed.handles, killed.domain, host) == [
         PUT_BACK,
         "a request to suspend was withdrawn",
+        RUNS,
     ]
     assert killed.store[REQUEST] == ""
 
@@ -116,7 +121,7 @@ def test_the_cap_is_put_back_before_an_arm64_domain_is_waited_for(killed, monkey
 
     monkeypatch.setattr(resuming, "recover_by_journal", by_journal)
     done = recover_locked(killed.handles, killed.domain, ARM64_HOST)
-    assert done == [PUT_BACK, "its processors are as they were when it suspended"]
+    assert done == [PUT_BACK, "its processors are as they were when it suspended", RUNS]
     assert killed.done == ["cap 0", "log-dirty off", "journal"]
 
 
@@ -158,3 +163,58 @@ def test_two_failures_are_both_reported(killed, monkeypatch):
         recover_locked(killed.handles, killed.domain, ARM64_HOST)
     assert fact_of(caught.value) == "the journal cannot be read; no cap can be set"
     assert remedies_of(caught.value) == (Advice(Remedy.TRY_AGAIN),)
+
+
+def test_a_domain_that_is_paused_is_not_said_to_run_when_it_has_been_resumed(killed, monkeypatch, caplog):
+    """By pysave -p that was killed between pausing and resuming it, or by xl pause."""
+    killed.store.clear()
+    killed.info.suspended = killed.info.shutdown = killed.info.paused = True
+
+    def resume(*_: object) -> SimpleNamespace:
+        def do() -> None:
+            killed.info.suspended = killed.info.shutdown = False
+
+        return SimpleNamespace(resume=do)
+
+    monkeypatch.setattr(x86_kinds, "Resumption", resume)
+    done = recover_locked(killed.handles, killed.domain, X86_HOST)
+    assert done == ["it was suspended and has been resumed"]
+    assert "web1 (domain 7) is paused" in caplog.text
+    assert [one.remedies for one in caplog.records] == [(Advice(Remedy.UNPAUSE_NOW, DOMID),)]
+
+
+@pytest.fixture
+def found(killed, monkeypatch, tmp_path) -> KilledSave:
+    @contextmanager
+    def opened():
+        yield killed.handles
+
+    monkeypatch.setattr(recover, "open_handles", opened)
+    monkeypatch.setattr(recover.domains, "find", lambda *_: killed.domain)
+    monkeypatch.setattr(recover.domains, "again", lambda *_: killed.domain)
+    monkeypatch.setattr(lock, "LOCK_DIR", tmp_path)
+    monkeypatch.setattr(recover, "this_host", lambda: X86_HOST)
+    return killed
+
+
+def test_a_domain_that_is_being_restored_is_left_to_its_restore(found):
+    """A device model that waits for its state would be told to run."""
+    found.info.paused = True
+    with (
+        lock.restoring(found.info.uuid, None),
+        pytest.raises(DomainError, match=r"is being restored by process .*; no changes were made") as caught,
+    ):
+        recover_domain("web1")
+    assert caught.value.name is ErrorName.DOMAIN_BUSY
+    assert found.done == []
+    assert recover_domain("web1") == [PUT_BACK]
+
+
+def test_a_copy_that_another_host_may_run_is_left_to_its_migration(found):
+    found.info.paused = True
+    found.store |= {f"/local/domain/{DOMID}/name": "web1--incoming"}
+    found.store |= {f"/local/domain/{DOMID}/pysave/brought-by": "1234"}
+    with pytest.raises(DomainError, match="comes from another host") as caught:
+        recover_domain("web1--incoming")
+    assert caught.value.remedies == (Advice(Remedy.RECOVER_MIGRATION, "web1"),)
+    assert found.done == []

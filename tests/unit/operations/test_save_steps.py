@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,11 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from fake_host import FakeHost, FakeStore, FakeToolstack, commit_with
 
+from pyxc.sched import CpuPool, Scheduler, Share
 from saverestore.engine.progress import DomainState, Silence
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, TransportError, UsageError, XenRefused
-from saverestore.operations.prepare_save import dry_run
+from saverestore.operations.preflight import Findings
+from saverestore.operations.prepare_save import dry_run, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.operations.save import save_domain
 from saverestore.operations.store import entries
@@ -22,7 +25,7 @@ from saverestore.stream.libxl import EmulatorId, EmulatorState, LibxlRecordType
 from saverestore.stream.survey import survey
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
-from saverestore.toolstack import last_downtime
+from saverestore.toolstack import last_downtime, processor_cap
 from saverestore.toolstack.condition import Condition, Found
 from saverestore.transport.opening import open_image
 
@@ -347,3 +350,44 @@ def test_nothing_of_a_pv_domain_that_runs_or_of_one_that_is_destroyed_stays_mapp
     host.guest = MemorySave(make(64))
     save_domain(SaveRequest("web1", str(tmp_path / "a.img"), final_state=final_state), Silence(), host=host)
     assert bool(host.memory.unmapped) == unmapped
+
+
+class Slowed:
+    """The host's domain was slowed down by a save that was killed: its cap is 10, and was none."""
+
+    NOTE = "/local/domain/7/pysave/cap"
+
+    def __init__(self, host: FakeHost, monkeypatch) -> None:
+        self.share = Share(weight=256, cap=10)
+        self.caps_in_configurations: list[int] = []
+        host.domain.info.cpupool = 0
+        host.store[self.NOTE] = "0"
+        config_of = host.toolstack.config_of
+
+        def with_cap(domain):
+            self.caps_in_configurations.append(self.share.cap)
+            return config_of(domain)
+
+        def set_share(_xen, _domid, share: Share) -> None:
+            self.share = share
+
+        host.toolstack.config_of = with_cap
+        monkeypatch.setattr(processor_cap.sched, "cpu_pool", lambda *_: CpuPool(Scheduler.CREDIT2, 4))
+        monkeypatch.setitem(processor_cap.GETTERS, Scheduler.CREDIT2, lambda *_: self.share)
+        monkeypatch.setitem(processor_cap.SETTERS, Scheduler.CREDIT2, set_share)
+
+
+def test_an_image_does_not_carry_the_cap_that_a_killed_save_has_left(tmp_path, host, monkeypatch, caplog):
+    """libxl reads the configuration's cap from the scheduler."""
+    slowed = Slowed(host, monkeypatch)
+    save_domain(SaveRequest("web1", str(tmp_path / "a.img")), Silence(), host=host)
+    assert slowed.caps_in_configurations == [0]
+    assert (slowed.share.cap, host.store) == (0, {})
+    assert "its processor cap was put back (none instead of 10%)" in caplog.text
+
+
+def test_a_dry_run_leaves_the_cap_that_a_killed_save_has_left(tmp_path, host, monkeypatch):
+    slowed = Slowed(host, monkeypatch)
+    with ExitStack() as stack:
+        prepare(host, SaveRequest("web1", str(tmp_path / "a.img")), Findings(dry=True), stack).guest.close()
+    assert (slowed.share.cap, host.store[Slowed.NOTE]) == (10, "0")

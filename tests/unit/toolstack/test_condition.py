@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import uuid
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import pytest
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from pyxc import XenError
-from saverestore.errors import Remedy
-from saverestore.toolstack.condition import Condition, look_up
+from saverestore.errors import Advice, Remedy
+from saverestore.testing.store import MemoryStore
+from saverestore.toolstack import lock
+from saverestore.toolstack.condition import Condition, Found, look_up
 
 WEB, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
 
@@ -32,7 +35,9 @@ def handles_with(*infos: SimpleNamespace, error: XenError | None = None) -> Simp
                 return one
         raise XenError("xc_domain_getinfolist", errno.ESRCH, domid=domid)
 
-    return SimpleNamespace(xen=SimpleNamespace(domain=domain, domains=lambda: iter(infos)))
+    return SimpleNamespace(
+        xen=SimpleNamespace(domain=domain, domains=lambda: iter(infos)), store=MemoryStore()
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,3 +76,28 @@ def test_what_cannot_be_looked_up_is_not_taken_for_running():
     found = look_up(handles_with(error=XenError("xc_domain_getinfolist", errno.EPERM)), 7, WEB)
     assert found.condition is Condition.UNKNOWN
     assert "EPERM" in found.what
+
+
+def test_a_paused_domain_that_is_being_restored_is_named_as_that(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "LOCK_DIR", tmp_path)
+    with lock.restoring(WEB, None):
+        found = look_up(handles_with(info(paused=True)), 7, WEB)
+    assert found == Found(Condition.PAUSED, f"is being restored by process {os.getpid()}")
+
+
+def test_a_migrations_copy_is_for_nobody_to_unpause():
+    handles = handles_with(info(paused=True))
+    handles.store.write("/local/domain/7/name", "web1--incoming")
+    found = look_up(handles, 7, WEB)
+    assert found.what == "comes from another host, which may still run it"
+    assert found.remedies == (Advice(Remedy.LOOK_FOR_OUTGOING, "web1"),)
+
+
+def test_a_paused_domain_is_paused_also_where_xenstore_does_not_answer():
+    handles = handles_with(info(paused=True))
+
+    def refused(_path: str) -> None:
+        raise XenError("xs_read", errno.EIO)
+
+    handles.store = SimpleNamespace(read=refused)
+    assert look_up(handles, 7, WEB).what == "is paused"

@@ -163,6 +163,14 @@ def test_values_that_cannot_be_are_an_image_error(create, build, top):
 # ---- what is written -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [rb"\ud800", b"\xed\xa0\x80"], ids=["escaped", "as bytes"])
+def test_a_name_that_is_no_text_is_an_image_error(name):
+    """Neither xenstore nor a lock could be given it."""
+    data = json.dumps(raw()).encode().replace(b'"name": "', b'"name": "' + name)
+    with pytest.raises(ImageError, match=r"the name '\\ud800.*' is not UTF-8"):
+        config.parse(data)
+
+
 def test_fields_that_nobody_here_knows_pass_through():
     found = parsed({"future": {"a": [1, None]}}, {"type.pvh": {"kernel": "/k"}}, newdevs=[{"x": "é"}])
     assert json.loads(found.to_json()) == found.raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.testing.store import MemoryStore
-from saverestore.toolstack import domains, memory
+from saverestore.toolstack import domains, lock, memory
 
 WEB = uuid.UUID(int=0xBEEF)
 
@@ -103,12 +104,37 @@ def test_what_nobody_is_called_is_refused(text):
 )
 def test_a_domain_that_cannot_suspend_is_refused_with_the_reason(info, said, name, remedies):
     with pytest.raises(DomainError, match=said) as caught:
-        domains.check_can_be_saved(domains.Domain(info, "web1"))
+        domains.check_can_be_saved(MemoryStore(), domains.Domain(info, "web1"))
     assert (caught.value.name, caught.value.remedies) == (name, remedies)
 
 
+def test_one_that_is_being_restored_is_busy_and_nobody_is_advised_to_unpause_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "LOCK_DIR", tmp_path)
+    domain = domains.Domain(Info(3, WEB, paused=True), "web1")
+    with (
+        lock.restoring(WEB, "web1"),
+        pytest.raises(DomainError, match=f"is being restored by process {os.getpid()}") as caught,
+    ):
+        domains.check_can_be_saved(MemoryStore(), domain)
+    assert (caught.value.name, caught.value.remedies) == (ErrorName.DOMAIN_BUSY, ())
+
+
+@pytest.mark.parametrize(
+    ("notes", "remedy"),
+    [({"pysave/brought-by": "1234"}, Remedy.RECOVER_MIGRATION), ({}, Remedy.LOOK_FOR_OUTGOING)],
+    ids=["ours", "xl's"],
+)
+def test_a_migrations_copy_is_busy_and_nobody_is_advised_to_unpause_it(notes, remedy):
+    store = MemoryStore({f"/local/domain/3/{path}": text for path, text in notes.items()})
+    store.write("/local/domain/3/name", "web1--incoming")
+    domain = domains.Domain(Info(3, WEB, paused=True), "web1--incoming")
+    with pytest.raises(DomainError, match="comes from another host, which may still run it") as caught:
+        domains.check_can_be_saved(store, domain)
+    assert (caught.value.name, caught.value.remedies) == (ErrorName.DOMAIN_BUSY, (Advice(remedy, "web1"),))
+
+
 def test_a_running_domain_can_be_saved():
-    domains.check_can_be_saved(domains.Domain(Info(3), "web1"))
+    domains.check_can_be_saved(MemoryStore(), domains.Domain(Info(3), "web1"))
 
 
 def test_a_name_or_uuid_that_is_there_is_not_free():
@@ -137,7 +163,7 @@ def test_a_domain_is_found_beside_a_dying_one_of_the_same_name_and_uuid():
 def test_a_dying_domain_alone_is_found_and_named_as_that():
     handles = host(("web1", Info(23, WEB, dying=True)))
     with pytest.raises(DomainError, match="is being destroyed"):
-        domains.check_can_be_saved(domains.find(handles, "web1"))
+        domains.check_can_be_saved(handles.store, domains.find(handles, "web1"))
 
 
 def test_a_domain_without_a_name_is_called_by_its_number_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.errors import DomainError, ErrorName, ExitCode
 from saverestore.toolstack import lock
-from saverestore.toolstack.lock import held, restoring
+from saverestore.toolstack.lock import held, restored_by, restoring
 
 WEB, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
 
@@ -85,8 +86,31 @@ def test_one_that_is_refused_the_name_does_not_keep_the_uuid():
             pass
 
 
+def test_whoever_restores_a_domain_is_seen_without_being_disturbed():
+    assert restored_by(WEB) is None
+    with another(WEB, "web1") as pid:
+        assert (restored_by(WEB), restored_by(OTHER)) == (str(pid), None)
+        assert restored_by(WEB) == str(pid)
+    assert restored_by(WEB) is None
+    with restoring(WEB, "web1"):
+        pass
+
+
 def test_a_lock_that_is_waited_for_is_had_when_its_holder_ends():
     with another(WEB, None), pytest.raises(DomainError), held(f"restore-{WEB}", "busy", wait_s=0.3):
         pass
     with held(f"restore-{WEB}", "busy", wait_s=0.3):
         pass
+
+
+def test_a_lock_is_had_where_its_holders_number_cannot_be_written(monkeypatch):
+    """/run is full: pysave --recover of a domain that is stuck must do its work."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lock.os, "write", full)
+    done = []
+    with held("domain-7", "busy"):
+        done.append("recovered")
+    assert done == ["recovered"]

@@ -15,7 +15,7 @@ from saverestore.errors import DomainError
 from saverestore.testing.store import MemoryStore
 from saverestore.toolstack import processor_cap
 from saverestore.toolstack.domains import Domain
-from saverestore.toolstack.processor_cap import ProcessorCap, put_back
+from saverestore.toolstack.processor_cap import ProcessorCap, put_back, speed_up
 
 NODE = "/local/domain/7/pysave/cap"
 NAME = {"/local/domain/7/name": "web1"}
@@ -101,6 +101,38 @@ def test_after_a_kill_somebody_else_puts_the_cap_back(host, cap):
     assert f"instead of {lowered}%" in done
     assert (found.share.cap, found.store.contents()) == (cap, NAME)
     assert put_back(found.handles, found.domain) == ""
+
+
+def test_what_a_killed_save_has_written_down_is_what_the_cap_was(host):
+    """The cap that there is was lowered by it."""
+    found = host(cap=10)
+    found.store.write(NODE, "0")
+    throttle = ProcessorCap(found.handles, found.domain)
+    throttle.limit(50)
+    assert (found.share.cap, found.store.read(NODE)) == (100, "0")
+    throttle.lift()
+    assert (found.share.cap, found.store.contents()) == (0, NAME)
+
+
+def test_a_note_that_is_no_cap_is_written_anew(host):
+    found = host(cap=80)
+    found.store.write(NODE, "rubbish")
+    throttle = ProcessorCap(found.handles, found.domain)
+    throttle.limit(50)
+    assert (found.share.cap, found.store.read(NODE)) == (40, "80")
+
+
+def test_a_cap_that_cannot_be_put_back_is_a_warning_to_who_saves_the_domain(host, caplog):
+    found = host(cap=10)
+    found.store.write(NODE, "0")
+
+    def fail() -> None:
+        raise XenError("xc_sched_credit2_domain_set", errno.EPERM, domid=7)
+
+    found.when = fail
+    speed_up(found.handles, found.domain)
+    assert "web1 (domain 7) was slowed down by a save that was killed, and still is" in caplog.text
+    assert found.store.read(NODE) == "0"
 
 
 @pytest.mark.parametrize(

@@ -140,13 +140,13 @@ def test_a_saver_that_died_before_the_stub_was_started(recover_by_journal):
 
 def test_a_saver_that_died_right_after_its_journal(recover_by_journal):
     domain = FakeDomain(GUESTS_OWN, suspended=True)
-    assert recover_by_journal(domain) == ["it was suspended and is running again"]
+    assert recover_by_journal(domain) == ["it was suspended and has been resumed"]
     assert goes_on(domain)
 
 
 def test_a_saver_that_died_when_all_was_right_but_the_pause(recover_by_journal):
     domain = FakeDomain([GUESTS_OWN[0].with_x0(1), GUESTS_OWN[1]], paused=True)
-    assert recover_by_journal(domain) == ["it was paused and is running again"]
+    assert recover_by_journal(domain) == ["it was paused and has been unpaused"]
     assert goes_on(domain)
 
 
@@ -167,7 +167,7 @@ def test_a_second_attempt_after_the_journal_was_settled_touches_nothing_of_the_g
     monkeypatch.setattr(resuming, "undo_channel", lambda *_: domain.done.append("channel"))
     monkeypatch.setattr(resuming, "release_scratch", lambda *_: domain.done.append("release"))
     handles = SimpleNamespace(xen=domain, store=MemoryStore())
-    assert resuming.recover_by_journal(handles, journal, tmp_path) == ["it was paused and is running again"]
+    assert resuming.recover_by_journal(handles, journal, tmp_path) == ["it was paused and has been unpaused"]
     assert domain.done == ["unpause"]
 
 
@@ -178,6 +178,6 @@ def test_one_whose_journal_is_settled_is_let_go_on_and_nothing_of_it_is_touched(
     domain = FakeDomain(GUESTS_OWN, paused=True)
     handles = SimpleNamespace(xen=domain, store=MemoryStore())
     info = SimpleNamespace(domid=1, uuid=UUID, suspended=False)
-    assert resuming.recover(handles, info, tmp_path) == ["it was paused and is running again"]
+    assert resuming.recover(handles, info, tmp_path) == ["it was paused and has been unpaused"]
     assert domain.done == ["unpause"]
     assert list(tmp_path.iterdir()) == []
