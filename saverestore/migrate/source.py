@@ -269,4 +269,4 @@ def dry_run(
                     ) from error
                 findings.errors += findings_of(error.message)
 
-    return dry_run_of(request, request.as_save(), ask, host=host)
+    return dry_run_of(request, request.as_save(), ask, journals=journals, host=host)
