@@ -21,7 +21,17 @@ from saverestore.errors import (
 from saverestore.migrate import addresses
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.journal import Journals, boot_id
-from saverestore.migrate.messages import Aborted, Busy, Grant, Hello, Lost, Refused, Running, for_people
+from saverestore.migrate.messages import (
+    Abort,
+    Aborted,
+    Busy,
+    Grant,
+    Hello,
+    Lost,
+    Refused,
+    Running,
+    for_people,
+)
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import Side
 from saverestore.transport.sockets import Address
@@ -84,12 +94,19 @@ def heard_of_grant(channel: Channel) -> Running | Aborted:
 
 
 def ask_again(channel: Channel, journals: Journals, side: Side) -> Running | Aborted:
-    """On a connection of its own: grant once more. InDoubt when it is not the host that was granted to."""
+    """On a connection of its own: grant once more, or give up what could not be written down. Either has an answer.
+
+    InDoubt when it is not the host that was granted to.
+    """
     hello = greeted(channel, journals)
     assert side.journal is not None
     if hello.journals != side.journal.log.head.peer_journals:
         raise InDoubt(f"{channel.peer} is another host now, or has lost its journals of migrations")
-    channel.say(Grant(side.migration))
+    if side.is_grant_unwritten:
+        # After a crash the disk may not have it, and the source then runs the domain.
+        channel.say(Abort(side.migration, "the grant could not be written down"))
+    else:
+        channel.say(Grant(side.migration))
     return heard_of_grant(channel)
 
 

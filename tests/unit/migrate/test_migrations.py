@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import uuid
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
@@ -17,8 +19,10 @@ from table_host import CONFIG, Pair
 
 from saverestore import interrupts
 from saverestore.errors import DomainError, ErrorName, Interrupted, TransportError, UsageError, XenRefused
+from saverestore.migrate.channel import Channel
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import boot_id, now
+from saverestore.migrate.messages import MessageType
 from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import NoCopy, Side
@@ -302,8 +306,8 @@ def test_a_person_need_not_wait_until_the_end_of_the_image_has_been_sent(pair):
     assert sent == ["all of it"]
 
 
-def entry_that_fails(monkeypatch, host, state: str, *, kept: bool) -> None:
-    """The journal reports a failure for this state, whether or not the disk has it."""
+def entry_that_fails(monkeypatch, host, state: str, *, kept: bool, then: Callable = lambda: None) -> None:
+    """The journal reports a failure for this state, whether or not the disk has it. `then`: what happens besides."""
     import saverestore.migrate.journal as journal
 
     enter = journal.Journal.enter
@@ -314,6 +318,7 @@ def entry_that_fails(monkeypatch, host, state: str, *, kept: bool) -> None:
         if kept:
             enter(self, entered, **notes)
         self.state = entered
+        then()
         raise TransportError("the disk is broken")
 
     monkeypatch.setattr(journal.Journal, "enter", failing)
@@ -325,6 +330,35 @@ def test_a_grant_that_cannot_be_written_is_given_up_on_both_sides(pair, monkeypa
     with pytest.raises(MigrationAborted, match="the disk is broken"):
         pair.migrate()
     pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_grant_that_cannot_be_written_is_never_said_on_another_connection_either(pair, monkeypatch, kept):
+    """The link breaks in that very moment. Recovery might find a journal without it, and resume the domain here."""
+    ends, said = [], []
+
+    def sockets():
+        ends.append(socket.socketpair())
+        return ends[-1]
+
+    say = Channel.say
+
+    def listened(channel, message) -> None:
+        said.append(message.type)
+        say(channel, message)
+
+    pair.sockets = sockets
+    monkeypatch.setattr(Channel, "say", listened)
+    monkeypatch.setattr("saverestore.migrate.source.ASK_EVERY_S", 0.1)
+    cut = lambda: ends[0][0].shutdown(socket.SHUT_RDWR)  # noqa: E731
+    entry_that_fails(monkeypatch, pair.a, "GRANTED", kept=kept, then=cut)
+    with pytest.raises(MigrationAborted):
+        pair.migrate(settle_for_s=20.0)
+    pair.join()
+    assert len(ends) > 1
+    assert MessageType.GRANT not in said
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
     assert pair.states() == (["ABORTED"], ["ABORTED"])
 
