@@ -161,6 +161,8 @@ class Process:
             self.happen(Event.GRANT_UNWRITTEN)
         elif self.role is Role.SOURCE and state in BEFORE_GRANT:
             self.happen(Event.FAILED)
+        elif state is State.READY:
+            self.happen(Event.READY_UNWRITTEN)
         else:
             self.die()
 

@@ -18,7 +18,15 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import CONFIG, Pair
 
 from saverestore import interrupts
-from saverestore.errors import DomainError, ErrorName, Interrupted, TransportError, UsageError, XenRefused
+from saverestore.errors import (
+    DomainError,
+    ErrorName,
+    Interrupted,
+    Remedy,
+    TransportError,
+    UsageError,
+    XenRefused,
+)
 from saverestore.migrate.channel import Channel
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import boot_id, now
@@ -361,6 +369,39 @@ def test_a_grant_that_cannot_be_written_is_never_said_on_another_connection_eith
     assert MessageType.GRANT not in said
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
     assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+@pytest.mark.parametrize("state", ["RECEIVING", "READY"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_destination_that_cannot_write_down_how_far_it_is_leaves_nothing_and_says_why(
+    pair, monkeypatch, kept, state
+):
+    entry_that_fails(monkeypatch, pair.b, state, kept=kept)
+    with pytest.raises(MigrationAborted, match="b aborted the migration: the disk is broken"):
+        pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+
+
+def test_a_failure_once_ready_was_said_keeps_the_copy_until_the_source_has_spoken(pair, monkeypatch):
+    """The restore's last step fails behind it: the source may have granted the domain by then."""
+
+    @contextmanager
+    def reserved(*_: object):
+        yield
+        if pair.states()[1] == ["READY"]:
+            raise XenRefused("b is in trouble")
+
+    pair.b.memory_reserved = reserved
+    with pytest.raises(InDoubt):
+        pair.migrate()
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "suspended"}, {"web1--incoming": "paused"})
+    assert pair.states() == (["GRANTED"], ["READY"])
+    (error,) = pair.served
+    assert error.__notes__ == ["its copy is kept here, complete and paused: the source may have granted it"]
+    assert [one.remedy for one in error.remedies] == [Remedy.RECOVER_MIGRATION]
 
 
 def test_why_it_was_given_back_is_reported_though_that_cannot_be_written_down(pair, monkeypatch):
