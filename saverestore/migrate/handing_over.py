@@ -151,6 +151,8 @@ class HandingOver(ABC):
     def finish(self) -> None:
         """See Commit: the other side has all of it, and is ready to run the domain."""
         self._here.happen(Event.STREAM_ENDED, length_bytes=self.sink.offset)
+        if self._here.unsaid is not None:
+            raise self._here.unsaid  # who has not heard the end is never ready, and may be alive
         self._await_ready()
         self._progress.phase(f"granting it to {self.name}: from now on it is too late to cancel")
 

@@ -34,7 +34,7 @@ from saverestore.migrate.messages import MessageType
 from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import NoCopy, Side
-from saverestore.migrate.source import dry_run
+from saverestore.migrate.source import HandOver, dry_run
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.given_config import GivenConfig
 
@@ -312,6 +312,33 @@ def test_a_person_need_not_wait_until_the_end_of_the_image_has_been_sent(pair):
         assert sent == []
         side.happen(Event.FAILED, reason="Ctrl-C")  # in a shield, as that is written down
     assert sent == ["all of it"]
+
+
+def test_an_end_of_the_image_that_could_not_be_said_is_not_waited_for(pair, monkeypatch):
+    """The destination, which has not heard it, sends keepalives for ever."""
+    say = HandOver._say
+
+    def failing(self, message) -> None:
+        if message.type is MessageType.STREAM_END:
+            raise TransportError("the message is lost")
+        say(self, message)
+
+    monkeypatch.setattr(HandOver, "_say", failing)
+    outcome = []
+
+    def migrate() -> None:
+        try:
+            pair.migrate()
+        except TransportError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=migrate, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert [str(one) for one in outcome] == ["the message is lost"]
+    pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
 
 
 def entry_that_fails(monkeypatch, host, state: str, *, kept: bool, then: Callable = lambda: None) -> None:
