@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -86,17 +87,27 @@ def greeted(channel: Channel, journals: Journals) -> Hello:
     return hello
 
 
-def heard_of_grant(channel: Channel) -> Running | Aborted:
-    """The answer to a grant. SaidOtherwise for LOST, BUSY."""
+def heard_of_grant(channel: Channel, *, within_s: float | None = None) -> Running | Aborted:
+    """The answer to a grant. SaidOtherwise for LOST, BUSY.
+
+    `within_s`: PeerTimeout when there is none by then, also from a peer that is alive: its disk may hang, or its Xen.
+    None: it may take as long as it likes.
+    """
+    connection = channel.connection
+    if within_s is not None:
+        connection.deadline = time.monotonic() + max(within_s, connection.timeout_s)
     answer = channel.hear(Running, Aborted)
+    connection.deadline = None
     assert isinstance(answer, Running | Aborted)
     return answer
 
 
-def ask_again(channel: Channel, journals: Journals, side: Side) -> Running | Aborted:
+def ask_again(
+    channel: Channel, journals: Journals, side: Side, *, within_s: float | None = None
+) -> Running | Aborted:
     """On a connection of its own: grant once more, or give up what could not be written down. Either has an answer.
 
-    InDoubt when it is not the host that was granted to.
+    InDoubt when it is not the host that was granted to. `within_s`: see `heard_of_grant`.
     """
     hello = greeted(channel, journals)
     assert side.journal is not None
@@ -107,7 +118,7 @@ def ask_again(channel: Channel, journals: Journals, side: Side) -> Running | Abo
         channel.say(Abort(side.migration, "the grant could not be written down"))
     else:
         channel.say(Grant(side.migration))
-    return heard_of_grant(channel)
+    return heard_of_grant(channel, within_s=within_s)
 
 
 def in_doubt(head: Head, failure: BaseException) -> InDoubt:

@@ -35,6 +35,7 @@ from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefuse
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import NoCopy, Side
 from saverestore.migrate.source import HandOver, dry_run
+from saverestore.migrate.source_link import LinkOptions
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.given_config import GivenConfig
 
@@ -454,6 +455,40 @@ def test_no_failure_after_the_grant_resumes_the_domain_at_the_source(pair, monke
     with pytest.raises(KeyboardInterrupt):
         pair.migrate()
     pair.join()
+    assert (pair.a.table(), pair.b.table()) == ({"web1": "suspended"}, {"web1": "running"})
+    assert pair.states() == (["GRANTED"], ["RUNNING"])
+
+
+@pytest.mark.parametrize("hangs_again", [False, True])
+def test_a_destination_that_is_alive_and_does_not_answer_to_the_grant_is_not_waited_for_without_an_end(
+    pair, monkeypatch, hangs_again
+):
+    """Its disk hangs, or its Xen. It sends keepalives all the same, and signals are held back here by then.
+
+    `hangs_again`: who answers on the next connection hangs, too.
+    """
+    may_end = threading.Event()
+    outcome = []
+
+    def migrate() -> None:
+        try:
+            outcome.append(pair.migrate(settle_for_s=1.0, link=LinkOptions(over_ssh=True, silence_s=1.0)))
+        except InDoubt as error:
+            outcome.append(error)
+
+    if hangs_again:
+        monkeypatch.setattr("saverestore.migrate.destination.answer", lambda *_: may_end.wait(30))
+    pair.timeout_s = 1.0
+    pair.b.handles.xen.unpause = lambda domid: may_end.wait(30) and pair.b.unpause(domid)
+    thread = threading.Thread(target=migrate, daemon=True)
+    thread.start()
+    thread.join(15)
+    ended = list(outcome)
+    may_end.set()
+    pair.join()
+    thread.join(15)
+    assert [type(one) for one in ended] == [InDoubt]
+    assert ended[0].exit_code == 7
     assert (pair.a.table(), pair.b.table()) == ({"web1": "suspended"}, {"web1": "running"})
     assert pair.states() == (["GRANTED"], ["RUNNING"])
 
