@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 
@@ -15,6 +16,8 @@ from saverestore.operations.recover import recover_locked
 from saverestore.toolstack import choice, domains, moving
 from saverestore.toolstack.domains import Domain
 
+LOG = logging.getLogger(__name__)
+
 
 def incoming_name(name: str) -> str:
     """What a domain is called at the destination until it is committed."""
@@ -22,7 +25,10 @@ def incoming_name(name: str) -> str:
 
 
 class HostCopy:
-    """See Copy: by Xen and the toolstack that has made the domain."""
+    """See Copy: by Xen and the toolstack that has made the domain.
+
+    What another migration moves meanwhile is left as it is, by every deed: that one alone says what becomes of it.
+    """
 
     def __init__(self, host: Host, head: Head) -> None:
         self._host = host
@@ -38,8 +44,14 @@ class HostCopy:
         if domain is None:
             return
         with self._host.locked(domain):
-            recover_locked(self._host.handles, domain, self._host.architecture)
-        moving.forget(self._host.handles.store, domain.domid)
+            if self._is_moved_by_another(domain):
+                return
+            self._put_right(domain)
+            # Still locked: the next note may be another migration's.
+            moving.forget(self._host.handles.store, domain.domid)
+
+    def _put_right(self, domain: Domain) -> None:
+        recover_locked(self._host.handles, domain, self._host.architecture)
 
     def destroy(self) -> None:
         """See Copy. At the destination DomainError while another process restores a domain of this UUID."""
@@ -49,6 +61,9 @@ class HostCopy:
             domain = self._find()
             if domain is None or not self._is_own(domain):
                 return
+            stack.enter_context(self._host.locked(domain))
+            if self._is_moved_by_another(domain):
+                return
             self._host.handles.memory.unmap_lingering()  # or some of it would outlive its end
             toolstack = stack.enter_context(closing(self._host.toolstack_for_saving(domain, choice.AUTO)))
             toolstack.destroy(domain)
@@ -56,11 +71,19 @@ class HostCopy:
     def start(self) -> None:
         """See Copy. The name first: a domain that runs is never without it."""
         domain = self._find()
-        if domain is None:
+        if domain is None or self._is_moved_by_another(domain):
             return
         domains.rename(self._host.handles.store, domain, self._head.name)
         if not self._head.paused and domain.info.paused:
             self._host.handles.xen.unpause(domain.domid)
+
+    def _is_moved_by_another(self, domain: Domain) -> bool:
+        """Whether its note names another migration than this one, which may have granted it to another host."""
+        by = moving.noted(self._host.handles.store, domain.domid)
+        if by in (None, str(self._head.migration)):
+            return False
+        LOG.warning("%s is left as it is: migration %s moves it", domain, by)
+        return True
 
     def _is_own(self, domain: Domain) -> bool:
         """Whether it surely is this migration's, and may be destroyed.

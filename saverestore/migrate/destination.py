@@ -14,6 +14,7 @@ from saverestore.errors import (
     Remedy,
     SaveRestoreError,
     XenRefused,
+    advise,
     fact_of,
     name_of,
 )
@@ -33,6 +34,7 @@ from saverestore.migrate.messages import (
     Hello,
     Message,
     Offer,
+    Ready,
     Refused,
     for_people,
 )
@@ -108,9 +110,12 @@ class _Receiver(Receiving):
         self._offer = offer
         self._hello = hello
         self._config: GuestConfig | None = None
+        self._is_ready_said = False
+        """Whether the source may have heard READY, and so may have granted the domain."""
 
     def _say(self, message: Message) -> None:
         """See Receiving."""
+        self._is_ready_said |= isinstance(message, Ready)
         self._channel.say(with_codecs(self._links.completed(message)))
 
     def _is_whole(self) -> None:
@@ -205,12 +210,17 @@ class _Receiver(Receiving):
         granted(self._host, side, head)
 
     def _end(self, side: Side, error: BaseException) -> None:
-        """Nothing is left of it here."""
+        """Nothing is left of it here, unless READY was said: then it is kept, and `error` says so."""
         if side.journal is None:  # it could not be made
             self._channel.say(Aborted(self._offer.migration, fact_of(error), str(name_of(error))))
             return
         with side.journal:
-            self._give_up(side, Event.FAILED, error)
+            # The state does not tell: READY that could not be written down is the state all the same.
+            unwritten = side.state is State.READY and not self._is_ready_said
+            self._give_up(side, Event.READY_UNWRITTEN if unwritten else Event.FAILED, error)
+            if self._is_ready_said and side.state is State.READY:
+                error.add_note("its copy is kept here, complete and paused: the source may have granted it")
+                advise(error, Advice(Remedy.RECOVER_MIGRATION, side.journal.log.head.name))
 
 
 def _refusal(offer: Offer, findings: Findings) -> Refused:

@@ -131,7 +131,8 @@ class _Receiver(Receiving):
     def _end(self, side: Side, error: BaseException) -> None:
         """Nothing is left of it here."""
         assert side.journal is not None
-        # READY that could not be written down: it may be on the disk or not, and xl has not heard it.
+        # READY: whether or not that could be written down, and xl has heard it. It keeps its own copy until it has
+        # a report, and there is none.
         event = Event.GIVEN_BACK if side.state is State.READY else Event.FAILED
         with side.journal:
             self._give_up(side, event, error)

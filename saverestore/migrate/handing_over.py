@@ -25,6 +25,7 @@ from saverestore.migrate.records import Head
 from saverestore.migrate.requests import Migrated, MigrateRequest
 from saverestore.migrate.side import Notes, Side
 from saverestore.migrate.source_copy import SourceCopy, copy_not_destroyed
+from saverestore.migrate.unsettled import check_settled
 from saverestore.operations.commit import Commit
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.preflight import Findings
@@ -150,6 +151,8 @@ class HandingOver(ABC):
     def finish(self) -> None:
         """See Commit: the other side has all of it, and is ready to run the domain."""
         self._here.happen(Event.STREAM_ENDED, length_bytes=self.sink.offset)
+        if self._here.unsaid is not None:
+            raise self._here.unsaid  # who has not heard the end is never ready, and may be alive
         self._await_ready()
         self._progress.phase(f"granting it to {self.name}: from now on it is too late to cancel")
 
@@ -222,15 +225,18 @@ def hand_over(
 ) -> Migrated:
     """Save the domain to whoever `opening` reaches. When it returns, the domain is there and not here any more.
 
-    On any error but InDoubt it runs here as before.
+    DomainError when an earlier migration of it is not settled. On any error but InDoubt it runs here as before.
     """
+    journals = journals or Journals()
     with ExitStack() as stack:
         here = host or stack.enter_context(opened_host(process_ends=process_ends))
         opened: list[HandingOver] = []
 
         @contextmanager
         def opened_commit(_save: SaveRequest, prepared: Prepared) -> Iterator[Commit]:
-            move = Move(request, here, prepared, journals or Journals(), progress, report)
+            # From here on the domain is locked, until the save has ended: nobody begins a migration meanwhile.
+            check_settled(journals, here, prepared.domain)
+            move = Move(request, here, prepared, journals, progress, report)
             with opening(move) as one:
                 opened.append(one)
                 yield one
@@ -249,6 +255,7 @@ def dry_run_of(
     save: SaveRequest,
     ask: Callable[[Prepared, Findings], None],
     *,
+    journals: Journals | None,
     host: Host | None,
 ) -> Findings:
     """What stands in the way here; `ask` adds what the other side says. The domain is not touched."""
@@ -257,6 +264,8 @@ def dry_run_of(
         host = host or stack.enter_context(opened_host())
         prepared = prepare(host, save, findings, stack)
         try:
+            with findings.check():
+                check_settled(journals or Journals(), host, prepared.domain)
             findings.note(f"{prepared.domain} would be migrated to {request.destination.text}")
             ask(prepared, findings)
         finally:

@@ -69,6 +69,9 @@ class Event(Enum):
     FAILED = auto()  # the work here failed, or a person cancelled it
     LINK_LOST = auto()  # the peer is gone or silent, which says nothing of what it does
     GRANT_UNWRITTEN = auto()  # source: writing GRANTED failed, it may be on the disk or not
+    READY_UNWRITTEN = (
+        auto()
+    )  # destination: writing READY failed, it may be on the disk or not; the source has not heard it
     UNSTARTABLE = auto()  # destination: it is granted, and cannot be started here
     GIVEN_BACK = (
         auto()
@@ -217,7 +220,7 @@ def _destination() -> None:
 
     ready = State.READY
     _row(role, ready, Event.HEARD_GRANT, Write(State.COMMITTED), *run, gone=tombstone)
-    _row(role, ready, (Event.HEARD_ABORT, Event.UNSTARTABLE), *give_up)
+    _row(role, ready, (Event.HEARD_ABORT, Event.UNSTARTABLE, Event.READY_UNWRITTEN), *give_up)
     _row(role, ready, Event.HEARD_ABORTED, Do(Deed.DESTROY), Write(State.ABORTED))
     _row(role, ready, (Event.FAILED, Event.LINK_LOST, Event.HEARD_LOST, Event.HEARD_UNKNOWN))
     _row(role, ready, Event.RECOVER, Send(MessageType.ASK), gone=(Write(State.ABORTED),))

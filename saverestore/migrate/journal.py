@@ -52,8 +52,8 @@ class JournalExists(SaveRestoreError):
 class Journal:
     """One migration's journal, open and locked by this process. A context manager.
 
-    `log`: what it says. `state`: where this side is; after `enter` failed, the state that was to be written. That may
-    be on the disk or not.
+    `log`: what it surely says. `state`: where this side is; after `enter` failed, the state that was to be written.
+    That may be on the disk or not, until the next entry takes its place.
     """
 
     def __init__(self, path: Path, descriptor: int, log: Log) -> None:
@@ -61,24 +61,33 @@ class Journal:
         self.log = log
         self.state = log.state
         self._descriptor = descriptor
+        self._touched_bytes = log.length_bytes
+        """Behind `log`: as far as an entry that failed may have come."""
 
     def enter(self, state: State, **notes: str | int) -> None:
         """Be in this state. It is on the disk when this returns, unless it is one that is not written at all.
 
-        TransportError when it cannot be written.
+        TransportError when it cannot be written. The next entry then takes its place.
         """
         self.state = state
         if state in NOT_WRITTEN:
             return
         entry = Entry(state, now(), notes)
-        line = records.pack_entry(len(self.log.entries) + 1, entry)
-        end = self.log.length_bytes + len(line)
-        self.log = Log(self.log.head, (*self.log.entries, entry), end)
+        log = self.log
+        line = records.pack_entry(len(log.entries) + 1, entry)
+        end = log.length_bytes + len(line)
+        self._touched_bytes = max(self._touched_bytes, end)
         try:
-            _write_all(self._descriptor, line, end - len(line))
+            # Over an entry that failed, and all of it: behind it, this one would stand behind a gap where the disk
+            # lacks that. Over GRANTED it is ABORTED, once the destination has given up. A crash amid it leaves one of
+            # the two, or what was before: by each of them the domain may run here, at once or when it has been asked.
+            _write_all(
+                self._descriptor, line.ljust(self._touched_bytes - log.length_bytes, b"\0"), log.length_bytes
+            )
             os.fsync(self._descriptor)
         except OSError as error:
             raise _failed(self.path, error) from error
+        self.log = Log(log.head, (*log.entries, entry), end)
 
     def close(self) -> None:
         """Give the lock back. A second time does nothing."""

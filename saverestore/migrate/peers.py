@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -21,7 +22,17 @@ from saverestore.errors import (
 from saverestore.migrate import addresses
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.journal import Journals, boot_id
-from saverestore.migrate.messages import Aborted, Busy, Grant, Hello, Lost, Refused, Running, for_people
+from saverestore.migrate.messages import (
+    Abort,
+    Aborted,
+    Busy,
+    Grant,
+    Hello,
+    Lost,
+    Refused,
+    Running,
+    for_people,
+)
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import Side
 from saverestore.transport.sockets import Address
@@ -76,21 +87,38 @@ def greeted(channel: Channel, journals: Journals) -> Hello:
     return hello
 
 
-def heard_of_grant(channel: Channel) -> Running | Aborted:
-    """The answer to a grant. SaidOtherwise for LOST, BUSY."""
+def heard_of_grant(channel: Channel, *, within_s: float | None = None) -> Running | Aborted:
+    """The answer to a grant. SaidOtherwise for LOST, BUSY.
+
+    `within_s`: PeerTimeout when there is none by then, also from a peer that is alive: its disk may hang, or its Xen.
+    None: it may take as long as it likes.
+    """
+    connection = channel.connection
+    if within_s is not None:
+        connection.deadline = time.monotonic() + max(within_s, connection.timeout_s)
     answer = channel.hear(Running, Aborted)
+    connection.deadline = None
     assert isinstance(answer, Running | Aborted)
     return answer
 
 
-def ask_again(channel: Channel, journals: Journals, side: Side) -> Running | Aborted:
-    """On a connection of its own: grant once more. InDoubt when it is not the host that was granted to."""
+def ask_again(
+    channel: Channel, journals: Journals, side: Side, *, within_s: float | None = None
+) -> Running | Aborted:
+    """On a connection of its own: grant once more, or give up what could not be written down. Either has an answer.
+
+    InDoubt when it is not the host that was granted to. `within_s`: see `heard_of_grant`.
+    """
     hello = greeted(channel, journals)
     assert side.journal is not None
     if hello.journals != side.journal.log.head.peer_journals:
         raise InDoubt(f"{channel.peer} is another host now, or has lost its journals of migrations")
-    channel.say(Grant(side.migration))
-    return heard_of_grant(channel)
+    if side.is_grant_unwritten:
+        # After a crash the disk may not have it, and the source then runs the domain.
+        channel.say(Abort(side.migration, "the grant could not be written down"))
+    else:
+        channel.say(Grant(side.migration))
+    return heard_of_grant(channel, within_s=within_s)
 
 
 def in_doubt(head: Head, failure: BaseException) -> InDoubt:

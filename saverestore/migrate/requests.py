@@ -25,7 +25,8 @@ class MigrateRequest:
 
     `config`: what it has there instead of its configuration here, as far as that can be.
 
-    `settle_for_s`: how long the other host is asked again when it does not answer to the grant. `back`: how it
+    `settle_for_s`: how long an answer to the grant is waited for on each connection, and how long the other host is
+    asked again when there is none. `back`: how it
     reaches this host; None: by this host's name. `link`: the connections to the destination, see LinkOptions.
     `codecs`: how pages are coded for it.
     """

@@ -77,6 +77,8 @@ class Side:
 
     `say`: sends a message; None where there is no peer. That it fails is noted in `unsaid` and raised by nobody: who
     waits for the answer finds out. `notes`: what else there is to be written and said, such as a reason.
+
+    `is_grant_unwritten`: the entry GRANTED failed, so the disk may have it or not. Then nobody says GRANT.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Side:
         self.journal = journal
         self.say = say
         self.unsaid: BaseException | None = None
+        self.is_grant_unwritten = False
         self._create = create
 
     @property
@@ -122,6 +125,7 @@ class Side:
                         self._write(State.GRANTED, notes)
                     except BaseException as error:  # whatever it is: it may be on the disk
                         LOG.warning("%s; the migration ends here", error)
+                        self.is_grant_unwritten = True
                         self.happen(Event.GRANT_UNWRITTEN, reason=str(error))
                         return
                 case Write(state):

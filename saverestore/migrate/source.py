@@ -156,22 +156,26 @@ class HandOver(HandingOver):
         return answer if isinstance(answer, Running) else aborted_error(self.name, answer)
 
     def _settled_answer(self) -> Running | Aborted:
-        """From this connection, or from others: until `settle_for_s` is over."""
+        """From this connection, or from others: until `settle_for_s` is over.
+
+        No wait is without an end: signals are held back by now, and a peer may be alive that does not answer.
+        """
+        within_s = self._request.settle_for_s
         try:
-            return heard_of_grant(self._channel)
+            return heard_of_grant(self._channel, within_s=within_s)
         except SaveRestoreError as error:
             failure = error
-        end = time.monotonic() + self._request.settle_for_s
+        end = time.monotonic() + within_s
         while True:
             LOG.warning(
                 "%s was granted to %s, and there is no answer: %s", self._head.name, self.name, failure
             )
             if time.monotonic() >= end:
                 break
-            time.sleep(min(ASK_EVERY_S, self._request.settle_for_s))
+            time.sleep(min(ASK_EVERY_S, within_s))
             try:
                 with self._connect(self._request.destination, self._request.ssh) as channel:
-                    return ask_again(channel, self._journals, self._here)
+                    return ask_again(channel, self._journals, self._here, within_s=within_s)
             except SaveRestoreError as error:
                 failure = error
         raise in_doubt(self._head, failure)
@@ -269,4 +273,4 @@ def dry_run(
                     ) from error
                 findings.errors += findings_of(error.message)
 
-    return dry_run_of(request, request.as_save(), ask, host=host)
+    return dry_run_of(request, request.as_save(), ask, journals=journals, host=host)

@@ -172,7 +172,11 @@ def _save_of(request: MigrateRequest) -> SaveRequest:
 
 
 def dry_run_to_xl(
-    request: MigrateRequest, *, host: Host | None = None, connect: ConnectXl = xl_receiver
+    request: MigrateRequest,
+    *,
+    host: Host | None = None,
+    journals: Journals | None = None,
+    connect: ConnectXl = xl_receiver,
 ) -> Findings:
     """What stands in the way here, and whether xl is there. The domain is not touched; xl checks nothing before."""
 
@@ -186,4 +190,4 @@ def dry_run_to_xl(
             "only"
         )
 
-    return dry_run_of(request, _save_of(request), ask, host=host)
+    return dry_run_of(request, _save_of(request), ask, journals=journals, host=host)

@@ -152,8 +152,8 @@ def _add_hosts(group: argparse._ArgumentGroup) -> None:
         metavar="SECONDS",
         type=arguments.timeout,
         default=60.0,
-        help="how long to keep asking when HOST does not answer the grant, or to wait for xl's report; default 60. "
-        "After that: exit code 7",
+        help="how long to wait for HOST's answer to the grant, and then to keep asking for it; or to wait for xl's "
+        "report; default 60. After that: exit code 7",
     )
 
 

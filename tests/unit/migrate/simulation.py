@@ -39,12 +39,21 @@ class RuleBroken(AssertionError):
 
 @dataclass
 class Host:
-    """`copy`: this host's copy of the domain: None, "running", "suspended" or "paused"; `of`: by which migration."""
+    """`copy`: this host's copy of the domain: None, "running", "suspended" or "paused"; `of`: by which migration.
+
+    `moving`: the note on it of the migration that moves it on; 0: none.
+    """
 
     name: str
     journals: dict[Key, State] = field(default_factory=dict)
     copy: str | None = None
     of: int = 0
+    moving: int = 0
+
+    def is_of(self, key: Key) -> bool:
+        """Whether the copy is what that migration moves, or has brought."""
+        role, number = key
+        return self.copy is not None and (self.of < number if role is Role.SOURCE else self.of == number)
 
 
 class Link:
@@ -81,9 +90,7 @@ class Process:
 
     @property
     def is_here(self) -> bool:
-        if self.role is Role.SOURCE:
-            return self.host.copy is not None and self.host.of < self.number
-        return self.host.copy is not None and self.host.of == self.number
+        return self.host.is_of((self.role, self.number))
 
     def happen(self, event: Event) -> None:
         """Plan what is to be done; of an event that makes no sense the peer is given up."""
@@ -154,20 +161,26 @@ class Process:
             self.happen(Event.GRANT_UNWRITTEN)
         elif self.role is Role.SOURCE and state in BEFORE_GRANT:
             self.happen(Event.FAILED)
+        elif state is State.READY:
+            self.happen(Event.READY_UNWRITTEN)
         else:
             self.die()
 
     def _do(self, deed: Deed) -> None:
-        if deed is Deed.RESUME and self.host.copy == "suspended":
-            self.host.copy = "running"
-            self.world.check(f"resumed at {self.host.name}", self.number, Role.SOURCE)
+        if self.host.moving not in (0, self.number):
+            return  # another migration says what becomes of it
+        if deed is Deed.RESUME:
+            self.host.moving = 0
+            if self.host.copy == "suspended":
+                self.host.copy = "running"
+                self.world.check(f"resumed at {self.host.name}", self.number, Role.SOURCE)
         elif deed is Deed.START and self.host.copy == "paused":
             self.host.copy = "running"
             self.world.check(f"started at {self.host.name}", self.number, Role.DESTINATION)
         elif deed is Deed.DESTROY:
             if self.host.copy == "running":
                 raise RuleBroken(f"{self.host.name} destroys the domain that it runs")
-            self.host.copy = None
+            self.host.copy, self.host.moving = None, 0
             self.world.note_power(None)
 
     def lose(self) -> None:
@@ -200,10 +213,14 @@ class Process:
 
 
 class World:
-    """Hosts a and b, of which a runs the domain at first."""
+    """Hosts a and b, of which a runs the domain at first.
 
-    def __init__(self, decide: Decide = decide) -> None:
+    `settles_first`: whether a migration is refused where an earlier one may still decide about the domain.
+    """
+
+    def __init__(self, decide: Decide = decide, *, settles_first: bool = True) -> None:
         self.decide = decide
+        self.settles_first = settles_first
         self.hosts = [Host("a", copy="running"), Host("b")]
         self.processes: list[Process] = []
         self.links: list[Link] = []
@@ -258,13 +275,13 @@ class World:
         return receives or host.copy is not None
 
     def start(self) -> bool:
-        """A migration from where the domain runs, if that host has nothing unsettled: the domain's lock, too."""
+        """A migration from where the domain runs, if nothing stands in its way there: the domain's lock, too."""
         source = self.runner()
         if source is None or any(one.host is source for one in self.processes):
             return False
         target = self.other(source)
-        unsettled = any(state not in OVER for state in source.journals.values())
-        if target.copy is not None or unsettled:
+        unsettled = any(state not in OVER and source.is_of(key) for key, state in source.journals.items())
+        if target.copy is not None or (self.settles_first and unsettled):
             return False
         self.number += 1
         self.may_be_lost = False
@@ -272,6 +289,7 @@ class World:
         link = Link()
         self.links.append(link)
         source.journals[Role.SOURCE, self.number] = State.OFFERED
+        source.moving = self.number
         self.processes.append(Process(self, source, Role.SOURCE, self.number, link))
         link.answerer = (target, (Role.DESTINATION, self.number))
         link.send(Role.DESTINATION, MessageType.OFFER)
@@ -338,7 +356,7 @@ class World:
         for process in [one for one in self.processes if one.host is host]:
             process.die()
         if host.copy is not None:
-            host.copy = None
+            host.copy, host.moving = None, 0
             self.note_power(host)
 
     def heal(self) -> None:

@@ -92,8 +92,8 @@ class TableGuest(MemorySave):
 class TableCopy(HostCopy):
     """As on a real host, but that resuming is an entry in the table."""
 
-    def resume(self) -> None:
-        if (domain := self._find()) is not None and self._host.state_of(domain.domid) == "suspended":
+    def _put_right(self, domain: Domain) -> None:
+        if self._host.state_of(domain.domid) == "suspended":
             self._host.set_state(domain.domid, "running")
 
 

@@ -51,8 +51,10 @@ class Migrations(RuleBasedStateMachine):
         processes = self.world.processes
         return processes[which % len(processes)] if processes else None
 
-    @initialize(steps=POINTS)
-    def begin(self, steps: int) -> None:
+    @initialize(steps=POINTS, settles_first=st.booleans())
+    def begin(self, steps: int, settles_first: bool = True) -> None:
+        """Without the check for earlier migrations the notes on the domain have to do."""
+        self.world.settles_first = settles_first
         self.world.start()
         self.world.run(steps)
 

@@ -6,7 +6,7 @@ import itertools
 import os
 
 import pytest
-from simulation import Process, World
+from simulation import Host, Process, RuleBroken, World
 
 from saverestore.migrate.handover import Event, Role, State
 
@@ -104,6 +104,53 @@ def test_there_are_not_more_steps_than_are_tried():
     world.start()
     world.run(NR_STEPS)
     assert not world.is_moving
+
+
+def superseded(*, settles_first: bool) -> World:
+    """A migration whose source is killed, and a second one that has granted; the old one is recovered then."""
+    world = World(settles_first=settles_first)
+    source, target = world.hosts
+    assert world.start()
+    while source.journals[Role.SOURCE, 1] is not State.STREAMING:
+        world.run(1)
+    at(world, Role.SOURCE).die()
+    cut(world)
+    if (left := at(world, Role.DESTINATION)) is not None:
+        left.lose()
+        world.run(NR_STEPS)
+    target.copy = None  # as `recover` there has it
+    if not world.start():
+        return world
+    while source.journals[Role.SOURCE, 2] is not State.GRANTED:
+        world.run(1)
+    at(world, Role.SOURCE).die()
+    cut(world)
+    assert world.recover(source)
+    world.run(NR_STEPS)
+    return world
+
+
+def test_a_second_migration_waits_until_the_first_is_settled():
+    world = superseded(settles_first=True)
+    assert [host.copy for host in world.hosts] == ["running", None]
+    world.heal()
+    world.check_healed()
+    assert world.start()
+
+
+def test_a_migration_that_is_settled_after_the_next_one_was_granted_resumes_nothing():
+    world = superseded(settles_first=False)
+    assert world.hosts[0].journals[Role.SOURCE, 1] is State.ABORTED
+    assert world.hosts[0].copy == "suspended"
+    world.heal()
+    world.check_healed()
+    assert world.hosts[1].copy == "running"
+
+
+def test_without_notes_on_the_domain_that_would_double_it(monkeypatch):
+    monkeypatch.setattr(Host, "moving", property(lambda _: 0, lambda *_: None), raising=False)
+    with pytest.raises(RuleBroken):
+        superseded(settles_first=False).heal()
 
 
 @pytest.mark.parametrize("fault", FAULTS)

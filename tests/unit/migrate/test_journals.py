@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,62 @@ def test_a_journal_that_cannot_be_written_is_an_error_with_the_state_that_may_be
         with pytest.raises(TransportError, match="the journal of a migration cannot be"):
             journal.enter(State.GRANTED)
         assert journal.state is State.GRANTED
+
+
+def failing_once(monkeypatch, call: str, written: int = 0) -> None:
+    """The next call fails, after so many bytes were written all the same."""
+    real = getattr(os, call)
+
+    def fail(descriptor, *given):
+        monkeypatch.setattr(journal_module.os, call, real)
+        if written:
+            data, at = given
+            real(descriptor, data[:written], at)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal_module.os, call, fail)
+
+
+@pytest.mark.parametrize(("call", "written"), [("pwrite", 0), ("pwrite", 30), ("pwrite", 4096), ("fsync", 0)])
+@pytest.mark.parametrize("length", [0, 200])
+def test_an_entry_that_failed_is_replaced_by_the_next_one(journals, monkeypatch, call, written, length):
+    with journals.create(HEAD, State.OFFERED) as journal:
+        journal.enter(State.STREAMING)
+        before = journal.log
+        failing_once(monkeypatch, call, written)
+        with pytest.raises(TransportError):
+            journal.enter(State.GRANTED, reason="x" * 100)
+        assert (journal.state, journal.log) == (State.GRANTED, before)
+        journal.enter(State.ABORTED, reason="y" * length)
+    (log,) = journals.all()
+    assert [one.state for one in log.entries] == [State.OFFERED, State.STREAMING, State.ABORTED]
+    data = journal.path.read_bytes()
+    assert not data[log.length_bytes :].strip(b"\0")
+    with journals.open(Role.SOURCE, ID) as journal:
+        assert journal.state is State.ABORTED
+
+
+def test_an_entry_that_failed_and_none_behind_it_is_there_or_not(journals, monkeypatch):
+    for number, written in enumerate((0, 30, 4096)):
+        head = replace(HEAD, migration=uuid.UUID(int=number))
+        with journals.create(head, State.STREAMING) as journal:
+            failing_once(monkeypatch, "pwrite", written)
+            with pytest.raises(TransportError):
+                journal.enter(State.GRANTED)
+        with journals.open(Role.SOURCE, head.migration) as journal:
+            assert journal.state is (State.GRANTED if written == 4096 else State.STREAMING)
+
+
+def test_two_entries_that_failed_are_replaced_both_of_them(journals, monkeypatch):
+    with journals.create(HEAD, State.STREAMING) as journal:
+        for state, reason in ((State.GRANTED, "x" * 200), (State.ABORTED, "")):
+            failing_once(monkeypatch, "fsync")
+            with pytest.raises(TransportError):
+                journal.enter(state, reason=reason)
+        journal.enter(State.ABORTED)
+    (log,) = journals.all()
+    assert [one.state for one in log.entries] == [State.STREAMING, State.ABORTED]
+    assert not journal.path.read_bytes()[log.length_bytes :].strip(b"\0")
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
