@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from saverestore.errors import SaveRestoreError, TransportError, fact_of, name_of_errno
+from saverestore.errors import TransportError, fact_of, name_of_errno
 from saverestore.interrupts import HEED_S, shield
 from saverestore.transport.connection import Connection, SocketConnection
 from saverestore.transport.sockets import notice_dead_links
@@ -85,7 +85,7 @@ class Door:
                 connection = self._next()
                 if connection is not None:
                     self._arrived(connection)
-            except SaveRestoreError as error:
+            except Exception as error:  # whatever it is: without this thread nobody is let in any more
                 LOG.warning("a further connection was refused: %s", fact_of(error))
                 self._closing.wait(HEED_S)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from contextlib import AbstractContextManager
 
+from saverestore.errors import SaveRestoreError
 from saverestore.transport.connection import Connection
 
 Opened = AbstractContextManager[Connection]
@@ -21,4 +23,11 @@ class Link:
         self.is_synced = False  # the peer has said what is there
         self.has_ended = False  # END was said
         self.is_over = False
-        self.threads = 2
+        self.threads = 0
+        """How many of its two threads run."""
+
+    def close(self) -> None:
+        """Close the connection, which nobody uses any more."""
+        for close in (lambda: self.opened.__exit__(None, None, None), self.connection.close):
+            with contextlib.suppress(SaveRestoreError, OSError):
+                close()

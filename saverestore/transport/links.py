@@ -12,6 +12,7 @@ are noticed, as each side sends something on each link three times in `timeout_s
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from saverestore.errors import SaveRestoreError, fact_of
+from saverestore.errors import SaveRestoreError, TransportError, fact_of
 from saverestore.interrupts import HEED_S, shield, waited_for
 from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, Connection, PeerTimeout
 from saverestore.transport.link import Link, Opened
@@ -157,36 +158,51 @@ class LinkedConnection:
     # ---- links come and go -------------------------------------------------------------------------
 
     def add(self, opened: Opened) -> None:
-        """One more link, which belongs to this object from now on; it is entered here. From any thread."""
+        """One more link, which belongs to this object from now on; it is entered here. From any thread.
+
+        It is closed at once where this object is closed. TransportError when no thread can be started for it: then
+        it is closed, too, and all else is as before.
+        """
         connection = opened.__enter__()
         connection.timeout_s = self.timeout_s
         link = Link(opened, connection, self._lock)
-        with shield(), self._lock:
-            if self._is_closed or self._is_invalid:
-                link.is_over = True
-            else:
-                link.to_say = [HEADER.pack(Kind.CONSUMED, 0, self._inbox.next)]
-                link.to_say += [HEADER.pack(Kind.ARRIVED, length, at) for at, length in self._inbox.held()]
-                link.to_say.append(HEADER.pack(Kind.SYNCED, 0, 0))
-                if not self._links and self._broken_at:
-                    self.reconnects += 1
-                    self.broken_s += time.monotonic() - self._broken_at
-                    LOG.warning(
-                        "the link to %s is back after %.1f s", self.peer, time.monotonic() - self._broken_at
-                    )
-                self._links.append(link)
-                self.most_links = max(self.most_links, len(self._links))
-                self._share_rate()
-                self._start(lambda: self._send(link), "link-sender")
-                self._start(lambda: self._receive(link), "link-receiver")
-        if link.is_over:
-            opened.__exit__(None, None, None)
+        failure: BaseException | None = None
+        with shield():
+            with self._lock:
+                link.is_over = self._is_closed or self._is_invalid
+                try:
+                    if not link.is_over:
+                        self._begin(link)
+                except BaseException as error:
+                    link.is_over = True
+                    failure = error
+                is_unused = not link.threads  # else the last of them closes it
+            if is_unused:
+                link.close()
+        if failure is not None:
+            raise TransportError(f"{self.peer}: a link could not be begun: {fact_of(failure)}") from failure
+
+    def _begin(self, link: Link) -> None:
+        link.to_say = [HEADER.pack(Kind.CONSUMED, 0, self._inbox.next)]
+        link.to_say += [HEADER.pack(Kind.ARRIVED, length, at) for at, length in self._inbox.held()]
+        link.to_say.append(HEADER.pack(Kind.SYNCED, 0, 0))
+        # Before it counts as a link. They wait for the lock before they change anything.
+        for work, name in ((self._send, "link-sender"), (self._receive, "link-receiver")):
+            self._start(functools.partial(work, link), name)
+            link.threads += 1
+        if not self._links and self._broken_at:
+            self.reconnects += 1
+            self.broken_s += time.monotonic() - self._broken_at
+            LOG.warning("the link to %s is back after %.1f s", self.peer, time.monotonic() - self._broken_at)
+        self._links.append(link)
+        self.most_links = max(self.most_links, len(self._links))
+        self._share_rate()
 
     def _start(self, work: Callable[[], None], name: str) -> None:
-        self._threads = [one for one in self._threads if one.is_alive() or one.ident is None]
+        self._threads = [one for one in self._threads if one.is_alive()]
         thread = threading.Thread(target=work, name=name, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _lose(self, link: Link, error: BaseException) -> None:
         """A link has broken, or its peer has ended."""
@@ -196,6 +212,8 @@ class LinkedConnection:
             self._end_link(link)
             if self._is_closing:
                 return
+            if not isinstance(error, (SaveRestoreError, OSError, ValueError)):
+                LOG.warning("a link to %s ended by an error of this program: %s", self.peer, fact_of(error))
             if isinstance(error, BadFrame):
                 self._is_invalid = True
                 for one in list(self._links):
@@ -234,10 +252,7 @@ class LinkedConnection:
             link.threads -= 1
             is_last = link.threads == 0
         if is_last:
-            with contextlib.suppress(SaveRestoreError, OSError):
-                link.opened.__exit__(None, None, None)
-            with contextlib.suppress(SaveRestoreError, OSError):
-                link.connection.close()
+            link.close()
 
     def _waits_for_links(self) -> bool:
         """Without a link: whether one may still come."""
@@ -274,8 +289,9 @@ class LinkedConnection:
                     break
                 try:
                     self.add(self._open_link())
-                except (SaveRestoreError, OSError) as error:
-                    if self._links and not has_warned:
+                except Exception as error:  # whatever it is: without this thread nobody opens a link any more
+                    is_expected = isinstance(error, (SaveRestoreError, OSError))
+                    if not (has_warned or (is_expected and not self._links)):
                         has_warned = True
                         count = f"{len(self._links)} of {self._wanted} connections"
                         LOG.warning("%s to %s: %s", count, self.peer, fact_of(error))
@@ -294,9 +310,10 @@ class LinkedConnection:
                 if frame is not None:
                     with self._lock:
                         self._outbox.sent(frame)
+                    frame = None
             if link.has_ended:
                 link.connection.outgoing.close()
-        except (SaveRestoreError, OSError, ValueError) as error:
+        except BaseException as error:  # whatever it is: a link with one thread would ping and carry nothing
             self._lose(link, error)
             if frame is not None:
                 with self._lock:
@@ -343,7 +360,7 @@ class LinkedConnection:
                     self._heard(link, kind, length, position)
                 if kind == Kind.END:
                     self._lose(link, BrokenPeer(self.peer, "has closed the connection"))
-        except (SaveRestoreError, OSError, ValueError) as error:
+        except BaseException as error:  # as above
             self._lose(link, error)
         finally:
             self._leave(link)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import select
 import socket
 import threading
 
 import pytest
 
 from saverestore.errors import TransportError
-from saverestore.transport.connection import Connection
+from saverestore.transport import tls_peers
+from saverestore.transport.connection import Connection, SocketConnection
 from saverestore.transport.door import Door
 
 
@@ -78,3 +81,33 @@ def test_it_listens_at_the_first_free_port_of_a_range_and_says_when_none_is_free
             door()
     with door() as again:
         assert again.port == ports[0]
+
+
+def test_whatever_one_connection_ends_with_the_next_is_served(monkeypatch, caplog):
+    tries: list[int] = []
+    refused: list[int] = []
+    seen = threading.Semaphore(0)
+
+    def first_admitted(server, *_given, is_closing, **_more):
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        if not select.select([server], [], [], 0.1)[0]:
+            return None
+        made, _ = server.accept()
+        return SocketConnection(made, "peer", timeout_s=5)
+
+    def arrived(connection: Connection) -> None:
+        connection.close()
+        seen.release()
+        if not refused:
+            refused.append(1)
+            raise LookupError("a mistake")
+
+    monkeypatch.setattr(tls_peers, "first_admitted", first_admitted)
+    with Door("127.0.0.1", arrived, tls=(object(), object()), timeout_s=5) as door:  # type: ignore[arg-type]
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", door.port)):
+                assert seen.acquire(timeout=10)
+    assert "Too many open files" in caplog.text
+    assert "LookupError: a mistake" in caplog.text
