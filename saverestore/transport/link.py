@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from saverestore.errors import SaveRestoreError
+from saverestore.errors import SaveRestoreError, TransportError
 from saverestore.transport.connection import Connection
 
 Opened = AbstractContextManager[Connection]
@@ -31,3 +32,13 @@ class Link:
         for close in (lambda: self.opened.__exit__(None, None, None), self.connection.close):
             with contextlib.suppress(SaveRestoreError, OSError):
                 close()
+
+
+def started(work: Callable[[], None], name: str) -> threading.Thread:
+    """A thread of a link that is running. TransportError when there can be no more threads."""
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise TransportError(f"no thread for a link: {error}") from error
+    return thread

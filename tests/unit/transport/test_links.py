@@ -60,7 +60,9 @@ def wait_for(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def once(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, error: BaseException, when: Any) -> list[Any]:
+def once(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, error: BaseException, when: Any
+) -> list[Any]:
     """Let one call of this raise an error, the first for which `when` holds; the list has what it was called with."""
     real = getattr(where, name)
     failed: list[Any] = []
@@ -145,3 +147,29 @@ def test_opening_a_link_is_tried_again_whatever_it_failed_with(caplog):
     closing.start()
     one.close()
     closing.join(LONG_S)
+
+
+def test_a_link_that_comes_when_all_is_closed_is_closed():
+    ours, theirs = connected()
+    one = linked(ours)
+    theirs.close()
+    one.close()
+    late, peer = connected()
+    one.add(contextlib.nullcontext(late))
+    peer.deadline = time.monotonic() + 1
+    assert peer.incoming.at_end()
+    peer.close()
+
+
+def test_what_is_said_as_a_link_ends_leaves_by_another_at_once():
+    with ends() as (one, other):
+        wait_for(lambda: len(one._idle) == 2 and all(link.is_synced for link in one._idle))
+        with one._lock:  # so that the link's own threads find out later
+            one._end_link(next(iter(one._idle)))
+            one._outbox.put(bytearray(b"here"), 4)
+            one._wake_one()
+            assert not one._idle
+        begun = time.monotonic()
+        other.deadline = begun + LONG_S
+        assert other.incoming.read(4) == b"here"
+        assert time.monotonic() - begun < LONG_S / 6
