@@ -266,8 +266,7 @@ class SourceLink:
         try:
             connection.deadline = time.monotonic() + JOIN_S
             connection.outgoing.write(protocol.pack(join))
-            if not isinstance(heard_on(connection), Joined):
-                raise ProtocolError(f"{connection.peer} does not take a further connection")
+            heard_on(connection, Joined)
             connection.deadline = None
         except BaseException:
             connection.close()

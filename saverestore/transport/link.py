@@ -29,9 +29,10 @@ class Link:
 
     def close(self) -> None:
         """Close the connection, which nobody uses any more."""
-        for close in (lambda: self.opened.__exit__(None, None, None), self.connection.close):
-            with contextlib.suppress(SaveRestoreError, OSError):
-                close()
+        with contextlib.suppress(SaveRestoreError, OSError):
+            self.opened.__exit__(None, None, None)
+        with contextlib.suppress(SaveRestoreError, OSError):
+            self.connection.close()
 
 
 def started(work: Callable[[], None], name: str) -> threading.Thread:

@@ -17,12 +17,14 @@ from saverestore.errors import Interrupted
 from saverestore.migrate import protocol
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.data import MessageSink, MessageSource
+from saverestore.migrate.linking import heard_on
 from saverestore.migrate.messages import (
     Abort,
     Aborted,
     Accepted,
     Grant,
     Hello,
+    Join,
     KeepAlive,
     MessageType,
     ProtocolError,
@@ -31,7 +33,7 @@ from saverestore.migrate.messages import (
     StreamEnd,
 )
 from saverestore.transport.base import EndOfStream
-from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection
+from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection, pair
 
 ID = uuid.UUID(int=7)
 NAP_S = 0.02
@@ -303,3 +305,13 @@ def test_a_message_that_comes_with_a_signal_is_heard_next():
             one.hear(Ready)
         one._heard = heard
         assert one.hear(Ready) == Ready(ID)
+
+
+def test_a_message_that_does_not_belong_at_the_start_of_a_link_is_refused_before_its_body_comes():
+    one, other = pair()
+    with one, other:
+        other.outgoing.write(protocol.pack_header(MessageType.DATA, protocol.MAX_DATA_BYTES))
+        with pytest.raises(ProtocolError, match="peer said DATA where JOIN belongs"):
+            heard_on(one, Join)
+        other.outgoing.write(protocol.pack(Join(ID, "secret")))
+        assert heard_on(one, Join) == Join(ID, "secret")
