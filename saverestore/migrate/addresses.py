@@ -112,14 +112,14 @@ def _by_ssh(
 ) -> Iterator[SocketConnection]:
     ours, theirs = socket.socketpair()
     words = [*DEAF, *ssh, address.host, command]
-    try:
-        with shield(), theirs:
-            child = subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno())
-    except OSError as error:
-        ours.close()
-        raise Unreachable(f"{ssh[0]} could not be started: {error.strerror}") from error
     connection = SocketConnection(ours, address.host, timeout_s=timeout_s)
+    child = None
     try:
+        try:
+            with shield(), theirs:  # inside: a signal that came meanwhile is raised at its end
+                child = subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno())
+        except OSError as error:
+            raise Unreachable(f"{ssh[0]} could not be started: {error.strerror}") from error
         try:
             yield connection
         except BrokenPeer as error:
@@ -133,7 +133,8 @@ def _by_ssh(
     finally:
         with shield():
             connection.close()
-            _end(child)
+            if child is not None:
+                _end(child)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -83,6 +83,8 @@ class Channel:
         self._is_looked_after = False
         self._threads: list[threading.Thread] = []
         self._heard: queue.SimpleQueue[Message | BaseException] | None = None
+        self._taken: list[Message | BaseException] = []
+        """One of them for which nobody waits any more, as a signal came with it: it is heard next."""
         self._failure: BaseException | None = None
         self._has_failed = threading.Event()
 
@@ -112,10 +114,16 @@ class Channel:
     def _write(self, buffers: Sequence[ReadableBuffer]) -> None:
         if self._failure is not None:
             raise self._failure
-        timeout_s = self.connection.timeout_s
-        if not waited_for(lambda s: self._writing.acquire(timeout=s), timeout_s):
-            raise PeerTimeout(self.peer, timeout_s, "took nothing")
+        is_held = False
+
+        def look(seconds: float) -> bool:
+            nonlocal is_held
+            is_held = self._writing.acquire(timeout=seconds)
+            return is_held
+
         try:
+            # Without a limit: who writes is given up by the connection, and no sooner than the peer is.
+            waited_for(look)  # inside: a signal that came meanwhile is raised when it is held
             if self._is_cut:
                 raise BrokenPeer(self.peer, "cannot be written to any more: a message was cut short")
             self._is_cut = True
@@ -125,7 +133,8 @@ class Channel:
             self._raise_last_word()
             raise
         finally:
-            self._writing.release()
+            if is_held:
+                self._writing.release()
 
     def _raise_last_word(self) -> None:
         """A peer that gives up says why and closes: what it said may come to be read after a write has failed."""
@@ -165,17 +174,18 @@ class Channel:
     def _hear_any(self) -> Message:
         if self._heard is None:
             return self.next_message()
-        heard, got = self._heard, []
+        heard, got = self._heard, self._taken
 
         def look(seconds: float) -> bool:
             with contextlib.suppress(queue.Empty):
-                got.append(heard.get(timeout=seconds) if seconds else heard.get_nowait())
+                if not got:
+                    got.append(heard.get(timeout=seconds) if seconds else heard.get_nowait())
             return bool(got)
 
-        if self._failure is not None and heard.empty():
+        if self._failure is not None and heard.empty() and not got:
             raise self._failure
         waited_for(look)
-        (found,) = got
+        found = got.pop()
         if isinstance(found, BaseException):
             raise found
         return found

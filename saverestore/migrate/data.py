@@ -64,6 +64,7 @@ class MessageSource:
         self.offset = 0
         self.total_bytes: int | None = None
         self.may_continue = False
+        self.may_stay_open = False  # as every wait for the peer ends
         self.regular_file: RegularFile | None = None
         self._left = 0  # of the message that is being read
         self._ended = False

@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from saverestore.errors import ErrorName, SaveRestoreError, TransportError, UsageError, fact_of
 from saverestore.migrate import protocol
@@ -64,6 +64,8 @@ JOIN_S = 10.0
 """How long a link may take to join, once it is connected."""
 
 SECRET_BYTES = 32
+
+MessageT = TypeVar("MessageT", bound=Message)
 
 ANY_ADDRESS = ("0.0.0.0", "::")
 
@@ -126,10 +128,14 @@ def door_beside_ssh(host: str, *, ports: Ports = ANY_PORT, told: str = "") -> Op
     return open_door
 
 
-def heard_on(connection: Connection) -> Message:
-    """The next message on a connection that is no channel's."""
+def heard_on(connection: Connection, wanted: type[MessageT]) -> MessageT:
+    """The next message on a connection that is no channel's. ProtocolError for any other, whose body is not read."""
     header = protocol.unpack_header(connection.incoming.read(protocol.HEADER.size, "a message"))
-    return protocol.unpack(header, connection.incoming.read(header.length_bytes, "a message"))
+    if header.type is not wanted.type:
+        raise ProtocolError(f"{connection.peer} said {header.type.name} where {wanted.type.name} belongs")
+    message = protocol.unpack(header, connection.incoming.read(header.length_bytes, "a message"))
+    assert isinstance(message, wanted)
+    return message
 
 
 # ---- the destination
@@ -236,10 +242,7 @@ class IncomingLinks:
         """See Door."""
         try:
             connection.deadline = time.monotonic() + JOIN_S
-            message = heard_on(connection)
-            if not isinstance(message, Join):
-                raise ProtocolError(f"{connection.peer} said {message.type.name} where JOIN belongs")
-            self._check(message)
+            self._check(heard_on(connection, Join))
             if self._is_to_be_first():
                 self._take_first(connection)
                 return

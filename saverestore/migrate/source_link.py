@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from saverestore.errors import Advice, Remedy, TransportError, UsageError, fact_of
+from saverestore.interrupts import shield
 from saverestore.kernels.page import PAGE_SIZE
 from saverestore.migrate import protocol
 from saverestore.migrate.certificate import OwnCertificate
@@ -101,20 +103,26 @@ class LimitedSink(PacedSink):
     def __init__(self, channel: Channel, rate: int | None) -> None:
         super().__init__(MessageSink(channel), None)
         self._channel = channel
-        self.limit(rate)
-
-    def limit(self, rate: int | None) -> None:
-        """Hold to another rate from now on; from any thread."""
+        self._limiting = threading.Lock()
         self.limited_to = rate
-        self.change(None if self._channel.connection.pace(rate) else rate)
+        self.limit_again()
+
+    def limit_again(self) -> None:
+        """The channel has another connection: hold to the same rate there. From any thread."""
+        with shield(), self._limiting:  # another process may ask for another rate just then
+            self._limit()
+
+    def _limit(self) -> None:
+        self.change(None if self._channel.connection.pace(self.limited_to) else self.limited_to)
 
     def requested(self, request: Fields) -> Fields:
         """Another process asks for a CHANGE: the rate before."""
         rate = request.get("rate")
         if rate is not None and not (type(rate) is int and SMALLEST_RATE <= rate < 1 << 63):
             raise UsageError(f"{rate} is not a rate")
-        before = self.limited_to
-        self.limit(rate)
+        with self._limiting:
+            before, self.limited_to = self.limited_to, rate
+            self._limit()
         return {"before": before}
 
 
@@ -214,7 +222,7 @@ class SourceLink:
             if first is not None and self._linked is None:
                 first.close()
             raise
-        self.sink.limit(self.sink.limited_to)
+        self.sink.limit_again()
 
     def _take_one(self, reason: str) -> None:
         """The destination takes one connection only."""
@@ -266,8 +274,7 @@ class SourceLink:
         try:
             connection.deadline = time.monotonic() + JOIN_S
             connection.outgoing.write(protocol.pack(join))
-            if not isinstance(heard_on(connection), Joined):
-                raise ProtocolError(f"{connection.peer} does not take a further connection")
+            heard_on(connection, Joined)
             connection.deadline = None
         except BaseException:
             connection.close()

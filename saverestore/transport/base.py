@@ -120,6 +120,10 @@ class ImageSource(ByteSource, Spliceable, Protocol):
     def may_continue(self) -> bool:
         """Whether anything may follow the image: a device is longer, a socket may be kept open for an answer."""
 
+    @property
+    def may_stay_open(self) -> bool:
+        """Whether a wait for its end need not end: who writes into a pipe may keep it open, and say nothing more."""
+
     def read_some(self, n: int) -> bytes:
         """Return the next bytes, as many as come at once and at most `n`; none at the end only."""
 

@@ -70,6 +70,7 @@ class DecompressedSource:
         self.offset = 0
         self.total_bytes = total_bytes
         self.may_continue = False
+        self.may_stay_open = raw.may_stay_open
         self.regular_file: RegularFile | None = None
         self._raw = raw
         self._jobs = jobs

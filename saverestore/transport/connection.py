@@ -358,6 +358,7 @@ class _Incoming(FdSource):
 
     def __init__(self, connection: _Both, fd: int) -> None:
         super().__init__(fd, connection.peer, close_fd=False)
+        self.may_stay_open = False  # see `_Both.wait`
         self._connection = connection
 
     def close(self) -> None:

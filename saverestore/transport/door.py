@@ -7,11 +7,12 @@ import logging
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from saverestore.errors import SaveRestoreError, TransportError, fact_of, name_of_errno
+from saverestore.errors import TransportError, fact_of, name_of_errno
 from saverestore.interrupts import HEED_S, shield
 from saverestore.transport.connection import Connection, SocketConnection
 from saverestore.transport.sockets import notice_dead_links
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 BACKLOG = 16
+
+FIRST_WORD_S = 10.0
+MOST_SILENT = 8
+"""By plain TCP. For one more the oldest is turned away: who says nothing does not keep others out."""
 
 Ports = tuple[int, int]
 """The lowest and the highest port that may be used, inclusive; 0, 0: the kernel chooses one."""
@@ -38,7 +43,7 @@ class Door:
 
     `host`: the address to listen at. `tls`: what proves who this host is and who may come; None: plain TCP. `ports`:
     one of these. `arrived` takes the connection, or closes it and raises; that is logged, and the next one is waited
-    for. TransportError when it cannot listen there.
+    for. By plain TCP it gets it when the first byte has come. TransportError when it cannot listen there.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class Door:
         self._tls = tls
         self._timeout_s = timeout_s
         self._closing = threading.Event()
+        self._silent: dict[socket.socket, tuple[str, float]] = {}
+        """By plain TCP: those that have said nothing yet, the oldest first: whence, and until when they may."""
         self.host = host = host.removeprefix(MAPPED)
         try:
             self._server = _listening(host, ports)
@@ -68,7 +75,11 @@ class Door:
         self._thread = threading.Thread(target=self._serve, name="link-door", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._server.close()
+            raise TransportError(f"{self.host}: no thread to listen there: {error}") from error
         return self
 
     def __exit__(
@@ -77,7 +88,8 @@ class Door:
         with shield():
             self._closing.set()
             self._thread.join()
-            self._server.close()
+            for one in (self._server, *self._silent):
+                one.close()
 
     def _serve(self) -> None:
         while not self._closing.is_set():
@@ -85,7 +97,7 @@ class Door:
                 connection = self._next()
                 if connection is not None:
                     self._arrived(connection)
-            except SaveRestoreError as error:
+            except Exception as error:  # whatever it is: without this thread nobody is let in any more
                 LOG.warning("a further connection was refused: %s", fact_of(error))
                 self._closing.wait(HEED_S)
 
@@ -101,14 +113,41 @@ class Door:
                 timeout_s=self._timeout_s,
                 is_closing=self._closing.is_set,
             )
+        return self._first_heard()
+
+    def _first_heard(self) -> Connection | None:
+        """The first of those that have connected from whom something has come, within a short time."""
         poll = select.poll()
-        poll.register(self._server, select.POLLIN)
-        if not poll.poll(HEED_S * 1000):
-            return None
-        with contextlib.suppress(OSError):  # gone again
-            made, whence = self._server.accept()
-            return SocketConnection(made, str(whence[0]), timeout_s=self._timeout_s)
+        for waiting in (self._server, *self._silent):
+            poll.register(waiting, select.POLLIN)
+        found = {fd for fd, _ in poll.poll(HEED_S * 1000)}
+        if self._server.fileno() in found:
+            self._accept()
+        for one in [one for one, (_, end) in self._silent.items() if time.monotonic() > end]:
+            self._turn_away(one)
+        for one in self._silent:
+            if one.fileno() in found:
+                source, _ = self._silent.pop(one)
+                return SocketConnection(one, source, timeout_s=self._timeout_s)
         return None
+
+    def _accept(self) -> None:
+        try:
+            made, whence = self._server.accept()
+        except (BlockingIOError, ConnectionError):  # gone again
+            return
+        except OSError as error:
+            raise TransportError(
+                f"cannot accept a connection: {error.strerror}", name=name_of_errno(error.errno)
+            ) from error
+        if len(self._silent) >= MOST_SILENT:
+            self._turn_away(next(iter(self._silent)))
+        self._silent[made] = str(whence[0]), time.monotonic() + FIRST_WORD_S
+
+    def _turn_away(self, one: socket.socket) -> None:
+        source, _ = self._silent.pop(one)
+        one.close()
+        LOG.warning("a further connection was refused: %s has said nothing", source)
 
 
 def _listening(host: str, ports: Ports) -> socket.socket:

@@ -200,6 +200,8 @@ class FdSource(_Fd):
         self.may_continue = not (self._is_file or stat.S_ISFIFO(found.st_mode))
         """Whether anything may follow an image: a device is longer than what was written to it, a socket may be
         kept open by who waits for an answer."""
+        self.may_stay_open = not self._is_file
+        """See ImageSource."""
 
     @property
     def regular_file(self) -> RegularFile | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from saverestore.errors import SaveRestoreError, TransportError
 from saverestore.transport.connection import Connection
 
 Opened = AbstractContextManager[Connection]
@@ -21,4 +24,22 @@ class Link:
         self.is_synced = False  # the peer has said what is there
         self.has_ended = False  # END was said
         self.is_over = False
-        self.threads = 2
+        self.threads = 0
+        """How many of its two threads run."""
+
+    def close(self) -> None:
+        """Close the connection, which nobody uses any more."""
+        with contextlib.suppress(SaveRestoreError, OSError):
+            self.opened.__exit__(None, None, None)
+        with contextlib.suppress(SaveRestoreError, OSError):
+            self.connection.close()
+
+
+def started(work: Callable[[], None], name: str) -> threading.Thread:
+    """A thread of a link that is running. TransportError when there can be no more threads."""
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise TransportError(f"no thread for a link: {error}") from error
+    return thread

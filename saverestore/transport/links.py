@@ -12,6 +12,7 @@ are noticed, as each side sends something on each link three times in `timeout_s
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -19,10 +20,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from saverestore.errors import SaveRestoreError, fact_of
+from saverestore.errors import SaveRestoreError, TransportError, fact_of
 from saverestore.interrupts import HEED_S, shield, waited_for
 from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, Connection, PeerTimeout
-from saverestore.transport.link import Link, Opened
+from saverestore.transport.link import Link, Opened, started
+from saverestore.transport.link_keeper import Keeper, Open
 from saverestore.transport.linked_streams import FrameSink, FrameSource
 from saverestore.transport.paced import piece_bytes
 from saverestore.transport.window import FRAME_BYTES, HEADER, WINDOW_BYTES, BadFrame, Inbox, Kind, Outbox
@@ -32,12 +34,8 @@ LOG = logging.getLogger(__name__)
 BACKLOG = 2
 """Frames that may wait beside one for each link: what is said behind them should not come late."""
 
-RETRY_S = 1.0
 END_S = 2.0
 """How long the peer may take to close a link behind END."""
-
-Open = Callable[[], Opened]
-"""Opens one more link to the same peer. SaveRestoreError when it cannot be had now."""
 
 
 class LinkedConnection:
@@ -87,7 +85,7 @@ class LinkedConnection:
         self._said_consumed = -1
         self._most_frame_bytes = self.frame_bytes = frame_bytes
         self._links: list[Link] = []
-        self._idle: list[Link] = []
+        self._idle: dict[Link, None] = {}  # in order
         self._rate: int | None = None
         self._paces = True
         self._failure: BaseException | None = None  # of the last link, or of all
@@ -99,12 +97,15 @@ class LinkedConnection:
         self._threads: list[threading.Thread] = []
         self.incoming = FrameSource(self)
         self.outgoing = FrameSink(self)
-        self._open_link, self._wanted = open_link, wanted
-        self._missing = threading.Event()
+        self._keeper = None if open_link is None else Keeper(self, open_link, wanted)
         self.add(contextlib.nullcontext(first))
-        if open_link is not None:
-            self._missing.set()
-            self._start(self._keep, "link-keeper")
+        if self._keeper is not None:
+            try:
+                self._start(self._keeper.run, "link-keeper")
+            except TransportError:
+                self.deadline = time.monotonic()
+                self.close()
+                raise
 
     # ---- what is asked of a connection -------------------------------------------------------------
 
@@ -128,7 +129,7 @@ class LinkedConnection:
 
     @property
     def nr_links(self) -> int:
-        """How many links there are now."""
+        """See Kept."""
         return len(self._links)
 
     def pace(self, rate: int | None) -> bool:
@@ -157,36 +158,49 @@ class LinkedConnection:
     # ---- links come and go -------------------------------------------------------------------------
 
     def add(self, opened: Opened) -> None:
-        """One more link, which belongs to this object from now on; it is entered here. From any thread."""
+        """One more link, which belongs to this object from now on; it is entered here. From any thread.
+
+        It is closed at once where this object is, and when no thread can be started for it: TransportError.
+        """
         connection = opened.__enter__()
         connection.timeout_s = self.timeout_s
         link = Link(opened, connection, self._lock)
-        with shield(), self._lock:
-            if self._is_closed or self._is_invalid:
-                link.is_over = True
-            else:
-                link.to_say = [HEADER.pack(Kind.CONSUMED, 0, self._inbox.next)]
-                link.to_say += [HEADER.pack(Kind.ARRIVED, length, at) for at, length in self._inbox.held()]
-                link.to_say.append(HEADER.pack(Kind.SYNCED, 0, 0))
-                if not self._links and self._broken_at:
-                    self.reconnects += 1
-                    self.broken_s += time.monotonic() - self._broken_at
-                    LOG.warning(
-                        "the link to %s is back after %.1f s", self.peer, time.monotonic() - self._broken_at
-                    )
-                self._links.append(link)
-                self.most_links = max(self.most_links, len(self._links))
-                self._share_rate()
-                self._start(lambda: self._send(link), "link-sender")
-                self._start(lambda: self._receive(link), "link-receiver")
-        if link.is_over:
-            opened.__exit__(None, None, None)
+        failure: BaseException | None = None
+        with shield():
+            with self._lock:
+                link.is_over = self._is_closed or self._is_invalid
+                try:
+                    if not link.is_over:
+                        self._begin(link)
+                except BaseException as error:
+                    link.is_over = True
+                    failure = error
+                is_unused = not link.threads  # else the last of them closes it
+            if is_unused:
+                connection.deadline = time.monotonic() + END_S
+                link.close()
+        if failure is not None:
+            raise failure
+
+    def _begin(self, link: Link) -> None:
+        link.to_say = [HEADER.pack(Kind.CONSUMED, 0, self._inbox.next)]
+        link.to_say += [HEADER.pack(Kind.ARRIVED, length, at) for at, length in self._inbox.held()]
+        link.to_say.append(HEADER.pack(Kind.SYNCED, 0, 0))
+        # Before it counts as a link. They wait for the lock before they change anything.
+        for work, name in ((self._send, "link-sender"), (self._receive, "link-receiver")):
+            self._start(functools.partial(work, link), name)
+            link.threads += 1
+        if not self._links and self._broken_at:
+            self.reconnects += 1
+            self.broken_s += time.monotonic() - self._broken_at
+            LOG.warning("the link to %s is back after %.1f s", self.peer, time.monotonic() - self._broken_at)
+        self._links.append(link)
+        self.most_links = max(self.most_links, len(self._links))
+        self._share_rate()
 
     def _start(self, work: Callable[[], None], name: str) -> None:
-        self._threads = [one for one in self._threads if one.is_alive() or one.ident is None]
-        thread = threading.Thread(target=work, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        self._threads = [one for one in self._threads if one.is_alive()]
+        self._threads.append(started(work, name))
 
     def _lose(self, link: Link, error: BaseException) -> None:
         """A link has broken, or its peer has ended."""
@@ -196,6 +210,8 @@ class LinkedConnection:
             self._end_link(link)
             if self._is_closing:
                 return
+            if not isinstance(error, (SaveRestoreError, OSError, ValueError)):
+                LOG.warning("a link to %s ended by an error of this program: %s", self.peer, fact_of(error))
             if isinstance(error, BadFrame):
                 self._is_invalid = True
                 for one in list(self._links):
@@ -204,14 +220,15 @@ class LinkedConnection:
                 self._failure = error
             if not self._links:
                 self._broken_at = time.monotonic()
-                if self._waits_for_links():
+                if self.waits_for_links():
                     LOG.warning(
                         "the link to %s is broken (%s); waiting up to %.0f s for a new one",
                         self.peer,
                         fact_of(error),
                         self.resume_for_s,
                     )
-        self._missing.set()
+        if self._keeper is not None:
+            self._keeper.missing.set()
 
     def _end_link(self, link: Link) -> None:
         if link.is_over:
@@ -219,6 +236,7 @@ class LinkedConnection:
         link.is_over = True
         link.connection.deadline = time.monotonic()  # both threads find that out
         self._links.remove(link)
+        self._idle.pop(link, None)
         self._outbox.lost(link)
         self._said_consumed = -1  # it may have been lost with the link
         self._share_rate()
@@ -234,19 +252,16 @@ class LinkedConnection:
             link.threads -= 1
             is_last = link.threads == 0
         if is_last:
-            with contextlib.suppress(SaveRestoreError, OSError):
-                link.opened.__exit__(None, None, None)
-            with contextlib.suppress(SaveRestoreError, OSError):
-                link.connection.close()
+            link.close()
 
-    def _waits_for_links(self) -> bool:
-        """Without a link: whether one may still come."""
-        if self._is_over():
+    def waits_for_links(self) -> bool:
+        """See Kept."""
+        if self.is_over():
             return False
         return self.may_resume() and time.monotonic() - self._broken_at < self.resume_for_s
 
     def _is_broken(self) -> bool:
-        return self._is_invalid or (not self._links and not self._waits_for_links())
+        return self._is_invalid or (not self._links and not self.waits_for_links())
 
     def _raise_broken(self) -> None:
         failure = self._failure
@@ -257,31 +272,9 @@ class LinkedConnection:
         why = "" if failure is None else f": {fact_of(failure)}"
         raise BrokenPeer(self.peer, f"cannot be reached any more{why}") from failure
 
-    def _is_over(self) -> bool:
-        """Whether no link is of use any more."""
+    def is_over(self) -> bool:
+        """See Kept."""
         return self._is_closing or self._is_invalid or self._inbox.end is not None
-
-    def _keep(self) -> None:
-        """See that there are as many links as are wanted."""
-        assert self._open_link is not None
-        has_warned = False
-        while not self._is_over():
-            if not self._missing.wait(HEED_S):
-                continue
-            self._missing.clear()
-            while not self._is_over() and len(self._links) < self._wanted:
-                if not self._links and not self._waits_for_links():
-                    break
-                try:
-                    self.add(self._open_link())
-                except (SaveRestoreError, OSError) as error:
-                    if self._links and not has_warned:
-                        has_warned = True
-                        count = f"{len(self._links)} of {self._wanted} connections"
-                        LOG.warning("%s to %s: %s", count, self.peer, fact_of(error))
-                    end = time.monotonic() + RETRY_S
-                    while not self._is_over() and time.monotonic() < end:
-                        time.sleep(HEED_S)
 
     # ---- a link's threads --------------------------------------------------------------------------
 
@@ -294,9 +287,10 @@ class LinkedConnection:
                 if frame is not None:
                     with self._lock:
                         self._outbox.sent(frame)
+                    frame = None
             if link.has_ended:
                 link.connection.outgoing.close()
-        except (SaveRestoreError, OSError, ValueError) as error:
+        except BaseException as error:  # whatever it is: a link with one thread would ping and carry nothing
             self._lose(link, error)
             if frame is not None:
                 with self._lock:
@@ -322,11 +316,10 @@ class LinkedConnection:
                     parts.append(HEADER.pack(Kind.END, 0, self._outbox.end))
                 if parts:
                     return parts, frame
-                self._idle.append(link)
+                self._idle[link] = None
                 if not link.wake.wait(self.timeout_s / 3):
                     parts = [HEADER.pack(Kind.PING, 0, 0)]
-                if link in self._idle:
-                    self._idle.remove(link)
+                self._idle.pop(link, None)
                 if parts:
                     return parts, None
             return None
@@ -343,7 +336,7 @@ class LinkedConnection:
                     self._heard(link, kind, length, position)
                 if kind == Kind.END:
                     self._lose(link, BrokenPeer(self.peer, "has closed the connection"))
-        except (SaveRestoreError, OSError, ValueError) as error:
+        except BaseException as error:  # as above
             self._lose(link, error)
         finally:
             self._leave(link)
@@ -416,11 +409,14 @@ class LinkedConnection:
         self.wait_until(self._room, has_room, "took nothing")
         with shield(), self._lock:
             self._outbox.put(buffer, length)
-            for link in self._idle:
-                if link.is_synced:
-                    self._idle.remove(link)
-                    link.wake.notify()
-                    break
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        for link in self._idle:
+            if link.is_synced:
+                del self._idle[link]
+                link.wake.notify()
+                break
 
     def spare(self) -> bytearray:
         """See linked_streams.Frames."""

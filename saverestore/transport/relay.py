@@ -109,11 +109,15 @@ class Relay:
         return self._error if isinstance(self._error, SaveRestoreError) else None
 
     def finish(self) -> None:
-        """Whoever read has read all of the image: raise what is wrong with it, or with the rest of the source."""
+        """Whoever read has read all of the image: raise what is wrong with it, or with the rest of the source.
+
+        Nobody reads from the source any more then; but for one that may stay open, which is waited for 10 seconds.
+        """
         if not waited_for(self._followed.wait, END_TIMEOUT_S):
             raise TransportError(f"{self._source.name}: its end was not read")
-        # The sender of a pipe may keep it open; then nothing can be said of it.
-        waited_for(self._has_ended, END_TIMEOUT_S)
+        # The sender of a pipe may keep it open; then nothing can be said of it. Any other must have ended: a peer
+        # that has more to say is not done, and what it says next is for another reader.
+        waited_for(self._has_ended, self._end_timeout_s)
         if self._error is not None:
             raise self._error
 
@@ -132,6 +136,10 @@ class Relay:
             self._followed.set()
         finally:
             os.close(self._write_end)
+
+    @property
+    def _end_timeout_s(self) -> float | None:
+        return END_TIMEOUT_S if self._source.may_stay_open else None
 
     def _has_ended(self, seconds: float) -> bool:
         self._thread.join(seconds)
@@ -152,4 +160,4 @@ class Relay:
         with shield():
             os.close(self._read_end)
             if self._thread.ident is not None:
-                self._thread.join(END_TIMEOUT_S if error is None else 1.0)
+                self._thread.join(self._end_timeout_s if error is None else 1.0)

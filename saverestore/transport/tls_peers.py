@@ -33,7 +33,8 @@ HANDSHAKE_S = 20.0
 """All of it, however many messages; a processor without AES takes a second or two."""
 
 MOST_ARRIVALS = 8
-"""Peers that may be in their handshake at once; others wait in the kernel's queue."""
+"""Peers that may be in their handshake at once. For one more the oldest is turned away: who connects and says
+nothing does not keep others out."""
 
 MOST_BYTES_OF_A_LIST = 1 << 20
 
@@ -256,7 +257,14 @@ def first_admitted(
                     LOG.warning("refused: %s", error)
                     del arrivals[arrival.fileno()]
                     arrival.close()
-            if len(arrivals) < MOST_ARRIVALS and (fresh := _arrived(server, credentials, context)):
+            if (fresh := _arrived(server, credentials, context)) is not None:
+                if len(arrivals) >= MOST_ARRIVALS:
+                    oldest = arrivals.pop(next(iter(arrivals)))
+                    oldest.close()
+                    LOG.warning(
+                        "refused: %s did not complete the TLS handshake before too many others came",
+                        oldest.source,
+                    )
                 arrivals[fresh.fileno()] = fresh
         return None
     finally:
@@ -267,8 +275,7 @@ def first_admitted(
 def _ready(server: socket.socket, arrivals: dict[int, Arrival]) -> list[Arrival]:
     """Wait a short time at most: the arrivals of which something has come, or whose time is over."""
     poll = select.poll()
-    if len(arrivals) < MOST_ARRIVALS:
-        poll.register(server, select.POLLIN)
+    poll.register(server, select.POLLIN)
     for arrival in arrivals.values():
         poll.register(arrival, arrival.waits_for)
     found = {fd for fd, _ in poll.poll(HEED_S * 1000)}

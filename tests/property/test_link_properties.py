@@ -106,7 +106,7 @@ def test_room_that_is_gone_again_as_a_link_breaks_does_no_harm():
 
 def test_without_a_new_link_in_time_both_sides_give_up():
     ends = Ends([Script(cut_after=300)], 1, resume_for_s=0.3)
-    ends.one._open_link = lambda: (_ for _ in ()).throw(TransportError("no way"))
+    ends.one._keeper.open_link = lambda: (_ for _ in ()).throw(TransportError("no way"))
     begun = time.monotonic()
     with pytest.raises(TransportError, match="cannot be reached any more"):
         ends.one.outgoing.write(bytes(50_000))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -15,8 +18,9 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import Pair, TableCopy
 from tls_sites import Site
 
+from saverestore import interrupts
 from saverestore.engine.progress import Silence
-from saverestore.errors import ErrorName, UsageError
+from saverestore.errors import ErrorName, Interrupted, UsageError
 from saverestore.migrate import addresses
 from saverestore.migrate.addresses import Address, Unreachable, parse
 from saverestore.migrate.channel import Channel
@@ -146,3 +150,27 @@ def test_addresses_are_taken_apart():
     assert parse("tls://b") == Address("tls://b", "tls", "b", addresses.TLS_PORT)
     assert parse("tls://[::1]:1") == Address("tls://[::1]:1", "tls", "::1", 1)
     assert parse("tcp://[::1]:8700") == Address("tcp://[::1]:8700", "tcp", "::1", 8700)
+
+
+def test_a_signal_that_comes_as_ssh_is_started_leaves_no_ssh_behind(monkeypatch):
+    children: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def interrupted(*given, **more):
+        children.append(real(*given, **more))
+        os.kill(os.getpid(), signal.SIGINT)
+        return children[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    ssh = ("sh", "-c", "exec cat > /dev/null")
+    with (
+        interrupts.handled(),
+        pytest.raises(Interrupted),
+        addresses.connected(Address("host", "ssh", "host"), ssh=ssh),
+    ):
+        raise AssertionError("it is not connected")
+    (child,) = children
+    ended = child.returncode is not None
+    child.kill()
+    child.wait()
+    assert ended

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 import time
@@ -10,15 +12,19 @@ import uuid
 
 import pytest
 
+from saverestore import interrupts
+from saverestore.errors import Interrupted
 from saverestore.migrate import protocol
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.data import MessageSink, MessageSource
+from saverestore.migrate.linking import heard_on
 from saverestore.migrate.messages import (
     Abort,
     Aborted,
     Accepted,
     Grant,
     Hello,
+    Join,
     KeepAlive,
     MessageType,
     ProtocolError,
@@ -27,7 +33,7 @@ from saverestore.migrate.messages import (
     StreamEnd,
 )
 from saverestore.transport.base import EndOfStream
-from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection
+from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection, pair
 
 ID = uuid.UUID(int=7)
 NAP_S = 0.02
@@ -221,3 +227,91 @@ def test_long_buffers_are_cut_into_messages_that_are_allowed(monkeypatch):
             lengths.append(header.length_bytes)
             other.read(header.length_bytes)
         assert max(lengths) <= 1000
+
+
+def test_writing_behind_a_keepalive_waits_as_long_as_the_peer_sends_keepalives():
+    one, other = channels(timeout_s=0.5)
+    failures: list[BaseException] = []
+
+    def say() -> None:
+        try:
+            one.say(StreamEnd(0))
+        except BaseException as error:
+            failures.append(error)
+
+    with one, other:
+        greet_both(one, other)
+        one.listen()
+        with one._writing, contextlib.suppress(BlockingIOError):
+            while True:  # until not even a keepalive fits
+                os.write(one.connection.fileno(), protocol.pack(KeepAlive()))
+        end = time.monotonic() + 20
+        while not one._is_cut:  # which is now being written
+            assert time.monotonic() < end
+            time.sleep(NAP_S)
+        writer = threading.Thread(target=say, daemon=True)
+        writer.start()
+        writer.join(1.5)
+        assert (failures, writer.is_alive()) == ([], True)
+        assert other.hear(StreamEnd) == StreamEnd(0)
+        writer.join(20)
+        assert failures == []
+
+
+class InterruptedLock:
+    """A lock that is taken just as a signal comes."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.release = self.lock.release
+
+    def acquire(self, timeout: float = -1) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return self.lock.acquire(timeout=timeout)
+
+
+def test_a_signal_that_comes_as_writing_begins_does_not_keep_others_from_writing():
+    one, other = channels()
+    with one, other:
+        one._writing = lock = InterruptedLock()  # type: ignore[assignment]
+        with interrupts.handled():
+            with pytest.raises(Interrupted):
+                one.say(Abort(ID, "never said"))
+            assert not lock.lock.locked()
+        one._writing = lock.lock
+        one.say(Abort(ID, "said"))
+        with pytest.raises(SaidOtherwise, match="said ABORT: said"):
+            other.hear(Ready)
+
+
+def test_a_message_that_comes_with_a_signal_is_heard_next():
+    one, other = channels()
+    with one, other:
+        one.listen()
+        heard = one._heard
+        assert heard is not None
+
+        class Interrupting:
+            empty, put = heard.empty, heard.put
+
+            def get(self, timeout: float) -> object:
+                found = heard.get(timeout=timeout)
+                os.kill(os.getpid(), signal.SIGINT)
+                return found
+
+        one._heard = Interrupting()  # type: ignore[assignment]
+        other.say(Ready(ID))
+        with interrupts.handled(), pytest.raises(Interrupted):
+            one.hear(Ready)
+        one._heard = heard
+        assert one.hear(Ready) == Ready(ID)
+
+
+def test_a_message_that_does_not_belong_at_the_start_of_a_link_is_refused_before_its_body_comes():
+    one, other = pair()
+    with one, other:
+        other.outgoing.write(protocol.pack_header(MessageType.DATA, protocol.MAX_DATA_BYTES))
+        with pytest.raises(ProtocolError, match="peer said DATA where JOIN belongs"):
+            heard_on(one, Join)
+        other.outgoing.write(protocol.pack(Join(ID, "secret")))
+        assert heard_on(one, Join) == Join(ID, "secret")

@@ -21,7 +21,7 @@ from saverestore.migrate.control_socket import ControlSocket, ask
 from saverestore.migrate.handover import Role
 from saverestore.migrate.limiting import CHANGE, change_limit
 from saverestore.migrate.recovery import found
-from saverestore.migrate.source_link import LinkOptions
+from saverestore.migrate.source_link import LimitedSink, LinkOptions
 from saverestore.stream.codecs import Coding
 
 SLOW = 256 << 10
@@ -153,3 +153,32 @@ def test_a_socket_that_cannot_be_had_is_a_warning(caplog):
     with answering(), answering():
         assert ask_it({"what": "echo", "text": "x"}) == {"heard": "x"}
     assert "nothing can be changed while this migration runs" in caplog.text
+
+
+def test_a_limit_that_is_changed_while_links_begin_is_not_undone_by_the_one_before():
+    asked = threading.Event()
+    paced: list[int | None] = []
+
+    class OneConnection:
+        def pace(self, rate: int | None) -> bool:
+            if rate == 100_000 and paced:  # as links begin: meanwhile another process asks for another limit
+                asked.set()
+                other.join(0.5)
+            paced.append(rate)
+            return True
+
+    class OneChannel:
+        peer = "peer"
+        connection = OneConnection()
+
+    sink = LimitedSink(OneChannel(), 100_000)  # type: ignore[arg-type]
+
+    def change() -> None:
+        assert asked.wait(20)
+        assert sink.requested({"rate": 200_000}) == {"before": 100_000}
+
+    other = threading.Thread(target=change)
+    other.start()
+    sink.limit_again()
+    other.join()
+    assert (paced[-1], sink.limited_to) == (200_000, 200_000)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import select
 import socket
 import threading
+import time
 
 import pytest
 
 from saverestore.errors import TransportError
-from saverestore.transport.connection import Connection
+from saverestore.migrate.certificate import OwnCertificate
+from saverestore.transport import door as door_module
+from saverestore.transport import tls_peers
+from saverestore.transport.connection import Connection, SocketConnection
 from saverestore.transport.door import Door
+from saverestore.transport.sockets import Address, connect
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::ffff:127.0.0.1"])
@@ -43,6 +51,7 @@ def test_one_that_is_refused_does_not_keep_the_next_away(caplog):
     with Door("127.0.0.1", arrived, tls=None, timeout_s=5) as door:
         for _ in range(2):
             with socket.create_connection(("127.0.0.1", door.port)) as made:
+                made.sendall(b"x")
                 assert made.recv(1) == b""
             assert seen.acquire(timeout=10)
     assert caplog.text.count("a further connection was refused: a stranger") == 2
@@ -78,3 +87,111 @@ def test_it_listens_at_the_first_free_port_of_a_range_and_says_when_none_is_free
             door()
     with door() as again:
         assert again.port == ports[0]
+
+
+def test_whatever_one_connection_ends_with_the_next_is_served(monkeypatch, caplog):
+    tries: list[int] = []
+    refused: list[int] = []
+    seen = threading.Semaphore(0)
+
+    def first_admitted(server, *_given, is_closing, **_more):
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        if not select.select([server], [], [], 0.1)[0]:
+            return None
+        made, _ = server.accept()
+        return SocketConnection(made, "peer", timeout_s=5)
+
+    def arrived(connection: Connection) -> None:
+        connection.close()
+        seen.release()
+        if not refused:
+            refused.append(1)
+            raise LookupError("a mistake")
+
+    monkeypatch.setattr(tls_peers, "first_admitted", first_admitted)
+    with Door("127.0.0.1", arrived, tls=(object(), object()), timeout_s=5) as door:  # type: ignore[arg-type]
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", door.port)):
+                assert seen.acquire(timeout=10)
+    assert "Too many open files" in caplog.text
+    assert "LookupError: a mistake" in caplog.text
+
+
+@pytest.mark.parametrize("by_tls", [False, True])
+def test_strangers_who_say_nothing_keep_nobody_away(by_tls):
+    there = here = None
+    if by_tls:
+        pytest.importorskip("cryptography")
+        ours, theirs = OwnCertificate.made("one"), OwnCertificate.made("other")
+        there, (here, _) = theirs.pinned(ours.text), ours.pinned(theirs.text)
+    said: list[bytes] = []
+    heard = threading.Event()
+
+    def arrived(connection: Connection) -> None:
+        connection.deadline = time.monotonic() + 10  # as for JOIN
+        with connection:
+            said.append(connection.incoming.read(5))
+        heard.set()
+
+    with Door("127.0.0.1", arrived, tls=there, timeout_s=10) as door, contextlib.ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+        address = Address("there", "tls" if by_tls else "tcp", "127.0.0.1", door.port, here)
+        with connect(address, timeout_s=10, handshake_s=8) as connection:
+            connection.outgoing.write(b"hello")
+            assert heard.wait(8)
+    assert said == [b"hello"]
+
+
+def test_a_stranger_who_says_nothing_is_turned_away_in_the_end(monkeypatch):
+    monkeypatch.setattr(door_module, "FIRST_WORD_S", 0.1)
+    with (
+        Door("127.0.0.1", lambda _connection: None, tls=None, timeout_s=5) as door,
+        socket.create_connection(("127.0.0.1", door.port)) as made,
+    ):
+        made.settimeout(10)
+        assert made.recv(1) == b""
+
+
+def test_those_who_wait_to_be_heard_are_closed_with_the_door():
+    with Door("127.0.0.1", lambda _connection: None, tls=None, timeout_s=5) as door:
+        made = socket.create_connection(("127.0.0.1", door.port))
+        end = time.monotonic() + 10
+        while not door._silent:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    with made:
+        made.settimeout(10)
+        assert made.recv(1) == b""
+
+
+def test_that_no_connection_can_be_accepted_is_logged_and_not_tried_without_a_pause(monkeypatch, caplog):
+    tries: list[int] = []
+
+    def accept(_server: socket.socket) -> None:
+        tries.append(1)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    with (
+        Door("127.0.0.1", lambda _connection: None, tls=None, timeout_s=5) as door,
+        socket.create_connection(("127.0.0.1", door.port)),
+    ):
+        time.sleep(0.5)
+    assert 1 <= len(tries) < 10
+    assert "cannot accept a connection: Too many open files" in caplog.text
+
+
+def test_a_door_for_which_there_is_no_thread_is_an_error_and_closed(monkeypatch):
+    door = Door("127.0.0.1", lambda _connection: None, tls=None, timeout_s=5)
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(TransportError, match="no thread to listen there: can't start new thread"):
+        door.__enter__()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", door.port))

@@ -9,7 +9,10 @@ import threading
 
 import pytest
 
+from saverestore.errors import TransportError
 from saverestore.transport import EndOfStream, FdSource
+from saverestore.transport import relay as relay_module
+from saverestore.transport.connection import pair
 from saverestore.transport.relay import Relay
 
 PATTERN = bytes(range(251)) * 9000  # more than two pipes hold
@@ -124,3 +127,68 @@ def test_a_relay_passes_on_what_is_skipped_and_what_is_read_in_one_order(monkeyp
         with os.fdopen(os.dup(relay.fileno()), "rb") as file:
             assert file.read(4 + len(PATTERN)) == b"head" + PATTERN
         relay.finish()
+
+
+class SlowEnd(FdSource):
+    """It finds out that something is wrong at its end, and only when it is let go."""
+
+    def __init__(self, fd: int, *, may_stay_open: bool) -> None:
+        super().__init__(fd, "the sender")
+        self.may_continue, self.may_stay_open = False, may_stay_open
+        self.let_go = threading.Event()
+
+    def at_end(self) -> bool:
+        assert self.let_go.wait(20)
+        raise TransportError("the end was never said")
+
+
+def passed_by(source: FdSource) -> Relay:
+    return Relay(source, lambda source: source.read(4))
+
+
+def test_a_relay_ends_no_sooner_than_a_source_whose_waits_end_and_with_its_error(monkeypatch):
+    monkeypatch.setattr(relay_module, "END_TIMEOUT_S", 0.1)
+    read_fd, write_fd = os.pipe()
+    os.write(write_fd, b"data")
+    with SlowEnd(read_fd, may_stay_open=False) as source, passed_by(source) as relay:
+        threading.Timer(0.5, source.let_go.set).start()
+        with pytest.raises(TransportError, match="the end was never said"):
+            relay.finish()
+        assert not relay._thread.is_alive()
+    os.close(write_fd)
+
+
+def test_a_relay_leaves_its_block_no_sooner_than_such_a_source_ends(monkeypatch):
+    monkeypatch.setattr(relay_module, "END_TIMEOUT_S", 0.1)
+    read_fd, write_fd = os.pipe()
+    os.write(write_fd, b"data")
+    with SlowEnd(read_fd, may_stay_open=False) as source:
+        with passed_by(source) as relay:
+            threading.Timer(0.5, source.let_go.set).start()
+        assert not relay._thread.is_alive()
+    os.close(write_fd)
+
+
+def test_a_relay_does_not_wait_for_ever_for_the_end_of_a_pipe_that_stays_open(monkeypatch):
+    monkeypatch.setattr(relay_module, "END_TIMEOUT_S", 0.1)
+    read_fd, write_fd = os.pipe()
+    os.write(write_fd, b"data")
+    with SlowEnd(read_fd, may_stay_open=True) as source:
+        with passed_by(source) as relay:
+            relay.finish()
+        assert relay._thread.is_alive()
+        source.let_go.set()
+        relay._thread.join(20)
+    os.close(write_fd)
+
+
+def test_a_pipe_may_stay_open_and_a_connection_or_file_does_not(tmp_path):
+    read_fd, write_fd = os.pipe()
+    ours, theirs = pair()
+    (tmp_path / "file").touch()
+    with FdSource(read_fd, "pipe") as pipe, FdSource.open(str(tmp_path / "file")) as file, ours, theirs:
+        incoming = ours.incoming
+        assert isinstance(incoming, FdSource)
+        found = [pipe.may_stay_open, file.may_stay_open, incoming.may_stay_open]
+    assert found == [True, False, False]
+    os.close(write_fd)

@@ -56,10 +56,14 @@ class Listener:
     def refused(self) -> list[str]:
         return [record.getMessage() for record in self._caplog.records]
 
-    def connect(self, credentials: Credentials, host: str = "127.0.0.1") -> bytes:
+    def connect(
+        self, credentials: Credentials, host: str = "127.0.0.1", *, handshake_s: float = LONG_S
+    ) -> bytes:
         """What it says to a peer with these files, which calls it `host`."""
         made = socket.create_connection(("127.0.0.1", self.port))
-        with tls_peers.connected(made, host, f"tls://{host}", credentials, timeout_s=LONG_S) as connection:
+        with tls_peers.connected(
+            made, host, f"tls://{host}", credentials, timeout_s=LONG_S, handshake_s=handshake_s
+        ) as connection:
             return connection.incoming.read(5)
 
     def wait_for_refusal(self) -> str:
@@ -113,12 +117,29 @@ def test_those_who_are_refused_do_not_keep_out_who_comes_next(site, elsewhere, l
     assert len(listener.refused) == 2
 
 
-def test_peers_that_connect_and_say_nothing_do_not_keep_out_who_comes_next(site, listening):
+@pytest.mark.parametrize("more", [-1, 0, 20])
+def test_peers_that_connect_and_say_nothing_do_not_keep_out_who_comes_next(site, listening, more):
     listener = listening()
     with contextlib.ExitStack() as stack:
-        for _ in range(tls_peers.MOST_ARRIVALS - 1):
+        for _ in range(tls_peers.MOST_ARRIVALS + more):
             stack.enter_context(socket.create_connection(("127.0.0.1", listener.port)))
-        assert listener.connect(site.host("host1")) == b"hello"
+        assert listener.connect(site.host("host1"), handshake_s=8) == b"hello"
+
+
+def test_the_oldest_of_too_many_peers_is_turned_away_and_the_others_are_not(site, listening):
+    listener = listening()
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", listener.port)))
+            for _ in range(tls_peers.MOST_ARRIVALS + 1)
+        ]
+        silent[0].settimeout(LONG_S)
+        assert silent[0].recv(1) == b""
+        assert (
+            "127.0.0.1 did not complete the TLS handshake before too many others"
+            in listener.wait_for_refusal()
+        )
+        assert not select.select(silent[1:], [], [], 0.2)[0]
 
 
 # ---- who is not

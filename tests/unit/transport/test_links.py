@@ -1,0 +1,175 @@
+"""Links whose own threads fail, which cannot be started, and which come too late."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from saverestore.errors import TransportError
+from saverestore.transport.connection import Connection, SocketConnection
+from saverestore.transport.links import LinkedConnection
+from saverestore.transport.window import Frame, Spares
+
+LONG_S = 20.0
+FRAME, WINDOW = 500, 4000
+DATA = bytes(range(250)) * 200
+
+
+def connected() -> tuple[SocketConnection, SocketConnection]:
+    return tuple(SocketConnection(end, "peer", timeout_s=LONG_S) for end in socket.socketpair())  # type: ignore
+
+
+def linked(first: Connection, **more: Any) -> LinkedConnection:
+    return LinkedConnection(
+        first, timeout_s=LONG_S, resume_for_s=LONG_S, window_bytes=WINDOW, frame_bytes=FRAME, **more
+    )
+
+
+@contextlib.contextmanager
+def ends(wanted: int = 2, wrap: Callable[[Connection], Any] = contextlib.nullcontext) -> Iterator[Any]:
+    """Two ends, the first of which opens links; both are closed behind the block."""
+    ours, theirs = connected()
+    other = linked(theirs)
+
+    def open_link() -> Any:
+        ours, theirs = connected()
+        other.add(contextlib.nullcontext(theirs))
+        return wrap(ours)
+
+    one = linked(ours, open_link=open_link, wanted=wanted)
+    try:
+        wait_for(lambda: one.nr_links == wanted)
+        yield one, other
+    finally:
+        closing = threading.Thread(target=other.close)
+        closing.start()
+        one.close()
+        closing.join(LONG_S)
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONG_S
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def once(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, error: BaseException, when: Any
+) -> list[Any]:
+    """Let one call of this raise an error, the first for which `when` holds; the list has what it was called with."""
+    real = getattr(where, name)
+    failed: list[Any] = []
+
+    def failing(*given: Any) -> Any:
+        if not failed and when(*given):
+            failed.append(given)
+            raise error
+        return real(*given)
+
+    monkeypatch.setattr(where, name, failing)
+    return failed
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("a mistake"), SystemExit()])
+@pytest.mark.parametrize("what", ["receiving", "sending"])
+def test_all_bytes_arrive_also_when_a_thread_of_a_link_fails_in_an_unexpected_way(monkeypatch, what, error):
+    with ends() as (one, other):
+        if what == "receiving":
+            failed = once(
+                monkeypatch, Spares, "take", error, lambda spares, _length: spares is other._inbox.spares
+            )
+        else:
+            failed = once(monkeypatch, Frame, "parts", error, lambda _frame: True)
+        writer = threading.Thread(target=one.outgoing.write, args=(DATA,), daemon=True)
+        writer.start()
+        one.deadline = other.deadline = time.monotonic() + LONG_S
+        assert other.incoming.read(len(DATA)) == DATA
+        writer.join(LONG_S)
+        assert len(failed) == 1
+
+
+@pytest.mark.parametrize("which", ["link-sender", "link-receiver"])
+def test_a_link_whose_threads_cannot_be_started_is_closed_and_another_one_is_opened(monkeypatch, which):
+    opened: list[Connection] = []
+    error = RuntimeError("can't start new thread")
+
+    def is_of_second(thread: threading.Thread) -> bool:
+        return thread.name == which and len(opened) == 1
+
+    def wrap(connection: Connection) -> Any:
+        opened.append(connection)
+        return contextlib.nullcontext(connection)
+
+    failed = once(monkeypatch, threading.Thread, "start", error, is_of_second)
+    with ends(wrap=wrap) as (one, other):
+        assert (len(opened), len(failed)) == (2, 1)
+        wait_for(lambda: opened[0].fileno() < 0)  # type: ignore[attr-defined]
+        wait_for(lambda: other.nr_links == 2)
+        assert (one.most_links, one.reconnects) == (2, 0)
+        one.outgoing.write(b"here")
+        assert other.incoming.read(4) == b"here"
+
+
+def test_a_first_link_whose_threads_cannot_be_started_is_an_error_and_closed(monkeypatch):
+    ours, theirs = connected()
+    error = RuntimeError("can't start new thread")
+    once(monkeypatch, threading.Thread, "start", error, lambda thread: thread.name == "link-receiver")
+    with pytest.raises(TransportError, match="can't start new thread"):
+        linked(ours)
+    wait_for(lambda: ours.fileno() < 0)
+    theirs.close()
+
+
+def test_opening_a_link_is_tried_again_whatever_it_failed_with(caplog):
+    ours, theirs = connected()
+    other = linked(theirs)
+    tries = []
+
+    def open_link() -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise LookupError("a mistake")
+        ours, theirs = connected()
+        other.add(contextlib.nullcontext(theirs))
+        return contextlib.nullcontext(ours)
+
+    one = linked(ours, open_link=open_link, wanted=2)
+    wait_for(lambda: one.nr_links == 2)
+    assert "1 of 2 connections to peer: LookupError: a mistake" in caplog.text
+    closing = threading.Thread(target=other.close)
+    closing.start()
+    one.close()
+    closing.join(LONG_S)
+
+
+def test_a_link_that_comes_when_all_is_closed_is_closed():
+    ours, theirs = connected()
+    one = linked(ours)
+    theirs.close()
+    one.close()
+    late, peer = connected()
+    one.add(contextlib.nullcontext(late))
+    peer.deadline = time.monotonic() + 1
+    assert peer.incoming.at_end()
+    peer.close()
+
+
+def test_what_is_said_as_a_link_ends_leaves_by_another_at_once():
+    with ends() as (one, other):
+        wait_for(lambda: len(one._idle) == 2 and all(link.is_synced for link in one._idle))
+        with one._lock:  # so that the link's own threads find out later
+            one._end_link(next(iter(one._idle)))
+            one._outbox.put(bytearray(b"here"), 4)
+            one._wake_one()
+            assert not one._idle
+        begun = time.monotonic()
+        other.deadline = begun + LONG_S
+        assert other.incoming.read(4) == b"here"
+        assert time.monotonic() - begun < LONG_S / 6
