@@ -78,7 +78,7 @@ class ErrorName(StrEnum):
     DOMAIN_STOPPED = "domain_stopped", "the domain has powered off or crashed, or is being destroyed"
     DOMAIN_NEEDS_RECOVERY = (
         "domain_needs_recovery",
-        "a save was killed and left the domain suspended or changed",
+        "a save or a migration was killed, and what it left has to be put right first",
     )
     DOMAIN_NOT_READY = "domain_not_ready", "the guest has not finished booting"
     DOMAIN_UNRESPONSIVE = "domain_unresponsive", "the guest did not suspend in time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import contextmanager
 
 import pytest
 
@@ -153,6 +154,31 @@ def test_the_newer_migration_is_settled_as_ever(superseded):
     assert recovered(superseded, NEW, Event.FORCE_RUN).error is None
     assert superseded.a.table() == {"web1": "running"}
     assert moving.noted(superseded.a.store, 1) is None
+
+
+@pytest.mark.parametrize("force", [Event.FORCE_RUN, Event.FORCE_DESTROY])
+def test_the_note_is_looked_at_and_removed_while_no_other_migration_can_begin(tmp_path, monkeypatch, force):
+    pair = Pair(tmp_path)
+    journal(pair.a, OLD, Role.SOURCE, State.GRANTED)
+    moving.note(pair.a.store, 1, str(OLD))
+    held, looks = [], []
+
+    @contextmanager
+    def locked(domain):
+        held.append(domain.domid)
+        yield
+        held.remove(domain.domid)
+
+    for name in ("noted", "forget"):
+        real = getattr(moving, name)
+        monkeypatch.setattr(
+            moving,
+            name,
+            lambda *given, name=name, real=real: (looks.append((name, list(held))), real(*given))[1],
+        )
+    pair.a.locked = locked
+    recovered(pair, OLD, force)
+    assert looks == [("noted", [1])] + ([("forget", [1])] if force is Event.FORCE_RUN else [])
 
 
 @pytest.mark.parametrize("role", [Role.SOURCE, Role.DESTINATION])
