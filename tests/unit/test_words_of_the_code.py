@@ -181,7 +181,7 @@ PASSED_ON = {
     *(("saverestore.toolstack.diversion", f"--{option}") for option in DPKG_DIVERT),
     ("saverestore.toolstack.watcher", "--late"),
     ("saverestore.migrate.addresses", "pymigrate receive"),
-    ("saverestore.migrate.copies", "--incoming"),  # what a domain's name ends with
+    ("saverestore.toolstack.moving", "--incoming"),  # what a domain's name ends with
     ("saverestore.toolstack.watcher", "--ready-fd"),
 }
 """Words on a command line that a program writes or reads, not a person."""

@@ -103,7 +103,7 @@ class Machine:
 
     def truth(self) -> Found:
         """What the domain is."""
-        return condition.look_up(SimpleNamespace(xen=self), DOMID, self.uuid)
+        return condition.look_up(SimpleNamespace(xen=self, store=self.store), DOMID, self.uuid)
 
 
 class MachineGuest(MemorySave):
