@@ -277,8 +277,10 @@ class NewFile:
         descriptor = self._open_temporary()
         try:
             return SparseFileSink(descriptor, str(self.path))
-        except OSError as error:
+        except BaseException as error:  # a signal, too
             os.close(descriptor)
+            if not isinstance(error, OSError):
+                raise
             raise TransportError(
                 f"cannot write {self.path}: {error.strerror}", name=name_of_errno(error.errno)
             ) from error
