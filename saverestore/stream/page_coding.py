@@ -119,8 +119,8 @@ class PageEncoder:
 
     def coded(self) -> dict[str, Coded]:
         """What was coded so far, by the coding that the records have."""
-        with self._lock:
-            return dict(self._coded)
+        # Without the lock, which a signal at its end would leave locked: a copy is one step to other threads.
+        return dict(self._coded)
 
     def encode(
         self, pfns: U64Array, types: U8Array, pages: U8Array, zero: BoolArray | None = None
