@@ -29,7 +29,7 @@ IN_MEMORY = Path("/dev/shm")
 NATIVE_PARTS = ("loopback", "tls", "cpu", "gigabit", "wan", "cut")
 
 _DESCRIPTION = """\
-How fast this project is, next to its peers: on the same bytes, in one run, in turns. What is told are medians.
+How fast this project is, next to its peers: on the same bytes, in one run, in turns. All figures are medians.
 
   tools/bench image guest.img --mib 1024       make an image up, where there is none of a real domain
   tools/bench codecs guest.img --json out.json
