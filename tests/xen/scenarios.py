@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 from pathlib import Path
 
 from xen_lab import Command, Guest, must, run, state_of
@@ -89,4 +91,44 @@ def the_disk_fills_up_half_way(guest: Guest, images: Path) -> None:
         assert {path.name for path in small.iterdir()} == {"other"}
     finally:
         must("umount", str(small))
+    guest.goes_on(before)
+
+
+# By digests a round takes so long that the dirtier writes all its pages in each: a stall, on any machine.
+THROTTLED = ("pysave", "--live", "-c", "--dirty", "digest", "--on-stall", "throttle")
+
+
+def cap_of(guest: Guest) -> int:
+    """As `xl sched-credit2` tells it: Name, ID, Weight, Cap."""
+    said = must("xl", "sched-credit2", "-d", guest.name)
+    found = re.search(rf"^{re.escape(guest.name)}\s+\d+\s+\d+\s+(\d+)", said, flags=re.MULTILINE)
+    assert found is not None, said
+    return int(found[1])
+
+
+def note_of(guest: Guest) -> str:
+    """What stands in xenstore for as long as the cap is lowered."""
+    return run("xenstore-read", f"/local/domain/{guest.domid}/pysave/cap").stdout.strip()
+
+
+def a_save_that_ends_gives_time_back(guest: Guest, images: Path, number: signal.Signals) -> None:
+    """A signal ends a save that has lowered a busy guest's cap; after SIGKILL `--recover` puts it back."""
+    before = guest.state()
+    must("xl", "sched-credit2", "-d", guest.name, "-c", "90")
+    try:
+        save = Command(*THROTTLED, guest.name, str(images / "a.img"))
+        save.wait_for(r"is left \d+% of its processor time")
+        while cap_of(guest) == 90:  # it says so first, and does it then
+            assert save.process.poll() is None, save.said
+        save.send(number)
+        save.finish()
+        if number == signal.SIGKILL:
+            assert cap_of(guest) < 90
+            assert note_of(guest) == "90"
+            said = run("pysave", "--recover", guest.name).stderr
+            assert "its processor cap was put back (90% instead of" in said
+        assert cap_of(guest) == 90
+        assert note_of(guest) == ""
+    finally:
+        must("xl", "sched-credit2", "-d", guest.name, "-c", "0")
     guest.goes_on(before)

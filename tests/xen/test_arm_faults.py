@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from arm_driver import ONLY_WHEN_IT_GOES_ON, POINTS
-from scenarios import a_saved_guest_goes_on, the_disk_fills_up_half_way
+from scenarios import a_save_that_ends_gives_time_back, a_saved_guest_goes_on, the_disk_fills_up_half_way
 from xen_lab import COMMAND_TIMEOUT_S, Guest, domid_of, must, no_partial_files, run, state_of
 
 DRIVER = str(Path(__file__).with_name("arm_driver.py"))
@@ -66,6 +66,13 @@ def test_after_being_killed_at_the_worst_point_and_recovered_a_guest_can_be_save
         must("pysave", "--recover", guest.name)
     a_saved_guest_goes_on(guest, images)
     no_partial_files(images)
+
+
+@slow
+@pytest.mark.parametrize("busy_guest", [("pvh", 1)], indirect=True, ids=["kill-9"])
+def test_a_killed_save_that_has_slowed_a_guest_down_is_put_right_by_recover(busy_guest: Guest, images: Path):
+    a_save_that_ends_gives_time_back(busy_guest, images, signal.SIGKILL)
+    assert journals() == []
 
 
 @slow

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 from pathlib import Path
 
 import pytest
+from scenarios import THROTTLED, a_save_that_ends_gives_time_back, cap_of, note_of
 from xen_lab import Command, Guest, must, run
 
 busy_pvh = pytest.mark.parametrize("busy_guest", [("pvh", 1)], indirect=True, ids=["pvh"])
-
-# By digests a round takes so long that the dirtier writes all its pages in each: a stall, on any machine.
-THROTTLED = ("pysave", "--live", "-c", "--dirty", "digest", "--on-stall", "throttle")
-
-
-def cap_of(guest: Guest) -> int:
-    """As `xl sched-credit2` tells it: Name, ID, Weight, Cap."""
-    said = must("xl", "sched-credit2", "-d", guest.name)
-    found = re.search(rf"^{re.escape(guest.name)}\s+\d+\s+\d+\s+(\d+)", said, flags=re.MULTILINE)
-    assert found is not None, said
-    return int(found[1])
-
-
-def note_of(guest: Guest) -> str:
-    """What stands in xenstore for as long as the cap is lowered."""
-    return run("xenstore-read", f"/local/domain/{guest.domid}/pysave/cap").stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -92,22 +76,4 @@ def test_a_guest_that_writes_too_fast_is_slowed_down_and_then_has_all_its_time_a
 def test_a_save_that_ends_while_a_guest_is_slowed_down_gives_it_its_time_back(
     busy_guest: Guest, images: Path, number: signal.Signals
 ):
-    guest, before = busy_guest, busy_guest.state()
-    must("xl", "sched-credit2", "-d", guest.name, "-c", "90")
-    try:
-        save = Command(*THROTTLED, guest.name, str(images / "a.img"))
-        save.wait_for(r"is left \d+% of its processor time")
-        while cap_of(guest) == 90:  # it says so first, and does it then
-            assert save.process.poll() is None, save.said
-        save.send(number)
-        save.finish()
-        if number == signal.SIGKILL:
-            assert cap_of(guest) < 90
-            assert note_of(guest) == "90"
-            said = run("pysave", "--recover", guest.name).stderr
-            assert "its processor cap was put back (90% instead of" in said
-        assert cap_of(guest) == 90
-        assert note_of(guest) == ""
-    finally:
-        must("xl", "sched-credit2", "-d", guest.name, "-c", "0")
-    guest.goes_on(before)
+    a_save_that_ends_gives_time_back(busy_guest, images, number)
