@@ -47,7 +47,8 @@ class CodingAhead:
         """Have a record coded whose pages begin a buffer that `buffer` gave; it is written later, in its turn."""
         pages = [buffer[:used_bytes].data] if used_bytes else []
         with shield():  # what was begun must also be in the queue
-            self._begun.append((buffer, self._pool.submit(self._writer.prepare_pages, entries, pages)))
+            coded = self._pool.submit(self._writer.prepare_pages, entries, pages, may_change=True)
+            self._begun.append((buffer, coded))
 
     def drain(self) -> None:
         """Write all that was given."""

@@ -55,15 +55,19 @@ NOTAB = np.uint8(PageType.NOTAB)
 
 
 MOST_PIECES = 64
+MOVED_PAGES = 256
+"""At once, where zero pages are left out in place."""
 """Pages between zero pages are handed on where they are, unless there are more such runs than this in a record."""
 
 
 class _Carried:
-    """The pages of a record that are not all zero; copied together only when that is needed."""
+    """The pages of a record that are not all zero; brought together only when that is needed: in a copy, or in their
+    own room if they may change."""
 
-    def __init__(self, pages: U8Array, zero: BoolArray, nr_zero: int) -> None:
+    def __init__(self, pages: U8Array, zero: BoolArray, nr_zero: int, *, may_change: bool) -> None:
         self._pages = pages
         self._zero = zero
+        self._may_change = may_change
         self._together = None if nr_zero else pages
         self.nr_pages = len(zero) - nr_zero
 
@@ -74,8 +78,17 @@ class _Carried:
     def together(self) -> U8Array:
         """All of them, shape (nr_pages, 4096), contiguous."""
         if self._together is None:
-            self._together = self._pages[~self._zero]
+            self._together = self._moved() if self._may_change else self._pages[~self._zero]
         return self._together
+
+    def _moved(self) -> U8Array:
+        pages, at = self._pages, 0
+        for begin in range(0, len(pages), MOVED_PAGES):
+            part = slice(begin, begin + MOVED_PAGES)
+            there = pages[part][~self._zero[part]]  # a copy, as it may go to where it is
+            pages[at : at + len(there)] = there
+            at += len(there)
+        return pages[:at]
 
     def pieces(self) -> list[ReadableBuffer]:
         """All of them, in buffers."""
@@ -123,11 +136,18 @@ class PageEncoder:
         return dict(self._coded)
 
     def encode(
-        self, pfns: U64Array, types: U8Array, pages: U8Array, zero: BoolArray | None = None
+        self,
+        pfns: U64Array,
+        types: U8Array,
+        pages: U8Array,
+        zero: BoolArray | None = None,
+        *,
+        may_change: bool = False,
     ) -> tuple[int, list[ReadableBuffer], int]:
         """(Options, what follows the entries, how many pages are zero.)
 
         `pages`: shape (number of entries with data, 4096), contiguous. The buffers may be `pages` themselves.
+        `may_change`: nobody else needs them any more: no copy of 16 MiB is made then.
         """
         options = 0
         parts: list[ReadableBuffer] = []
@@ -137,7 +157,7 @@ class PageEncoder:
         if nr_zero:
             options |= RecordOption.ZERO_MAP
             parts.append(_pack_map(zero))
-        carried = _Carried(pages, zero, nr_zero)
+        carried = _Carried(pages, zero, nr_zero, may_change=may_change)
         kept = self._kept(pfns, types, zero)
         if carried.nr_pages:
             coding, coded = self._code(carried, kept)

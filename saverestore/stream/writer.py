@@ -139,6 +139,7 @@ class LibxcWriter:
         pages: Sequence[ReadableBuffer],
         *,
         zero: BoolArray | None = None,
+        may_change: bool = False,
         offset: int | None = None,
     ) -> PreparedPages:
         """Check, code and sum up one PAGE_DATA record, as for `page_data`: from any thread.
@@ -146,7 +147,7 @@ class LibxcWriter:
         It must be written, and before another record has any of its pfns: XOR takes its pages for sent.
         In the `xen` dialect the pages are given to the sink as they are, but for runs of zero pages, which are told
         to be that (`zeros`). `zero`: which pages are, where that is known, and `pages` is one buffer, or none.
-        `offset`: for the text of errors.
+        `may_change`: `pages` need not stay as they are, which spares a copy. `offset`: for the text of errors.
         """
         pfns, types, nr_data = check_entries(entries, offset, self.max_pfn)
         pages_bytes = length_of(pages)
@@ -168,7 +169,9 @@ class LibxcWriter:
         if self._encoder is None:
             options, parts, nr_zero = 0, *_with_zeros_marked(pages, zero)
         else:
-            options, parts, nr_zero = self._encoder.encode(pfns, types, _as_one(pages), zero)
+            options, parts, nr_zero = self._encoder.encode(
+                pfns, types, _as_one(pages), zero, may_change=may_change
+            )
         entry_bytes = entries.astype(order.entry_dtype, copy=False).view(np.uint8).data
         head = PAGE_DATA_HEADER.pack(len(entries), 0, order=order)
         return PreparedPages(

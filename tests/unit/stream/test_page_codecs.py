@@ -8,13 +8,17 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import lz4.frame
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saverestore.errors import ExitCode, UsageError
+from saverestore.kernels.page import PAGE_SIZE
 from saverestore.stream.codecs import Codec, CodecUnavailable, Coding, compress, decompress
+from saverestore.stream.layout import ByteOrder
+from saverestore.stream.page_coding import MOVED_PAGES, PageEncoder
 from saverestore.stream.undecodable import Undecodable
 
 COMPRESSORS = pytest.mark.parametrize("codec", [Codec.DEFLATE, Codec.ZSTD, Codec.LZ4])
@@ -123,3 +127,23 @@ def test_a_zstd_frame_that_does_not_tell_its_length_is_refused():
 def test_any_bytes_are_refused(codec, junk):
     with pytest.raises(Undecodable):
         decompress(codec, memoryview(junk), 4096)
+
+
+@given(st.lists(st.booleans(), max_size=3 * MOVED_PAGES), st.integers(0, 255))
+@settings(deadline=None, max_examples=50)
+def test_a_record_of_pages_that_may_change_is_the_same_as_of_others(is_zero, seed):
+    zero = np.array(is_zero, dtype=bool)
+    pages = np.zeros((len(zero), PAGE_SIZE), dtype=np.uint8)
+    pages[~zero] = (np.arange(np.count_nonzero(~zero))[:, None] * 7 + seed + np.arange(PAGE_SIZE)) % 251 + 1
+    pfns = np.arange(len(zero), dtype=np.uint64)
+    types = np.zeros(len(zero), dtype=np.uint8)
+    records = [
+        PageEncoder(Coding(Codec.ZSTD, 1), ByteOrder.LITTLE).encode(
+            pfns, types, pages.copy(), may_change=may_change
+        )
+        for may_change in (False, True)
+    ]
+    (options, parts, nr_zero), other = records
+    assert (options, nr_zero) == (other[0], other[2])
+    assert nr_zero == np.count_nonzero(zero)
+    assert b"".join(map(bytes, parts)) == b"".join(map(bytes, other[1]))
