@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -87,8 +88,15 @@ def arrive(options: argparse.Namespace, xen: Xen) -> None:
     def runs() -> bool:
         return any(one.domid not in known and not one.paused and not one.dying for one in xen.domains())
 
+    threading.Thread(target=end_with_input, daemon=True).start()
     print(json.dumps({"runs_at": poll("a new domain runs", runs)}), flush=True)
-    sys.stdin.read()  # the clock is asked for once more
+    threading.Event().wait()  # the clock is asked for once more
+
+
+def end_with_input() -> None:
+    """When who has started this wants no more of it, be it that the other side has failed."""
+    sys.stdin.read()
+    os._exit(0)
 
 
 def leave(options: argparse.Namespace, xen: Xen) -> None:
@@ -144,8 +152,11 @@ def main() -> int:
     parser.add_argument("--to", metavar="ADDRESS")
     parser.add_argument("--name")
     parser.add_argument("--card")
-    parser.add_argument("command", nargs="*")
-    options = parser.parse_args()
+    words, command = sys.argv[1:], []
+    if "--" in words:
+        at = words.index("--")
+        words, command = words[:at], words[at + 1 :]
+    options = parser.parse_args(words, argparse.Namespace(command=command))
     with Xen() as xen:
         (arrive if options.what == "arrive" else leave)(options, xen)
     return 0
