@@ -75,7 +75,7 @@ def test_its_three_streams_are_those_given(
 def test_it_has_no_descriptors_but_these_and_those_passed_on(
     start: type[subprocess.Popen[str]], script: Script
 ) -> None:
-    argv = script("print([fd for fd in range(256) if os.path.exists(f'/proc/self/fd/{fd}')])")
+    argv = script("print([fd for fd in range(1 << 12) if os.path.exists(f'/proc/self/fd/{fd}')])")
     read_end, write_end = os.pipe()
     os.set_inheritable(read_end, True)  # which does not count
     process = start(argv, stdout=subprocess.PIPE, text=True, pass_fds=[write_end])
