@@ -164,6 +164,11 @@ class _Both:
         self._incoming = _Incoming(self, incoming_fd)
 
     @property
+    def ahead_bytes(self) -> int:
+        """How many bytes may have gone beyond those that were counted: see `send`."""
+        return 0
+
+    @property
     def incoming(self) -> FdSource:
         """See Connection."""
         return self._incoming
@@ -182,7 +187,7 @@ class _Both:
         """See Connection."""
         with shield(), self._counting:
             written = self._outgoing.offset
-            if position > written:
+            if position > written + self.ahead_bytes:
                 raise BadAcknowledgement(
                     f"{self.peer} acknowledges {position} bytes, and {written} were sent to it"
                 )
@@ -206,7 +211,9 @@ class _Both:
         return os.readv(fd, views)
 
     def send(self, fd: int, buffers: list[Any]) -> int:
-        """Give the kernel what it takes of these: how many bytes. BlockingIOError when it takes none."""
+        """Give the kernel what it takes of these: how many bytes. BlockingIOError when it does not take all of what
+        belongs together: then the same must be given again.
+        """
         return os.writev(fd, buffers)
 
     def wait(self, fd: int, event: int, what: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -20,15 +19,12 @@ from typing import Any, Protocol
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.transport.connection import BrokenPeer, SocketConnection
-from saverestore.transport.fd import nbytes_of
+from saverestore.transport.tls_records import RECORD_BYTES, Records
 
 FOLDER = Path("/etc/xen/pymigrate")
 
 PROTOCOL = "pysave"
 """By ALPN: this program is at the other end. Then the side that listens says whether it admits the peer."""
-
-RECORD_BYTES = 1 << 14
-"""What TLS encrypts at once (RFC 8446, 5.1). Of more, Python would not say how much was taken."""
 
 MOST_EARLY_BYTES = 1 << 20
 
@@ -36,15 +32,6 @@ MOST_AT_ONCE = 1 << 30
 """OpenSSL counts with an int."""
 
 READABLE_BY_ALL = 0o007
-
-KERNEL_ENCRYPTS = getattr(ssl, "OP_ENABLE_KTLS", 0)
-"""kTLS, where Python offers it: from 3.12 on."""
-
-SOL_TLS, TLS_TX = 282, 1
-"""Of linux/socket.h and linux/tls.h."""
-
-TLS_INFO_BYTES = 4
-"""Of struct tls_crypto_info: so the kernel tells version and cipher, and no key."""
 
 
 class NotTrusted(TransportError):
@@ -81,7 +68,6 @@ def _listening() -> ssl.SSLContext:
 def _common(context: ssl.SSLContext) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([PROTOCOL])
-    context.options |= KERNEL_ENCRYPTS
     return context
 
 
@@ -271,43 +257,42 @@ class TlsConnection(SocketConnection):
 
     is_plain = False
 
-    def __init__(self, connected: ssl.SSLSocket, peer: str, *, timeout_s: float) -> None:
-        """Take the socket; see SocketConnection. It was made with `suppress_ragged_eofs=False`."""
-        super().__init__(connected, peer, timeout_s=timeout_s)
-        self._tls = connected
+    def __init__(self, records: Records, peer: str, *, timeout_s: float) -> None:
+        """Take what encrypts, and its socket; see SocketConnection. The handshake is done."""
+        super().__init__(records.made, peer, timeout_s=timeout_s)
+        self._records = records
         self._using = threading.Lock()  # OpenSSL: one thread at a time for one connection
         self._waits_for: dict[int, int] = {}
         self._is_cut = False
         self._has_unwrapped = False
         self._early = b""  # read before the half close, for who reads later
-        self.cipher = (connected.cipher() or ("",))[0]
-        self.kernel_encrypts = _kernel_encrypts(connected)
+        self.cipher = (records.tls.cipher() or ("",))[0]
+        self.kernel_encrypts = records.kernel_encrypts
+
+    @property
+    def ahead_bytes(self) -> int:
+        """See _Both."""
+        return self._records.ahead_bytes
 
     def receive(self, fd: int, views: list[Any]) -> int:
-        """One record, or a part of it."""
+        """What has come, into the first of them."""
         if self._early:
             return self._take_early(views[0])
         if self._has_unwrapped:
             return 0
         try:
             with memoryview(views[0]) as whole, whole.cast("B") as flat, flat[:MOST_AT_ONCE] as part:
-                return self._call(select.POLLIN, partial(self._tls.recv_into, part))
+                return self._call(select.POLLIN, partial(self._records.receive_into, part))
         except ssl.SSLZeroReturnError:
             return 0
         except ssl.SSLError as error:
             raise self._broken(error, f"{self.incoming.offset} bytes had come") from error
 
     def send(self, fd: int, buffers: list[Any]) -> int:
-        """One record. The same must be sent again when it was not taken."""
-        if nbytes_of(buffers[0]) < RECORD_BYTES and len(buffers) > 1:
-            return self._send(_joined(buffers))
-        with memoryview(buffers[0]) as whole, whole.cast("B") as flat, flat[:RECORD_BYTES] as part:
-            return self._send(part)
-
-    def _send(self, part: bytes | memoryview) -> int:
+        """As much as is encrypted at once. The same must be sent again when it was not taken."""
         self._is_cut = True
         try:
-            sent = self._call(select.POLLOUT, partial(self._tls.send, part))
+            sent = self._call(select.POLLOUT, partial(self._records.send, buffers))
         except ssl.SSLError as error:
             raise self._broken(error, f"{self.outgoing.offset} bytes had been sent") from error
         self._is_cut = False
@@ -340,9 +325,10 @@ class TlsConnection(SocketConnection):
 
     def _read_early(self) -> None:
         """What has come by now, within bounds: OpenSSL throws it away when it says that we close."""
-        with contextlib.suppress(ssl.SSLError):
-            while len(self._early) < MOST_EARLY_BYTES and (part := self._tls.recv(RECORD_BYTES)):
-                self._early += part
+        part = memoryview(bytearray(RECORD_BYTES))
+        with contextlib.suppress(ssl.SSLError, BlockingIOError):
+            while len(self._early) < MOST_EARLY_BYTES and (came := self._records.receive_into(part)):
+                self._early += part[:came]
 
     def _take_early(self, view: Any) -> int:
         with memoryview(view) as whole, whole.cast("B") as flat:
@@ -356,27 +342,6 @@ class TlsConnection(SocketConnection):
         if not self._is_cut:
             with contextlib.suppress(OSError, ValueError), self._using:
                 self._read_early()
-                self._tls.unwrap()  # says that we close; an error when the peer has not said so, too
+                self._records.end()
                 self._has_unwrapped = True  # what the socket reads from now on would be plain
         super().end_outgoing()
-
-
-def _kernel_encrypts(connected: socket.socket) -> bool:
-    """Whether what is sent over it is encrypted by the kernel."""
-    try:
-        connected.getsockopt(SOL_TLS, TLS_TX, TLS_INFO_BYTES)
-    except OSError:
-        return False
-    return True
-
-
-def _joined(buffers: list[Any]) -> bytes:
-    """As many of the first bytes as one record takes."""
-    parts, left = [], RECORD_BYTES
-    for buffer in buffers:
-        with memoryview(buffer) as whole, whole.cast("B") as flat, flat[:left] as part:
-            parts.append(bytes(part))
-            left -= len(part)
-        if not left:
-            break
-    return b"".join(parts)

@@ -18,12 +18,14 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
 from saverestore.interrupts import HEED_S
 from saverestore.transport.tls import FOLDER, PROTOCOL, NotTrusted, Proof, TlsConnection, why
+from saverestore.transport.tls_records import InKernel, InMemory, Records, kernel_can_encrypt
 
 LOG = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ MOST_BYTES_OF_A_LIST = 1 << 20
 ADMITTED, NOT_ON_THE_LIST = b"\x01", b"\x00"
 
 FINGERPRINT = re.compile(r"(?:sha256(?: fingerprint)?[:=])?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", re.IGNORECASE)
+ResultT = TypeVar("ResultT")
+
 NAME = re.compile(r"[A-Za-z0-9*:][A-Za-z0-9._*:-]{0,252}")
 
 
@@ -135,23 +139,18 @@ def connected(
     files, TransportError.
     """
     end = time.monotonic() + handshake_s
-    secured: ssl.SSLSocket | None = None
+    records: Records | None = None
     try:
-        made.settimeout(handshake_s)
         context = credentials.for_connecting()
-        secured = context.wrap_socket(
-            made,
-            server_hostname=host if context.check_hostname else None,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,
+        records = (InKernel if kernel_can_encrypt() else InMemory)(
+            made, context, server_hostname=host if context.check_hostname else None
         )
-        secured.do_handshake()  # its timeout is for all of it
-        if secured.selected_alpn_protocol() == PROTOCOL:
-            secured.settimeout(max(0.1, end - time.monotonic()))
-            _check_admitted(secured, peer)
-        return TlsConnection(secured, peer, timeout_s=timeout_s)
+        _waited_for(records, records.do_handshake, end)
+        if records.tls.selected_alpn_protocol() == PROTOCOL:
+            _check_admitted(records, peer, end)
+        return TlsConnection(records, peer, timeout_s=timeout_s)
     except BaseException as error:
-        (made if secured is None else secured).close()
+        (made if records is None else records.made).close()
         if isinstance(error, TimeoutError):
             raise NotTrusted(
                 f"{peer} did not complete the TLS handshake within {handshake_s:.0f} s"
@@ -161,12 +160,30 @@ def connected(
         raise
 
 
-def _check_admitted(secured: ssl.SSLSocket, peer: str) -> None:
-    answer = secured.recv(1)
-    if answer == NOT_ON_THE_LIST:
+def _check_admitted(records: Records, peer: str, end: float) -> None:
+    answer = bytearray(1)
+    with memoryview(answer) as view:
+        came = _waited_for(records, partial(records.receive_into, view), end)
+    if came and answer == NOT_ON_THE_LIST:
         raise NotTrusted(f"{peer} does not accept this host's certificate: it is not on the list there")
-    if answer != ADMITTED:
+    if not came or answer != ADMITTED:
         raise NotTrusted(f"{peer} closed the connection without admitting this host")
+
+
+def _waited_for(records: Records, work: Callable[[], ResultT], end: float) -> ResultT:
+    """What `work` returns, once it need not wait any more. TimeoutError at `end`."""
+    while True:
+        try:
+            return work()
+        except (ssl.SSLWantReadError, BlockingIOError):
+            event = select.POLLIN
+        except ssl.SSLWantWriteError:
+            event = select.POLLOUT
+        if time.monotonic() > end:
+            raise TimeoutError
+        poll = select.poll()
+        poll.register(records.made, event)
+        poll.poll(HEED_S * 1000)
 
 
 # ---- the side that listens
@@ -181,18 +198,15 @@ class Arrival:
         self.ends_at = time.monotonic() + HANDSHAKE_S
         self.waits_for = select.POLLIN
         self._ca = credentials.ca
-        made.setblocking(False)
-        self._socket = context.wrap_socket(
-            made, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
-        )
+        self._records = InMemory(made, context, server_side=True)
 
     def fileno(self) -> int:
         """The socket's descriptor."""
-        return self._socket.fileno()
+        return self._records.made.fileno()
 
     def close(self) -> None:
         """Turn it away. A second time does nothing."""
-        self._socket.close()
+        self._records.made.close()
 
     def admitted(self, allowed: Allowed, *, timeout_s: float) -> TlsConnection | None:
         """Take what has come of the handshake: the connection once it is admitted, None while more has to come.
@@ -200,7 +214,7 @@ class Arrival:
         NotTrusted when it is not to be: it has been told, as far as that can be done.
         """
         try:
-            self._socket.do_handshake()
+            self._records.do_handshake()
         except ssl.SSLWantReadError:
             self.waits_for = select.POLLIN
         except ssl.SSLWantWriteError:
@@ -214,12 +228,12 @@ class Arrival:
         return None
 
     def _looked_up(self, allowed: Allowed, timeout_s: float) -> TlsConnection:
-        der = self._socket.getpeercert(binary_form=True) or b""
-        names = names_of(self._socket.getpeercert())
+        der = self._records.tls.getpeercert(binary_form=True) or b""
+        names = names_of(self._records.tls.getpeercert())
         may = allowed.has(der, names)
         try:
-            if self._socket.selected_alpn_protocol() == PROTOCOL:
-                self._socket.send(ADMITTED if may else NOT_ON_THE_LIST)
+            if self._records.tls.selected_alpn_protocol() == PROTOCOL:
+                self._records.send([ADMITTED if may else NOT_ON_THE_LIST])
         except OSError as error:
             raise NotTrusted(f"{self.source} closed the connection during the TLS handshake") from error
         who = _printable(names[0] if names else fingerprint_of(der))
@@ -227,7 +241,7 @@ class Arrival:
             raise NotTrusted(
                 f"{self.source} is not on the list {allowed.source}: {who}, {fingerprint_of(der)}"
             )
-        return TlsConnection(self._socket, f"{who} ({self.source})", timeout_s=timeout_s)
+        return TlsConnection(self._records, f"{who} ({self.source})", timeout_s=timeout_s)
 
 
 def first_admitted(
