@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import socket
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 from saverestore.errors import Advice, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.interrupts import shield
 from saverestore.migrate.channel import SILENCE_S
+from saverestore.migrate.ssh_child import RECEIVE, Begun, SshChild, is_host
 from saverestore.transport.connection import BrokenPeer, Connection, PipeConnection, SocketConnection
 from saverestore.transport.sockets import (
     TLS_PORT,
@@ -29,14 +28,6 @@ from saverestore.transport.tls import Credentials
 if TYPE_CHECKING:
     from saverestore.transport.tls_peers import Allowed
 
-RECEIVE = "pymigrate receive"
-"""What ssh is asked to run."""
-
-CHILD_S = 5.0
-
-# ssh keeps running when Ctrl-C is typed: what becomes of the migration is ours to decide, and to say over it.
-DEAF = ("sh", "-c", 'trap "" INT QUIT; exec "$@"', "sh")
-
 
 def parse(text: str, *, tls: Credentials | None = None) -> Address:
     """HOST (by ssh), tls://HOST[:PORT], unix:PATH or tcp://HOST:PORT. UsageError when it is none of these."""
@@ -50,7 +41,7 @@ def parse(text: str, *, tls: Credentials | None = None) -> Address:
         return Address(text, kind, host, port, tls if kind == "tls" else None)
     if "://" in text:
         raise UsageError(f"{text!r}: only ssh, tls://HOST, unix:PATH and tcp://HOST:PORT are supported")
-    if not text or text.startswith("-") or any(char.isspace() for char in text):
+    if not is_host(text):
         raise UsageError(f"{text!r} is not the name of a host")
     return Address(text, "ssh", text)
 
@@ -69,17 +60,6 @@ def ssh_arrived_at(environment: Mapping[str, str]) -> str:
     return words[2] if len(words) == 4 else ""
 
 
-def words_of(command: str) -> list[str]:
-    """A command line as a person gave it, in words. UsageError when it has none."""
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UsageError(f"{command!r}: {error}") from error
-    if not words:
-        raise UsageError("the command for ssh is empty")
-    return words
-
-
 def check_trusted(address: Address, *, trusted: bool) -> None:
     """UsageError for plain TCP that was not called trusted: it passes memory in clear, and lets anybody in."""
     if address.kind == "tcp" and not trusted:
@@ -92,14 +72,20 @@ def check_trusted(address: Address, *, trusted: bool) -> None:
 
 @contextmanager
 def connected(
-    address: Address, *, ssh: Sequence[str] = ("ssh",), timeout_s: float = SILENCE_S, command: str = RECEIVE
+    address: Address,
+    *,
+    ssh: Sequence[str] = ("ssh",),
+    timeout_s: float = SILENCE_S,
+    command: str = RECEIVE,
+    begun: Begun | None = None,
 ) -> Iterator[SocketConnection]:
     """A connection to the receiver there, inside this block. Unreachable when there is none.
 
-    `command`: what ssh is asked to run.
+    `command`: what ssh is asked to run. `begun`: ssh that was started for it before. Where the block ends well, the
+    receiver's end is not waited for.
     """
     if address.kind == "ssh":
-        with _by_ssh(address, ssh, timeout_s, command) as connection:
+        with _by_ssh(address, ssh, timeout_s, command, begun) as connection:
             yield connection
         return
     with connect(address, timeout_s=timeout_s) as connection:
@@ -108,43 +94,29 @@ def connected(
 
 @contextmanager
 def _by_ssh(
-    address: Address, ssh: Sequence[str], timeout_s: float, command: str
+    address: Address, ssh: Sequence[str], timeout_s: float, command: str, begun: Begun | None
 ) -> Iterator[SocketConnection]:
-    ours, theirs = socket.socketpair()
-    words = [*DEAF, *ssh, address.host, command]
-    connection = SocketConnection(ours, address.host, timeout_s=timeout_s)
-    child = None
+    child = begun.taken(address.host, ssh, command) if begun is not None else None
     try:
-        try:
-            with shield(), theirs:  # inside: a signal that came meanwhile is raised at its end
-                child = subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno())
-        except OSError as error:
-            raise Unreachable(f"{ssh[0]} could not be started: {error.strerror}") from error
-        try:
-            yield connection
-        except BrokenPeer as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if not connection.incoming.offset and (code := child.wait(CHILD_S)):
-                    raise Unreachable(
-                        f"{address.host} cannot be reached, or has no {command.split()[0]}: "
-                        f"{shlex.join(ssh)} ended with exit code {code}"
-                    ) from error
-            raise
+        child = child or SshChild(address.host, ssh, command)
+    except OSError as error:
+        raise Unreachable(f"{ssh[0]} could not be started: {error.strerror}") from error
+    is_well = False
+    connection = SocketConnection(child.connected, address.host, timeout_s=timeout_s)
+    try:
+        yield connection
+        is_well = True
+    except BrokenPeer as error:
+        if not connection.incoming.offset and (code := child.ended_with()):
+            raise Unreachable(
+                f"{address.host} cannot be reached, or has no {command.split()[0]}: "
+                f"{shlex.join(ssh)} ended with exit code {code}"
+            ) from error
+        raise
     finally:
         with shield():
             connection.close()
-            if child is not None:
-                _end(child)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """It ends by itself, as its connection is closed; or else is made to."""
-    for ask in (None, child.terminate, child.kill):
-        if ask is not None:
-            ask()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(CHILD_S)
-            return
+            child.end(at_once=is_well)
 
 
 @contextmanager

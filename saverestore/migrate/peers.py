@@ -35,6 +35,7 @@ from saverestore.migrate.messages import (
 )
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import Side
+from saverestore.migrate.ssh_child import Begun
 from saverestore.transport.sockets import Address
 from saverestore.transport.tls import Credentials
 
@@ -67,15 +68,20 @@ Connect = Callable[[Address, Sequence[str]], AbstractContextManager[Channel]]
 
 
 @contextmanager
-def open_channel(address: Address, ssh: Sequence[str]) -> Iterator[Channel]:
-    """A channel to the receiver at this address."""
-    with addresses.connected(address, ssh=ssh) as connection, Channel(connection) as channel:
+def open_channel(address: Address, ssh: Sequence[str], begun: Begun | None = None) -> Iterator[Channel]:
+    """A channel to the receiver at this address. `begun`: see `addresses.connected`."""
+    with addresses.connected(address, ssh=ssh, begun=begun) as connection, Channel(connection) as channel:
         yield channel
 
 
 def connecting(tls: Credentials) -> Connect:
     """What opens channels as `open_channel` does, with these files where the address is one for TLS."""
     return lambda address, ssh: open_channel(replace(address, tls=tls), ssh)
+
+
+def connecting_by(begun: Begun) -> Connect:
+    """What opens channels as `open_channel` does, the first of them by what was begun."""
+    return lambda address, ssh: open_channel(address, ssh, begun)
 
 
 def greeted(channel: Channel, journals: Journals) -> Hello:

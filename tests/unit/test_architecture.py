@@ -19,7 +19,7 @@ A module imports from its own layer and from layers to its right, and:
   - Links are known to `migrate.linking` and `migrate.source_link` alone. What is on its way over them,
     `transport.window`, does no I/O.
   - `stream` knows of transports what `transport.base` says.
-  - TLS is `transport.tls` and `transport.tls_peers`: nobody else imports `ssl`. `transport.certificates` alone
+  - TLS is `transport.tls`, `tls_peers` and `tls_records`: nobody else imports `ssl`. `transport.certificates` alone
     imports `cryptography`, when it is called; TLS itself works without it.
   - `testing` is for tests: no other layer imports it.
   - `guest.ports`, the rest of `testing` and the modules of `guest/x86` that it uses are pure: no `pyxc`.
@@ -302,7 +302,7 @@ def importers_of(package: str, *, at_once: bool = False) -> set[str]:
 
 
 def test_tls_is_in_one_place_and_works_without_what_makes_certificates():
-    tls = {"saverestore.transport.tls", "saverestore.transport.tls_peers"}
+    tls = {f"saverestore.transport.{name}" for name in ("tls", "tls_peers", "tls_records")}
     assert importers_of("ssl") == tls
     assert importers_of("cryptography") == {"saverestore.transport.certificates"}
     assert importers_of("cryptography", at_once=True) == set()

@@ -20,6 +20,7 @@ from saverestore.errors import ExitCode
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport
     from saverestore.migrate.source_link import LinkReport
+    from saverestore.migrate.ssh_child import Begun
 
 PROG = "pymigrate"
 
@@ -206,15 +207,26 @@ def run_one(given: argparse.Namespace) -> int:
 def _migrate(given: argparse.Namespace) -> int | None:
     if given.to_xl:
         return xl.migrate_to_xl(given)
+    from saverestore.migrate.ssh_child import begun
+
+    with begun(
+        given.host, given.ssh
+    ) as child:  # before the rest is loaded, which takes a while on both hosts
+        return _migrate_by(given, child)
+
+
+def _migrate_by(given: argparse.Namespace, child: Begun) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.progress import SaveReport
+    from saverestore.migrate.peers import connecting_by
     from saverestore.migrate.source import dry_run, migrate_domain
     from saverestore.migrate.source_link import LinkReport
     from saverestore.report.facts import Facts, Outcome, facts_of_save
 
     request = request_of(given, given.domain)
+    connect = connecting_by(child)
     if given.dry_run:
-        return common.print_findings(PROG, dry_run(request))
+        return common.print_findings(PROG, dry_run(request, connect=connect))
     report, link_report = SaveReport(), LinkReport()
 
     def facts(outcome: Outcome) -> Facts:
@@ -224,7 +236,9 @@ def _migrate(given: argparse.Namespace) -> int | None:
         reporting.reporting(PROG, in_force(given, request), given.domain, facts) as run,
         closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
     ):
-        migrated = migrate_domain(request, progress, report, link_report=link_report, process_ends=True)
+        migrated = migrate_domain(
+            request, progress, report, link_report=link_report, connect=connect, process_ends=True
+        )
     answer = migrated.answer
     if answer.error:
         common.say(

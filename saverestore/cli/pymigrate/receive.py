@@ -107,7 +107,7 @@ def check_asked_for(wanted: str) -> str:
 
     UsageError when that is something else than to receive: whoever asked would take what we say for its output.
     """
-    from saverestore.migrate.addresses import RECEIVE
+    from saverestore.migrate.ssh_child import RECEIVE
     from saverestore.migrate.xl_words import asked_for
 
     asked = os.environ.get(FORCED, wanted)
@@ -117,7 +117,7 @@ def check_asked_for(wanted: str) -> str:
 
 
 def _receive(given: argparse.Namespace) -> None:
-    from saverestore.migrate.addresses import RECEIVE
+    from saverestore.migrate.ssh_child import RECEIVE
 
     asked = check_asked_for(f"{RECEIVE} --from-xl" if given.from_xl else RECEIVE)
     if given.from_xl:

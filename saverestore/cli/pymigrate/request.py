@@ -18,6 +18,7 @@ def request_of(given: argparse.Namespace, domain: str) -> MigrateRequest:
     from saverestore.errors import UsageError
     from saverestore.migrate import addresses
     from saverestore.migrate.requests import MigrateRequest
+    from saverestore.migrate.ssh_child import words_of
 
     destination = addresses.parse(given.host, tls=certificates.credentials_of(given))
     if given.to_xl and destination.kind != "ssh":
@@ -41,7 +42,7 @@ def request_of(given: argparse.Namespace, domain: str) -> MigrateRequest:
         toolstack=given.toolstack,
         settle_for_s=given.settle_for,
         back=given.back,
-        ssh=addresses.words_of(given.ssh),
+        ssh=words_of(given.ssh),
         link=link.options_of(given, destination),
         codecs=codec.options_of(given),
     )

@@ -93,16 +93,16 @@ def recover(argv: Sequence[str]) -> int:
 
 
 def _recover(given: argparse.Namespace) -> int:
-    from saverestore.migrate import addresses
     from saverestore.migrate.handover import OVER, Event, State
     from saverestore.migrate.journal import Journals
     from saverestore.migrate.peers import connecting
     from saverestore.migrate.recovery import RecoverRequest, found
     from saverestore.migrate.recovery import recover as recover_one
+    from saverestore.migrate.ssh_child import words_of
     from saverestore.operations.host import opened_host
 
     force = {None: None, "run": Event.FORCE_RUN, "destroy": Event.FORCE_DESTROY}[given.force]
-    request = RecoverRequest(given.peer, force, addresses.words_of(given.ssh))
+    request = RecoverRequest(given.peer, force, words_of(given.ssh))
     connect = connecting(certificates.credentials_of(given))
     journals = Journals()
     logs, unreadable = found(journals, given.domain)

@@ -16,10 +16,11 @@ import fake_xl
 from table_host import TableCopy, TableHost
 
 from saverestore.engine.progress import Silence
-from saverestore.migrate.addresses import RECEIVE, ssh_arrived_at, standard_streams
+from saverestore.migrate.addresses import ssh_arrived_at, standard_streams
 from saverestore.migrate.channel import Channel
 from saverestore.migrate.destination import receive
 from saverestore.migrate.linking import door_beside_ssh
+from saverestore.migrate.ssh_child import RECEIVE
 from saverestore.migrate.xl_words import RECEIVE as XL_RECEIVE
 from saverestore.migrate.xl_words import RECEIVE_PAUSED
 

@@ -189,11 +189,17 @@ def test_a_source_that_does_not_know_of_links_moves_a_domain_to_a_host_that_does
     assert pair.b.table() == {"web1": "running"}
 
 
+def are_joined(streams: int) -> bool:
+    """Whether both sides have that many links."""
+    return [one.name for one in threading.enumerate()].count("link-sender") == 2 * streams
+
+
 @pytest.mark.parametrize("streams", [1, 4])
 def test_when_all_links_break_while_the_domain_runs_the_migration_resumes_where_it_was(pair, streams, caplog):
     links = over_links(pair)
 
     def cut() -> None:
+        eventually(lambda: are_joined(streams))  # one that is just joining would break a second time
         links.is_cut = True
         links.cut()
         threading.Timer(PAUSED_S, lambda: setattr(links, "is_cut", False)).start()

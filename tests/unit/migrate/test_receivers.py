@@ -22,11 +22,12 @@ from tls_sites import Site
 from saverestore.cli.pymigrate.receive import FORCED, _door_of, receive_parser
 from saverestore.engine.progress import Silence
 from saverestore.errors import ExitCode
-from saverestore.migrate.addresses import RECEIVE, TLS_PORT, parse
+from saverestore.migrate.addresses import TLS_PORT, parse
 from saverestore.migrate.certificate import OwnCertificate
 from saverestore.migrate.messages import Offer
 from saverestore.migrate.source import migrate_domain
 from saverestore.migrate.source_link import LinkOptions
+from saverestore.migrate.ssh_child import RECEIVE
 from saverestore.transport.connection import pair as pair_of_connections
 from saverestore.transport.tls import NotTrusted
 from saverestore.transport.tls_peers import ALLOWED
