@@ -111,6 +111,9 @@ LARGEST_PAGE_BYTES = PAGE_SIZE + 32
 UNKNOWN_PART = 4
 """By digests nobody knows after the first round what is dirty: one page in so many is taken for that (its room)."""
 
+CATCHING_UP = 0.5
+"""Up to this share of what is sent may be dirtied meanwhile, see `catches_up`."""
+
 STALLED = 0.95
 """A round that leaves more than this part of what it sent gains nothing that is worth sending it again."""
 
@@ -243,6 +246,15 @@ def is_stalled(rounds: Sequence[RoundStats]) -> bool:
     if len(rounds) < 3 or last.cpu_percent != previous.cpu_percent:
         return False
     return last.sent_pages >= STALLED * previous.sent_pages
+
+
+def catches_up(rounds: Sequence[RoundStats]) -> bool:
+    """Whether less is left to be sent while the domain runs and what is on its way arrives: clearly less is dirtied.
+
+    Not where that cannot be told.
+    """
+    written, sent = dirty_rate(rounds), rounds[-1].send_rate
+    return written is not None and sent is not None and written <= CATCHING_UP * sent
 
 
 def dirty_rate(rounds: Sequence[RoundStats]) -> float | None:

@@ -21,7 +21,7 @@ from typing import Self
 from saverestore.engine.dirty import DirtySource, open_dirty_source
 from saverestore.engine.downtime import DowntimeClock
 from saverestore.engine.pipeline import workers
-from saverestore.engine.policy import ALL_OF_IT, Decision, decide
+from saverestore.engine.policy import ALL_OF_IT, Decision, catches_up, decide
 from saverestore.engine.progress import DomainState, Progress, SaveReport, Silence, peak_memory_bytes
 from saverestore.engine.sending import PageSender
 from saverestore.engine.settings import SaveSettings
@@ -160,6 +160,8 @@ class SaveSession:
                 break
         if not verdict.wanted:
             self._progress.phase(f"{verdict.why}: the domain is suspended all the same")
+        if self._settings.catch_up is not None and catches_up(report.rounds):
+            self._settings.catch_up()
         if throttle is not None:
             # Before it is asked to suspend: that is work for it, and what it writes meanwhile grows with the work.
             with shield():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,6 +50,9 @@ class SaveSettings:
     is spent on last versions of pages, for `Codec.XOR` and a live save.
     `throttle`: what slows the domain down when `limits` ask for it. `storage`: where the image goes, for its room;
     None: nobody looks.
+    `catch_up`: called after the last round in which the domain runs, unless it writes about as fast as is sent; it
+    returns when what was written has arrived, or when that takes too long. So the domain does not stand still while
+    that is on its way.
     `batch_pfns`, `hole_pfns`: how many pfns are read, or asked about, at a time; None: what is fastest.
     """
 
@@ -64,6 +68,7 @@ class SaveSettings:
     xor_cache_bytes: int = XOR_CACHE_BYTES
     throttle: Throttle | None = None
     storage: Storage | None = None
+    catch_up: Callable[[], None] | None = None
     batch_pfns: int | None = None
     hole_pfns: int | None = None
 

@@ -87,6 +87,9 @@ class Channel:
         """One of them for which nobody waits any more, as a signal came with it: it is heard next."""
         self._failure: BaseException | None = None
         self._has_failed = threading.Event()
+        self._acknowledging = threading.Condition()
+        self.when_asked: Callable[[], None] | None = None
+        """What answers a keepalive that is read; None: nothing does."""
 
     # ---- writing -----------------------------------------------------------------------------------
 
@@ -196,10 +199,14 @@ class Channel:
             header = protocol.unpack_header(self.read(protocol.HEADER.size))
             if header.type is MessageType.KEEPALIVE:
                 self.message_of(header)
+                if self.when_asked is not None:
+                    self.when_asked()
             elif header.type is MessageType.ACKNOWLEDGED:
                 message = self.message_of(header)
                 assert isinstance(message, Acknowledged)
-                self.connection.note_acknowledged(message.position)
+                with self._acknowledging:
+                    self.connection.note_acknowledged(message.position)
+                    self._acknowledging.notify_all()
             else:
                 return header
 
@@ -230,12 +237,32 @@ class Channel:
                 message = self.next_message()
                 self._heard.put(message)
                 if isinstance(message, OTHERWISE):
-                    self._failure = SaidOtherwise(self.peer, message)
-                    self._has_failed.set()
+                    self._fail(SaidOtherwise(self.peer, message))
         except BaseException as error:  # for whoever waits
-            self._failure = self._failure or error
-            self._has_failed.set()
+            self._fail(self._failure or error)
             self._heard.put(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._has_failed.set()
+        with self._acknowledging:
+            self._acknowledging.notify_all()
+
+    def await_acknowledged(self, position: int, within_s: float) -> bool:
+        """Ask the peer, which reads an image, how far it is, and wait until it is there: false when it takes longer.
+
+        It answers when it has used all that was written before. Once `listen` was called. What fails meanwhile ends
+        the wait, and is raised by `say` and `hear`.
+        """
+        self.say(KeepAlive())
+
+        def look(seconds: float) -> bool:
+            with self._acknowledging:
+                return self._acknowledging.wait_for(
+                    lambda: self.connection.acknowledged >= position or self._failure is not None, seconds
+                )
+
+        return waited_for(look, within_s) and self._failure is None
 
     # ---- beginning and end -------------------------------------------------------------------------
 

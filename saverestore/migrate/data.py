@@ -69,6 +69,7 @@ class MessageSource:
         self._left = 0  # of the message that is being read
         self._ended = False
         self._acknowledged = 0
+        channel.when_asked = self._acknowledge
 
     def readinto(self, view: WriteableBuffer, what: str = "data") -> None:
         """See ByteSource."""
@@ -135,8 +136,11 @@ class MessageSource:
         self._left -= len(piece)
         self.offset += len(piece)
         if self.offset - self._acknowledged >= ACKNOWLEDGE_BYTES:
-            self._acknowledged = self.offset
-            self._channel.say(Acknowledged(self.offset))
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        self._acknowledged = self.offset
+        self._channel.say(Acknowledged(self.offset))
 
     def _has_more(self) -> bool:
         """Whether bytes follow; reads the heads of messages up to them, or STREAM_END."""
@@ -155,6 +159,7 @@ class MessageSource:
                     f"{self._channel.peer} says that it sent {message.length_bytes} bytes; {self.offset} have come"
                 )
             self._ended = True
+            self._channel.when_asked = None
         return not self._ended
 
     def _end(self, missing_bytes: int, what: str) -> EndOfStream:

@@ -67,6 +67,9 @@ LOG = logging.getLogger(__name__)
 ASK_EVERY_S = 2.0
 CONFIRM_S = 10.0
 
+CATCH_UP_S = 5.0
+"""So long what was sent may take to arrive before the domain is suspended."""
+
 
 def migrate_domain(
     request: MigrateRequest,
@@ -122,7 +125,12 @@ class HandOver(HandingOver):
             coding=self._coding,
             checksums=False,
             xor_cache_bytes=self._request.codecs.xor_cache_bytes,
+            catch_up=self._catch_up,
         )
+
+    def _catch_up(self) -> None:
+        """See SaveSettings. There may be megabytes in buffers on the way: on a slow link most of the downtime."""
+        self._channel.await_acknowledged(self.sink.offset, CATCH_UP_S)
 
     def _greet(self) -> tuple[str, Notes]:
         """See HandingOver."""

@@ -24,7 +24,7 @@ kinds = pytest.mark.parametrize("equipped", ["pv", "pvh", "hvm"], indirect=True)
 
 @pytest.mark.parametrize(
     ("equipped", "saver", "restorer"),
-    [("pv", "pysave", "xl"), ("pvh", "xl", "pyrestore")],
+    [("pv", "pysave", "xl"), pytest.param("pvh", "xl", "pyrestore", marks=pytest.mark.slow)],
     indirect=["equipped"],
 )
 def test_saved_and_restored_nothing_is_lost_or_doubled(

@@ -14,9 +14,8 @@ PV, PVH = ("pv", 1), ("pvh", 1)
 pvh_only = pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
 
 
-@pytest.mark.parametrize(
-    "guest", [pytest.param(PV, id="pv"), pytest.param(PVH, id="pvh", marks=slow)], indirect=True
-)
+@slow
+@pytest.mark.parametrize("guest", [pytest.param(PV, id="pv"), pytest.param(PVH, id="pvh")], indirect=True)
 def test_a_compressed_image_restores_by_pyrestore_and_by_stock_xl_through_zstd(guest: Guest, images: Path):
     before = guest.state()
     image = str(images / "a.img")

@@ -27,7 +27,9 @@ from pathlib import Path
 
 from pyxc import Xen
 
-POLL_S = 0.004
+POLL_S = 0.02
+"""Of a second or more. Looking every 4 ms took a third of the emulated processor from whatever is measured."""
+
 PATIENCE_S = 600.0
 PROBES = 100
 PROBE_S = 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from memory_guests import assert_same, opened, restored_from
 from stream_samples import MemorySink
@@ -103,6 +105,39 @@ def test_a_domain_that_no_step_helps_is_suspended_in_the_end_at_full_speed(how):
         assert report.rounds[-2].cpu_percent == 10
         assert guest.domain.cpu_percent == 100
         assert any("all the same" in text for text in told.phases)
+
+
+def test_what_was_sent_may_arrive_before_the_domain_is_suspended():
+    with opened(MemoryDomain.pvh(500)) as guest:
+        before: list[list[str]] = []
+        settings = SaveSettings(live=True, catch_up=lambda: before.append(list(guest.moments.calls)))
+        save(guest, MemorySink(), settings)
+        (calls,) = before
+        assert "read_pages" in calls
+        assert "suspend" not in calls
+
+
+def test_of_a_domain_that_writes_as_fast_as_is_sent_nothing_is_waited_for():
+    with opened(MemoryDomain.pvh(5000)) as guest:
+        settings = settings_for(guest, "log", OnStall.STOP)
+        settings = replace(settings, catch_up=lambda: pytest.fail("it would only have more to send"))
+        save(writing(guest), MemorySink(), settings)
+
+
+def test_a_save_that_fails_while_the_rest_arrives_leaves_the_domain_running():
+    with opened(MemoryDomain.pvh(500)) as guest:
+
+        def fail() -> None:
+            raise DomainError("the other host has given up")
+
+        with pytest.raises(DomainError, match="has given up"):
+            save(guest, MemorySink(), SaveSettings(live=True, dirty="log", catch_up=fail))
+        assert (guest.domain.suspended, guest.domain.dirty) == (False, None)
+
+
+def test_a_save_that_is_not_live_has_nothing_to_catch_up_with():
+    with opened(MemoryDomain.pvh(64)) as guest:
+        save(guest, MemorySink(), SaveSettings(catch_up=lambda: pytest.fail("it is suspended already")))
 
 
 def test_whatever_fails_at_whatever_call_the_domain_gets_its_processor_time_back():

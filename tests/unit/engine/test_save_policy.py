@@ -11,6 +11,7 @@ from saverestore.engine.policy import (
     Limits,
     OnStall,
     RoundStats,
+    catches_up,
     decide,
     dirty_rate,
     is_stalled,
@@ -259,3 +260,21 @@ def test_an_aim_that_room_does_not_let_the_rounds_reach_is_a_stall():
     verdict = decide(stored(2000 * PAGE, (ALL, 1000)), limits)
     assert verdict.decision is GIVE_UP
     assert not verdict.lacks_room
+
+
+@pytest.mark.parametrize(
+    ("seen", "wanted"),
+    [
+        ([(ALL, 0)], True),
+        ([(ALL, ALL // 2)], True),
+        ([(ALL, ALL)], False),
+        ([(ALL, 5000), (5000, 2500)], True),
+        ([(ALL, 5000), (5000, 2501)], False),
+        ([(0, 0)], True),
+        ([(ALL, None)], False),  # by digests nobody knows yet
+        ([(ALL, None), (5000, None)], False),
+        ([(ALL, 5000), (0, 0, 0.0)], False),  # no time at all
+    ],
+)
+def test_what_was_sent_is_waited_for_where_clearly_less_is_dirtied_meanwhile(seen, wanted):
+    assert catches_up(rounds(*seen)) is wanted

@@ -13,7 +13,7 @@ import uuid
 import pytest
 
 from saverestore import interrupts
-from saverestore.errors import Interrupted
+from saverestore.errors import Interrupted, SaveRestoreError
 from saverestore.migrate import protocol
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.data import MessageSink, MessageSource
@@ -153,6 +153,37 @@ def test_the_image_comes_out_as_it_went_in_with_other_messages_in_between():
         with pytest.raises(EndOfStream):
             source.read(1)
         assert other.hear(Grant) == Grant(ID)
+
+
+def test_a_source_that_asks_how_far_the_image_is_waits_until_all_of_it_is_used_and_no_longer():
+    one, other = channels()
+    with one, other:
+        sink, source = MessageSink(one), MessageSource(other)
+        one.listen()
+        sink.write(bytes(100))
+        assert not one.await_acknowledged(sink.offset, 0.2)
+        source.skip(99)
+        assert one.connection.acknowledged == 0
+        sink.write(b"x")
+        reader = threading.Thread(target=source.skip, args=(2,))
+        reader.start()
+        assert one.await_acknowledged(100, 20)
+        reader.join()
+        assert one.connection.acknowledged == 100
+
+
+@pytest.mark.parametrize("how", ["aborts", "is gone"])
+def test_a_destination_that_ends_while_it_is_asked_how_far_it_is_is_not_waited_for(how):
+    one, other = channels()
+    with one, other:
+        one.listen()
+        ends = other.close if how == "is gone" else lambda: other.say(Aborted(ID, "why", "X"))
+        threading.Timer(0.2, ends).start()
+        began = time.monotonic()
+        assert not one.await_acknowledged(1, 20)
+        assert time.monotonic() - began < 10
+        with pytest.raises(SaveRestoreError):
+            one.say(Grant(ID))
 
 
 def test_an_image_of_another_length_than_the_source_says_is_refused():
