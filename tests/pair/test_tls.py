@@ -19,12 +19,13 @@ LISTENS_WITHIN_S = 60.0
 
 
 @contextmanager
-def receiver(host: Host, *words: str) -> Iterator[Command]:
-    """A receiver that listens there at port 8701. It is ended after this block if it has not ended by then."""
-    under_way = Command(host, "pymigrate", "receive", "--listen", "tls://0.0.0.0", *words)
+def receiver(host: Host, *words: str, at: str = "tls://0.0.0.0:8701") -> Iterator[Command]:
+    """A receiver that listens there. It is ended after this block if it has not ended by then."""
+    under_way = Command(host, "pymigrate", "receive", "--listen", at, *words)
+    port = at.rpartition(":")[2]
     try:
         deadline = time.monotonic() + LISTENS_WITHIN_S
-        while run(host, "ss -Hltn 'sport = :8701' | grep -q .").returncode != 0:
+        while run(host, f"ss -Hltn 'sport = :{port}' | grep -q .").returncode != 0:
             assert time.monotonic() < deadline, "it does not listen"
             threading.Event().wait(0.5)
         yield under_way
@@ -98,3 +99,16 @@ def test_plain_tcp_is_refused_unless_both_sides_call_the_network_trusted(
     assert "--trust-network" in said.stderr
     assert is_running(here, kept_guest.name)
     must(there, "xl", "list")
+
+
+def test_a_guest_is_moved_over_plain_tcp_that_both_sides_call_trusted(a: Host, b: Host, guest: Guest) -> None:
+    before = guest.state()
+    address = f"tcp://{certificates.ADDRESSES[b.label]}:8700"
+    with receiver(b, "--trust-network", at=address) as receiving:
+        said = run(a, "pymigrate", "--trust-network", "--streams", "4", guest.name, address)
+        assert said.returncode == 0, said.stderr
+        assert receiving.finish() == 0, receiving.lines
+    assert "4 connections" in said.stderr
+    guest.has_moved_to(b)
+    guest.resumed(before)
+    assert domains_of(a) == {}

@@ -51,7 +51,11 @@ def test_started_by_hand_it_says_what_it_is_for():
     assert "LIBXL_SAVE_HELPER" in said.stderr
 
 
-@kinds
+@pytest.mark.parametrize(
+    "guest",
+    [pytest.param(("pv", 1), id="pv", marks=pytest.mark.slow), pytest.param(("pvh", 1), id="pvh")],
+    indirect=True,
+)
 def test_xl_saves_and_restores_with_it(guest: Guest, images: Path, with_helper):
     before = guest.state()
     said = run("xl", "save", guest.name, str(images / "a.img"))

@@ -15,11 +15,11 @@ def chosen(*arguments: str) -> dict[str, list[str]]:
 
 
 def test_without_options_each_xen_is_booted_once_and_arm64_is_among_them() -> None:
-    assert list(chosen()) == ["4.17-arm64", "4.20", "4.17-shadow", "4.17"]
+    assert list(chosen()) == ["4.17-arm64", "4.20", "4.17-shadow", "pair", "4.17"]
     assert chosen()["4.17-arm64"] == testing.ARM_TESTS
 
 
-def test_quick_leaves_arm64_out() -> None:
+def test_quick_leaves_arm64_and_the_pair_out() -> None:
     assert chosen("--quick") == testing.FIRST_ROWS
     assert not [name for name in chosen("--quick") if name in VARIANTS and VARIANTS[name].is_arm64]
 
@@ -32,8 +32,10 @@ def test_of_variants_asked_for_only_these_run_in_the_order_asked() -> None:
     assert list(chosen("--variant", "4.17-arm64-gic2", "--variant", "4.17")) == ["4.17-arm64-gic2", "4.17"]
 
 
-def test_a_pair_runs_its_own_tests_and_only_where_it_is_asked_for() -> None:
-    assert not set(chosen("--slow")) & set(testing.PAIRS)
+def test_a_pair_runs_its_core_tests_and_all_of_them_where_it_is_asked_for() -> None:
+    for options in ([], ["--slow"]):
+        assert set(chosen(*options)) & set(testing.PAIRS) == {"pair"}
+        assert chosen(*options)["pair"] == testing.PAIR_CORE
     assert chosen("--variant", "pair", "--variant", "pair-4.17-4.20") == {
         "pair": testing.PAIR_TESTS,
         "pair-4.17-4.20": testing.PAIR_TESTS,
