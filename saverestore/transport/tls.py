@@ -264,6 +264,7 @@ class TlsConnection(SocketConnection):
         self._using = threading.Lock()  # OpenSSL: one thread at a time for one connection
         self._waits_for: dict[int, int] = {}
         self._is_cut = False
+        self._is_given_up = False  # what was encrypted is not offered again
         self._has_unwrapped = False
         self._early = b""  # read before the half close, for who reads later
         self.cipher = (records.tls.cipher() or ("",))[0]
@@ -290,6 +291,10 @@ class TlsConnection(SocketConnection):
 
     def send(self, fd: int, buffers: list[Any]) -> int:
         """As much as is encrypted at once. The same must be sent again when it was not taken."""
+        if self._is_given_up:
+            raise BrokenPeer(
+                self.peer, "cannot be written to any more: what was written before was cut short"
+            )
         self._is_cut = True
         try:
             sent = self._call(select.POLLOUT, partial(self._records.send, buffers))
@@ -313,7 +318,11 @@ class TlsConnection(SocketConnection):
 
     def wait(self, fd: int, event: int, what: str) -> None:
         """See SocketConnection. TLS may have to write before it can read."""
-        super().wait(fd, self._waits_for.get(event, event), what)
+        try:
+            super().wait(fd, self._waits_for.get(event, event), what)
+        except BaseException:
+            self._is_given_up |= event == select.POLLOUT and self._is_cut
+            raise
 
     def _broken(self, error: ssl.SSLError, moved: str) -> BrokenPeer:
         reason = error.reason or ""

@@ -108,6 +108,18 @@ def test_what_was_encrypted_ahead_may_be_acknowledged_before_it_is_counted_and_n
             one.note_acknowledged(one.outgoing.offset + AT_ONCE_BYTES + 1)
 
 
+def test_a_write_that_was_given_up_is_followed_by_no_other(ends):
+    one, other = ends
+    one.timeout_s = 0.2
+    with pytest.raises(PeerTimeout):
+        one.outgoing.write(bytes(32 << 20))
+    with pytest.raises(BrokenPeer, match="what was written before was cut short"):
+        one.outgoing.write(b"more")
+    one.outgoing.close()
+    with pytest.raises(BrokenPeer, match="the connection was cut, not closed"):
+        other.incoming.skip_to_end()
+
+
 def test_small_buffers_share_records(site):
     one, other = over_tls(site)
     with one, other:
