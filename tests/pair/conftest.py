@@ -19,7 +19,7 @@ from on_xen import RUN, Emulated
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import pair_lab
-from pair_lab import Guest, domains_of, is_running, kept, run
+from pair_lab import FREED_IS_ZERO, Guest, domains_of, is_running, kept, run
 from xenlab import triple_faults
 from xenlab.pair import Host, Pair
 
@@ -116,8 +116,9 @@ def no_kept_guest(pair: Pair) -> None:
 def guest(request: pytest.FixtureRequest, pair: Pair, a: Host, no_kept_guest: None) -> Iterator[Guest]:
     """A running, healthy guest on hosta, and no other on either host; parametrised, of that (kind, vcpus)."""
     kind, vcpus = getattr(request, "param", ("pvh", 1))
+    pair_lab.need_kind(pair, kind)
     found = Guest(pair, f"{kind}{vcpus}", kind, vcpus)
-    found.create(a)
+    found.create(a, more=FREED_IS_ZERO)
     yield found
     found.destroy()
 
@@ -128,10 +129,9 @@ def kept_guest(pair: Pair) -> Guest:
     if kept and not is_running(kept[0].host, kept[0].name):
         kept.pop().destroy()
     if not kept:
-        # The emulator is at its best with PV guests. How much it writes does not matter here, and what its kernel
-        # has freed is sent as zeroes.
-        found = Guest(pair, "kept", "pv", memory_mib=96)
-        found.create(pair.a, pages=512, rate=50, more=("--extra", "init_on_free=1"))
+        # The emulator is at its best with PV guests. How much it writes does not matter here.
+        found = Guest(pair, "kept", "pvh" if pair.a.variant.is_arm64 else "pv", memory_mib=96)
+        found.create(pair.a, pages=512, rate=50, more=FREED_IS_ZERO)
         kept.append(found)
     return kept[0]
 

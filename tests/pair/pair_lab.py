@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from xenlab import ssh
 from xenlab.labline import GuestLog, parse_log
 from xenlab.pair import Host, Pair
@@ -24,6 +25,9 @@ LINE_TIMEOUT_S = 90
 COMMAND_TIMEOUT_S = 300
 LOOK_S = 0.5
 MODERATE_RATE = 300  # pages a second: more takes the processor from both dom0s under emulation
+FREED_IS_ZERO = ("--extra", "init_on_free=1")
+"""What the guest's kernel has freed is sent as zeroes: a migration takes half the time."""
+
 QUIET_S = 10  # so often a guest that prints too little is looked for
 
 CONSOLES = "/var/log/xen/console"
@@ -88,6 +92,12 @@ def only_booted(host: Host, domid: int) -> bool:
     return (host.label, domid) in booted and run(
         host, "test", "-e", f"/run/pysave/domain-{domid}.lock"
     ).returncode != 0
+
+
+def need_kind(pair: Pair, kind: str) -> None:
+    """Skip a test of a kind of guests that these hosts do not have: of arm64 there is one, which xl calls PVH."""
+    if pair.a.variant.is_arm64 and kind != "pvh":
+        pytest.skip("arm64 guests are of one kind")
 
 
 @dataclass

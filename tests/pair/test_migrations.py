@@ -5,7 +5,19 @@ from __future__ import annotations
 import signal
 
 import pytest
-from pair_lab import MEMORY_MIB, Command, Guest, domains_of, is_running, must, run, signal_to, states_of
+from pair_lab import (
+    FREED_IS_ZERO,
+    MEMORY_MIB,
+    Command,
+    Guest,
+    domains_of,
+    is_running,
+    must,
+    need_kind,
+    run,
+    signal_to,
+    states_of,
+)
 from xenlab.pair import Host, Pair
 
 core, slow = pytest.mark.core, pytest.mark.slow
@@ -82,10 +94,11 @@ def numbers_heard(b: Host) -> list[int]:
 def test_disk_and_network_connection_of_a_guest_go_on_at_the_other_host(
     pair: Pair, a: Host, b: Host, no_kept_guest: None, kind: str, vcpus: int
 ) -> None:
+    need_kind(pair, kind)
     must(b, f"setsid python3 -c '{LISTENER}' </dev/null >{HEARD} 2>&1 & sleep 2")
     guest = Guest(pair, f"{kind}-equipped", kind, vcpus, HVM_MEMORY_MIB if kind == "hvm" else MEMORY_MIB)
     net = ("--net", "77", str(PORT), "--peer", "10.0.9.2")
-    guest.create(a, more=("--disk-on", SHARED, *net))
+    guest.create(a, more=("--disk-on", SHARED, *net, *FREED_IS_ZERO))
     try:
         must(b, f"timeout 60 sh -c 'until [ $(wc -l < {HEARD}) -gt 5 ]; do sleep 0.2; done'")
         before = guest.state()
