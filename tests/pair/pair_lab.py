@@ -324,6 +324,7 @@ def cold_commands(pair: Pair) -> Iterator[None]:
 
 def _make_quick(pair: Pair) -> None:
     for host in pair.hosts:
+        must(host, "mkdir", "-p", BEFORE)
         for name in COMMANDS:
             must(host, "ln", "-sf", QUICK[-1], f"{BEFORE}/{name}")
 

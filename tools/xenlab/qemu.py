@@ -123,12 +123,15 @@ def _arm64(boot: Boot, gic: int) -> list[str]:
         "-device",
         f"guest-loader,addr={ARM64_KERNEL_AT:#x},kernel={_escaped(boot.kernel)},bootargs={boot.kernel_options}",
         "-device", f"guest-loader,addr={ARM64_INITRD_AT:#x},initrd={_escaped(boot.initrd)}",
-        *_devices(boot, "virtio-blk-device", "virtio-net-device"),
+        *_devices(boot, "virtio-blk-device", "virtio-net-device", last_is_first=True),
     ]  # fmt: skip
 
 
-def _devices(boot: Boot, disk: str, card: str) -> list[str]:
-    """Disks and cards, in the order of their names in dom0: vda and eth0, and for a pair vdb and eth1."""
+def _devices(boot: Boot, disk: str, card: str, *, last_is_first: bool = False) -> list[str]:
+    """Disks and cards, whose names in dom0 are vda and eth0, and for a pair vdb and eth1.
+
+    `last_is_first`: Linux finds them in the opposite order, as it does on the bus of QEMU's machine `virt`.
+    """
     devices = [
         "-drive", f"file={_escaped(boot.disk)},if=none,id=disk,{boot.disk_options}",
         "-device", f"{disk},drive=disk",
@@ -136,12 +139,13 @@ def _devices(boot: Boot, disk: str, card: str) -> list[str]:
     ]  # fmt: skip
     if boot.member:
         shared, cable = _escaped(boot.member.shared_disk), _escaped(boot.member.cable)
-        devices += [
+        others = [
             "-drive", f"file={shared},if=none,id=shared,format=raw,cache=unsafe,file.locking=off",
             "-device", f"{disk},drive=shared",
             "-netdev", f"stream,id=cable,server=on,addr.type=unix,addr.path={cable}",
             "-device", f"{card},netdev=cable,mac={boot.member.mac}",
         ]  # fmt: skip
+        return [*others, *devices] if last_is_first else [*devices, *others]
     return devices
 
 

@@ -82,9 +82,11 @@ MEMBERS = {name: qemu.Member(name, PAIR / name / "cable.sock", PAIR / "shared.im
 def test_a_host_of_a_pair_keeps_its_disk_and_sees_the_other_ones(of: qemu.Boot) -> None:
     argv = qemu.command_line(dataclasses.replace(of, disk=PAIR / "a/disk.qcow2", member=MEMBERS["a"]))
     drives = [argv[at + 1] for at, word in enumerate(argv) if word == "-drive"]
-    assert "format=qcow2" in drives[0]
-    assert "file=/c/run/pair/shared.img" in drives[1]
-    assert "file.locking=off" in drives[1]
+    (own,) = [drive for drive in drives if "id=disk" in drive]
+    (shared,) = [drive for drive in drives if "id=shared" in drive]
+    assert "format=qcow2" in own
+    assert "file=/c/run/pair/shared.img" in shared
+    assert "file.locking=off" in shared
     assert not [drive for drive in drives if "snapshot" in drive]
 
 
@@ -101,3 +103,10 @@ def test_the_disk_and_the_card_for_ssh_come_first_so_that_they_are_vda_and_eth0(
     devices = [argv[at + 1] for at, word in enumerate(argv) if word == "-device"]
     assert ["drive=disk" in devices[0], "netdev=net" in devices[1]] == [True, True]
     assert ["drive=shared" in devices[2], "netdev=cable" in devices[3]] == [True, True]
+
+
+def test_of_arm64_they_come_last_as_linux_finds_them_there_in_the_opposite_order() -> None:
+    argv = qemu.command_line(dataclasses.replace(ARM64, member=MEMBERS["b"]))
+    devices = [argv[at + 1] for at, word in enumerate(argv) if word == "-device"][-4:]
+    wanted = ("drive=shared", "netdev=cable", "drive=disk", "netdev=net")
+    assert [word in device for word, device in zip(wanted, devices, strict=True)] == [True] * 4
