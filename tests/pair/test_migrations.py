@@ -28,8 +28,11 @@ HVM_MEMORY_MIB = 160
 
 
 def kinds(*slow_ones: tuple[str, int]) -> pytest.MarkDecorator:
-    """A guest of each of these kinds, by (kind, vcpus); those of `slow_ones` with --slow only."""
-    found = [pytest.param(("pvh", 1), id="pvh"), pytest.param(("pv", 1), id="pv")]
+    """A guest of each of these kinds, by (kind, vcpus); those of `slow_ones` with --slow only.
+
+    Of the core cases PV guests are moved by those of faults.
+    """
+    found = [pytest.param(("pvh", 1), id="pvh", marks=core), pytest.param(("pv", 1), id="pv")]
     found += [pytest.param(one, marks=slow, id=f"{one[0]}-{one[1]}vcpus") for one in slow_ones]
     return pytest.mark.parametrize("guest", found, indirect=True)
 
@@ -42,7 +45,6 @@ def moved(here: Host, there: Host, guest: Guest, *options: str) -> None:
     assert "over ssh" not in said.stderr
 
 
-@core
 @pytest.mark.cold
 @kinds(("pvh", 2), ("pv", 2))
 def test_a_guest_that_writes_is_moved_live_there_and_back(a: Host, b: Host, guest: Guest) -> None:
