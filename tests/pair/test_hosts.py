@@ -31,6 +31,7 @@ def test_root_of_each_host_reaches_the_other_without_a_question(pair: Pair, sour
     assert must(pair.host(source), "ssh", there.label, "hostname").strip() == there.label
 
 
+@pytest.mark.usefixtures("xl_migrates")
 def test_stock_xl_migrates_a_guest_there_and_back(a: Host, b: Host, guest: Guest) -> None:
     before = guest.state()
     must(a, "xl", "migrate", guest.name, b.label)

@@ -9,6 +9,8 @@ import pytest
 from pair_lab import Command, Guest, domains_of, is_running, must, run, signal_to, states_of
 from xenlab.pair import Host
 
+pytestmark = pytest.mark.usefixtures("xl_migrates")
+
 slow = pytest.mark.slow
 
 
