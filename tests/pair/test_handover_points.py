@@ -61,7 +61,7 @@ def _points() -> list[Point]:
         Point(SOURCE, "after ACCEPTED", kill, SOURCE),
         Point(SOURCE, "after STREAMING", kill, SOURCE),
         Point(SOURCE, "after saying STREAM_END", kill, SOURCE),
-        Point(SOURCE, "before GRANTED", kill, SOURCE, core=True),
+        Point(SOURCE, "before GRANTED", kill, SOURCE),
         Point(SOURCE, "after GRANTED", kill, DESTINATION, core=True),
         Point(SOURCE, "after saying GRANT", kill, DESTINATION),
         Point(SOURCE, "before DONE", kill, DESTINATION),

@@ -20,7 +20,7 @@ from pair_lab import (
 )
 from xenlab.pair import Host, Pair
 
-core, slow = pytest.mark.core, pytest.mark.slow
+core, slow, cold = pytest.mark.core, pytest.mark.slow, pytest.mark.cold
 PORT = 7778
 HEARD = "/run/heard"
 SHARED = "/dev/vdb"
@@ -33,7 +33,7 @@ def kinds(*slow_ones: tuple[str, int]) -> pytest.MarkDecorator:
     Of the core cases PV guests are moved by those of faults.
     """
     found = [pytest.param(("pvh", 1), id="pvh", marks=core), pytest.param(("pv", 1), id="pv")]
-    found += [pytest.param(one, marks=slow, id=f"{one[0]}-{one[1]}vcpus") for one in slow_ones]
+    found += [pytest.param(one, marks=[slow, cold], id=f"{one[0]}-{one[1]}vcpus") for one in slow_ones]
     return pytest.mark.parametrize("guest", found, indirect=True)
 
 
@@ -45,7 +45,6 @@ def moved(here: Host, there: Host, guest: Guest, *options: str) -> None:
     assert "over ssh" not in said.stderr
 
 
-@pytest.mark.cold
 @kinds(("pvh", 2), ("pv", 2))
 def test_a_guest_that_writes_is_moved_live_there_and_back(a: Host, b: Host, guest: Guest) -> None:
     before = guest.state()

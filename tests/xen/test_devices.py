@@ -44,11 +44,8 @@ def test_saved_and_restored_by_every_pair_of_tools_nothing_is_lost_or_doubled(
         (images / "a.img").unlink()
 
 
-@pytest.mark.parametrize(
-    "equipped",
-    ["hvm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pv", "pvh"))],
-    indirect=True,
-)
+@pytest.mark.slow
+@kinds
 def test_saved_live_it_goes_on_with_all_its_devices(equipped: Equipped, images: Path):
     equipped.saved_live_twice(images)
 
