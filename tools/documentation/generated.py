@@ -141,7 +141,10 @@ def errors_page() -> str:
     """docs/reference/errors.md: exit codes and names of errors."""
     lines = [NOTE, "# Exit codes and error names\n", "## Exit codes\n"]
     lines += ["| exit code | |", "|---|---|"]
-    codes = [*((int(code), code.meaning) for code in ExitCode), (DIFFERENT, f"`pyimage` {DIFFERENT_MEANING}")]
+    codes = [
+        *((int(code), code.meaning) for code in ExitCode),
+        (DIFFERENT, f"`pyimage diff`: {DIFFERENT_MEANING}"),
+    ]
     lines += [f"| {code} | {meaning} |" for code, meaning in sorted(codes)]
     lines.append(
         "\n`pyimage verify` of several images exits with the code of the first that is not whole. A dry run "

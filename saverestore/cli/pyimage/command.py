@@ -68,7 +68,7 @@ Each COMMAND has its own --help.
 
 def command_parser() -> arguments.Parser:
     """What reads the command line."""
-    codes = arguments.exit_codes(CODES, [(DIFFERENT, DIFFERENT_MEANING)])
+    codes = arguments.exit_codes(CODES, [(DIFFERENT, f"diff: {DIFFERENT_MEANING}")])
     parser = arguments.parser("pyimage", DESCRIPTION, EPILOG, codes)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for subcommand in SUBCOMMANDS:

@@ -23,7 +23,7 @@ DIFFERENT = 1
 """What diff exits with when the images differ, as diff(1) does. No failure, so no `ExitCode`."""
 
 CODES = (ExitCode.DONE, ExitCode.USAGE, ExitCode.IMAGE, ExitCode.IO, ExitCode.INTERRUPTED)
-DIFFERENT_MEANING = "diff: the images differ"
+DIFFERENT_MEANING = "the images differ"
 
 ALSO_COMPRESSED = "IMAGE may be compressed with zstd, gzip or lz4; '-' is standard input."
 RANDOM_ACCESS = "IMAGE is a file, plain or in seekable zstd as pysave writes it."

@@ -12,6 +12,7 @@ from saverestore.cli.arguments import FILE, complete
 from saverestore.cli.common import counted
 from saverestore.cli.pyimage.common import (
     DIFFERENT,
+    DIFFERENT_MEANING,
     Bar,
     Subparsers,
     add_command,
@@ -40,7 +41,7 @@ def add_to(commands: Subparsers) -> None:
         "Memory, registers, other records and configuration. Exits with 0 if both hold the same domain in the same "
         "state, with 1 if not. Facts about the image itself (format, host, time, digest) are shown and do not count; "
         "nor do pages without content. A and B are files, plain or in seekable zstd as pysave writes it.",
-        [(DIFFERENT, "the images differ")],
+        [(DIFFERENT, DIFFERENT_MEANING)],
     )
     for name, metavar, text in (
         ("image_a", "A", "file with an image"),

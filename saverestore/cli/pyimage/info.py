@@ -229,6 +229,10 @@ def _digest_dict(found: Survey) -> dict[str, Any] | None:
     }
 
 
+LABELS = {"afterwards": "domain"}
+"""Of keys of PROVENANCE that say little by themselves: what the save left of the domain."""
+
+
 def _heading(found: Survey, file: str | None) -> Iterator[str]:
     from saverestore.stream.layout import DRAFT_B_VERSION
 
@@ -255,7 +259,7 @@ def _heading(found: Survey, file: str | None) -> Iterator[str]:
         yield line(f"  disk {plain(str(disk.get('vdev')))} ", _disk(disk))
     if found.digest:
         name = DIGEST_NAMES.get(found.digest.algorithm, f"algorithm {found.digest.algorithm}")
-        verdict = "does not hold" if found.checked_digest is None else "holds"
+        verdict = "the image does not match it" if found.checked_digest is None else "verified"
         yield line("digest", f"{name} {found.digest.digest.hex()} ({verdict})")
 
 
@@ -273,7 +277,9 @@ def _words(value: Any) -> str:
     """A value of PROVENANCE for people: "live yes, compress –", and in it "before: bytes 919, xxh3 018d…"."""
     if isinstance(value, dict):
         return ", ".join(
-            f"{name}: {_words(inner)}" if isinstance(inner, dict) else f"{name} {_words(inner)}"
+            f"{name}: {_words(inner)}"
+            if isinstance(inner, dict)
+            else f"{LABELS.get(name, name)} {_words(inner)}"
             for name, inner in value.items()
         )
     if value is None:
