@@ -81,8 +81,7 @@ def connected(
 ) -> Iterator[SocketConnection]:
     """A connection to the receiver there, inside this block. Unreachable when there is none.
 
-    `command`: what ssh is asked to run. `begun`: ssh that was started for it before. Where the block ends well, the
-    receiver's end is not waited for.
+    `command`: what ssh is asked to run. `begun`: ssh that was started for it before.
     """
     if address.kind == "ssh":
         with _by_ssh(address, ssh, timeout_s, command, begun) as connection:
@@ -96,18 +95,20 @@ def connected(
 def _by_ssh(
     address: Address, ssh: Sequence[str], timeout_s: float, command: str, begun: Begun | None
 ) -> Iterator[SocketConnection]:
-    child = begun.taken(address.host, ssh, command) if begun is not None else None
+    child: SshChild | None = None
+    connection: SocketConnection | None = None
     try:
-        child = child or SshChild(address.host, ssh, command)
-    except OSError as error:
-        raise Unreachable(f"{ssh[0]} could not be started: {error.strerror}") from error
-    is_well = False
-    connection = SocketConnection(child.connected, address.host, timeout_s=timeout_s)
-    try:
+        try:
+            with shield():  # whoever is interrupted has a child to end, or none
+                child = begun.taken(address.host, ssh, command) if begun is not None else None
+                child = child or SshChild(address.host, ssh, command)
+                connection = SocketConnection(child.connected, address.host, timeout_s=timeout_s)
+        except OSError as error:
+            raise Unreachable(f"{ssh[0]} could not be started: {error.strerror}") from error
         yield connection
-        is_well = True
     except BrokenPeer as error:
-        if not connection.incoming.offset and (code := child.ended_with()):
+        has_heard_nothing = connection is not None and not connection.incoming.offset
+        if child is not None and has_heard_nothing and (code := child.ended_with()):
             raise Unreachable(
                 f"{address.host} cannot be reached, or has no {command.split()[0]}: "
                 f"{shlex.join(ssh)} ended with exit code {code}"
@@ -115,8 +116,10 @@ def _by_ssh(
         raise
     finally:
         with shield():
-            connection.close()
-            child.end(at_once=is_well)
+            if connection is not None:
+                connection.close()
+            if child is not None:
+                child.end()
 
 
 @contextmanager

@@ -78,10 +78,13 @@ def receive(
     hello = greeted(channel, journals)
     first = channel.hear(Offer, Grant, Abort, Ask)
     if isinstance(first, Offer):
-        with IncomingLinks(channel, first, None if first.dry_run else open_door) as links:
-            return _Receiver(
+        with (
+            IncomingLinks(channel, first, None if first.dry_run else open_door) as links,
+            _Receiver(
                 channel, host, progress, report, journals, copy_of, helper or {}, hello, first, links
-            ).run()
+            ) as receiver,
+        ):
+            return receiver.run()
     assert isinstance(first, Grant | Abort | Ask)
     answer(channel, host, journals, copy_of, first)
     return Received()
@@ -150,7 +153,7 @@ class _Receiver(Receiving):
             named = replace(self._request, name=incoming_name(head.name))
             with opened_in(MessageSource(self._channel), named) as image:
                 self._check_offered(image.config)
-                domid = self._take(side, image)
+                domid = self._take(side, head, image)
         except BaseException as error:
             self._end(side, error)
             raise

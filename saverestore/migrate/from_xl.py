@@ -64,7 +64,9 @@ def receive_from_xl(
     """
     report = RestoreReport() if report is None else report
     peer.greet()
-    return _Receiver(peer, asked, host, progress, report, journals or Journals(), copy_of, helper or {}).run()
+    journals = journals or Journals()
+    with _Receiver(peer, asked, host, progress, report, journals, copy_of, helper or {}) as receiver:
+        return receiver.run()
 
 
 class _Receiver(Receiving):
@@ -105,7 +107,7 @@ class _Receiver(Receiving):
             )
             side.happen(Event.HEARD_OFFER)
             try:
-                domid = self._take(side, replace(image, config=image.config.replaced(name=name)))
+                domid = self._take(side, head, replace(image, config=image.config.replaced(name=name)))
             except BaseException as error:
                 self._end(side, error)
                 raise

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from saverestore.engine.progress import DomainState, Progress, RestoreReport
 from saverestore.errors import Advice, Remedy, SaveRestoreError, XenRefused, exit_code_of, fact_of, name_of
@@ -30,6 +31,9 @@ from saverestore.operations.restore import check_fits, restoring
 from saverestore.toolstack import moving, shared_disks
 from saverestore.toolstack.config import GuestConfig
 
+if TYPE_CHECKING:
+    from saverestore.toolstack.watcher import Watcher
+
 LOG = logging.getLogger(__name__)
 
 
@@ -42,7 +46,10 @@ class Received:
 
 
 class Receiving(ABC):
-    """One domain. `request`: how it is restored. `helper`: see `operations.restore.restore_domain`."""
+    """One domain. `request`: how it is restored. `helper`: see `operations.restore.restore_domain`.
+
+    A context manager: at its end a watcher that was given no domain is ended.
+    """
 
     def __init__(
         self,
@@ -61,6 +68,14 @@ class Receiving(ABC):
         self._copy_of = copy_of
         self._helper = helper
         self._request = request
+        self._stack = ExitStack()
+        self._watcher: Watcher | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
 
     @abstractmethod
     def _say(self, message: Message) -> None:
@@ -111,8 +126,11 @@ class Receiving(ABC):
         copy = self._copy_of(self._host, head)
         return head, Side(Role.DESTINATION, migration, copy, create=create, say=self._say)
 
-    def _take(self, side: Side, image: OpenedImage) -> int:
+    def _take(self, side: Side, head: Head, image: OpenedImage) -> int:
         """Until the domain is whole and READY is said: its domid. `image` has the name of a copy that comes in."""
+        if self._is_watched():
+            # Now, as it takes its time to start: meanwhile the domain is filled.
+            self._watcher = self._stack.enter_context(self._host.watcher(head.name))
         with (
             ExitStack() as stack,
             restoring(self._host, image, self._request, self._helper, stack) as fresh,
@@ -142,10 +160,9 @@ class Receiving(ABC):
     def _is_ours(self, head: Head, domid: int) -> Received:
         """It is this host's for good, and runs or is paused. That perhaps nobody watches it is no failure."""
         self._report.domain_state = DomainState.PAUSED if head.paused else DomainState.RUNNING
-        if self._is_watched():
+        if self._watcher is not None:
             try:
-                with self._host.watcher(head.name) as watcher:
-                    watcher.watch(domid)
+                self._watcher.watch(domid)
             except XenRefused as error:
                 LOG.warning(
                     "nothing watches %s: %s",

@@ -44,7 +44,7 @@ def words_of(command: str) -> list[str]:
 
 
 class SshChild:
-    """ssh that runs. `connected`: this end of its standard input and output, which its user closes."""
+    """ssh that runs. `connected`: this end of its standard input and output."""
 
     def __init__(self, host: str, ssh: Sequence[str], command: str = RECEIVE) -> None:
         """Start it. OSError when it cannot be; nothing is left then, nor when a signal comes meanwhile."""
@@ -53,13 +53,12 @@ class SshChild:
         self._child: subprocess.Popen[bytes] | None = None
         self.connected, theirs = socket.socketpair()
         try:
-            with shield(), theirs:  # inside: a signal that came meanwhile is raised at its end
+            with shield(), theirs:  # a signal that comes meanwhile is raised at the end of it
                 self._child = subprocess.Popen(
                     [*DEAF, *ssh, host, command], stdin=theirs.fileno(), stdout=theirs.fileno()
                 )
         except BaseException:
             with shield():
-                self.connected.close()
                 self.end()
             raise
 
@@ -76,6 +75,7 @@ class SshChild:
         Else it ends by itself, as its connection is closed: with the program at the other host, whose last words it
         prints.
         """
+        self.connected.close()
         child = self._child
         if child is None:
             return
@@ -90,7 +90,11 @@ class SshChild:
 class Begun:
     """What was started before it was needed, if anything. For one connection; further ones start their own."""
 
-    def __init__(self, child: SshChild | None) -> None:
+    def __init__(self) -> None:
+        self._child: SshChild | None = None
+
+    def begin(self, child: SshChild) -> None:
+        """This one, from now on."""
         self._child = child
 
     def taken(self, host: str, ssh: Sequence[str], command: str) -> SshChild | None:
@@ -105,7 +109,6 @@ class Begun:
         """Nobody takes it any more. The program at the other host has heard nothing, and ends."""
         child, self._child = self._child, None
         if child is not None:
-            child.connected.close()
             child.end(at_once=True)
 
 
@@ -115,11 +118,11 @@ def begun(address: str, ssh: str) -> Iterator[Begun]:
 
     What is wrong with either is for others to find: nothing is started then.
     """
-    child = None
-    with contextlib.suppress(OSError, UsageError):
-        child = SshChild(address, words_of(ssh)) if is_host(address) else None
-    one = Begun(child)
+    one = Begun()
     try:
+        with shield(), contextlib.suppress(OSError, UsageError):
+            if is_host(address):
+                one.begin(SshChild(address, words_of(ssh)))
         yield one
     finally:
         with shield():

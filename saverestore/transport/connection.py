@@ -19,8 +19,9 @@ import struct
 import termios
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from saverestore.errors import ErrorName, TransportError, name_of_errno
 from saverestore.interrupts import HEED_S, shield
@@ -28,6 +29,9 @@ from saverestore.transport import tcp_info
 from saverestore.transport.base import ByteSink, ByteSource
 from saverestore.transport.fd import PEER_ERRORS, FdSink, FdSource
 from saverestore.transport.paced import pace_in_kernel
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 GONE_ERRORS = PEER_ERRORS | {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNABORTED}
 """What the kernel says when the peer, or the way there, is gone."""
@@ -215,6 +219,10 @@ class _Both:
         belongs together: then the same must be given again.
         """
         return os.writev(fd, buffers)
+
+    def has_given_up_writing(self) -> None:
+        """A write has ended before everything was sent."""
+        return
 
     def wait(self, fd: int, event: int, what: str) -> None:
         """Wait until a descriptor is ready for `event`. `PeerTimeout` with `what` the peer has not done."""
@@ -404,6 +412,14 @@ class _Outgoing(FdSink):
         super().__init__(fd, connection.peer, close_fd=False)
         self._connection = connection
         self._counting = counting
+
+    def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
+        """See FdSink."""
+        try:
+            super().writev(buffers)
+        except BaseException:  # a signal, too
+            self._connection.has_given_up_writing()
+            raise
 
     def close(self) -> None:
         """Half close: the peer finds the end behind what was written. A second time does nothing."""

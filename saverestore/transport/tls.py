@@ -9,6 +9,7 @@ import contextlib
 import os
 import select
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
-from saverestore.transport.connection import BrokenPeer, SocketConnection
+from saverestore.interrupts import shield
+from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection
 from saverestore.transport.tls_records import RECORD_BYTES, Records
 
 FOLDER = Path("/etc/xen/pymigrate")
@@ -318,11 +320,11 @@ class TlsConnection(SocketConnection):
 
     def wait(self, fd: int, event: int, what: str) -> None:
         """See SocketConnection. TLS may have to write before it can read."""
-        try:
-            super().wait(fd, self._waits_for.get(event, event), what)
-        except BaseException:
-            self._is_given_up |= event == select.POLLOUT and self._is_cut
-            raise
+        super().wait(fd, self._waits_for.get(event, event), what)
+
+    def has_given_up_writing(self) -> None:
+        """See _Both. What was encrypted and has not gone is not offered again."""
+        self._is_given_up |= self._is_cut
 
     def _broken(self, error: ssl.SSLError, moved: str) -> BrokenPeer:
         reason = error.reason or ""
@@ -348,9 +350,24 @@ class TlsConnection(SocketConnection):
 
     def end_outgoing(self) -> None:
         """See SocketConnection. The peer finds an end that cannot be forged, unless a write was cut short."""
-        if not self._is_cut:
-            with contextlib.suppress(OSError, ValueError), self._using:
-                self._read_early()
-                self._records.end()
-                self._has_unwrapped = True  # what the socket reads from now on would be plain
-        super().end_outgoing()
+        with shield():  # what has come is not lost
+            if not self._is_cut:
+                with contextlib.suppress(OSError, ValueError, PeerTimeout):
+                    self._say_end()
+            super().end_outgoing()
+
+    def _say_end(self) -> None:
+        """Where the kernel takes nothing now, it is waited for, unless something has failed already."""
+        is_failing = sys.exc_info()[0] is not None
+        with self._using:
+            self._read_early()
+        while True:
+            try:
+                with self._using:
+                    self._records.end()  # an error when the peer has not said so, too
+                    self._has_unwrapped = True  # what the socket reads from now on would be plain
+                return
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                if is_failing:
+                    return
+            super().wait(self.fileno(), select.POLLOUT, "took nothing")

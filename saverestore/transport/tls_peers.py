@@ -142,7 +142,7 @@ def connected(
     records: Records | None = None
     try:
         context = credentials.for_connecting()
-        records = (InKernel if kernel_can_encrypt() else InMemory)(
+        records = (InKernel if InKernel.is_of_use and kernel_can_encrypt() else InMemory)(
             made, context, server_hostname=host if context.check_hostname else None
         )
         _waited_for(records, records.do_handshake, end)

@@ -19,7 +19,7 @@ import socket
 import ssl
 from typing import Any, Protocol
 
-from saverestore.transport.fd import IOV_MAX
+from saverestore.transport.fd import IOV_MAX, nbytes_of
 
 RECORD_BYTES = 1 << 14
 """What TLS encrypts at once (RFC 8446, 5.1)."""
@@ -213,8 +213,12 @@ class InMemory:
 
 
 class InKernel:
-    """See Records. Where the kernel does not take it after all, OpenSSL writes a record at a time."""
+    """See Records. Where the kernel does not take it after all, OpenSSL writes a record at a time.
 
+    `is_of_use`: false once that was so in this process: OpenSSL was built without it, or the kernel lacks the cipher.
+    """
+
+    is_of_use = True
     ahead_bytes = 0
     kernel_encrypts = False
 
@@ -234,12 +238,14 @@ class InKernel:
     def do_handshake(self) -> None:
         """See Records."""
         self.tls.do_handshake()
-        self.kernel_encrypts = is_encrypting(self.tls)
+        self.kernel_encrypts = InKernel.is_of_use = is_encrypting(self.tls)
 
     def send(self, buffers: list[Any]) -> int:
         """See Records."""
         if self.kernel_encrypts:
             return os.writev(self.tls.fileno(), buffers[:IOV_MAX])
+        if nbytes_of(buffers[0]) < RECORD_BYTES and len(buffers) > 1:
+            return self.tls.send(_joined(buffers))
         with memoryview(buffers[0]) as whole, whole.cast("B") as flat, flat[:RECORD_BYTES] as part:
             return self.tls.send(part)
 
@@ -250,6 +256,19 @@ class InKernel:
     def end(self) -> None:
         """See Records."""
         self.tls.unwrap()
+
+
+def _joined(buffers: list[Any]) -> bytes:
+    """As many of the first bytes as one record takes."""
+    parts: list[bytes] = []
+    left = RECORD_BYTES
+    for buffer in buffers:
+        with memoryview(buffer) as whole, whole.cast("B") as flat, flat[:left] as part:
+            parts.append(bytes(part))
+            left -= len(part)
+        if not left:
+            break
+    return b"".join(parts)
 
 
 def is_encrypting(connected: socket.socket) -> bool:

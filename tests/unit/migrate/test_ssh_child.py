@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -134,20 +135,32 @@ def test_ssh_that_fails_before_it_is_needed_makes_the_host_unreachable(children)
             channel.hear(Hello)
 
 
-def test_after_a_migration_nobody_waits_until_the_other_host_has_tidied_up(children):
-    began = time.monotonic()
-    with addresses.connected(host(), ssh=shlex.split(LINGERING)) as connection:
-        say_and_hear(connection)
-    assert children[0].returncode is not None
-    assert time.monotonic() - began < ssh_child.CHILD_S
-
-
-def test_after_a_failure_the_last_words_of_the_other_host_are_waited_for(tmp_path):
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_last_words_of_the_other_host_are_waited_for(tmp_path, fails):
     said = tmp_path / "said"
     ssh = shlex.split(script(f"cat; sleep 0.5; echo last words > {said}"))
-    with pytest.raises(LookupError), addresses.connected(host(), ssh=ssh):
-        raise LookupError
+    with contextlib.suppress(LookupError), addresses.connected(host(), ssh=ssh):
+        if fails:
+            raise LookupError
     assert said.read_text() == "last words\n"
+
+
+def test_a_signal_before_the_connection_is_made_leaves_no_ssh_behind(children, monkeypatch):
+    def interrupted(*_given, **_more):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise LookupError
+
+    monkeypatch.setattr(addresses, "SocketConnection", interrupted)
+    before = descriptors()
+    with (
+        interrupts.handled(),
+        pytest.raises((Interrupted, LookupError)),
+        begun("host", ECHO) as one,
+        addresses.connected(host(), ssh=shlex.split(ECHO), begun=one),
+    ):
+        raise AssertionError("it is not connected")
+    assert [child.returncode is not None for child in children] == [True]
+    assert descriptors() == before
 
 
 def test_a_signal_as_it_is_started_leaves_nothing_behind(children, monkeypatch):

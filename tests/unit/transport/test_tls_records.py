@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import socket
 import sys
 import threading
@@ -14,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tls_sites import LONG_S, Site, over_tls
 
+from saverestore import interrupts
+from saverestore.errors import Interrupted
 from saverestore.transport import tls_peers, tls_records
 from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, PeerTimeout, _queued_bytes
-from saverestore.transport.tls_records import AT_ONCE_BYTES, RECORD_BYTES
+from saverestore.transport.tls_records import AT_ONCE_BYTES, RECORD_BYTES, InKernel, InMemory, is_encrypting
 
 PATTERN = os.urandom(1 << 20)
 
@@ -30,6 +34,7 @@ def site(tmp_path_factory):
 def ends(request, site, monkeypatch):
     """Both ends of a connection. "kernel": as where the kernel encrypts, or OpenSSL where it does not after all."""
     monkeypatch.setattr(tls_peers, "kernel_can_encrypt", lambda: request.param == "kernel")
+    monkeypatch.setattr(InKernel, "is_of_use", True)
     one, other = over_tls(site)
     with one, other:
         yield one, other
@@ -120,13 +125,89 @@ def test_a_write_that_was_given_up_is_followed_by_no_other(ends):
         other.incoming.skip_to_end()
 
 
-def test_small_buffers_share_records(site):
-    one, other = over_tls(site)
-    with one, other:
-        before = sent_by(one)
-        one.outgoing.writev([b"x" * 100] * 1000)
-        assert other.incoming.read(100_000) == b"x" * 100_000
-        assert sent_by(one) - before < 101_000  # 22 bytes a record: 10 records rather than 1,000
+def test_so_is_one_that_a_signal_ended_outside_of_any_wait(ends, monkeypatch):
+    one, other = ends
+
+    def interrupted(_event):
+        raise Interrupted("interrupted by Ctrl-C")
+
+    monkeypatch.setattr(one._outgoing, "_wait", interrupted)
+    with pytest.raises(Interrupted):
+        one.outgoing.write(bytes(32 << 20))
+    other.timeout_s = 0.2
+    with contextlib.suppress(PeerTimeout):
+        other.incoming.skip_to_end()
+    with pytest.raises(BrokenPeer, match="what was written before was cut short"):
+        one.outgoing.write(b"\xff")
+    one.outgoing.close()
+    with pytest.raises(BrokenPeer, match="the connection was cut, not closed"):
+        other.incoming.skip_to_end()
+
+
+def test_the_end_is_said_although_the_kernel_takes_nothing_for_a_while(ends):
+    one, other = ends
+    one._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    filled = 0
+    with reading_late(other) as found:
+        one.outgoing.write(PATTERN)
+        filled += len(PATTERN)
+        one.outgoing.close()
+    assert found == [filled]
+
+
+@contextlib.contextmanager
+def reading_late(connection):
+    """Read to the end on another thread, slowly: how many bytes came."""
+    found: list[int] = []
+
+    def read():
+        while connection.incoming.read_some(1 << 16):
+            time.sleep(0.01)
+        found.append(connection.incoming.offset)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    yield found
+    thread.join(LONG_S)
+
+
+def test_what_comes_as_the_end_is_said_is_not_lost_by_a_signal(ends, monkeypatch):
+    one, other = ends
+    other.outgoing.write(b"restores")
+    while not select.select([one.fileno()], [], [], LONG_S)[0]:
+        pass
+    real = one._records.receive_into
+
+    def interrupted(view):
+        came = real(view)
+        os.kill(os.getpid(), signal.SIGINT)
+        return came
+
+    monkeypatch.setattr(one._records, "receive_into", interrupted)
+    with interrupts.handled(), pytest.raises(Interrupted):
+        one.outgoing.close()
+    monkeypatch.setattr(one._records, "receive_into", real)
+    assert one.incoming.read(8) == b"restores"
+
+
+def test_small_buffers_share_records(ends):
+    one, other = ends
+    before = sent_by(one)
+    one.outgoing.writev([b"x" * 100] * 1000)
+    assert other.incoming.read(100_000) == b"x" * 100_000
+    assert sent_by(one) - before < 101_000  # 22 bytes a record: 10 records rather than 1,000
+
+
+def test_where_the_kernel_has_not_encrypted_once_it_is_not_asked_again(site, monkeypatch):
+    monkeypatch.setattr(tls_peers, "kernel_can_encrypt", lambda: True)
+    monkeypatch.setattr(InKernel, "is_of_use", True)
+    kinds = []
+    for _ in range(2):
+        one, other = over_tls(site)
+        with one, other:
+            kinds.append(type(one._records))
+            encrypts = is_encrypting(one._socket)
+    assert kinds == [InKernel, InKernel if encrypts else InMemory]
 
 
 def sent_by(connection):
