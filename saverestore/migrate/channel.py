@@ -249,12 +249,10 @@ class Channel:
             self._acknowledging.notify_all()
 
     def await_acknowledged(self, position: int, within_s: float) -> bool:
-        """Ask the peer, which reads an image, how far it is, and wait until it is there: false when it takes longer.
+        """Wait until the peer, which reads an image, has acknowledged so much of it: false when it takes longer.
 
-        It answers when it has used all that was written before. Once `listen` was called. What fails meanwhile ends
-        the wait, and is raised by `say` and `hear`.
+        It says so when it has read KEEPALIVE behind that. Once `listen` was called. Raises what `listen` has met.
         """
-        self.say(KeepAlive())
 
         def look(seconds: float) -> bool:
             with self._acknowledging:
@@ -262,7 +260,10 @@ class Channel:
                     lambda: self.connection.acknowledged >= position or self._failure is not None, seconds
                 )
 
-        return waited_for(look, within_s) and self._failure is None
+        has_come = waited_for(look, within_s)
+        if self._failure is not None:
+            raise self._failure
+        return has_come
 
     # ---- beginning and end -------------------------------------------------------------------------
 

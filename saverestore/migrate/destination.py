@@ -119,7 +119,8 @@ class _Receiver(Receiving):
     def _say(self, message: Message) -> None:
         """See Receiving."""
         self._is_ready_said |= isinstance(message, Ready)
-        self._channel.say(with_codecs(self._links.completed(message)))
+        message = with_codecs(self._links.completed(message))
+        self._channel.say(replace(message, answers=True) if isinstance(message, Accepted) else message)
 
     def _is_whole(self) -> None:
         """See Receiving."""

@@ -112,7 +112,8 @@ class Accepted:
     `secret`: what each JOIN of this migration has; "": there is one connection only, and `reason` says why, for
     people. `port`: where others arrive. `certificate`: the destination's, made for this migration, where the source
     has sent one; `host`: the address at which it listens, "": the source knows it.
-    `codecs`: names of those in which pages may come; none: it knows of Xen's own format only.
+    `codecs`: names of those in which pages may come; none: it knows of Xen's own format only. `answers`: it answers
+    KEEPALIVE amid the image by ACKNOWLEDGED; an older one does not.
     """
 
     type: ClassVar = MessageType.ACCEPTED
@@ -124,6 +125,7 @@ class Accepted:
     certificate: str = ""
     host: str = ""
     codecs: tuple[str, ...] = ()
+    answers: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from saverestore.errors import (
     ErrorName,
     SaveRestoreError,
 )
+from saverestore.interrupts import HEED_S
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.codecs import MeasuredSink, coding_for
 from saverestore.migrate.handing_over import HandingOver, Move, dry_run_of, hand_over
@@ -28,6 +29,7 @@ from saverestore.migrate.messages import (
     MAX_BODY_BYTES,
     Aborted,
     Accepted,
+    KeepAlive,
     Message,
     Offer,
     ProtocolError,
@@ -116,6 +118,7 @@ class HandOver(HandingOver):
         self._is_given_up = False
         offer = offer_of(move.request, move.prepared, self._head.migration)
         self._offered = link.offering(offer)
+        self._accepted: Accepted
         self._coding: Coding | AutoCoding | None = None
 
     def settings(self, wanted: SaveSettings) -> SaveSettings:
@@ -125,12 +128,23 @@ class HandOver(HandingOver):
             coding=self._coding,
             checksums=False,
             xor_cache_bytes=self._request.codecs.xor_cache_bytes,
-            catch_up=self._catch_up,
+            catch_up=self._catch_up if self._accepted.answers else None,
         )
 
     def _catch_up(self) -> None:
-        """See SaveSettings. There may be megabytes in buffers on the way: on a slow link most of the downtime."""
-        self._channel.await_acknowledged(self.sink.offset, CATCH_UP_S)
+        """See SaveSettings. There may be megabytes in buffers on the way: on a slow link most of the downtime.
+
+        While all links are broken it is waited for one: once the domain is suspended that ends the migration.
+        """
+        position = self.sink.offset
+        self._channel.say(KeepAlive())
+        end = time.monotonic() + CATCH_UP_S
+        while not self._channel.await_acknowledged(position, HEED_S):
+            now = time.monotonic()
+            if self._link.is_broken:
+                end = now + CATCH_UP_S
+            elif now >= end:
+                return
 
     def _greet(self) -> tuple[str, Notes]:
         """See HandingOver."""
@@ -141,7 +155,7 @@ class HandOver(HandingOver):
         """See HandingOver."""
         self._link.answer_requests(self._head.migration)
         self._channel.say(self._offered)
-        accepted = self._channel.hear(Accepted)
+        accepted = self._accepted = self._channel.hear(Accepted)
         self._link.begin(accepted, self._may_resume)
         self._coding = coding_for(self._request.codecs, accepted.codecs, self.name, self._rate)
         self._channel.listen()

@@ -281,6 +281,11 @@ class SourceLink:
             raise
         return connection
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether there is no link, and one may come."""
+        return self._linked is not None and not self._linked.nr_links
+
     def close(self) -> None:
         """The migration is over. A second time does nothing more. The connection is the channel's."""
         if self._control is not None:

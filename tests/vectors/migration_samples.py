@@ -47,7 +47,7 @@ CONVERSATION: list[tuple[str, Message | bytes]] = [
             silence_s=10,
         ),
     ),
-    ("destination", Accepted(ID, secret="5ec2e7", port=40000, codecs=("none", "zstd"))),
+    ("destination", Accepted(ID, secret="5ec2e7", port=40000, codecs=("none", "zstd"), answers=True)),
     ("source", b"the image's bytes"),
     ("source", KeepAlive()),
     ("destination", Acknowledged(17)),

@@ -18,9 +18,10 @@ from table_host import Pair, tcp_sockets
 
 from saverestore import interrupts
 from saverestore.errors import Interrupted, TransportError
-from saverestore.migrate import source_link
+from saverestore.migrate import source, source_link
 from saverestore.migrate.addresses import parse
 from saverestore.migrate.linking import door_beside_ssh, door_of
+from saverestore.migrate.messages import KeepAlive
 from saverestore.migrate.peers import MigrationAborted
 from saverestore.migrate.source_link import LinkOptions
 from saverestore.transport.connection import Connection
@@ -211,6 +212,26 @@ def test_when_all_links_break_while_the_domain_runs_the_migration_resumes_where_
     assert pair.link_report.resent_pages <= 64  # what was on its way
     assert caplog.text.count("the link to b is broken") == 1
     assert "is back after" in caplog.text
+    assert pair.a.guest.moments.calls.count("suspend") == 1
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_links_that_break_while_what_was_sent_arrives_are_waited_for_before_the_domain_is_suspended(
+    pair, streams, monkeypatch
+):
+    links = over_links(pair)
+    monkeypatch.setattr(source, "CATCH_UP_S", PAUSED_S / 4)
+
+    def cut() -> KeepAlive:
+        eventually(lambda: are_joined(streams))
+        links.is_cut = True
+        links.cut()
+        threading.Timer(PAUSED_S, lambda: setattr(links, "is_cut", False)).start()
+        return KeepAlive()
+
+    monkeypatch.setattr(source, "KeepAlive", cut)
+    migrate(pair, streams)
+    assert pair.link_report.reconnects == 1
     assert pair.a.guest.moments.calls.count("suspend") == 1
 
 

@@ -71,7 +71,7 @@ def test_a_field_of_a_newer_version_is_ignored():
 
 def test_hosts_that_do_not_know_of_several_connections_have_one():
     accepted = unpack_body(MessageType.ACCEPTED, json.dumps({"migration": str(ID)}).encode())
-    assert (accepted.secret, accepted.port) == ("", 0)
+    assert (accepted.secret, accepted.port, accepted.answers) == ("", 0, False)
     offer = unpack_body(
         MessageType.OFFER, json.dumps({"migration": str(ID), "config": "", "memory_kib": 1}).encode()
     )
