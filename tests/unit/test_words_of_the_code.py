@@ -180,7 +180,7 @@ PASSED_ON = {
     ("saverestore.helper.arguments", "--restore-domain"),
     *(("saverestore.toolstack.diversion", f"--{option}") for option in DPKG_DIVERT),
     ("saverestore.toolstack.watcher", "--late"),
-    ("saverestore.migrate.addresses", "pymigrate receive"),
+    ("saverestore.migrate.ssh_child", "pymigrate receive"),
     ("saverestore.toolstack.moving", "--incoming"),  # what a domain's name ends with
     ("saverestore.toolstack.watcher", "--ready-fd"),
 }
