@@ -249,9 +249,9 @@ def is_stalled(rounds: Sequence[RoundStats]) -> bool:
 
 
 def catches_up(rounds: Sequence[RoundStats]) -> bool:
-    """Whether less is left to be sent while the domain runs and what is on its way arrives: clearly less is dirtied.
+    """Whether waiting for what is on its way leaves less to be sent: the domain dirties clearly less than is sent.
 
-    Not where that cannot be told.
+    False where that is not known.
     """
     written, sent = dirty_rate(rounds), rounds[-1].send_rate
     return written is not None and sent is not None and written <= CATCHING_UP * sent

@@ -51,8 +51,7 @@ class SaveSettings:
     `throttle`: what slows the domain down when `limits` ask for it. `storage`: where the image goes, for its room;
     None: nobody looks.
     `catch_up`: called after the last round in which the domain runs, unless it writes about as fast as is sent; it
-    returns when what was written has arrived, or when that takes too long. So the domain does not stand still while
-    that is on its way.
+    returns when what was written has arrived, or when that takes too long. So that time is no part of the downtime.
     `batch_pfns`, `hole_pfns`: how many pfns are read, or asked about, at a time; None: what is fastest.
     """
 

@@ -209,9 +209,8 @@ def _migrate(given: argparse.Namespace) -> int | None:
         return xl.migrate_to_xl(given)
     from saverestore.migrate.ssh_child import begun
 
-    with begun(
-        given.host, given.ssh
-    ) as child:  # before the rest is loaded, which takes a while on both hosts
+    # Before the rest is loaded, which takes a while on both hosts.
+    with begun(given.host, given.ssh) as child:
         return _migrate_by(given, child)
 
 

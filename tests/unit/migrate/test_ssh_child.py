@@ -115,10 +115,22 @@ def test_nothing_is_begun_for_what_ssh_does_not_reach(children, address):
         assert children == []
 
 
-@pytest.mark.parametrize("ssh", ["/nothing/ssh", "", "'"])
-def test_what_is_wrong_with_the_command_for_ssh_is_found_when_it_is_needed(children, ssh):
+@pytest.mark.parametrize("ssh", ["", "'"])
+def test_a_command_for_ssh_that_makes_no_sense_is_for_others_to_refuse(children, ssh):
     with begun("host", ssh) as one:
-        assert one.taken("host", [ssh], RECEIVE) is None or ssh == "/nothing/ssh"
+        assert one.taken("host", [ssh], RECEIVE) is None
+    assert children == []
+
+
+def test_a_command_for_ssh_that_is_not_there_is_found_when_it_is_needed(children):
+    with (
+        begun("host", "/nothing/ssh") as one,
+        pytest.raises(Unreachable, match=r"/nothing/ssh ended with exit code 127"),
+        addresses.connected(host(), ssh=["/nothing/ssh"], begun=one) as connection,
+        Channel(connection) as channel,
+    ):
+        channel.hear(Hello)
+    assert len(children) == 1
 
 
 def test_ssh_that_fails_before_it_is_needed_makes_the_host_unreachable(children):
