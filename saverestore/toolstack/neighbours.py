@@ -64,9 +64,10 @@ def check(handles: Handles, config: GuestConfig, *, force: bool) -> None:
 
 
 @contextmanager
-def disks_kept(config: GuestConfig, *, force: bool) -> Iterator[None]:
+def disks_kept(config: GuestConfig, *, force: bool, wait_s: float = 0.0) -> Iterator[None]:
     """Inside this block no other restore of ours makes a domain that writes to its disks. DomainError, naming the
-    disk, when one does; with `force` a warning, and the disks that are free are kept all the same.
+    disk, when one does; with `force` a warning, and the disks that are free are kept all the same. `wait_s`: how
+    long each is waited for.
 
     From before `check` until libxl has the domain's record, which it writes when the domain is complete: until then
     nobody finds its disks.
@@ -75,8 +76,9 @@ def disks_kept(config: GuestConfig, *, force: bool) -> Iterator[None]:
         for place, path in sorted(_written(config).items()):
             text = "\0".join(place).encode(errors="surrogatepass")
             busy = f"{config.name} would write to {path}; a domain that writes to it is being restored"
+            lock = f"restore-disk-{hashlib.sha256(text).hexdigest()[:32]}"
             try:
-                stack.enter_context(held(f"restore-disk-{hashlib.sha256(text).hexdigest()[:32]}", busy))
+                stack.enter_context(held(lock, busy, wait_s=wait_s))
             except DomainError as error:
                 if not force:
                     advise(error, Advice(Remedy.GIVE_OTHER_DISKS))

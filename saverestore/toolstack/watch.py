@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +20,7 @@ from uuid import UUID
 
 from pyxc.control import ShutdownReason
 from pyxc.errors import XenError
-from saverestore.errors import DomainError, ErrorName, XenRefused
+from saverestore.errors import DomainError, ErrorName, SaveRestoreError, XenRefused
 from saverestore.toolstack.lock import held, restoring
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ LAST_WATCHER_S = 10.0
 """How long the watcher of a domain that was saved and restored may take to find that it is gone."""
 
 RESTORE_S = 60.0
-"""How long a restore of the same domain is waited for: it finds that there is one, and is refused in moments."""
+"""How long a restore of the same domain is waited for: it finds that there is one, and is refused in moments. One of
+another domain that writes to the same disks may take longer: then this one stays off."""
 
 SUSPENDED_S = 1.0
 """How often to look whether a suspended domain goes on."""
@@ -97,7 +98,31 @@ def watch_domain(
                 ready=ready,
                 undisturbed=undisturbed,
                 alone=lambda: restoring(UUID(uuid), name, wait_s=RESTORE_S),
+                with_disks=_with_disks,
             )
+
+
+@contextmanager
+def _with_disks(text: str) -> Iterator[None]:
+    """Inside this block no restore of ours makes a domain that writes to the disks of this configuration.
+
+    DomainError when one does that, or when a domain that runs writes to them: a restore finds the disks of a domain
+    that has shut down free, and so they may be another's by now.
+    """
+    # All that is loaded only here: a watcher may wait for years, one in many is ever needed.
+    from saverestore.guest.common.handles import open_handles
+    from saverestore.toolstack import config, neighbours
+
+    parsed = config.parse(text.encode())
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(neighbours.disks_kept(parsed, force=False, wait_s=RESTORE_S))
+            with open_handles() as handles:
+                neighbours.check(handles, parsed, force=False)
+        except SaveRestoreError as error:
+            error.add_note(f"{parsed.name} has ended, and is not started again; 'xl create' starts it")
+            raise
+        yield
 
 
 def _find(libxl: Libxl, wanted: str) -> tuple[int, dict[str, Any]]:
@@ -119,6 +144,7 @@ def watch(
     ready: Callable[[], None] = lambda: None,
     undisturbed: Callable[[], AbstractContextManager[None]],
     alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+    with_disks: Callable[[str], AbstractContextManager[None]] = nullcontext,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     dumps: Path = DUMP_DIR,
@@ -127,7 +153,8 @@ def watch(
 
     `ready` is called whenever a domain is watched. What is done to a domain is done in `undisturbed`: half of it
     would be worse than nothing; and in `alone`: between the old domain and the new one there is none, and a restore
-    would find its UUID free. An error leaves the domain as it then is.
+    would find its UUID free. It is started anew in `with_disks`, which is given its configuration, and raises when
+    another domain has its disks. An error leaves the domain as it then is.
     """
     since = clock()
     while True:
@@ -146,19 +173,25 @@ def watch(
                 config = _act(libxl, domid, reason, dumps)
             if config is None:
                 return
-            sleep(max(SETTLE_S, SHORTEST_LIFE_S - (clock() - since)))
-            since = clock()
-            with undisturbed():
-                try:
-                    domid = libxl.create(config)
-                    libxl.unpause(domid)
-                except XenError as error:
-                    raise XenRefused(
-                        f"what was domain {domid} could not be started again: {error}; it is off, 'xl create' "
-                        "starts it",
-                        name=ErrorName.LIBXL_FAILED,
-                    ) from error
+            with with_disks(config):
+                sleep(max(SETTLE_S, SHORTEST_LIFE_S - (clock() - since)))
+                since = clock()
+                with undisturbed():
+                    domid = _start(libxl, domid, config)
         LOG.info("restarted as domain %d", domid)
+
+
+def _start(libxl: Libxl, domid: int, config: str) -> int:
+    """Create and start it: its new number. `domid`: what it had, for the error."""
+    try:
+        new = libxl.create(config)
+        libxl.unpause(new)
+    except XenError as error:
+        raise XenRefused(
+            f"what was domain {domid} could not be started again: {error}; it is off, 'xl create' starts it",
+            name=ErrorName.LIBXL_FAILED,
+        ) from error
+    return new
 
 
 def _act(libxl: Libxl, domid: int, reason: int, dumps: Path) -> str | None:

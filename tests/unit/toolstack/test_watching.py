@@ -15,7 +15,10 @@ except ImportError as error:
 
 from pyxc.control import ShutdownReason as Reason
 from pyxc.errors import XenError
-from saverestore.errors import XenRefused
+from saverestore.errors import DomainError, ErrorName, XenRefused
+from saverestore.guest.common import handles
+from saverestore.toolstack import neighbours
+from saverestore.toolstack import watch as watching
 from saverestore.toolstack.watch import SHORTEST_LIFE_S, Action, action_for, watch
 
 GONE = None
@@ -115,6 +118,62 @@ def test_nobody_can_restore_it_between_its_end_and_its_new_start():
         *("watch 7", "locked", "destroy 7", "create 8", "unpause 8", "unlocked"),
         *("watch 8", "locked", "destroy 8", "unlocked"),
     ]
+
+
+def test_no_restore_gets_its_disks_between_its_end_and_its_new_start():
+    libxl = ScriptedLibxl(Reason.REBOOT, Reason.POWEROFF, on_reboot="restart")
+
+    @contextmanager
+    def with_disks(text):
+        assert json.loads(text) == libxl.config
+        libxl.done.append("locked")
+        yield
+        libxl.done.append("unlocked")
+
+    watch(libxl, 7, undisturbed=nullcontext, with_disks=with_disks, sleep=lambda _: None, clock=lambda: 0.0)
+    assert libxl.done == [
+        *("watch 7", "destroy 7", "locked", "create 8", "unpause 8", "unlocked"),
+        *("watch 8", "destroy 8"),
+    ]
+
+
+def taken(text):
+    raise DomainError("web1 would write to disks that other domains write to", name=ErrorName.DISKS_IN_USE)
+
+
+def test_one_whose_disks_another_domain_has_by_now_is_not_started_again():
+    """A restore finds the disks of a domain that has shut down free: nobody else looks at them then."""
+    libxl = ScriptedLibxl(Reason.REBOOT, on_reboot="restart")
+    with pytest.raises(DomainError, match="disks that other domains write to"):
+        watch(libxl, 7, undisturbed=nullcontext, with_disks=taken, sleep=lambda _: None, clock=lambda: 0.0)
+    assert libxl.done == ["watch 7", "destroy 7"]
+
+
+def test_its_own_disks_are_taken_and_looked_at_and_the_error_says_that_it_is_off(monkeypatch):
+    config = {
+        "c_info": {"name": "web1", "uuid": "6b4080d7-0414-4c21-a340-e452e4b608cb", "type": "pvh"},
+        "b_info": {"type": "pvh", "max_memkb": 65536},
+    }
+    did = []
+
+    @contextmanager
+    def disks_kept(parsed, *, force, wait_s):
+        did.append(("kept", parsed.name, force, wait_s > 0))
+        yield
+
+    def check(_handles, parsed, *, force):
+        did.append(("checked", parsed.name, force))
+        if len(did) > 2:
+            taken("")
+
+    monkeypatch.setattr(neighbours, "disks_kept", disks_kept)
+    monkeypatch.setattr(neighbours, "check", check)
+    monkeypatch.setattr(handles, "open_handles", nullcontext)
+    with watching._with_disks(json.dumps(config)):
+        assert did == [("kept", "web1", False, True), ("checked", "web1", False)]
+    with pytest.raises(DomainError) as caught, watching._with_disks(json.dumps(config)):
+        pytest.fail("it was let in")
+    assert caught.value.__notes__ == ["web1 has ended, and is not started again; 'xl create' starts it"]
 
 
 def test_one_that_reboots_at_once_has_to_wait():
