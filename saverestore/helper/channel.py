@@ -10,8 +10,9 @@ from typing import Self
 from saverestore.errors import ErrorName, TransportError
 from saverestore.helper.messages import ALWAYS_TAKEN, NO_ERRNO, QUESTIONS, REPLY, Level, MessageType, pack
 from saverestore.interrupts import shield
+from saverestore.toolstack.programs import HELPER
 
-CONTEXT = "pyxc"
+CONTEXT = HELPER
 """What our messages begin with in `xl`'s output."""
 
 

@@ -201,7 +201,7 @@ def test_as_the_hosts_default_it_serves_a_migration_over_ssh(
     said = run("xl", "migrate", "-s", ssh_to_itself, busy_guest.name, "localhost")
     assert said.returncode == 0, said.stderr
     assert "round 1" in said.stderr  # the sender's
-    assert said.stderr.count("pyxc: info: completing the domain") == 1  # the receiver's
+    assert said.stderr.count("pysave-helper: info: completing the domain") == 1  # the receiver's
     assert busy_guest.domid != domid
     busy_guest.has_arrived()
     busy_guest.goes_on(before)
