@@ -36,7 +36,10 @@ class ExitCode(IntEnum):
     IMAGE = 4, "the image: not an image, damaged, incomplete, or not for this host"
     IO = 5, "reading or writing failed: disk full, reader gone"
     XEN = 6, "Xen, or one of its libraries, refused"
-    IN_DOUBT = 7, "the domain was given to another host, which has not answered: it is suspended here"
+    IN_DOUBT = (
+        7,
+        "the domain was given to another host, which has not answered, or could not start it: it does not run here",
+    )
     INTERRUPTED = 130, "interrupted by Ctrl-C or another signal"
 
 
@@ -174,6 +177,10 @@ class ErrorName(StrEnum):
         "migration_in_doubt",
         "the domain was granted to the other host, which has not answered, or lost it; exit code 7",
     )
+    MIGRATION_NOT_STARTED = (
+        "migration_not_started",
+        "the domain is at the other host, complete, and could not be started there; exit code 7",
+    )
     MIGRATION_NOT_FOUND = "migration_not_found", "no migration of that domain is recorded on this host"
     MIGRATION_TOO_LATE = (
         "migration_too_late",
@@ -221,6 +228,7 @@ class Remedy(Enum):
 
     # ---- a migration
     RECOVER_MIGRATION = auto()  # name: ask the other host, and settle it
+    RECOVER_THERE = auto()  # name: what is complete at the other host is started there
     FORCE_MIGRATION = auto()  # name: a person says who has the domain
     LOOK_FOR_INCOMING = auto()  # name of a copy that stock xl has not started: look for it at the other host
     LOOK_FOR_OUTGOING = auto()  # name: look whether the host that it comes from still has it

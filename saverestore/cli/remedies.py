@@ -41,6 +41,7 @@ ANYWHERE = {
     Remedy.FREE_MEMORY: "make room: destroy another domain, or shrink one with 'xl mem-set', domain 0 included",
     Remedy.TRY_AGAIN: "try again",
     Remedy.RECOVER_MIGRATION: "'pymigrate recover {object}' settles it, and asks the other host where needed",
+    Remedy.RECOVER_THERE: "'pymigrate recover {object}' at that host starts it",
     Remedy.FORCE_MIGRATION: (
         "if the other host is known never to run it, 'pymigrate recover --force run {object}' runs it here; if the "
         "other host is known to have it, 'pymigrate recover --force destroy {object}' removes the copy here"

@@ -64,6 +64,13 @@ class InDoubt(SaveRestoreError):
     name = ErrorName.MIGRATION_IN_DOUBT
 
 
+class NotStarted(SaveRestoreError):
+    """The domain is at the destination, complete and paused, and could not be started there; it is not here."""
+
+    exit_code = ExitCode.IN_DOUBT
+    name = ErrorName.MIGRATION_NOT_STARTED
+
+
 Connect = Callable[[Address, Sequence[str]], AbstractContextManager[Channel]]
 
 

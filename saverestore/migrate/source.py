@@ -14,11 +14,7 @@ from dataclasses import replace
 from saverestore.engine.auto_coding import AutoCoding
 from saverestore.engine.progress import Progress, SaveReport
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import (
-    DomainError,
-    ErrorName,
-    SaveRestoreError,
-)
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError
 from saverestore.interrupts import HEED_S
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.codecs import MeasuredSink, coding_for
@@ -40,6 +36,7 @@ from saverestore.migrate.messages import (
 )
 from saverestore.migrate.peers import (
     Connect,
+    NotStarted,
     aborted_error,
     ask_again,
     findings_of,
@@ -87,7 +84,8 @@ def migrate_domain(
 ) -> Migrated:
     """Move a domain to another host, live. When it returns, the domain is there and not here any more.
 
-    On any error but InDoubt it runs here as before; the other host has nothing left of it, unless a note says so.
+    On any error but InDoubt and NotStarted it runs here as before; the other host has nothing left of it, unless a
+    note says so.
     """
     report = SaveReport() if report is None else report
     link_report = LinkReport() if link_report is None else link_report
@@ -145,6 +143,17 @@ class HandOver(HandingOver):
                 end = now + CATCH_UP_S
             elif now >= end:
                 return
+
+    def finished(self) -> Migrated:
+        """See HandingOver. NotStarted when it could not be started there."""
+        migrated = super().finished()
+        if migrated.answer.error:
+            name = self._head.name
+            raise NotStarted(
+                f"{name} is at {self._channel.peer}, but could not be started there: {migrated.answer.error}",
+                remedies=[Advice(Remedy.RECOVER_THERE, name)],
+            )
+        return migrated
 
     def _greet(self) -> tuple[str, Notes]:
         """See HandingOver."""

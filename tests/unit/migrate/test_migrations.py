@@ -17,10 +17,20 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import CONFIG, Pair
 
 from saverestore import interrupts
-from saverestore.errors import DomainError, ErrorName, Interrupted, TransportError, UsageError, XenRefused
+from saverestore.errors import (
+    Advice,
+    DomainError,
+    ErrorName,
+    ExitCode,
+    Interrupted,
+    Remedy,
+    TransportError,
+    UsageError,
+    XenRefused,
+)
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import boot_id, now
-from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused
+from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused, NotStarted
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import NoCopy, Side
 from saverestore.migrate.source import dry_run
@@ -242,9 +252,11 @@ def test_cancelled_before_the_grant_it_runs_at_the_source_and_nothing_is_left_at
 
 def test_a_domain_that_does_not_start_is_the_destinations_all_the_same(pair):
     pair.b.fails["unpause"] = XenRefused("no")
-    migrated = pair.migrate()
+    with pytest.raises(NotStarted, match="web1 is at b, but could not be started there: no") as caught:
+        pair.migrate()
     pair.join()
-    assert (migrated.answer.state, migrated.answer.error) == ("committed", "no")
+    assert caught.value.exit_code is ExitCode.IN_DOUBT  # any other but 0 says that it is at the source
+    assert caught.value.remedies == (Advice(Remedy.RECOVER_THERE, "web1"),)
     assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "paused"})
     assert pair.states() == (["DONE"], ["COMMITTED"])
 
