@@ -59,9 +59,12 @@ PAIR_TESTS = ["tests/pair"]
 PAIR_CORE = [*PAIR_TESTS, "-m", "core"]
 """A migration of each kind, faults at a few points, Ctrl-C, a dry run: what runs where no pair is asked for."""
 
+FIELDS_OF_LIBXL = "tests/unit/toolstack/test_decisions.py"
+"""Needs no Xen, but the headers of its libxl."""
+
 EVERYTHING = {
     "4.17-arm64": ARM_TESTS,
-    "4.20": FIRST_ROWS["4.20"],
+    "4.20": [*FIRST_ROWS["4.20"], FIELDS_OF_LIBXL],
     "4.17-shadow": FIRST_ROWS["4.17-shadow"],
     "pair": PAIR_CORE,
     "4.17": ["tests/xen", "tests/contract", "--xen", "--ignore=tests/xen/test_shadow.py"],

@@ -1,6 +1,6 @@
 """Saves, and restores, in which somebody else does something at each step: what is said of the domain is what it is.
 
-The same list is tried on real Xen, at random moments: `tests/xen/test_stress.py`.
+The same list is tried on real Xen, at random moments: `tests/xen/test_stress_accounts.py`.
 """
 
 from __future__ import annotations
