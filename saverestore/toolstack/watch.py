@@ -144,7 +144,7 @@ def watch(
     ready: Callable[[], None] = lambda: None,
     undisturbed: Callable[[], AbstractContextManager[None]],
     alone: Callable[[], AbstractContextManager[None]] = nullcontext,
-    with_disks: Callable[[str], AbstractContextManager[None]] = nullcontext,
+    with_disks: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     dumps: Path = DUMP_DIR,
