@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from itertools import groupby
+from textwrap import dedent
 
-from saverestore.cli.arguments import words_of
+from saverestore.cli.arguments import OUTPUT, Parser, finish, words_of
+from saverestore.cli.certificates import add_allow, add_certificates
+from saverestore.cli.pages import sections_of
 from saverestore.cli.parsers import COMMANDS, parser_of_table, subcommands_of
 from saverestore.cli.pyimage.common import DIFFERENT, DIFFERENT_MEANING
 from saverestore.cli.settings import OPTIONS, actions_of
@@ -18,50 +23,93 @@ from saverestore.errors import ErrorName, ExitCode
 from saverestore.helper.settings import CONFIG, CONFIG_VARIABLE, VARIABLE_PREFIX, Choice, Settings
 
 NOTE = "<!-- Made by tools/docs of the code: change it there. -->\n"
+CERTIFICATES = frozenset({"cert", "key", "ca", "allow"})
+"""Options whose texts are the same in all commands that have them."""
 
 
 def commands_page() -> str:
-    """docs/reference/commands.md: every option of every command."""
+    """docs/reference/commands.md: every command: description, options, examples and notes."""
     lines = [NOTE, "# Commands\n"]
     lines.append(
         "Every command has `--help`, and a man page after an install. Files are made with mode 0600, whole "
         "or not at all; "
         "`--overwrite` replaces one. A mistake on the command line is one line, and exit code 2. "
-        "`pyrestore` prints the number of the new domain on standard output; all other output except that of "
-        "`pyimage` goes to standard error. What the exit codes mean: "
-        "[exit codes and error names](errors.md).\n"
+        "Messages go to standard error; results (JSON, domain numbers, lists, an image to `-`) go to standard "
+        "output. What the exit codes mean: [exit codes and error names](errors.md).\n"
     )
-    for name, (make, description) in COMMANDS.items():
+    lines += _of_all_commands()
+    for name, (make, _) in COMMANDS.items():
         parser = make()
-        lines += [f"## {name}\n", f"{description[0].upper()}{description[1:]}.\n", *_command(parser, "###")]
+        lines += [f"## {name}\n", *_command(parser, "###")]
         for sub, command in subcommands_of(parser).items():
-            lines += [f"### {name} {sub}\n", f"{' '.join(str(command.description).split())}\n"]
-            lines += _command(command, "####")
+            lines += [f"### {name} {sub}\n", *_command(command, "####")]
     return "\n".join(lines)
 
 
+def _of_all_commands() -> Iterator[str]:
+    """What would be the same in the table of each command: its last group, and the files for TLS."""
+    common = Parser(add_help=False)
+    finish(common)
+    certificates = Parser(add_help=False).add_argument_group()
+    add_certificates(certificates)
+    add_allow(certificates)
+    yield "## Options of all commands\n"
+    yield "`-q` and `-v` are not for `pyimage` and `pysave-helper`.\n"
+    yield from _table("option", _shown(common._action_groups[-1]))
+    yield "## Certificates\n"
+    yield (
+        "The files for TLS, of each command whose table names them. They are explained in "
+        "[migrate](../how-to/migrate.md#over-tls-without-ssh).\n"
+    )
+    yield from _table("option", _shown(certificates))
+
+
 def _command(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
+    yield from _paragraphs(str(parser.description))
     yield f"```\n{_usage(parser)}\n```\n"
+    parts = list(sections_of(parser.epilog or ""))
+    yield from (f"```\n{dedent(text).strip()}\n```\n" for title, text in parts if title == "EXAMPLES")
     for group in parser._action_groups:
-        shown = [
-            action
-            for action in group._group_actions
-            if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
-        ]
-        if not shown or {
-            action.option_strings[-1:] == ["--version"] or action.dest == "help" for action in shown
-        } == {True}:
-            continue
+        shown = _shown(group)
         title = str(group.title)
+        if title == OUTPUT or {action.dest for action in shown} <= {"help", "version"}:
+            continue
         yield f"{heading} {title[0].upper()}{title[1:]}: {parser.prog}\n"
         if group.description:
             yield f"{group.description}\n"
-        yield f"| {title.partition(' ')[0] if title == 'arguments' else 'option'} | |\n|---|---|".replace(
-            "arguments", "argument"
-        )
-        for action in shown:
+        yield from _table("argument" if title == "arguments" else "option", shown, merged=CERTIFICATES)
+    notes = [text for title, text in parts if title == "NOTES"]
+    if notes:
+        yield f"{heading} Notes: {parser.prog}\n"
+        yield from (line for text in notes for line in _paragraphs(text))
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Paragraphs as one line each; indented lines are kept as they are, in a block of code."""
+    for paragraph in re.split(r"\n\n+", text.strip("\n")):
+        for is_kept, lines in groupby(paragraph.split("\n"), lambda line: line.startswith(" ")):
+            part = "\n".join(lines)
+            yield f"```\n{dedent(part)}\n```\n" if is_kept else f"{' '.join(part.split())}\n"
+
+
+def _shown(group: argparse._ArgumentGroup) -> list[argparse.Action]:
+    return [
+        action
+        for action in group._group_actions
+        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
+    ]
+
+
+def _table(first: str, actions: list[argparse.Action], merged: frozenset[str] = frozenset()) -> Iterator[str]:
+    """A row for each action, and one for all of those `merged`, where the first of them would be."""
+    yield f"| {first} | |\n|---|---|"
+    together = [action for action in actions if action.dest in merged]
+    for action in actions:
+        if action not in together:
             yield f"| {_invocation(action)} | {_cell(str(action.help).replace('%%', '%'))} |"
-        yield ""
+        elif action is together[0]:
+            yield f"| {', '.join(map(_invocation, together))} | see [certificates](#certificates) |"
+    yield ""
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
@@ -70,7 +118,13 @@ def _usage(parser: argparse.ArgumentParser) -> str:
         if not action.option_strings and action.help != argparse.SUPPRESS:
             name = "COMMAND ..." if action.dest == argparse.SUPPRESS else str(action.metavar)
             places.append(
-                f"[{name}]" if action.nargs == "?" else f"{name} ..." if action.nargs == "+" else name
+                f"[{name}]"
+                if action.nargs == "?"
+                else f"{name} ..."
+                if action.nargs == "+"
+                else f"[{name} ...]"
+                if action.nargs == "*"
+                else name
             )
     required = [
         f"{action.option_strings[0]} {action.metavar}"
@@ -96,10 +150,10 @@ def settings_page() -> str:
     """docs/reference/settings.md: what an administrator may set for the helper and for commands."""
     lines = [NOTE, "# Settings\n"]
     lines.append(
-        f"`pysave-helper` has no command line of its own, so its settings are in `{CONFIG}`, or in the file that "
-        f"`${CONFIG_VARIABLE}` names, or in variables: `{VARIABLE_PREFIX}` and the name in capitals. A "
-        "variable takes "
-        "precedence over the file. `pysave-helper --check` prints the settings in force.\n"
+        "When xl starts `pysave-helper`, it cannot pass our options. So its settings are in "
+        f"`{CONFIG}`, or in the file that `${CONFIG_VARIABLE}` names, or in variables: `{VARIABLE_PREFIX}` and the "
+        "name in capitals. A variable takes precedence over the file. `pysave-helper --check` prints the settings "
+        "in force.\n"
     )
     lines += ["| setting and default | variable | |", "|---|---|---|"]
     for one in fields(Settings):
