@@ -75,6 +75,31 @@ def test_a_peer_that_is_busy_is_kept_by_its_keepalives_and_one_that_is_silent_is
         one.hear(Ready)
 
 
+def test_a_side_that_is_to_be_heard_more_often_is_so_at_once_though_it_has_begun_a_longer_wait():
+    ends = socket.socketpair()
+    one, other = (Channel(SocketConnection(end, "b", timeout_s=20), keepalive_s=5) for end in ends)
+    with one, other:
+        greet_both(one, other)
+        for side in (one, other):
+            side.expect_within(0.6)
+        threading.Timer(1.5, lambda: other.say(Ready(ID))).start()
+        threading.Timer(1.5, lambda: one.say(Ready(ID))).start()
+        one.listen()
+        assert one.hear(Ready) == Ready(ID)
+        assert other.hear(Ready) == Ready(ID)
+
+
+def test_a_channel_is_closed_without_waiting_for_the_next_keepalive():
+    ends = socket.socketpair()
+    one, other = (Channel(SocketConnection(end, "b", timeout_s=20), keepalive_s=60) for end in ends)
+    with one, other:
+        greet_both(one, other)
+        begun = time.monotonic()
+        one.close()
+        assert time.monotonic() - begun < 0.8  # who waits for a thread that stays, waits 1 s
+        assert not any(thread.is_alive() for thread in one._threads)
+
+
 def test_writing_waits_for_a_peer_that_takes_nothing_as_long_as_it_sends_keepalives():
     one, other = channels(timeout_s=0.5)
     with one, other:
