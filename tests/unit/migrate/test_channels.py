@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 import uuid
+from typing import Any
 
 import pytest
 
 from saverestore import interrupts
 from saverestore.errors import Interrupted
 from saverestore.migrate import protocol
-from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.channel import SILENCE_S, Channel, SaidOtherwise
 from saverestore.migrate.data import MessageSink, MessageSource
 from saverestore.migrate.linking import heard_on
 from saverestore.migrate.messages import (
@@ -34,6 +35,8 @@ from saverestore.migrate.messages import (
 )
 from saverestore.transport.base import EndOfStream
 from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection, pair
+from saverestore.transport.links import LinkedConnection
+from saverestore.transport.sockets import Address, connect, notice_dead_links
 
 ID = uuid.UUID(int=7)
 NAP_S = 0.02
@@ -87,6 +90,27 @@ def test_a_side_that_is_to_be_heard_more_often_is_so_at_once_though_it_has_begun
         one.listen()
         assert one.hear(Ready) == Ready(ID)
         assert other.hear(Ready) == Ready(ID)
+
+
+@pytest.mark.parametrize("has_links", [False, True])
+def test_the_kernel_keeps_a_connection_for_the_silence_that_was_agreed_on(has_links):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        notice_dead_links(server, SILENCE_S)  # as who listens at an address does
+        address = Address("b", "tcp", "127.0.0.1", server.getsockname()[1])
+        ours, theirs = connect(address, timeout_s=SILENCE_S), server.accept()[0]
+    ends = [ours, SocketConnection(theirs, "a", timeout_s=SILENCE_S)]
+    if has_links:
+        made: list[Any] = [LinkedConnection(end, timeout_s=60) for end in ends]
+    else:
+        made = [Channel(end) for end in ends]
+        for channel in made:
+            channel.expect_within(60)
+    for end in ends:
+        assert end._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+    closing = threading.Thread(target=made[1].close)
+    closing.start()
+    made[0].close()
+    closing.join()
 
 
 def test_a_channel_is_closed_without_waiting_for_the_next_keepalive():
