@@ -15,6 +15,7 @@ import pytest
 
 from saverestore import interrupts
 from saverestore.errors import Interrupted
+from saverestore.kernels.zeros import zeros
 from saverestore.migrate import protocol
 from saverestore.migrate.channel import SILENCE_S, Channel, SaidOtherwise
 from saverestore.migrate.data import MessageSink, MessageSource
@@ -33,6 +34,7 @@ from saverestore.migrate.messages import (
     Running,
     StreamEnd,
 )
+from saverestore.migrate.source_link import LimitedSink
 from saverestore.transport.base import EndOfStream
 from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection, pair
 from saverestore.transport.links import LinkedConnection
@@ -202,6 +204,20 @@ def test_the_image_comes_out_as_it_went_in_with_other_messages_in_between():
         with pytest.raises(EndOfStream):
             source.read(1)
         assert other.hear(Grant) == Grant(ID)
+
+
+def test_zero_pages_of_an_image_are_held_to_the_limit_as_others_are():
+    one, other = channels()
+    with one, other:
+        sink, source = LimitedSink(one, 4 << 20), MessageSource(other)
+        begun = time.monotonic()
+        writer = threading.Thread(target=sink.writev, args=([b"head", *zeros(4 << 20)],))
+        writer.start()
+        source.skip(3 << 20)
+        assert time.monotonic() - begun > 0.5
+        source.skip((1 << 20) + 4)
+        writer.join()
+        assert time.monotonic() - begun > 0.8
 
 
 def test_a_source_that_asks_how_far_the_image_is_waits_until_all_of_it_is_used_and_no_longer():
