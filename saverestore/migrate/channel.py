@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -79,7 +80,9 @@ class Channel:
         self._keepalive_s = keepalive_s
         self._writing = threading.Lock()
         self._is_cut = False
-        self._closing = threading.Event()
+        self._is_closing = False
+        self._pausing = threading.Condition()
+        """What ends the wait for the next keepalive: notified when `_keepalive_s` or `_is_closing` changes."""
         self._is_looked_after = False
         self._threads: list[threading.Thread] = []
         self._heard: queue.SimpleQueue[Message | BaseException] | None = None
@@ -148,7 +151,7 @@ class Channel:
 
     def _keep_alive(self) -> None:
         frame = protocol.pack(KeepAlive())
-        while not self._closing.wait(self._keepalive_s):
+        while self._keepalive_is_due():
             if not self._writing.acquire(timeout=self._keepalive_s):
                 continue  # something is being written, which is as good
             try:
@@ -161,6 +164,18 @@ class Channel:
                 return  # whoever writes or reads next finds out
             finally:
                 self._writing.release()
+
+    def _keepalive_is_due(self) -> bool:
+        """Wait until it is, from the last one on; false when the channel is closed."""
+        begun = time.monotonic()
+        with self._pausing:
+            while not self._is_closing:
+                # Looked at again after each change: the wait has begun before both sides agree how long it may be.
+                left = begun + self._keepalive_s - time.monotonic()
+                if left <= 0:
+                    return True
+                self._pausing.wait(left)
+        return False
 
     # ---- reading -----------------------------------------------------------------------------------
 
@@ -281,9 +296,14 @@ class Channel:
         return hello
 
     def expect_within(self, silence_s: float) -> None:
-        """Give up a peer that is silent for so long, and be heard often enough by one that does the same."""
+        """Give up a peer that is silent for so long, and be heard often enough by one that does the same.
+
+        It holds at once, also for waits that have begun.
+        """
         self.connection.timeout_s = silence_s
-        self._keepalive_s = min(self._keepalive_s, silence_s / 3)
+        with self._pausing:
+            self._keepalive_s = min(self._keepalive_s, silence_s / 3)
+            self._pausing.notify_all()
 
     def continue_over(
         self, make: Callable[[Connection], Connection], say: Message, answer: type[Message] | None = None
@@ -306,7 +326,9 @@ class Channel:
 
     def close(self) -> None:
         """Close the connection. A second time does nothing."""
-        self._closing.set()
+        with self._pausing:
+            self._is_closing = True
+            self._pausing.notify_all()
         self.connection.close()
         for thread in self._threads:
             thread.join(1.0)

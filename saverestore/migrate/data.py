@@ -41,6 +41,11 @@ class MessageSink:
         self.offset += sum(map(nbytes_of, buffers))
 
     @property
+    def leaves_holes(self) -> bool:
+        """See ImageSink."""
+        return False
+
+    @property
     def stored_bytes(self) -> int:
         """See ImageSink: all of it is sent."""
         return self.offset

@@ -167,6 +167,10 @@ class ImageSink(ByteSink, Protocol):
     """The place of a whole image: it is told when everything has been given, and knows what that takes."""
 
     @property
+    def leaves_holes(self) -> bool:
+        """Whether a long run of what is marked as zeroes, given in one call, becomes a hole, which is not stored."""
+
+    @property
     def stored_bytes(self) -> int:
         """How many bytes had to be stored so far, compressed and without holes; of the whole image after `finish`."""
 

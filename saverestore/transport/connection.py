@@ -10,6 +10,7 @@ A wait ends with bytes, or with `PeerTimeout`, or with the signal that raises `I
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -292,10 +293,29 @@ class SocketConnection(_Both):
     def __init__(self, connected: socket.socket, peer: str, *, timeout_s: float) -> None:
         """Take the socket, and make it non-blocking. `timeout_s`: see Connection; more than 0."""
         self._socket = connected
+        self._dead_after_ms = 0  # of its making; 0: the kernel is to give up nothing
         connected.setblocking(False)
         if connected.family in INTERNET:
             self.local_host = str(connected.getsockname()[0])
+            self._dead_after_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         super().__init__(connected.fileno(), connected.fileno(), peer, timeout_s=timeout_s)
+
+    @property
+    def timeout_s(self) -> float:
+        """See Connection. Where the kernel gives up dead links (`notice_dead_links`), it does so no sooner.
+
+        Nor does it sooner than it was to at first: it counts the time in which a peer that is alive takes nothing,
+        whatever that peer sends, so a shorter time is kept here alone.
+        """
+        return self._timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float) -> None:
+        self._timeout_s = seconds
+        if self._dead_after_ms:
+            longest_ms = max(self._dead_after_ms, int(seconds * 1000))
+            with contextlib.suppress(OSError):  # closed meanwhile
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, longest_ms)
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when closed."""

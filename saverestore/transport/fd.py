@@ -406,6 +406,11 @@ class FdSink(_Fd):
     """An `ImageSink` over a descriptor. Every byte is with the kernel when a call returns."""
 
     @property
+    def leaves_holes(self) -> bool:
+        """See ImageSink."""
+        return False
+
+    @property
     def stored_bytes(self) -> int:
         """How many bytes had to be written."""
         return self.offset

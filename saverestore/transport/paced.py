@@ -94,15 +94,21 @@ class TokenBucket:
 class PacedSink(PassingSink[ImageSink]):
     """An `ImageSink` that passes everything on to another one, at a rate in bytes per second at most; None: no limit.
 
-    What counts is what that sink stores (`stored_bytes`): below a compressor it limits the compressed bytes, and
-    holes in a file are free. `change` sets another rate, from any thread, also while a write waits. `finish` and
-    `close` are passed on. Whoever writes waits here; a signal ends the wait, and `offset` counts what was written.
+    What counts is what that sink stores (`stored_bytes`): below a compressor it limits the compressed bytes; holes in
+    a file are free, and zeroes that are written as bytes are not. `change` sets another rate, from any thread, also
+    while a write waits. `finish` and `close` are passed on. Whoever writes waits here; a signal ends the wait, and
+    `offset` counts what was written.
     """
 
     def __init__(self, sink: ImageSink, rate: int | None) -> None:
         """Write to `sink` from now on. ValueError for a rate that is not greater than 0."""
         super().__init__(sink)
         self._bucket = TokenBucket(rate)
+
+    @property
+    def leaves_holes(self) -> bool:
+        """See ImageSink."""
+        return self._sink.leaves_holes
 
     @property
     def stored_bytes(self) -> int:
@@ -124,7 +130,7 @@ class PacedSink(PassingSink[ImageSink]):
         if rate is None:
             self._pass_on(list(buffers))
             return
-        for piece in _pieces(buffers, piece_bytes(rate)):
+        for piece in _pieces(buffers, piece_bytes(rate), has_holes=self._sink.leaves_holes):
             self._pass_on(piece)
 
     def finish(self) -> None:
@@ -140,12 +146,12 @@ class PacedSink(PassingSink[ImageSink]):
         self._bucket.spend(self._sink.stored_bytes - before)
 
 
-def _pieces(buffers: Sequence[ReadableBuffer], most: int) -> Iterator[list[Any]]:
-    """The same bytes in pieces of `most`; what is marked as zeroes stays whole, or it would be no hole."""
+def _pieces(buffers: Sequence[ReadableBuffer], most: int, *, has_holes: bool) -> Iterator[list[Any]]:
+    """The same bytes in pieces of `most`; what is to become holes is not cut, and takes no room."""
     piece: list[Any] = []
     room = most
     for buffer in buffers:
-        if are_zeros(buffer):
+        if has_holes and are_zeros(buffer):
             piece.append(buffer)
             continue
         flat = memoryview(buffer).cast("B")

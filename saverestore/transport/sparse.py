@@ -32,6 +32,11 @@ class SparseFileSink(FdSink):
         self._hole_bytes = 0
 
     @property
+    def leaves_holes(self) -> bool:
+        """See ImageSink."""
+        return True
+
+    @property
     def stored_bytes(self) -> int:
         """How many bytes had to be written: all but the holes."""
         return self.offset - self._hole_bytes

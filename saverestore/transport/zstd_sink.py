@@ -95,6 +95,11 @@ class ZstdSink:
         self._digest = xxhash.xxh3_128()
 
     @property
+    def leaves_holes(self) -> bool:
+        """See ImageSink: they are compressed, which takes next to nothing."""
+        return False
+
+    @property
     def stored_bytes(self) -> int:
         """How many bytes the other sink had to store."""
         return self._sink.stored_bytes

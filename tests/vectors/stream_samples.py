@@ -75,6 +75,10 @@ class MemorySink:
         return len(self.data)
 
     @property
+    def leaves_holes(self) -> bool:
+        return False
+
+    @property
     def stored_bytes(self) -> int:
         return len(self.data)
 

@@ -9,13 +9,15 @@ import socket
 import threading
 import time
 import uuid
+from typing import Any
 
 import pytest
 
 from saverestore import interrupts
 from saverestore.errors import Interrupted
+from saverestore.kernels.zeros import zeros
 from saverestore.migrate import protocol
-from saverestore.migrate.channel import Channel, SaidOtherwise
+from saverestore.migrate.channel import SILENCE_S, Channel, SaidOtherwise
 from saverestore.migrate.data import MessageSink, MessageSource
 from saverestore.migrate.linking import heard_on
 from saverestore.migrate.messages import (
@@ -32,8 +34,11 @@ from saverestore.migrate.messages import (
     Running,
     StreamEnd,
 )
+from saverestore.migrate.source_link import LimitedSink
 from saverestore.transport.base import EndOfStream
 from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection, pair
+from saverestore.transport.links import LinkedConnection
+from saverestore.transport.sockets import Address, connect, notice_dead_links
 
 ID = uuid.UUID(int=7)
 NAP_S = 0.02
@@ -73,6 +78,52 @@ def test_a_peer_that_is_busy_is_kept_by_its_keepalives_and_one_that_is_silent_is
     one, other = channels(timeout_s=0.2)
     with one, other, pytest.raises(PeerTimeout):
         one.hear(Ready)
+
+
+def test_a_side_that_is_to_be_heard_more_often_is_so_at_once_though_it_has_begun_a_longer_wait():
+    ends = socket.socketpair()
+    one, other = (Channel(SocketConnection(end, "b", timeout_s=20), keepalive_s=5) for end in ends)
+    with one, other:
+        greet_both(one, other)
+        for side in (one, other):
+            side.expect_within(0.6)
+        threading.Timer(1.5, lambda: other.say(Ready(ID))).start()
+        threading.Timer(1.5, lambda: one.say(Ready(ID))).start()
+        one.listen()
+        assert one.hear(Ready) == Ready(ID)
+        assert other.hear(Ready) == Ready(ID)
+
+
+@pytest.mark.parametrize("has_links", [False, True])
+def test_the_kernel_keeps_a_connection_for_the_silence_that_was_agreed_on(has_links):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        notice_dead_links(server, SILENCE_S)  # as who listens at an address does
+        address = Address("b", "tcp", "127.0.0.1", server.getsockname()[1])
+        ours, theirs = connect(address, timeout_s=SILENCE_S), server.accept()[0]
+    ends = [ours, SocketConnection(theirs, "a", timeout_s=SILENCE_S)]
+    if has_links:
+        made: list[Any] = [LinkedConnection(end, timeout_s=60) for end in ends]
+    else:
+        made = [Channel(end) for end in ends]
+        for channel in made:
+            channel.expect_within(60)
+    for end in ends:
+        assert end._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+    closing = threading.Thread(target=made[1].close)
+    closing.start()
+    made[0].close()
+    closing.join()
+
+
+def test_a_channel_is_closed_without_waiting_for_the_next_keepalive():
+    ends = socket.socketpair()
+    one, other = (Channel(SocketConnection(end, "b", timeout_s=20), keepalive_s=60) for end in ends)
+    with one, other:
+        greet_both(one, other)
+        begun = time.monotonic()
+        one.close()
+        assert time.monotonic() - begun < 0.8  # who waits for a thread that stays, waits 1 s
+        assert not any(thread.is_alive() for thread in one._threads)
 
 
 def test_writing_waits_for_a_peer_that_takes_nothing_as_long_as_it_sends_keepalives():
@@ -153,6 +204,20 @@ def test_the_image_comes_out_as_it_went_in_with_other_messages_in_between():
         with pytest.raises(EndOfStream):
             source.read(1)
         assert other.hear(Grant) == Grant(ID)
+
+
+def test_zero_pages_of_an_image_are_held_to_the_limit_as_others_are():
+    one, other = channels()
+    with one, other:
+        sink, source = LimitedSink(one, 4 << 20), MessageSource(other)
+        begun = time.monotonic()
+        writer = threading.Thread(target=sink.writev, args=([b"head", *zeros(4 << 20)],))
+        writer.start()
+        source.skip(3 << 20)
+        assert time.monotonic() - begun > 0.5
+        source.skip((1 << 20) + 4)
+        writer.join()
+        assert time.monotonic() - begun > 0.8
 
 
 def test_a_source_that_asks_how_far_the_image_is_waits_until_all_of_it_is_used_and_no_longer():

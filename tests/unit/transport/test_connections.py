@@ -14,7 +14,7 @@ from tls_sites import Site, over_tls
 
 from saverestore import interrupts
 from saverestore.errors import Interrupted, TransportError
-from saverestore.transport import EndOfStream
+from saverestore.transport import EndOfStream, tls_peers
 from saverestore.transport.connection import (
     BadAcknowledgement,
     BrokenPeer,
@@ -22,6 +22,8 @@ from saverestore.transport.connection import (
     SocketConnection,
     pair,
 )
+from saverestore.transport.sockets import Address, connect, notice_dead_links
+from saverestore.transport.tls_peers import parse_allowed
 
 LONG_S, SHORT_S = 20.0, 0.15
 MUCH = bytes(range(251)) * 40_000  # more than the kernel holds for a peer that does not read
@@ -87,6 +89,53 @@ def signal_in(seconds):
             yield
         finally:
             timer.join()
+
+
+def dead_after_s(connection: SocketConnection) -> float:
+    return connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) / 1000
+
+
+@contextmanager
+def connected_as_hosts_are(kind, site):
+    """Both ends, by an address, so that the kernel gives up what is dead."""
+    allowed, accepted = parse_allowed("host1", "list"), []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        notice_dead_links(server, LONG_S)
+
+        def accept():
+            if kind == "tls":
+                there = site.host("host2", "127.0.0.1")
+                accepted.append(tls_peers.first_admitted(server, there, allowed, timeout_s=LONG_S))
+            else:
+                accepted.append(SocketConnection(server.accept()[0], "host1", timeout_s=LONG_S))
+
+        address = Address("host2", kind, "127.0.0.1", server.getsockname()[1], tls=site.host("host1"))
+        with meanwhile(accept):
+            one = connect(address, timeout_s=LONG_S)
+    with one, accepted[0]:
+        yield one, accepted[0]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+def test_the_kernel_gives_up_no_sooner_than_is_waited_here_and_a_busy_peer_no_sooner_than_before(kind, site):
+    with connected_as_hosts_are(kind, site) as both:
+        for connection in both:
+            for seconds, expected_s in ((60, 60), (2, LONG_S), (LONG_S, LONG_S)):
+                connection.timeout_s = seconds
+                assert (connection.timeout_s, dead_after_s(connection)) == (seconds, expected_s)
+
+
+def test_a_connection_that_the_kernel_does_not_watch_stays_so():
+    one, other = over_tcp()
+    with one, other:
+        one.timeout_s = 60
+        assert dead_after_s(one) == 0
+
+
+def test_a_connection_that_is_closed_may_still_be_told_how_long_to_wait(site):
+    with connected_as_hosts_are("tcp", site) as (one, _):
+        one.close()
+        one.timeout_s = 60
 
 
 def test_both_directions_carry_much_at_the_same_time_and_count_it(ends):

@@ -14,6 +14,7 @@ from saverestore.kernels.zeros import zeros
 from saverestore.transport.connection import PipeConnection, SocketConnection
 from saverestore.transport.fd import FdSink
 from saverestore.transport.paced import PacedSink, TokenBucket
+from saverestore.transport.pipe import PipeSink
 from saverestore.transport.sparse import SparseFileSink
 
 MIB = 1 << 20
@@ -124,6 +125,28 @@ def test_a_rate_can_be_changed_while_a_write_waits():
     thread.join()
     os.close(ours)
     assert len(got) == 8 * MIB + (256 << 10)
+
+
+@pytest.mark.parametrize("kind", [FdSink, PipeSink])
+def test_zeroes_that_a_pipe_gets_as_bytes_come_at_the_rate_as_others_do(kind):
+    ours, theirs = os.pipe()
+    sink = PacedSink(kind(theirs, "a pipe"), 4 * MIB)
+    arrived: list[tuple[float, int]] = []
+
+    def read() -> None:
+        while part := os.read(ours, 1 << 20):
+            arrived.append((time.monotonic() - begun, len(part)))
+
+    thread = threading.Thread(target=read)
+    begun = time.monotonic()
+    thread.start()
+    sink.writev([b"head", *zeros(4 * MIB), b"end"])
+    sink.close()
+    thread.join()
+    os.close(ours)
+    assert sum(size for _, size in arrived) == 4 * MIB + 7
+    assert sum(size for at_s, size in arrived if at_s < 0.5) < 3 * MIB
+    assert arrived[-1][0] > 0.8
 
 
 def test_holes_of_a_file_stay_holes_and_cost_no_time(tmp_path):
