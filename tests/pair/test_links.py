@@ -126,7 +126,7 @@ def test_on_a_slow_link_pages_are_compressed(pair: Pair, guest: Guest, codec: st
 def test_three_domains_move_at_once_also_beside_one_that_never_converges(
     pair: Pair, a: Host, b: Host, no_kept_guest: None
 ) -> None:
-    guests = [Guest(pair, f"many{number}", memory_mib=64) for number in range(3)]
+    guests = [Guest(pair, f"many{number}", memory_mib=96) for number in range(3)]
     for number, guest in enumerate(guests):
         # The first dirties its pages faster than they are sent.
         guest.create(
