@@ -127,6 +127,7 @@ class HandOver(HandingOver):
             checksums=False,
             xor_cache_bytes=self._request.codecs.xor_cache_bytes,
             catch_up=self._catch_up if self._accepted.answers else None,
+            broken_s=lambda: self._link.broken_s,
         )
 
     def _catch_up(self) -> None:

@@ -289,7 +289,9 @@ def test_time_without_a_link_does_not_count_for_the_longest_time(seen, wanted):
             [(ALL, 9000, *CUT), (10_000, 1000, 0.5)], 0.06, 0.15, id="a cut of the first leaves the later"
         ),
         # 10,000 pages in a second, which is too slow; 10,000 left, and 1,000 more.
-        pytest.param([(10_000, 10_000, 1.0, 100, 0.5)], 1.1, 0.15, id="no other round: too slow, not too fast"),
+        pytest.param(
+            [(10_000, 10_000, 1.0, 100, 0.5)], 1.1, 0.15, id="no other round: too slow, not too fast"
+        ),
         pytest.param(
             [(ALL, None, 3.0), (5000, None, *CUT), (5000, None, 1.1), (5000, None, *CUT)],
             3.0,
