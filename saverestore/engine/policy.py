@@ -112,6 +112,11 @@ class Limits:
         has_goal = self.downtime_s is not None or self.on_stall is OnStall.THROTTLE
         return self.ROUNDS_WITH_A_GOAL if has_goal else self.ROUNDS
 
+    @property
+    def rounds_in_all(self) -> int:
+        """The same, with those in which the link was broken."""
+        return 2 * self.rounds_at_most
+
 
 ROOM_TO_SPARE = 1 << 20
 """Bytes for what an image has beside pages."""
@@ -205,7 +210,7 @@ def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
 def _used_up(rounds: Sequence[RoundStats], limits: Limits) -> str:
     """Which limit has been reached; nothing when none."""
     most, whole = limits.rounds_at_most, sum(not one.was_broken for one in rounds)
-    if whole >= most or len(rounds) >= 2 * most:
+    if whole >= most or len(rounds) >= limits.rounds_in_all:
         return f"the limit of {most} rounds is reached"
     # A link may have broken before the round in which it came back.
     seconds = sum(max(0.0, one.seconds - one.broken_s) for one in rounds)

@@ -165,11 +165,16 @@ class SaveSession:
                 with shield():
                     throttle.limit(cpu_percent)
             elif verdict.decision is not Decision.CONTINUE:
-                break
+                if self._settings.catch_up is not None and catches_up(report.rounds):
+                    self._settings.catch_up()
+                # When the link breaks meanwhile, what is written until it is back would be part of the downtime.
+                if (
+                    self._broken_s() == broken_before
+                    or len(report.rounds) >= self._settings.limits.rounds_in_all
+                ):
+                    break
         if not verdict.wanted:
             self._progress.phase(f"{verdict.why}: the domain is suspended all the same")
-        if self._settings.catch_up is not None and catches_up(report.rounds):
-            self._settings.catch_up()
         if throttle is not None:
             # Before it is asked to suspend: that is work for it, and what it writes meanwhile grows with the work.
             with shield():

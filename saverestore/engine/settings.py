@@ -52,7 +52,8 @@ class SaveSettings:
     None: nobody looks.
     `catch_up`: called after the last round in which the domain runs, unless it writes about as fast as is sent; it
     returns when what was written has arrived, or when that takes too long. So that time is no part of the downtime.
-    `broken_s`: for how long there was no way to where the stream goes, in all so far; None: there always is one.
+    `broken_s`: for how long there was no way to where the stream goes, in all so far; None: there always is one. When
+    it grows while `catch_up` waits, another round follows.
     `batch_pfns`, `hole_pfns`: how many pfns are read, or asked about, at a time; None: what is fastest.
     """
 

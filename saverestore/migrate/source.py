@@ -133,7 +133,8 @@ class HandOver(HandingOver):
     def _catch_up(self) -> None:
         """See SaveSettings. There may be megabytes in buffers on the way: on a slow link most of the downtime.
 
-        While all links are broken it is waited for one: once the domain is suspended that ends the migration.
+        While all links are broken it is waited for one: once the domain is suspended that ends the migration. What is
+        written until then is sent in one more round.
         """
         position = self.sink.offset
         self._channel.say(KeepAlive())

@@ -177,6 +177,27 @@ def test_a_link_that_breaks_in_every_round_has_an_end(how):
         assert_same(guest.domain, restored_from(bytes(sink.data), guest.domain))
 
 
+def test_a_link_that_breaks_while_what_was_sent_arrives_makes_for_one_more_round():
+    with opened(MemoryDomain.pvh(5000)) as guest:
+        sink, cuts = MemorySink(), Cuts(guest)
+        settings = cuts.settings("log", OnStall.ABORT)
+        arrivals = [cuts.cut, lambda: None]
+        report = save(guest, sink, replace(settings, catch_up=lambda: arrivals.pop(0)()))
+        assert not arrivals
+        assert [one.sent_pages for one in report.rounds] == [5000, 4 * PAGES, 0]
+        assert [one.final for one in report.rounds] == [False, False, True]
+        assert_same(guest.domain, restored_from(bytes(sink.data), guest.domain))
+
+
+def test_a_link_that_breaks_each_time_before_the_domain_is_suspended_has_an_end():
+    with opened(MemoryDomain.pvh(5000)) as guest:
+        sink, cuts = MemorySink(), Cuts(guest)
+        settings = cuts.settings("log", OnStall.STOP, max_rounds=3)
+        report = save(guest, sink, replace(settings, catch_up=cuts.cut))
+        assert len(report.rounds) == 2 * 3 + 1
+        assert_same(guest.domain, restored_from(bytes(sink.data), guest.domain))
+
+
 def test_a_save_that_fails_while_the_rest_arrives_leaves_the_domain_running():
     with opened(MemoryDomain.pvh(500)) as guest:
 

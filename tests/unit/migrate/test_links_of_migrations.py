@@ -252,6 +252,7 @@ def test_links_that_break_while_what_was_sent_arrives_are_waited_for_before_the_
     monkeypatch.setattr(source, "CATCH_UP_S", PAUSED_S / 4)
 
     def cut() -> KeepAlive:
+        monkeypatch.setattr(source, "KeepAlive", KeepAlive)  # the link breaks once
         eventually(lambda: are_joined(streams))
         links.is_cut = True
         links.cut()
@@ -259,7 +260,8 @@ def test_links_that_break_while_what_was_sent_arrives_are_waited_for_before_the_
         return KeepAlive()
 
     monkeypatch.setattr(source, "KeepAlive", cut)
-    migrate(pair, streams)
+    rounds = migrate(pair, streams).rounds
+    assert [one.final for one in rounds] == [False, False, True]
     assert pair.link_report.reconnects == 1
     assert pair.a.guest.moments.calls.count("suspend") == 1
 
