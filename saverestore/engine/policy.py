@@ -50,7 +50,7 @@ class RoundStats:
     much longer the stream became. `cpu_percent`: how much of its processor time the domain had meanwhile. `final`: it
     was suspended. `zero_pages`: of those sent. `stored_bytes`: what it took where the image is stored, and
     `room_bytes`: what is free there now; None where that means nothing. `coded`: what was written by each coding of
-    pages, by its name.
+    pages, by its name. `broken_s`: for how long there was no way to where the stream goes, see `was_broken`.
     """
 
     number: int
@@ -64,6 +64,15 @@ class RoundStats:
     stored_bytes: int | None = None
     room_bytes: int | None = None
     coded: Mapping[str, Coded] = field(default_factory=dict)
+    broken_s: float = 0.0
+
+    @property
+    def was_broken(self) -> bool:
+        """Whether there was no way to where the stream goes for a while.
+
+        The domain wrote all that time and nothing was sent: such a round does not say which of the two is faster.
+        """
+        return self.broken_s > 0
 
     @property
     def send_rate(self) -> float | None:
@@ -76,6 +85,8 @@ class Limits:
     """Bounds of a live save. What is left out is as Xen's own tools have it.
 
     `max_rounds`: None, as many as suit what else is asked for. `max_time_s`: no round is begun later than this.
+    Rounds in which the link was broken do not count for `max_rounds`, but there are never more than twice as many.
+    Nor does the time without a link count for `max_time_s`, and one more round follows in any case.
     `downtime_s`: suspend as soon as the domain is expected to stand still no longer than this. `suspend_s` and
     `state_s`: what suspending, and what processors, the end of the stream and going on take, besides the pages.
     `throttle_steps`: percent of its processor time that the domain is left, one step after the other.
@@ -100,6 +111,11 @@ class Limits:
             return self.max_rounds
         has_goal = self.downtime_s is not None or self.on_stall is OnStall.THROTTLE
         return self.ROUNDS_WITH_A_GOAL if has_goal else self.ROUNDS
+
+    @property
+    def rounds_in_all(self) -> int:
+        """The same, with those in which the link was broken."""
+        return 2 * self.rounds_at_most
 
 
 ROOM_TO_SPARE = 1 << 20
@@ -156,7 +172,8 @@ def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
     left as much as it sent, another one would change nothing: then do what `limits.on_stall` says. An aim for the
     downtime that the limits do not let the rounds reach is such a stall, too, for who wants to give up then. Nor is
     there another round where its pages could take the room of those of the last one; where not even these fit, the
-    save is given up before the domain is suspended for it.
+    save is given up before the domain is suspended for it. A round in which the link was broken is no stall, however
+    much it left: another one follows, up to the limits.
     """
     prediction = predict(rounds, limits)
     last, left = rounds[-1], left_pages(rounds)
@@ -172,7 +189,9 @@ def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
         missed = goal is not None and limits.on_stall is OnStall.ABORT
         return Verdict(Decision.ABORT if missed else Decision.STOP, used_up, prediction, wanted=goal is None)
     if not is_stalled(rounds):
-        return Verdict(Decision.CONTINUE, "each round leaves less", prediction)
+        broken = f"there was no link for {last.broken_s:.1f} s of the last round"
+        why = broken if last.was_broken else "each round leaves less"
+        return Verdict(Decision.CONTINUE, why, prediction)
     why = f"a round leaves as many dirty pages as it sends ({_rates(rounds)})"
     if limits.on_stall is OnStall.ABORT:
         return Verdict(Decision.ABORT, why, prediction, wanted=False)
@@ -190,9 +209,12 @@ def decide(rounds: Sequence[RoundStats], limits: Limits) -> Verdict:
 
 def _used_up(rounds: Sequence[RoundStats], limits: Limits) -> str:
     """Which limit has been reached; nothing when none."""
-    if len(rounds) >= limits.rounds_at_most:
-        return f"the limit of {len(rounds)} rounds is reached"
-    if limits.max_time_s is not None and (seconds := sum(one.seconds for one in rounds)) >= limits.max_time_s:
+    most, whole = limits.rounds_at_most, sum(not one.was_broken for one in rounds)
+    if whole >= most or len(rounds) >= limits.rounds_in_all:
+        return f"the limit of {most} rounds is reached"
+    # A link may have broken before the round in which it came back.
+    seconds = sum(max(0.0, one.seconds - one.broken_s) for one in rounds)
+    if limits.max_time_s is not None and seconds >= limits.max_time_s and not rounds[-1].was_broken:
         return f"the rounds took {seconds:.1f} s, and {limits.max_time_s:g} s are allowed"
     room, rest = rounds[-1].room_bytes, _rest_bytes(rounds)
     if room is not None and rest is not None and 2 * rest + ROOM_TO_SPARE > room:
@@ -224,26 +246,28 @@ def _rest_bytes(rounds: Sequence[RoundStats]) -> int | None:
 def left_pages(rounds: Sequence[RoundStats]) -> int | None:
     """How many pages a last round would send now; None while that cannot be told.
 
-    Where only reading tells what was written, as many as the last round found.
+    Where only reading tells what was written, as many as the last round found; not after one that took longer than it
+    should, as the link was broken.
     """
     last = rounds[-1]
     if last.dirty_pages is not None:
         return last.dirty_pages
-    return last.sent_pages if len(rounds) > 1 else None
+    return last.sent_pages if len(rounds) > 1 and not last.was_broken else None
 
 
 def is_stalled(rounds: Sequence[RoundStats]) -> bool:
     """Whether the last round left (almost) as much as it sent: the domain writes as fast as we send.
 
-    Never after the first round, which sends everything. Rounds of a domain that has just been slowed down are not
-    compared with those before.
+    Never after the first round, which sends everything, or after one in which the link was broken. Rounds of a domain
+    that has just been slowed down are not compared with those before.
     """
-    if len(rounds) < 2:
+    if len(rounds) < 2 or rounds[-1].was_broken:
         return False
     last, previous = rounds[-1], rounds[-2]
     if last.dirty_pages is not None:
         return last.dirty_pages > STALLED * last.sent_pages
-    if len(rounds) < 3 or last.cpu_percent != previous.cpu_percent:
+    # By digests a round finds what was written during the one before, too: all of a cut.
+    if len(rounds) < 3 or last.cpu_percent != previous.cpu_percent or previous.was_broken:
         return False
     return last.sent_pages >= STALLED * previous.sent_pages
 
@@ -253,7 +277,8 @@ def catches_up(rounds: Sequence[RoundStats]) -> bool:
 
     False where that is not known.
     """
-    written, sent = dirty_rate(rounds), rounds[-1].send_rate
+    measured = _measured(rounds)
+    written, sent = dirty_rate(measured), measured[-1].send_rate
     return written is not None and sent is not None and written <= CATCHING_UP * sent
 
 
@@ -275,24 +300,42 @@ def dirty_rate(rounds: Sequence[RoundStats]) -> float | None:
 def predict(rounds: Sequence[RoundStats], limits: Limits) -> Prediction:
     """How long the domain would stand still if it were suspended after the last of `rounds`."""
     fixed_s = limits.suspend_s + limits.state_s
-    last = rounds[-1]
+    last, timed = rounds[-1], _timed(rounds)
     if last.dirty_pages is None:
-        # Everything is read again, and about as much is sent as the last time.
-        return Prediction(limits.suspend_s, last.seconds, limits.state_s, fixed_s + _reading_s(rounds))
+        # Everything is read again, and about as much is sent as the last time; who knows how much after a cut.
+        rest_s = max(one.seconds for one in timed) if last.was_broken else last.seconds
+        return Prediction(limits.suspend_s, rest_s, limits.state_s, fixed_s + _reading_s(timed))
     round_s, page_s = _cost_of_a_round(rounds)
-    written = (dirty_rate(rounds) or 0.0) * limits.suspend_s  # it runs until it is suspended
+    written = (dirty_rate(_measured(rounds)) or 0.0) * limits.suspend_s  # it runs until it is suspended
     rest_s = round_s + (last.dirty_pages + written) * page_s
     return Prediction(limits.suspend_s, rest_s, limits.state_s, fixed_s + round_s)
+
+
+def _measured(rounds: Sequence[RoundStats]) -> Sequence[RoundStats]:
+    """Up to the last round in which the link was not broken: those before the cut.
+
+    All of them where it was broken in each: by these, too little is sent in a second, never too much.
+    """
+    end = max((nr for nr, one in enumerate(rounds, 1) if not one.was_broken), default=len(rounds))
+    return rounds[:end]
+
+
+def _timed(rounds: Sequence[RoundStats]) -> Sequence[RoundStats]:
+    """Those in which the link was not broken; all of them where it was in each, as above."""
+    return [one for one in rounds if not one.was_broken] or rounds
 
 
 def _cost_of_a_round(rounds: Sequence[RoundStats]) -> tuple[float, float]:
     """Seconds for a round as such, and for each page: the straight line that fits the rounds after the first best.
 
-    The first reads memory in order, later ones here and there, so it only counts while it is the only one.
+    The first reads memory in order, later ones here and there, so it only counts while it is the only one. Rounds in
+    which the link was broken only count where there are no others.
     """
-    counted = [one for one in rounds[1:] if one.sent_pages] or [one for one in rounds if one.sent_pages]
+    timed = _timed(rounds)
+    sending = [one for one in timed if one.sent_pages]
+    counted = [one for one in sending if one is not rounds[0]] or sending
     if not counted:
-        return max(one.seconds for one in rounds), 0.0
+        return max(one.seconds for one in timed), 0.0
     mean_pages = sum(one.sent_pages for one in counted) / len(counted)
     mean_s = sum(one.seconds for one in counted) / len(counted)
     spread = sum((one.sent_pages - mean_pages) ** 2 for one in counted)

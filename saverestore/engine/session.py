@@ -127,11 +127,19 @@ class SaveSession:
         self._expect(Phase.RUNNING)
         assert self._sender is not None and self._source is not None
         report, throttle, cpu_percent = self.report, self._settings.throttle, ALL_OF_IT
+        broken_before = self._broken_s()
         while True:
             storage = self._settings.storage
             stored = None if storage is None else storage.stored_bytes
             sent = self._sender.send_round(number=len(report.rounds), final=False)
-            stats = replace(sent, dirty_pages=self._source.known_dirty(), cpu_percent=cpu_percent)
+            dirty_pages, broken_s = self._source.known_dirty(), self._broken_s()
+            stats = replace(
+                sent,
+                dirty_pages=dirty_pages,
+                cpu_percent=cpu_percent,
+                broken_s=broken_s - broken_before,
+            )
+            broken_before = broken_s
             if storage is not None and stored is not None and storage.stored_bytes is not None:
                 took = storage.stored_bytes - stored
                 stats = replace(stats, stored_bytes=took, room_bytes=storage.free_bytes())
@@ -157,15 +165,24 @@ class SaveSession:
                 with shield():
                     throttle.limit(cpu_percent)
             elif verdict.decision is not Decision.CONTINUE:
-                break
+                if self._settings.catch_up is not None and catches_up(report.rounds):
+                    self._settings.catch_up()
+                # When the link breaks meanwhile, what is written until it is back would be part of the downtime.
+                if (
+                    self._broken_s() == broken_before
+                    or len(report.rounds) >= self._settings.limits.rounds_in_all
+                ):
+                    break
         if not verdict.wanted:
             self._progress.phase(f"{verdict.why}: the domain is suspended all the same")
-        if self._settings.catch_up is not None and catches_up(report.rounds):
-            self._settings.catch_up()
         if throttle is not None:
             # Before it is asked to suspend: that is work for it, and what it writes meanwhile grows with the work.
             with shield():
                 throttle.lift()
+
+    def _broken_s(self) -> float:
+        """See SaveSettings."""
+        return 0.0 if self._settings.broken_s is None else self._settings.broken_s()
 
     def suspend(self) -> None:
         """Suspend the domain: the downtime begins. DomainError when it does not suspend."""

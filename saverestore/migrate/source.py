@@ -127,12 +127,14 @@ class HandOver(HandingOver):
             checksums=False,
             xor_cache_bytes=self._request.codecs.xor_cache_bytes,
             catch_up=self._catch_up if self._accepted.answers else None,
+            broken_s=lambda: self._link.broken_s,
         )
 
     def _catch_up(self) -> None:
         """See SaveSettings. There may be megabytes in buffers on the way: on a slow link most of the downtime.
 
-        While all links are broken it is waited for one: once the domain is suspended that ends the migration.
+        While all links are broken it is waited for one: once the domain is suspended that ends the migration. What is
+        written until then is sent in one more round.
         """
         position = self.sink.offset
         self._channel.say(KeepAlive())

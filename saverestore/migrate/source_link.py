@@ -286,6 +286,11 @@ class SourceLink:
         """Whether there is no link, and one may come."""
         return self._linked is not None and not self._linked.nr_links
 
+    @property
+    def broken_s(self) -> float:
+        """How long there was no link, in all: each time is added when there is one again."""
+        return 0.0 if self._linked is None else self._linked.broken_s
+
     def close(self) -> None:
         """The migration is over. A second time does nothing more. The connection is the channel's."""
         if self._control is not None:
@@ -293,7 +298,7 @@ class SourceLink:
         if self._linked is not None:
             self._report.streams = self._linked.most_links
             self._report.reconnects = self._linked.reconnects
-            self._report.broken_s = self._linked.broken_s
+            self._report.broken_s = self.broken_s
             self._report.resent_pages = -(-self._linked.resent_bytes // PAGE_SIZE)
         connection = self._channel.connection
         self._report.cipher, self._report.ktls = connection.cipher, connection.kernel_encrypts

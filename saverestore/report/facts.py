@@ -142,6 +142,7 @@ def _round(so_far: Sequence[RoundStats], limits: Limits, *, live: bool) -> Facts
         "dirty_pages": one.dirty_pages if while_running else None,
         "sent_bytes": one.sent_bytes,
         "seconds": one.seconds,
+        "broken_s": one.broken_s,
         "codecs": _coded(one.coded),
         "sent_pages_per_s": one.send_rate,
         "dirty_pages_per_s": dirty_rate(so_far) if while_running else None,

@@ -124,6 +124,80 @@ def test_of_a_domain_that_writes_as_fast_as_is_sent_nothing_is_waited_for():
         save(writing(guest), MemorySink(), settings)
 
 
+class Cuts:
+    """How long the link has been broken so far; a cut is one of 30 s, in which the domain writes."""
+
+    def __init__(self, guest: MemorySave) -> None:
+        self._guest = guest
+        self.broken_s = 0.0
+        self.nr = 0
+
+    def cut(self) -> None:
+        self.nr += 1
+        domain = self._guest.domain
+        domain.write(domain.data_pfns()[: 4 * PAGES], self.nr)
+        self.broken_s += 30.0
+
+    def settings(self, how: str, on_stall: OnStall, **more) -> SaveSettings:
+        return replace(settings_for(self._guest, how, on_stall, **more), broken_s=lambda: self.broken_s)
+
+
+def calming_down(guest: MemorySave) -> MemorySave:
+    """Of each round it leaves half as many pages as of the one before."""
+    plain, domain = guest.domain.data_pfns(), guest.domain
+    for number, pages in enumerate((1000, 500, 250, 125)):
+        guest.moments.on("check_layout", number, lambda n=number, to=pages: domain.write(plain[:to], 100 + n))
+    return guest
+
+
+@HOW
+@pytest.mark.parametrize("on_stall", OnStall)
+def test_a_round_in_which_the_link_was_broken_ends_no_save_and_slows_no_domain(how, on_stall):
+    with opened(MemoryDomain.pvh(5000)) as guest:
+        sink, cuts = MemorySink(), Cuts(guest)
+        calming_down(guest).moments.on("check_layout", 1, cuts.cut)
+        report = save(guest, sink, cuts.settings(how, on_stall, few_pages=200))
+        assert "throttle.limit" not in guest.moments.calls
+        assert [one.broken_s for one in report.rounds][:3] == [0.0, 30.0, 0.0]
+        assert report.rounds[2].sent_pages >= 4 * PAGES  # while it runs, not while it is suspended
+        assert report.rounds[-1].final
+        assert report.rounds[-1].sent_pages < 500
+        assert_same(guest.domain, restored_from(bytes(sink.data), guest.domain))
+
+
+@HOW
+def test_a_link_that_breaks_in_every_round_has_an_end(how):
+    with opened(MemoryDomain.pvh(5000)) as guest:
+        sink, cuts = MemorySink(), Cuts(guest)
+        for number in range(40):
+            guest.moments.on("check_layout", number, lambda: None if guest.domain.suspended else cuts.cut())
+        report = save(guest, sink, cuts.settings(how, OnStall.STOP, max_rounds=3))
+        assert len(report.rounds) == 2 * 3 + 1
+        assert "the limit of 3 rounds" in report.verdict.why
+        assert_same(guest.domain, restored_from(bytes(sink.data), guest.domain))
+
+
+def test_a_link_that_breaks_while_what_was_sent_arrives_makes_for_one_more_round():
+    with opened(MemoryDomain.pvh(5000)) as guest:
+        sink, cuts = MemorySink(), Cuts(guest)
+        settings = cuts.settings("log", OnStall.ABORT)
+        arrivals = [cuts.cut, lambda: None]
+        report = save(guest, sink, replace(settings, catch_up=lambda: arrivals.pop(0)()))
+        assert not arrivals
+        assert [one.sent_pages for one in report.rounds] == [5000, 4 * PAGES, 0]
+        assert [one.final for one in report.rounds] == [False, False, True]
+        assert_same(guest.domain, restored_from(bytes(sink.data), guest.domain))
+
+
+def test_a_link_that_breaks_each_time_before_the_domain_is_suspended_has_an_end():
+    with opened(MemoryDomain.pvh(5000)) as guest:
+        sink, cuts = MemorySink(), Cuts(guest)
+        settings = cuts.settings("log", OnStall.STOP, max_rounds=3)
+        report = save(guest, sink, replace(settings, catch_up=cuts.cut))
+        assert len(report.rounds) == 2 * 3 + 1
+        assert_same(guest.domain, restored_from(bytes(sink.data), guest.domain))
+
+
 def test_a_save_that_fails_while_the_rest_arrives_leaves_the_domain_running():
     with opened(MemoryDomain.pvh(500)) as guest:
 

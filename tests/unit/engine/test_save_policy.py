@@ -23,11 +23,11 @@ ALL = 100_000
 
 
 def rounds(*seen: tuple[float, ...]) -> list[RoundStats]:
-    """(sent, dirty), a second each; or (sent, dirty, seconds); or (sent, dirty, seconds, percent)."""
+    """(sent, dirty), a second each; or more of (sent, dirty, seconds, percent, seconds without a link)."""
     made = []
     for number, (sent, dirty, *more) in enumerate(seen):
-        seconds, percent = [*more, *[1.0, 100][len(more) :]]
-        made.append(RoundStats(number, sent, dirty, seconds, cpu_percent=percent))
+        seconds, percent, broken_s = [*more, *[1.0, 100, 0.0][len(more) :]]
+        made.append(RoundStats(number, sent, dirty, seconds, cpu_percent=percent, broken_s=broken_s))
     return made
 
 
@@ -208,6 +208,104 @@ def test_a_stall_needs_rounds_that_compare():
     assert is_stalled(rounds((ALL, None), (ALL, None), (ALL, None)))
 
 
+# ---- rounds in which the link was broken -----------------------------------------------------------
+
+CUT = (31.0, 100, 30.0)
+"""Of its 31 s, 30 were without a link."""
+
+
+@pytest.mark.parametrize("on_stall", OnStall)
+@pytest.mark.parametrize(
+    "seen",
+    [
+        pytest.param([(ALL, 3000), (3000, 60_000, *CUT)], id="by the log"),
+        pytest.param([(ALL, None), (3000, None), (3000, None, *CUT)], id="by digests"),
+        pytest.param([(ALL, None), (3000, None, *CUT), (60_000, None)], id="by digests, the round behind it"),
+        pytest.param([(ALL, None), (49, None, *CUT)], id="by digests: few were found before the cut"),
+    ],
+)
+def test_a_round_in_which_the_link_was_broken_is_no_stall(seen, on_stall):
+    assert not is_stalled(rounds(*seen))
+    assert decide(rounds(*seen), Limits(on_stall=on_stall)).decision is GO
+
+
+def test_the_reason_to_go_on_says_for_how_long_there_was_no_link():
+    assert "30.0 s" in decide(rounds((ALL, 3000), (3000, 60_000, *CUT)), Limits()).why
+
+
+def test_a_domain_that_writes_too_fast_is_found_out_by_the_next_whole_round():
+    assert decide(rounds((ALL, 3000), (3000, 60_000, *CUT), (60_000, 60_000)), Limits()).decision is STOP
+
+
+def test_few_pages_that_are_left_are_few_also_after_a_cut():
+    assert decide(rounds((ALL, 3000), (3000, 49, *CUT)), Limits()).decision is STOP
+
+
+@pytest.mark.parametrize(
+    ("broken", "whole", "wanted"),
+    [
+        pytest.param(0, 3, STOP, id="without a cut"),
+        pytest.param(1, 2, GO, id="one more"),
+        pytest.param(1, 3, STOP, id="but one only"),
+        pytest.param(3, 2, GO, id="one for each cut"),
+        pytest.param(4, 2, STOP, id="up to twice as many in all"),
+        pytest.param(6, 0, STOP, id="also where it breaks in every round"),
+    ],
+)
+@pytest.mark.parametrize("is_last", [False, True], ids=["first", "last"])
+def test_rounds_in_which_the_link_was_broken_do_not_count_for_the_limit(broken, whole, wanted, is_last):
+    cut, good = [(9000, 8000, *CUT)] * broken, [(9000, 8000)] * whole
+    seen = good + cut if is_last else cut + good
+    assert decide(rounds(*seen), Limits(max_rounds=3)).decision is wanted
+
+
+@pytest.mark.parametrize(
+    ("seen", "wanted"),
+    [
+        pytest.param([(ALL, 3000), (3000, 2000, *CUT), (2000, 1000)], GO, id="3 s with a link"),
+        pytest.param([(ALL, 3000), (3000, 2000, *CUT), (2000, 1000, 2.0)], STOP, id="4 s with a link"),
+        pytest.param([(ALL, 3000), (3000, 2000, 5.0, 100, 0.1)], GO, id="it breaks at the limit: one more"),
+        pytest.param(
+            [(ALL, 3000, 4.0), (3000, 2000, 0.1, 100, 30.0), (2000, 1000, 0.1)],
+            STOP,
+            id="it broke before the round: no more than the round's time is left out",
+        ),
+    ],
+)
+def test_time_without_a_link_does_not_count_for_the_longest_time(seen, wanted):
+    assert decide(rounds(*seen), Limits(max_time_s=4.0)).decision is wanted
+
+
+@pytest.mark.parametrize(
+    ("seen", "rest_s", "least_s"),
+    [
+        # 1,000 left, and 100 more during the 0.1 s of the suspend, at 100,000 a second.
+        pytest.param([(ALL, 1000), (1000, 1000, *CUT)], 0.011, 0.15, id="at the first round's rates"),
+        # 20,000 a second; 10,000 left, and 200 more.
+        pytest.param(
+            [(ALL, 10_000), (10_000, 1000, 0.5), (1000, 10_000, *CUT)], 0.51, 0.15, id="at the later rates"
+        ),
+        pytest.param(
+            [(ALL, 9000, *CUT), (10_000, 1000, 0.5)], 0.06, 0.15, id="a cut of the first leaves the later"
+        ),
+        # 10,000 pages in a second, which is too slow; 10,000 left, and 1,000 more.
+        pytest.param(
+            [(10_000, 10_000, 1.0, 100, 0.5)], 1.1, 0.15, id="no other round: too slow, not too fast"
+        ),
+        pytest.param(
+            [(ALL, None, 3.0), (5000, None, *CUT), (5000, None, 1.1), (5000, None, *CUT)],
+            3.0,
+            1.15,
+            id="by digests: at most all",
+        ),
+    ],
+)
+def test_a_round_in_which_the_link_was_broken_is_not_what_is_predicted_from(seen, rest_s, least_s):
+    found = predict(rounds(*seen), Limits(suspend_s=0.1, state_s=0.05))
+    assert found.rest_s == pytest.approx(rest_s)
+    assert found.least_s == pytest.approx(least_s)
+
+
 # ---- room where the image goes ---------------------------------------------------------------------
 
 MIB = 1 << 20
@@ -274,6 +372,10 @@ def test_an_aim_that_room_does_not_let_the_rounds_reach_is_a_stall():
         ([(ALL, None)], False),  # by digests nobody knows yet
         ([(ALL, None), (5000, None)], False),
         ([(ALL, 5000), (0, 0, 0.0)], False),  # no time at all
+        ([(ALL, 5000), (5000, 2500), (2500, 60_000, *CUT)], True),  # as before the cut
+        ([(ALL, 5000), (5000, 2501), (2501, 10, *CUT)], False),
+        ([(ALL, 49, *CUT)], True),  # even so
+        ([(ALL, None), (5000, None, 0.01), (5000, None, *CUT)], True),
     ],
 )
 def test_what_was_sent_is_waited_for_where_clearly_less_is_dirtied_meanwhile(seen, wanted):

@@ -17,6 +17,8 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import Pair, tcp_sockets
 
 from saverestore import interrupts
+from saverestore.engine.policy import Limits, OnStall
+from saverestore.engine.progress import SaveReport
 from saverestore.errors import Interrupted, TransportError
 from saverestore.migrate import source, source_link
 from saverestore.migrate.addresses import parse
@@ -94,16 +96,19 @@ def over_links(pair: Pair) -> Links:
     return links
 
 
-def migrate(pair: Pair, streams: int, **changes) -> None:
+def migrate(pair: Pair, streams: int, limits: Limits | None = None, **changes) -> SaveReport:
     options = LinkOptions(streams=streams, silence_s=5.0)
     destination = parse("tcp://127.0.0.1:1" if pair.way == "tcp" else "b")
-    pair.migrate(destination=destination, link=replace(options, **changes))
+    migrated = pair.migrate(
+        destination=destination, link=replace(options, **changes), limits=limits or Limits()
+    )
     pair.join()
     assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
     assert pair.states() == (["DONE"], ["RUNNING"])
     restored = pair.b.restored.domain
     pfns = pair.a.memory.data_pfns()
     assert (restored.read(pfns) == pair.a.memory.read(pfns)).all()
+    return migrated.report
 
 
 def at(pair: Pair, moment: str, work: Callable[[], None], *, turn: int = 0) -> None:
@@ -216,6 +221,29 @@ def test_when_all_links_break_while_the_domain_runs_the_migration_resumes_where_
     assert pair.a.guest.moments.calls.count("suspend") == 1
 
 
+@pytest.mark.parametrize("on_stall", [OnStall.STOP, OnStall.ABORT])
+def test_what_a_domain_writes_while_all_links_are_broken_is_sent_before_it_is_suspended(
+    pair, on_stall, caplog
+):
+    links, plain = over_links(pair), pair.a.memory.data_pfns()
+
+    def cut() -> None:
+        eventually(lambda: are_joined(1))
+        links.is_cut = True
+        links.cut()
+        pair.a.memory.write(plain[:200], 2)
+        threading.Timer(PAUSED_S, lambda: setattr(links, "is_cut", False)).start()
+        eventually(lambda: "the link to b is back after" in caplog.text)
+
+    at(pair, "check_layout", lambda: pair.a.memory.write(plain[:100], 1))
+    at(pair, "check_layout", cut, turn=1)
+    rounds = migrate(pair, 1, Limits(on_stall=on_stall)).rounds
+    assert [one.sent_pages for one in rounds[1:]] == [100, 200, 0]
+    assert [one.was_broken for one in rounds] == [False, True, False, False]
+    assert [one.final for one in rounds] == [False, False, False, True]
+    assert pair.link_report.reconnects == 1
+
+
 @pytest.mark.parametrize("streams", [1, 4])
 def test_links_that_break_while_what_was_sent_arrives_are_waited_for_before_the_domain_is_suspended(
     pair, streams, monkeypatch
@@ -224,6 +252,7 @@ def test_links_that_break_while_what_was_sent_arrives_are_waited_for_before_the_
     monkeypatch.setattr(source, "CATCH_UP_S", PAUSED_S / 4)
 
     def cut() -> KeepAlive:
+        monkeypatch.setattr(source, "KeepAlive", KeepAlive)  # the link breaks once
         eventually(lambda: are_joined(streams))
         links.is_cut = True
         links.cut()
@@ -231,7 +260,8 @@ def test_links_that_break_while_what_was_sent_arrives_are_waited_for_before_the_
         return KeepAlive()
 
     monkeypatch.setattr(source, "KeepAlive", cut)
-    migrate(pair, streams)
+    rounds = migrate(pair, streams).rounds
+    assert [one.final for one in rounds] == [False, False, True]
     assert pair.link_report.reconnects == 1
     assert pair.a.guest.moments.calls.count("suspend") == 1
 

@@ -217,6 +217,12 @@ def test_a_domain_that_is_suspended_has_no_share_of_the_processor():
     assert [one["cpu_percent"] for one in rounds[-2:]] == [100, None]
 
 
+def test_a_round_says_for_how_long_the_link_was_broken_in_it():
+    report = saved("log")
+    report.rounds[1] = replace(report.rounds[1], broken_s=30.0)
+    assert [one["broken_s"] for one in facts_of_save(SAVED, report)["rounds"][:2]] == [0.0, 30.0]
+
+
 def test_a_save_that_was_given_up_shows_its_rounds_and_no_downtime():
     report = saved("log", limits=Limits(on_stall=OnStall.ABORT))
     facts = facts_of_save(replace(SAVED, exit_code=3, error="stalled"), report)
