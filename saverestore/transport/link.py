@@ -24,8 +24,14 @@ class Link:
         self.is_synced = False  # the peer has said what is there
         self.has_ended = False  # END was said
         self.is_over = False
+        self.is_sending_data = False
         self.threads = 0
         """How many of its two threads run."""
+
+    @property
+    def data_bytes(self) -> int:
+        """Grows with each byte that it takes of a frame of data. What it says besides does not count."""
+        return self.connection.outgoing.offset if self.is_sending_data else 0
 
     def close(self) -> None:
         """Close the connection, which nobody uses any more."""

@@ -283,6 +283,7 @@ class LinkedConnection:
         try:
             while (found := self._next(link)) is not None:
                 parts, frame = found
+                link.is_sending_data = frame is not None
                 link.connection.outgoing.writev(parts)
                 if frame is not None:
                     with self._lock:
@@ -470,16 +471,18 @@ class LinkedConnection:
                     thread.join(END_S)
 
     def _await_end(self) -> None:
-        """Until all has arrived and each link has ended; or nothing moves."""
-        since, before = time.monotonic(), -1
+        """Until all has arrived and each link has ended; or none of it moves."""
+        since = time.monotonic()
+        before: tuple[int, ...] = ()
         ended_at = None
         with self._lock:
             while self._links:
                 now = time.monotonic()
                 if self._outbox.is_empty and ended_at is None:
                     ended_at = now
-                if self._outbox.consumed != before:
-                    since, before = now, self._outbox.consumed
+                moved = (*self._outbox.progress, *(link.data_bytes for link in self._links))
+                if moved != before:
+                    since, before = now, moved
                 if (
                     now - since > self.timeout_s
                     or (self.deadline is not None and now >= self.deadline)

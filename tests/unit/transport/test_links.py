@@ -14,7 +14,7 @@ import pytest
 from saverestore.errors import TransportError
 from saverestore.transport.connection import Connection, SocketConnection
 from saverestore.transport.links import LinkedConnection
-from saverestore.transport.window import Frame, Spares
+from saverestore.transport.window import HEADER, Frame, Kind, Spares
 
 LONG_S = 20.0
 FRAME, WINDOW = 500, 4000
@@ -173,3 +173,70 @@ def test_what_is_said_as_a_link_ends_leaves_by_another_at_once():
         other.deadline = begun + LONG_S
         assert other.incoming.read(4) == b"here"
         assert time.monotonic() - begun < LONG_S / 6
+
+
+# ---- closing -----------------------------------------------------------------------------------------
+
+SILENCE_S = 0.3
+
+
+def slow_link(chunk: int, pause_s: float) -> tuple[SocketConnection, SocketConnection]:
+    """Two ends of a link that takes so many bytes of the first at a time; what the other says comes at once."""
+    (ours, inner), (outer, theirs) = socket.socketpair(), socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that the kernel allows
+
+    def pass_on(whence: socket.socket, where: socket.socket, most: int, pause_s: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := whence.recv(most):
+                where.sendall(data)
+                time.sleep(pause_s)
+            where.shutdown(socket.SHUT_WR)
+
+    for way in ((inner, outer, chunk, pause_s), (outer, inner, 1 << 16, 0.0)):
+        threading.Thread(target=pass_on, args=way, daemon=True).start()
+    return tuple(SocketConnection(end, "peer", timeout_s=SILENCE_S) for end in (ours, theirs))  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("frame_bytes", "nr_frames", "chunk"),
+    [(500, 8, 100), (1 << 17, 1, 1 << 16)],
+    ids=["many frames of which the peer uses none", "one long frame"],
+)
+def test_closing_lasts_as_long_as_what_was_written_goes_on_arriving(frame_bytes, nr_frames, chunk):
+    ours, theirs = slow_link(chunk, pause_s=0.03)
+    one, other = (
+        LinkedConnection(
+            end, timeout_s=SILENCE_S, window_bytes=nr_frames * frame_bytes, frame_bytes=frame_bytes
+        )
+        for end in (ours, theirs)
+    )
+    data = DATA[:100] * (nr_frames * frame_bytes // 100)
+    one.outgoing.write(data)
+    begun = time.monotonic()
+    one.close()
+    assert time.monotonic() - begun > 2 * SILENCE_S
+    other.deadline = time.monotonic() + LONG_S
+    assert other.incoming.read(len(data)) == data
+    assert other.incoming.at_end()
+    other.close()
+
+
+def test_closing_ends_within_the_silence_where_the_peer_lives_and_takes_nothing():
+    ours, theirs = connected()
+    one = LinkedConnection(ours, timeout_s=SILENCE_S, window_bytes=WINDOW, frame_bytes=FRAME)
+    theirs.outgoing.write(HEADER.pack(Kind.SYNCED, 0, 0))
+    is_over = threading.Event()
+
+    def live() -> None:
+        while not is_over.wait(SILENCE_S / 5):
+            theirs.outgoing.write(HEADER.pack(Kind.PING, 0, 0))
+
+    living = threading.Thread(target=live, daemon=True)
+    living.start()
+    one.outgoing.write(DATA[:1000])
+    begun = time.monotonic()
+    one.close()
+    assert SILENCE_S / 2 < time.monotonic() - begun < 4 * SILENCE_S + 1
+    is_over.set()
+    living.join(LONG_S)
+    theirs.close()
