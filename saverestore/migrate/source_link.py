@@ -292,8 +292,8 @@ class SourceLink:
             self._control.close()
         if self._linked is not None:
             self._report.streams = self._linked.most_links
-            self._report.reconnects = self._linked.reconnects
-            self._report.broken_s = self._linked.broken_s
+            self._report.reconnects = self._linked.breaks.mended
+            self._report.broken_s = self._linked.breaks.seconds
             self._report.resent_pages = -(-self._linked.resent_bytes // PAGE_SIZE)
         connection = self._channel.connection
         self._report.cipher, self._report.ktls = connection.cipher, connection.kernel_encrypts

@@ -112,7 +112,7 @@ def test_a_link_whose_threads_cannot_be_started_is_closed_and_another_one_is_ope
         assert (len(opened), len(failed)) == (2, 1)
         wait_for(lambda: opened[0].fileno() < 0)  # type: ignore[attr-defined]
         wait_for(lambda: other.nr_links == 2)
-        assert (one.most_links, one.reconnects) == (2, 0)
+        assert (one.most_links, one.breaks.mended) == (2, 0)
         one.outgoing.write(b"here")
         assert other.incoming.read(4) == b"here"
 
@@ -239,4 +239,66 @@ def test_closing_ends_within_the_silence_where_the_peer_lives_and_takes_nothing(
     assert SILENCE_S / 2 < time.monotonic() - begun < 4 * SILENCE_S + 1
     is_over.set()
     living.join(LONG_S)
+    theirs.close()
+
+
+# ---- how long there was no link ----------------------------------------------------------------------
+
+RESUME_S = 0.4
+
+
+def broken(resume_for_s: float, may_resume: Callable[[], bool] = lambda: True) -> LinkedConnection:
+    """A connection whose only link has broken."""
+    ours, theirs = connected()
+    one = LinkedConnection(ours, timeout_s=LONG_S, resume_for_s=resume_for_s, may_resume=may_resume)
+    theirs.close()
+    wait_for(lambda: not one.nr_links)
+    return one
+
+
+def test_the_time_in_which_a_link_was_waited_for_in_vain_counts_as_broken_until_it_was_given_up():
+    one = broken(RESUME_S)
+    with pytest.raises(TransportError, match="cannot be reached any more"):
+        one.incoming.read(1)
+    time.sleep(RESUME_S)
+    one.close()
+    assert one.breaks.mended == 0
+    assert one.breaks.seconds == pytest.approx(RESUME_S, abs=0.15)
+
+
+def test_the_time_until_the_connection_was_closed_counts_as_broken():
+    one = broken(LONG_S)
+    time.sleep(RESUME_S)
+    assert RESUME_S <= one.breaks.seconds < LONG_S / 2
+    one.close()
+    seconds = one.breaks.seconds
+    time.sleep(0.05)
+    assert one.breaks.seconds == seconds
+
+
+def test_a_link_that_nobody_waits_for_is_given_up_at_once():
+    one = broken(LONG_S, may_resume=lambda: False)
+    time.sleep(0.05)
+    assert one.breaks.seconds == 0
+    one.close()
+
+
+def test_breaks_that_were_made_good_are_added_up_and_count_no_more_when_all_is_closed():
+    one = broken(LONG_S)
+    for nr in (1, 2):
+        time.sleep(RESUME_S / 2)
+        ours, theirs = connected()
+        one.add(contextlib.nullcontext(ours))
+        assert one.breaks.mended == nr
+        seconds = one.breaks.seconds
+        assert nr * RESUME_S / 2 <= seconds < LONG_S / 2
+        time.sleep(0.05)
+        assert one.breaks.seconds == seconds
+        if nr == 1:
+            theirs.close()
+            wait_for(lambda: not one.nr_links)
+    theirs.outgoing.write(HEADER.pack(Kind.END, 0, 0))
+    wait_for(lambda: not one.nr_links)
+    one.close()
+    assert one.breaks.seconds == seconds
     theirs.close()
