@@ -55,14 +55,19 @@ def save_all(given: argparse.Namespace) -> int:
         return Process("pysave", name, many.one_of(given, domain=uuid, store=str(folder)))
 
     begun = time.monotonic()
-    results = many.run_named(given, "pysave", list(known), start, lambda one: _saved_to(one, given))
+    results = many.run_named(
+        given, "pysave", "saved", list(known), start, lambda one: _saved_to(one, given), begun
+    )
     unsaved = [one for one in results if one.exit_code != ExitCode.DONE]
     more = ""
-    if unsaved and given.if_unsaveable == "shutdown" and not given.dry_run:
-        with opened_host() as host:
-            stopped = shut_down(host, {one.name: known[one.name] for one in unsaved})
-        more = f"{len(stopped)} of {len(unsaved)} unsaved shut down"
-    return many.finish(given, "pysave", "saved", results, begun, more)
+    try:
+        if unsaved and given.if_unsaveable == "shutdown" and not given.dry_run:
+            with opened_host() as host:
+                stopped = shut_down(host, {one.name: known[one.name] for one in unsaved})
+            more = f"{len(stopped)} of {len(unsaved)} unsaved shut down"
+    finally:  # what was saved is said also when that is interrupted
+        code = many.finish(given, "pysave", "saved", results, begun, more)
+    return code
 
 
 def named_apart(domains: Sequence[Domain]) -> list[tuple[str, Domain]]:
@@ -124,7 +129,9 @@ def restore_all(given: argparse.Namespace) -> int:
         return Process("pyrestore", name, many.one_of(given, image=images[name], store=None))
 
     begun = time.monotonic()
-    results = many.run_named(given, "pyrestore", list(images), start, lambda one: _restored_as(one, given))
+    results = many.run_named(
+        given, "pyrestore", "restored", list(images), start, lambda one: _restored_as(one, given), begun
+    )
     return many.finish(given, "pyrestore", "restored", results, begun, "")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 from saverestore import interrupts
 from saverestore.cli import arguments, common
 from saverestore.cli.common import counted
-from saverestore.errors import ExitCode
+from saverestore.errors import ExitCode, exit_code_of, name_of
 
 PARALLEL = 2
 LOOK_S = 0.1
@@ -62,10 +63,17 @@ class Result:
     seconds: float
 
     @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal ended it, also one that came before it could heed any: nothing was done by then."""
+        return self.exit_code == ExitCode.INTERRUPTED or -(self.exit_code or 0) in interrupts.SIGNALS
+
+    @property
     def error(self) -> str:
         """Why it failed, in one line."""
         if self.exit_code is None:
             return "not begun"
+        if self.exit_code < 0 and self.is_interrupted:
+            return f"interrupted by {signal.Signals(-self.exit_code).name}"
         return str(
             self.facts.get("error") or self.said.strip().replace("\n", "; ") or "ended without a message"
         )
@@ -140,28 +148,38 @@ def run_all(
 ) -> list[Result]:
     """Start each, at most so many at a time, and wait for all: their results, in the order of the names.
 
-    After `within_s` those under way are terminated and waited for: how long they take to undo is theirs. A signal
-    does the same, and is raised when all have ended.
+    One that cannot be started has failed. After `within_s` those under way are terminated and waited for: how long
+    they take to undo is theirs. A signal does the same, and is raised when all have ended; `on_end` has been called
+    for each that was begun.
     """
     end = None if within_s is None else clock() + within_s
     waiting, begun, done = list(names), dict[str, _Begun](), dict[str, Result]()
     was_ended = has_failed = False
+
+    def note(result: Result) -> None:
+        nonlocal has_failed
+        done[result.name] = result
+        has_failed = has_failed or result.exit_code != ExitCode.DONE
+        on_end(result)
+
     try:
         while waiting or begun:
             is_late = end is not None and clock() >= end
             if is_late or (stops and has_failed):
                 waiting.clear()
-            while waiting and len(begun) < parallel:
+            while waiting and len(begun) < parallel and not (stops and has_failed):
                 with interrupts.shield():
                     name = waiting.pop(0)
-                    begun[name] = _Begun(start(name), clock())
+                    try:
+                        begun[name] = _Begun(start(name), clock())
+                    except OSError as error:  # no more processes or memory: the others go on
+                        note(_not_started(name, error))
             if is_late and not was_ended:
                 was_ended = True
                 _terminate(begun)
-            for result in _ended(begun, clock):
-                done[result.name] = result
-                has_failed = has_failed or result.exit_code != ExitCode.DONE
-                on_end(result)
+            with interrupts.shield():  # what has ended is known here only
+                for result in _ended(begun, clock):
+                    note(result)
             if begun:
                 wait(LOOK_S)
     except BaseException:
@@ -171,10 +189,22 @@ def run_all(
                 if not begun:
                     break
                 for result in _ended(begun, clock):
-                    on_end(result)
+                    note(result)
                 wait(LOOK_S)
+            for name, one in begun.items():
+                why = f"was told to end, and has not ended within {UNDO_S:.0f} s"
+                note(Result(name, ExitCode.INTERRUPTED, "", {"error": why}, clock() - one.at))
         raise
-    return [done.get(name) or Result(name, None, "", {}, 0.0) for name in names]
+    return [done.get(name) or _not_begun(name) for name in names]
+
+
+def _not_begun(name: str) -> Result:
+    return Result(name, None, "", {}, 0.0)
+
+
+def _not_started(name: str, error: OSError) -> Result:
+    why = f"no process could be started for it: {error.strerror or error}"
+    return Result(name, exit_code_of(error), "", {"error": why, "error_name": str(name_of(error))}, 0.0)
 
 
 def one_of(given: argparse.Namespace, **more: object) -> argparse.Namespace:
@@ -184,22 +214,37 @@ def one_of(given: argparse.Namespace, **more: object) -> argparse.Namespace:
 
 
 def run_named(
-    given: argparse.Namespace, prog: str, names: Sequence[str], start: Start, good: Callable[[Result], str]
+    given: argparse.Namespace,
+    prog: str,
+    done: str,
+    names: Sequence[str],
+    start: Start,
+    good: Callable[[Result], str],
+    began: float,
 ) -> list[Result]:
-    """`run_all` by the options of `add_many`. Prints a line for each that ends, `good` of one that is done."""
+    """`run_all` by the options of `add_many`. Prints a line for each that ends, `good` of one that is done.
+
+    Where that is interrupted, `finish` follows here: what is done already stays so, and must be known.
+    """
+    ended: dict[str, Result] = {}
 
     def on_end(result: Result) -> None:
+        ended[result.name] = result
         if result.exit_code != ExitCode.DONE or not given.quiet:
             say_result(prog, result, good(result))
 
-    return run_all(
-        names,
-        start,
-        parallel=given.parallel or PARALLEL,
-        within_s=given.within,
-        stops=given.on_failure == "stop",
-        on_end=on_end,
-    )
+    try:
+        return run_all(
+            names,
+            start,
+            parallel=given.parallel or PARALLEL,
+            within_s=given.within,
+            stops=given.on_failure == "stop",
+            on_end=on_end,
+        )
+    except BaseException:
+        finish(given, prog, done, [ended.get(name) or _not_begun(name) for name in names], began)
+        raise
 
 
 def finish(
@@ -244,8 +289,10 @@ def summary(prog: str, done: str, results: Sequence[Result], seconds: float, mor
     """The last line: "pysave: 3 saved, 1 failed, 1 not begun; 45.1 s"."""
     good = sum(one.exit_code == ExitCode.DONE for one in results)
     not_begun = sum(one.exit_code is None for one in results)
-    bad = len(results) - good - not_begun
+    interrupted = sum(one.is_interrupted for one in results)
+    bad = len(results) - good - not_begun - interrupted
     parts = [f"{counted(good, 'domain')} {done}", f"{bad} failed"]
+    parts += [f"{interrupted} interrupted"] if interrupted else []
     parts += [f"{not_begun} not begun"] if not_begun else []
     parts += [more] if more else []
     return f"{prog}: {', '.join(parts)}; {seconds:.1f} s"
@@ -258,13 +305,14 @@ def say_result(prog: str, result: Result, good: str) -> None:
             common.say(f"{prog}: {result.name}: {warning.removeprefix(f'{prog}: ')}")
         common.say(f"{prog}: {result.name}: {good}, {result.seconds:.1f} s")
     else:
-        common.say(f"{prog}: {result.name}: FAILED: {result.error.removeprefix(f'{prog}: ')}")
+        failed = "" if result.is_interrupted else "FAILED: "
+        common.say(f"{prog}: {result.name}: {failed}{result.error.removeprefix(f'{prog}: ')}")
 
 
 def exit_code_of_all(results: Sequence[Result]) -> int:
     """That of the first that failed; of one that was not begun, as if it had been interrupted."""
     for one in results:
-        if one.exit_code is None:
+        if one.exit_code is None or one.is_interrupted:
             return ExitCode.INTERRUPTED
         if one.exit_code != ExitCode.DONE:
             return one.exit_code if one.exit_code > 0 else ExitCode.XEN  # killed by a signal

@@ -288,8 +288,8 @@ class SourceLink:
 
     @property
     def broken_s(self) -> float:
-        """How long there was no link, in all: each time is added when there is one again."""
-        return 0.0 if self._linked is None else self._linked.broken_s
+        """How long there was no link, in all, up to now."""
+        return 0.0 if self._linked is None else self._linked.breaks.seconds
 
     def close(self) -> None:
         """The migration is over. A second time does nothing more. The connection is the channel's."""
@@ -297,7 +297,7 @@ class SourceLink:
             self._control.close()
         if self._linked is not None:
             self._report.streams = self._linked.most_links
-            self._report.reconnects = self._linked.reconnects
+            self._report.reconnects = self._linked.breaks.mended
             self._report.broken_s = self.broken_s
             self._report.resent_pages = -(-self._linked.resent_bytes // PAGE_SIZE)
         connection = self._channel.connection

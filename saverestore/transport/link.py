@@ -1,13 +1,15 @@
-"""One link of a connection that has several, see `links`: its state, under the connection's lock."""
+"""One link of a connection that has several, see `links`, and the times without any: under the connection's lock."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from saverestore.errors import SaveRestoreError, TransportError
+from saverestore.interrupts import shield
 from saverestore.transport.connection import Connection
 
 Opened = AbstractContextManager[Connection]
@@ -24,8 +26,14 @@ class Link:
         self.is_synced = False  # the peer has said what is there
         self.has_ended = False  # END was said
         self.is_over = False
+        self.is_sending_data = False
         self.threads = 0
         """How many of its two threads run."""
+
+    @property
+    def data_bytes(self) -> int:
+        """Grows with each byte that it takes of a frame of data. What it says besides does not count."""
+        return self.connection.outgoing.offset if self.is_sending_data else 0
 
     def close(self) -> None:
         """Close the connection, which nobody uses any more."""
@@ -33,6 +41,49 @@ class Link:
             self.opened.__exit__(None, None, None)
         with contextlib.suppress(SaveRestoreError, OSError):
             self.connection.close()
+
+
+class Breaks:
+    """How often and how long there was no link, under the connection's lock. `mended`: how often there was one again;
+    `since`: when the last break began.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.mended = 0
+        self.since = 0.0
+        self._lock = lock
+        self._mended_s = 0.0
+        self._ends_at = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long there was none, in all; of one that is not waited for any more, until it was given up."""
+        with shield(), self._lock:
+            return self._mended_s + self._lasted_s()
+
+    def _lasted_s(self) -> float:
+        """0 of one that is mended."""
+        return min(time.monotonic(), self._ends_at) - self.since
+
+    def begin(self) -> None:
+        """The last link has broken; `wait` where another one is waited for."""
+        self.since = self._ends_at = time.monotonic()
+
+    def wait(self, most_s: float) -> None:
+        """Another one is waited for, so long at most."""
+        self._ends_at = self.since + most_s
+
+    def give_up(self) -> None:
+        """No other one is waited for any more. Where there is a link, this does nothing."""
+        self._ends_at = min(self._ends_at, time.monotonic())
+
+    def mend(self) -> float:
+        """There is a link again: after how many seconds."""
+        self.mended += 1
+        lasted_s = time.monotonic() - self.since
+        self._mended_s += lasted_s
+        self._ends_at = self.since
+        return lasted_s
 
 
 def started(work: Callable[[], None], name: str) -> threading.Thread:

@@ -23,7 +23,7 @@ from typing import Any, Self
 from saverestore.errors import SaveRestoreError, TransportError, fact_of
 from saverestore.interrupts import HEED_S, shield, waited_for
 from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, Connection, PeerTimeout
-from saverestore.transport.link import Link, Opened, started
+from saverestore.transport.link import Breaks, Link, Opened, started
 from saverestore.transport.link_keeper import Keeper, Open
 from saverestore.transport.linked_streams import FrameSink, FrameSource
 from saverestore.transport.paced import piece_bytes
@@ -71,12 +71,9 @@ class LinkedConnection:
         self.deadline: float | None = None
         self.resume_for_s = resume_for_s
         self.may_resume = may_resume
-        self.reconnects = 0
-        """How often there was a link again after the last had broken."""
-        self.broken_s = 0.0
-        """How long there was none, in all."""
         self.most_links = 0
         self._lock = threading.Lock()
+        self.breaks = Breaks(self._lock)
         self._room = threading.Condition(self._lock)
         self._arrived = threading.Condition(self._lock)
         self._outbox = Outbox(window_bytes, frame_bytes)
@@ -89,7 +86,6 @@ class LinkedConnection:
         self._rate: int | None = None
         self._paces = True
         self._failure: BaseException | None = None  # of the last link, or of all
-        self._broken_at = 0.0
         self._is_invalid = False
         self._is_closing = False
         self._is_closed = False
@@ -190,10 +186,8 @@ class LinkedConnection:
         for work, name in ((self._send, "link-sender"), (self._receive, "link-receiver")):
             self._start(functools.partial(work, link), name)
             link.threads += 1
-        if not self._links and self._broken_at:
-            self.reconnects += 1
-            self.broken_s += time.monotonic() - self._broken_at
-            LOG.warning("the link to %s is back after %.1f s", self.peer, time.monotonic() - self._broken_at)
+        if not self._links and self.breaks.since:
+            LOG.warning("the link to %s is back after %.1f s", self.peer, self.breaks.mend())
         self._links.append(link)
         self.most_links = max(self.most_links, len(self._links))
         self._share_rate()
@@ -219,8 +213,9 @@ class LinkedConnection:
             if self._inbox.end is None or self._is_invalid:
                 self._failure = error
             if not self._links:
-                self._broken_at = time.monotonic()
+                self.breaks.begin()
                 if self.waits_for_links():
+                    self.breaks.wait(self.resume_for_s)
                     LOG.warning(
                         "the link to %s is broken (%s); waiting up to %.0f s for a new one",
                         self.peer,
@@ -258,12 +253,13 @@ class LinkedConnection:
         """See Kept."""
         if self.is_over():
             return False
-        return self.may_resume() and time.monotonic() - self._broken_at < self.resume_for_s
+        return self.may_resume() and time.monotonic() - self.breaks.since < self.resume_for_s
 
     def _is_broken(self) -> bool:
         return self._is_invalid or (not self._links and not self.waits_for_links())
 
     def _raise_broken(self) -> None:
+        self.breaks.give_up()
         failure = self._failure
         if self._inbox.end is not None and not self._is_invalid:
             raise BrokenPeer(self.peer, "has closed the connection")
@@ -283,6 +279,7 @@ class LinkedConnection:
         try:
             while (found := self._next(link)) is not None:
                 parts, frame = found
+                link.is_sending_data = frame is not None
                 link.connection.outgoing.writev(parts)
                 if frame is not None:
                     with self._lock:
@@ -456,6 +453,7 @@ class LinkedConnection:
                 if self._is_closed:
                     return
                 self._is_closing = True
+                self.breaks.give_up()
                 for link in self._links:
                     link.wake.notify()
             self._await_end()
@@ -470,16 +468,18 @@ class LinkedConnection:
                     thread.join(END_S)
 
     def _await_end(self) -> None:
-        """Until all has arrived and each link has ended; or nothing moves."""
-        since, before = time.monotonic(), -1
+        """Until all has arrived and each link has ended; or none of it moves."""
+        since = time.monotonic()
+        before: tuple[int, ...] = ()
         ended_at = None
         with self._lock:
             while self._links:
                 now = time.monotonic()
                 if self._outbox.is_empty and ended_at is None:
                     ended_at = now
-                if self._outbox.consumed != before:
-                    since, before = now, self._outbox.consumed
+                moved = (*self._outbox.progress, *(link.data_bytes for link in self._links))
+                if moved != before:
+                    since, before = now, moved
                 if (
                     now - since > self.timeout_s
                     or (self.deadline is not None and now >= self.deadline)

@@ -108,6 +108,11 @@ class Outbox:
         """Whether everything has arrived."""
         return not self._frames
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Another one each time the peer says what has arrived, or was used; until more is put."""
+        return self.consumed, len(self._frames)
+
     def put(self, buffer: bytearray, length: int) -> None:
         """These bytes are next. The buffer belongs to this object from now on."""
         if length <= self._frame_bytes // 2:

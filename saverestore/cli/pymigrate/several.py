@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 
 from saverestore.cli import arguments, many
 from saverestore.cli.many import Process, Result
@@ -53,8 +52,9 @@ def migrate_several(given: argparse.Namespace) -> int:
         return Process(PROG, name, many.one_of(given, domain=known[name]))
 
     began = time.monotonic()
-    results = many.run_named(given, PROG, list(known), start, lambda one: _moved(one, given))
-    return _finish(given, results, began)
+    done = "would be migrated" if given.dry_run else f"migrated to {given.host}"
+    results = many.run_named(given, PROG, done, list(known), start, lambda one: _moved(one, given), began)
+    return many.finish(given, PROG, done, results, began)
 
 
 def _all_domains() -> dict[str, str]:
@@ -73,8 +73,3 @@ def _moved(result: Result, given: argparse.Namespace) -> str:
     return f"is at {given.host}" + (
         "" if downtime is None else f"; downtime here {downtime['total_s']:.2f} s"
     )
-
-
-def _finish(given: argparse.Namespace, results: Sequence[Result], began: float) -> int:
-    done = "would be migrated" if given.dry_run else f"migrated to {given.host}"
-    return many.finish(given, PROG, done, results, began)

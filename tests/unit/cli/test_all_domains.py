@@ -8,7 +8,7 @@ import os
 import re
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ from stream_samples import golden
 
 from saverestore.cli import all_domains, many, pyimage, pyrestore, pysave
 from saverestore.cli.many import Process, Result
-from saverestore.errors import DomainError, ErrorName, ExitCode
+from saverestore.errors import DomainError, ErrorName, ExitCode, Interrupted
 from saverestore.operations.pending import to_be_restored
 from saverestore.toolstack import moving
 from saverestore.toolstack.condition import Condition, Found
@@ -147,6 +147,23 @@ def test_a_domain_that_could_not_be_saved_is_left_or_shut_down(tmp_path, monkeyp
     assert stopped == [dict.fromkeys(names, domains[1]) for names in asked]
     said = capsys.readouterr().err
     assert ("1 of 1 unsaved shut down" in said) is (choice == "shutdown")
+
+
+def test_a_signal_while_guests_power_off_leaves_out_no_summary(tmp_path, monkeypatch, capsys):
+    host = SimpleNamespace(guests=lambda: [Domain(info(7), "web1")])
+    monkeypatch.setattr("saverestore.operations.host.opened_host", lambda: nullcontext(host))
+
+    def interrupted(*_):
+        raise Interrupted("interrupted by Ctrl-C")
+
+    monkeypatch.setattr(all_domains, "shut_down", interrupted)
+    results = [Result("web1", ExitCode.DOMAIN, "", {"error": "it does not answer"}, 1.0)]
+    monkeypatch.setattr(many, "run_all", lambda *_, **__: results)
+    words = ["--all", "--json", "--store", str(tmp_path), "--if-unsaveable", "shutdown"]
+    assert pysave.main(words) == ExitCode.INTERRUPTED
+    out, said = capsys.readouterr()
+    assert [one["name"] for one in json.loads(out)] == ["web1"]
+    assert "pysave: 0 domains saved, 1 failed; " in said
 
 
 class Host(FakeHost):

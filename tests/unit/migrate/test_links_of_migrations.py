@@ -311,6 +311,8 @@ def test_without_a_new_link_in_time_the_domain_runs_at_the_source_and_nothing_is
     with pytest.raises(TransportError, match="cannot be reached any more"):
         migrate(pair, 4, resume_for_s=0.5)
     pair.join()
+    assert pair.link_report.reconnects == 0
+    assert pair.link_report.broken_s == pytest.approx(0.5, abs=0.2)
     assert (pair.a.table(), pair.b.table()) == ({"web1": "running"}, {})
     assert pair.states() == (["ABORTED"], ["ABORTED"])
 

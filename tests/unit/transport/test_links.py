@@ -14,7 +14,7 @@ import pytest
 from saverestore.errors import TransportError
 from saverestore.transport.connection import Connection, SocketConnection
 from saverestore.transport.links import LinkedConnection
-from saverestore.transport.window import Frame, Spares
+from saverestore.transport.window import HEADER, Frame, Kind, Spares
 
 LONG_S = 20.0
 FRAME, WINDOW = 500, 4000
@@ -112,7 +112,7 @@ def test_a_link_whose_threads_cannot_be_started_is_closed_and_another_one_is_ope
         assert (len(opened), len(failed)) == (2, 1)
         wait_for(lambda: opened[0].fileno() < 0)  # type: ignore[attr-defined]
         wait_for(lambda: other.nr_links == 2)
-        assert (one.most_links, one.reconnects) == (2, 0)
+        assert (one.most_links, one.breaks.mended) == (2, 0)
         one.outgoing.write(b"here")
         assert other.incoming.read(4) == b"here"
 
@@ -173,3 +173,132 @@ def test_what_is_said_as_a_link_ends_leaves_by_another_at_once():
         other.deadline = begun + LONG_S
         assert other.incoming.read(4) == b"here"
         assert time.monotonic() - begun < LONG_S / 6
+
+
+# ---- closing -----------------------------------------------------------------------------------------
+
+SILENCE_S = 0.3
+
+
+def slow_link(chunk: int, pause_s: float) -> tuple[SocketConnection, SocketConnection]:
+    """Two ends of a link that takes so many bytes of the first at a time; what the other says comes at once."""
+    (ours, inner), (outer, theirs) = socket.socketpair(), socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that the kernel allows
+
+    def pass_on(whence: socket.socket, where: socket.socket, most: int, pause_s: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := whence.recv(most):
+                where.sendall(data)
+                time.sleep(pause_s)
+            where.shutdown(socket.SHUT_WR)
+
+    for way in ((inner, outer, chunk, pause_s), (outer, inner, 1 << 16, 0.0)):
+        threading.Thread(target=pass_on, args=way, daemon=True).start()
+    return tuple(SocketConnection(end, "peer", timeout_s=SILENCE_S) for end in (ours, theirs))  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("frame_bytes", "nr_frames", "chunk"),
+    [(500, 8, 100), (1 << 17, 1, 1 << 16)],
+    ids=["many frames of which the peer uses none", "one long frame"],
+)
+def test_closing_lasts_as_long_as_what_was_written_goes_on_arriving(frame_bytes, nr_frames, chunk):
+    ours, theirs = slow_link(chunk, pause_s=0.03)
+    one, other = (
+        LinkedConnection(
+            end, timeout_s=SILENCE_S, window_bytes=nr_frames * frame_bytes, frame_bytes=frame_bytes
+        )
+        for end in (ours, theirs)
+    )
+    data = DATA[:100] * (nr_frames * frame_bytes // 100)
+    one.outgoing.write(data)
+    begun = time.monotonic()
+    one.close()
+    assert time.monotonic() - begun > 2 * SILENCE_S
+    other.deadline = time.monotonic() + LONG_S
+    assert other.incoming.read(len(data)) == data
+    assert other.incoming.at_end()
+    other.close()
+
+
+def test_closing_ends_within_the_silence_where_the_peer_lives_and_takes_nothing():
+    ours, theirs = connected()
+    one = LinkedConnection(ours, timeout_s=SILENCE_S, window_bytes=WINDOW, frame_bytes=FRAME)
+    theirs.outgoing.write(HEADER.pack(Kind.SYNCED, 0, 0))
+    is_over = threading.Event()
+
+    def live() -> None:
+        while not is_over.wait(SILENCE_S / 5):
+            theirs.outgoing.write(HEADER.pack(Kind.PING, 0, 0))
+
+    living = threading.Thread(target=live, daemon=True)
+    living.start()
+    one.outgoing.write(DATA[:1000])
+    begun = time.monotonic()
+    one.close()
+    assert SILENCE_S / 2 < time.monotonic() - begun < 4 * SILENCE_S + 1
+    is_over.set()
+    living.join(LONG_S)
+    theirs.close()
+
+
+# ---- how long there was no link ----------------------------------------------------------------------
+
+RESUME_S = 0.4
+
+
+def broken(resume_for_s: float, may_resume: Callable[[], bool] = lambda: True) -> LinkedConnection:
+    """A connection whose only link has broken."""
+    ours, theirs = connected()
+    one = LinkedConnection(ours, timeout_s=LONG_S, resume_for_s=resume_for_s, may_resume=may_resume)
+    theirs.close()
+    wait_for(lambda: not one.nr_links)
+    return one
+
+
+def test_the_time_in_which_a_link_was_waited_for_in_vain_counts_as_broken_until_it_was_given_up():
+    one = broken(RESUME_S)
+    with pytest.raises(TransportError, match="cannot be reached any more"):
+        one.incoming.read(1)
+    time.sleep(RESUME_S)
+    one.close()
+    assert one.breaks.mended == 0
+    assert one.breaks.seconds == pytest.approx(RESUME_S, abs=0.15)
+
+
+def test_the_time_until_the_connection_was_closed_counts_as_broken():
+    one = broken(LONG_S)
+    time.sleep(RESUME_S)
+    assert RESUME_S <= one.breaks.seconds < LONG_S / 2
+    one.close()
+    seconds = one.breaks.seconds
+    time.sleep(0.05)
+    assert one.breaks.seconds == seconds
+
+
+def test_a_link_that_nobody_waits_for_is_given_up_at_once():
+    one = broken(LONG_S, may_resume=lambda: False)
+    time.sleep(0.05)
+    assert one.breaks.seconds == 0
+    one.close()
+
+
+def test_breaks_that_were_made_good_are_added_up_and_count_no_more_when_all_is_closed():
+    one = broken(LONG_S)
+    for nr in (1, 2):
+        time.sleep(RESUME_S / 2)
+        ours, theirs = connected()
+        one.add(contextlib.nullcontext(ours))
+        assert one.breaks.mended == nr
+        seconds = one.breaks.seconds
+        assert nr * RESUME_S / 2 <= seconds < LONG_S / 2
+        time.sleep(0.05)
+        assert one.breaks.seconds == seconds
+        if nr == 1:
+            theirs.close()
+            wait_for(lambda: not one.nr_links)
+    theirs.outgoing.write(HEADER.pack(Kind.END, 0, 0))
+    wait_for(lambda: not one.nr_links)
+    one.close()
+    assert one.breaks.seconds == seconds
+    theirs.close()
