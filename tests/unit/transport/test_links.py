@@ -177,7 +177,7 @@ def test_what_is_said_as_a_link_ends_leaves_by_another_at_once():
 
 # ---- closing -----------------------------------------------------------------------------------------
 
-SILENCE_S = 0.3
+SILENCE_S = 0.5
 
 
 def slow_link(chunk: int, pause_s: float) -> tuple[SocketConnection, SocketConnection]:
@@ -214,7 +214,7 @@ def test_closing_lasts_as_long_as_what_was_written_goes_on_arriving(frame_bytes,
     one.outgoing.write(data)
     begun = time.monotonic()
     one.close()
-    assert time.monotonic() - begun > 2 * SILENCE_S
+    assert time.monotonic() - begun > SILENCE_S
     other.deadline = time.monotonic() + LONG_S
     assert other.incoming.read(len(data)) == data
     assert other.incoming.at_end()
