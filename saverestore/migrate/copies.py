@@ -14,6 +14,7 @@ from saverestore.migrate.side import Copy
 from saverestore.operations.host import Host
 from saverestore.operations.recover import recover_locked
 from saverestore.toolstack import choice, domains, moving
+from saverestore.toolstack.announce import announce
 from saverestore.toolstack.domains import Domain
 
 LOG = logging.getLogger(__name__)
@@ -69,13 +70,14 @@ class HostCopy:
             toolstack.destroy(domain)
 
     def start(self) -> None:
-        """See Copy. The name first: a domain that runs is never without it."""
+        """See Copy. The name first: a domain that runs is never without it. Then the network hears where it is."""
         domain = self._find()
         if domain is None or self._is_moved_by_another(domain):
             return
         domains.rename(self._host.handles.store, domain, self._head.name)
         if not self._head.paused and domain.info.paused:
             self._host.handles.xen.unpause(domain.domid)
+        announce(domain)
 
     def _is_moved_by_another(self, domain: Domain) -> bool:
         """Whether its note names another migration than this one, which may have granted it to another host."""

@@ -82,6 +82,19 @@ print("closed", flush=True)
 """
 
 
+ANNOUNCED = "/run/announced"
+RARP_LISTENER = """
+import socket
+everything, rarp = 3, b"\\x80\\x35"
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(everything)) as cable:
+    cable.bind(("eth1", everything))
+    while True:
+        frame = cable.recv(2048)
+        if frame[12:14] == rarp:
+            print(frame[6:12].hex(":"), flush=True)
+"""
+
+
 def numbers_heard(b: Host) -> list[int]:
     """What has come over the guest's one connection; it is still open."""
     text = must(b, f"cat {HEARD}")
@@ -103,7 +116,14 @@ def test_disk_and_network_connection_of_a_guest_go_on_at_the_other_host(
     try:
         must(b, f"timeout 60 sh -c 'until [ $(wc -l < {HEARD}) -gt 5 ]; do sleep 0.2; done'")
         before = guest.state()
+        mac = must(a, "xl", "network-list", guest.name).splitlines()[1].split()[2]
+        must(
+            a,
+            f"setsid python3 -c '{RARP_LISTENER}' </dev/null >{ANNOUNCED} 2>&1 & echo $! >{ANNOUNCED}.pid; sleep 2",
+        )
         moved(a, b, guest, "-v")
+        must(a, f"kill $(cat {ANNOUNCED}.pid)")
+        assert must(a, f"cat {ANNOUNCED}").split() == [mac], "switches are told of its MAC, once"
         assert domains_of(a) == {}
         guest.has_moved_to(b)
         guest.resumed(before)

@@ -37,6 +37,9 @@ Started by ssh, it listens at a port of its own for TLS connections of this migr
 sides make for it and exchange over ssh. --ports, --data-listen, --cert, --key, --ca and --allow may be set in the
 table [pymigrate-receive] of /etc/xen/pysave.toml.
 
+When the domain is this host's, a frame (reverse ARP) goes out of the bridge of each of its NICs, so that switches
+send its packets here. Linux guests announce their IPv4 addresses, too.
+
 --from-xl, on the host that has the domain, which needs no pysave ('-s ""' makes xl run its last argument as it is):
   xl migrate -s '' web1 'exec ssh host2 pymigrate receive --from-xl'
 If the connection ends before xl's permission has come, the domain stays here, paused, and xl may have its copy
