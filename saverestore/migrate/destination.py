@@ -18,6 +18,7 @@ from saverestore.errors import (
     fact_of,
     name_of,
 )
+from saverestore.migrate import measuring
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.codecs import with_codecs
 from saverestore.migrate.copies import CopyOf, HostCopy, incoming_name
@@ -120,7 +121,9 @@ class _Receiver(Receiving):
         """See Receiving."""
         self._is_ready_said |= isinstance(message, Ready)
         message = with_codecs(self._links.completed(message))
-        self._channel.say(replace(message, answers=True) if isinstance(message, Accepted) else message)
+        if isinstance(message, Accepted):
+            message = replace(message, answers=True, clock_ms=measuring.clock_ms())
+        self._channel.say(message)
 
     def _is_whole(self) -> None:
         """See Receiving."""
@@ -138,7 +141,10 @@ class _Receiver(Receiving):
             return Received()
         assert self._config is not None
         if offer.dry_run:
-            self._channel.say(Accepted(offer.migration, tuple(findings.facts)))
+            self._channel.say(
+                Accepted(offer.migration, tuple(findings.facts), clock_ms=measuring.clock_ms(), measures=True)
+            )
+            measuring.swallow(self._channel)
             return Received()
         head, side = self._begun(
             self._config,

@@ -113,7 +113,8 @@ class Accepted:
     people. `port`: where others arrive. `certificate`: the destination's, made for this migration, where the source
     has sent one; `host`: the address at which it listens, "": the source knows it.
     `codecs`: names of those in which pages may come; none: it knows of Xen's own format only. `answers`: it answers
-    KEEPALIVE amid the image by ACKNOWLEDGED; an older one does not.
+    KEEPALIVE amid the image by ACKNOWLEDGED; an older one does not. `clock_ms`: what time it is there, since 1970;
+    0: it does not say. `measures`: in a dry run, it waits for a burst of DATA, up to STREAM_END.
     """
 
     type: ClassVar = MessageType.ACCEPTED
@@ -126,6 +127,8 @@ class Accepted:
     host: str = ""
     codecs: tuple[str, ...] = ()
     answers: bool = False
+    clock_ms: int = 0
+    measures: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from saverestore.engine.progress import Progress, SaveReport
 from saverestore.engine.settings import SaveSettings
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError
 from saverestore.interrupts import HEED_S
+from saverestore.migrate import measuring
 from saverestore.migrate.channel import Channel, SaidOtherwise
 from saverestore.migrate.codecs import MeasuredSink, coding_for
 from saverestore.migrate.handing_over import HandingOver, Move, dry_run_of, hand_over
@@ -167,6 +168,8 @@ class HandOver(HandingOver):
         self._link.answer_requests(self._head.migration)
         self._channel.say(self._offered)
         accepted = self._accepted = self._channel.hear(Accepted)
+        if (ahead := measuring.ahead_s(accepted)) is not None and abs(ahead) >= measuring.FAR_S:
+            LOG.warning("%s; the guest may take that over", measuring.difference(self._channel.peer, ahead))
         self._link.begin(accepted, self._may_resume)
         self._coding = coding_for(self._request.codecs, accepted.codecs, self.name, self._rate)
         self._channel.listen()
@@ -298,7 +301,12 @@ def dry_run(
             greeted(channel, journals)
             channel.say(offer)
             try:
-                findings.facts += [for_people(text) for text in channel.hear(Accepted).facts]
+                accepted = channel.hear(Accepted)
+                findings.facts += [for_people(text) for text in accepted.facts]
+                if (ahead := measuring.ahead_s(accepted)) is not None:
+                    findings.facts.append(measuring.difference(channel.peer, ahead))
+                if accepted.measures:
+                    findings.facts.append(measuring.measure(channel, offer.memory_kib))
             except SaidOtherwise as error:
                 if not isinstance(error.message, Refused):
                     raise ProtocolError(

@@ -116,7 +116,7 @@ def conversation() -> list[bytes]:
     later = [messages.StreamEnd(9), messages.Grant(number), messages.Abort(number, "given up")]
     answers = [
         hello,
-        messages.Accepted(number, ("there: web1",)),
+        messages.Accepted(number, ("there: web1",), clock_ms=1, measures=True),
         messages.Acknowledged(0),
         messages.Ready(number),
         messages.Running(number, "running", 7, 12),

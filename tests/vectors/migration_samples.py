@@ -47,7 +47,12 @@ CONVERSATION: list[tuple[str, Message | bytes]] = [
             silence_s=10,
         ),
     ),
-    ("destination", Accepted(ID, secret="5ec2e7", port=40000, codecs=("none", "zstd"), answers=True)),
+    (
+        "destination",
+        Accepted(
+            ID, secret="5ec2e7", port=40000, codecs=("none", "zstd"), answers=True, clock_ms=1_796_000_000_000
+        ),
+    ),
     ("source", b"the image's bytes"),
     ("source", KeepAlive()),
     ("destination", Acknowledged(17)),

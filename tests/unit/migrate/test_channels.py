@@ -12,6 +12,7 @@ import uuid
 from typing import Any
 
 import pytest
+from two_channels import NAP_S, channels, greet_both
 
 from saverestore import interrupts
 from saverestore.errors import Interrupted
@@ -25,7 +26,6 @@ from saverestore.migrate.messages import (
     Aborted,
     Accepted,
     Grant,
-    Hello,
     Join,
     KeepAlive,
     MessageType,
@@ -41,23 +41,6 @@ from saverestore.transport.links import LinkedConnection
 from saverestore.transport.sockets import Address, connect, notice_dead_links
 
 ID = uuid.UUID(int=7)
-NAP_S = 0.02
-
-
-def channels(timeout_s: float = 20.0) -> tuple[Channel, Channel]:
-    one, other = socket.socketpair()
-    return tuple(
-        Channel(SocketConnection(end, "b", timeout_s=timeout_s), keepalive_s=NAP_S) for end in (one, other)
-    )  # type: ignore
-
-
-def greet_both(one: Channel, other: Channel) -> list[Hello]:
-    heard = []
-    thread = threading.Thread(target=lambda: heard.append(other.greet("bbbb", "2", "b")))
-    thread.start()
-    heard.append(one.greet("aaaa", "1", "a"))
-    thread.join()
-    return heard
 
 
 def test_both_sides_greet_and_know_each_other():

@@ -31,6 +31,7 @@ from saverestore.errors import (
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import boot_id, now
 from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused, NotStarted
+from saverestore.migrate.receiving import Received
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import NoCopy, Side
 from saverestore.migrate.source import dry_run
@@ -133,7 +134,12 @@ def test_a_dry_run_reports_what_both_hosts_find_and_leaves_no_journal(pair):
     def findings():
         return dry_run(pair.request(), host=pair.a, journals=pair.a.journals, connect=pair.connector(pair.b))
 
-    assert findings().errors == []
+    found = findings()
+    assert found.errors == []
+    assert any(fact.startswith("the clock") for fact in found.facts)
+    assert any(fact.startswith("link: ") and "MiB/s" in fact for fact in found.facts)
+    pair.join()
+    assert pair.served[-1] == Received()
     pair.b.fails["memory_reserved"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
     assert [str(one) for one in findings().errors] == ["b lacks memory"]
     assert pair.states() == ([], [])
