@@ -52,6 +52,7 @@ def arrived(migration: Command, guest: Guest, since: dict[str, Any]) -> dict[str
     """It has ended well, and the guest is the same at the other host: the report."""
     here, there = guest.host, guest.other_host
     assert migration.finish() == 0, migration.lines
+    print("".join(migration.lines))
     report: dict[str, Any] = json.loads(must(here, "cat", REPORT))
     print({name: report[name] for name in ("link", "codecs", "pages", "bytes", "seconds", "downtime")})
     assert domains_of(here) == {}
