@@ -131,7 +131,7 @@ def test_three_domains_move_at_once_also_beside_one_that_never_converges(
     for number, guest in enumerate(guests):
         # The first dirties its pages faster than they are sent.
         guest.create(
-            a, pages=1024 if number == 0 else 256, rate=20000 if number == 0 else 50, more=FREED_IS_ZERO
+            a, pages=1024 if number == 0 else 256, rate=3000 if number == 0 else 50, more=FREED_IS_ZERO
         )
     try:
         before = [guest.state() for guest in guests]
