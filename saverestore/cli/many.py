@@ -172,7 +172,7 @@ def run_all(
                     name = waiting.pop(0)
                     try:
                         begun[name] = _Begun(start(name), clock())
-                    except OSError as error:  # no more processes or memory: the others go on
+                    except OSError as error:  # no more processes or memory: the others are not affected
                         note(_not_started(name, error))
             if is_late and not was_ended:
                 was_ended = True

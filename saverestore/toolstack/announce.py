@@ -56,5 +56,5 @@ def announce(domain: Domain) -> None:
                 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sending:
                     sending.bind((bridge, RARP))
                     sending.send(frame_of(mac))
-            except OSError as error:
+            except (OSError, ValueError) as error:  # whatever it is: the domain runs already
                 LOG.warning("%s: switches are not told of its MAC %s on %s: %s", domain, mac, bridge, error)

@@ -109,7 +109,7 @@ def _with_disks(text: str) -> Iterator[None]:
     DomainError when one does that, or when a domain that runs writes to them: a restore finds the disks of a domain
     that has shut down free, and so they may be another's by now.
     """
-    # All that is loaded only here: a watcher may wait for years, one in many is ever needed.
+    # Loaded only here: a watcher may wait for years, and few ever start a domain again.
     from saverestore.guest.common.handles import open_handles
     from saverestore.toolstack import config, neighbours
 

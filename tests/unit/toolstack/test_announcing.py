@@ -89,6 +89,13 @@ def test_that_it_cannot_be_sent_is_a_warning(domain, wire, caplog):
     assert f"switches are not told of its MAC {MAC} on xenbr0" in caplog.text
 
 
+def test_a_mac_that_is_none_is_a_warning_as_the_domain_runs_already(domain, wire, monkeypatch, caplog):
+    monkeypatch.setattr(announce, "places", lambda _: [("xenbr0", "none"), ("xenbr0", MAC)])
+    announce.announce(domain)
+    assert "switches are not told of its MAC none on xenbr0" in caplog.text
+    assert len(wire.sent) == 1
+
+
 def test_a_domain_without_a_configuration_of_libxls_is_not_announced(domain, wire, monkeypatch, tmp_path):
     monkeypatch.setattr(announce, "userdata_path", lambda *_: tmp_path / "none")
     announce.announce(domain)
