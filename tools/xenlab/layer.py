@@ -49,6 +49,9 @@ DOM0_FILES = {
     "ssh_config": ("root/.ssh/config", 0o600),
     "lab-guest": ("usr/local/bin/lab-guest", 0o755),
     "lab-link": ("usr/local/bin/lab-link", 0o755),
+    "lab.service": ("etc/systemd/system/lab.service", 0o644),
+    "lab.conf": ("etc/systemd/system/multi-user.target.d/lab.conf", 0o644),
+    "xen": ("etc/default/xen", 0o644),
 }
 
 

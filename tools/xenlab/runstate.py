@@ -51,9 +51,11 @@ def start_ticks(pid: int) -> int | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # proc(5): field 2, the name, may hold spaces and parentheses; 3 is the state, 22 the start time.
+    # proc(5): field 2, the name, may hold spaces and parentheses; 3 is the state, 20 the number of threads, 22 the
+    # start time. The state is the first thread's: it may be a zombie while others still hold files and their locks.
     fields = text.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+    is_gone = fields[0] in ("Z", "X") and int(fields[17]) <= 1
+    return None if is_gone else int(fields[19])
 
 
 def write(place: str, state: RunState) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,29 @@ def test_unknown_variant_names_the_ones_there_are() -> None:
 )
 def test_age_is_said_as_people_say_it(seconds: float, text: str) -> None:
     assert runstate.age_text(seconds) == text
+
+
+LEADERLESS = """
+import ctypes, signal, threading
+threading.Thread(target=signal.pause).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_machine_lives_as_long_as_its_last_thread():
+    with subprocess.Popen([sys.executable, "-c", LEADERLESS], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        status = Path(f"/proc/{process.pid}/stat")
+        try:
+            deadline = time.monotonic() + 10
+            while ") Z " not in status.read_text():  # its first thread
+                assert time.monotonic() < deadline
+            assert runstate.start_ticks(process.pid) is not None
+            process.kill()
+            while runstate.start_ticks(process.pid) is not None:
+                assert time.monotonic() < deadline
+            assert ") Z " in status.read_text()  # nobody has waited for it yet
+        finally:
+            process.kill()

@@ -32,6 +32,12 @@ def test_of_variants_asked_for_only_these_run_in_the_order_asked() -> None:
     assert list(chosen("--variant", "4.17-arm64-gic2", "--variant", "4.17")) == ["4.17-arm64-gic2", "4.17"]
 
 
+def test_a_file_of_tests_that_is_named_runs_alone() -> None:
+    named = "tests/xen/test_faults.py::test_two_saves"
+    assert chosen("--variant", "4.17", "--", named, "-x") == {"4.17": []}
+    assert chosen("--variant", "4.17", "--", "-k", "two_saves") == chosen("--variant", "4.17")
+
+
 def test_a_pair_runs_its_core_tests_and_all_of_them_where_it_is_asked_for() -> None:
     for options in ([], ["--slow"]):
         assert set(chosen(*options)) & set(testing.PAIRS) == {"pair"}

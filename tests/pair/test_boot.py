@@ -1,0 +1,112 @@
+"""What `docs/how-to/boot.md` says, on a host that systemd boots and shuts down: guests are saved, and are back.
+
+Only one host of the pair takes part. It is here as the disks of these hosts outlive a power-off.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+from pair_lab import FREED_IS_ZERO, Guest, domains_of, is_running, must, run
+from xenlab.pair import Host, Pair
+
+pytestmark = pytest.mark.slow
+
+MARK = "/etc/lab-systemd"
+UNITS = "/opt/pysave/saverestore/systemd"
+STORE = "/var/lib/xen/pysave"
+POWER_OFF_S = 400
+OWED = ("--maxmem", "160", "--extra", "initcall_blacklist=balloon_init")
+"""A guest that has not all its memory, and will not ask for it: its save is refused."""
+
+
+@pytest.fixture
+def host(pair: Pair, b: Host, no_kept_guest: None) -> Iterator[Host]:
+    """One that systemd has booted, with our units; afterwards as the lab boots it."""
+    if b.variant.is_arm64:
+        pytest.skip("Xen's services of Debian's arm64 dom0 are not what is tested here")
+    must(b, f"touch {MARK}; mkdir -p /var/log/journal; sync")
+    pair.power_off("b")
+    pair.power_on("b")
+    must(b, f"cp {UNITS}/*.service {UNITS}/*.timer /etc/systemd/system/ && systemctl daemon-reload")
+    try:
+        yield b
+    finally:
+        pair.power_on("b")
+        run(b, "systemctl disable pysave-domains.service xendomains.service")
+        must(b, f"rm -rf {MARK} {STORE} /var/log/journal; sync")
+        pair.power_off("b")
+        pair.power_on("b")
+
+
+def shut_down(host: Host) -> None:
+    """As an administrator does, and wait until the machine is off."""
+    run(host, "systemctl poweroff")
+    deadline = time.monotonic() + POWER_OFF_S
+    while host.state is not None:
+        assert time.monotonic() < deadline, f"{host.label} is not off after {POWER_OFF_S} s"
+        time.sleep(1)
+
+
+def log_of(host: Host, unit: str) -> str:
+    return must(host, "journalctl", "--no-pager", "-o", "cat", "-u", unit)
+
+
+def test_guests_are_there_again_after_their_host_was_shut_down_and_booted(pair: Pair, host: Host):
+    guests = [
+        Guest(pair, name, kind, memory_mib=96)
+        for name, kind in (("one", "pv"), ("two", "pvh"), ("three", "pvh"))
+    ]
+    owed = Guest(pair, "owed", "pvh", memory_mib=96)
+    try:
+        for guest in guests:
+            guest.create(host, pages=512, rate=50, more=FREED_IS_ZERO)
+        owed.create(host, pages=0, rate=1, more=OWED)
+        must(host, "systemctl", "enable", "--now", "pysave-domains.service")
+        assert set(domains_of(host)) == {"one", "two", "three", "owed"}, "the first start changes nothing"
+        before = [guest.state() for guest in guests]
+
+        shut_down(host)
+        pair.power_on("b")
+
+        for guest, since in zip(guests, before, strict=True):
+            guest.resumed(since)
+            assert is_running(host, guest.name)
+        said = log_of(host, "pysave-domains.service")
+        assert "3 of 4 domains saved" in said, said
+        assert "1 of 1 unsaved shut down" in said, said
+        assert "populated on demand" in said, said
+        assert "owed" not in domains_of(host)
+        assert json.loads(must(host, "pyrestore", "--all", "--dry-run", "--json")) == []
+        assert must(host, f"ls {STORE}/pending").split() == []
+    finally:
+        for guest in (*guests, owed):
+            guest.destroy()
+
+
+def test_the_service_refuses_to_run_beside_xendomains(host: Host):
+    must(host, "systemctl", "enable", "xendomains.service")
+    assert run(host, "systemctl", "start", "pysave-domains.service").returncode != 0
+    assert "xendomains.service is enabled, too" in log_of(host, "pysave-domains.service")
+
+
+def test_the_nightly_snapshot_leaves_guests_running_and_prunes(pair: Pair, host: Host):
+    guest = Guest(pair, "night", "pvh", memory_mib=96)
+    try:
+        guest.create(host, pages=512, rate=50, more=FREED_IS_ZERO)
+        before = guest.state()
+        must(host, "systemctl", "enable", "--now", "pysave-snapshots.timer")
+        assert "pysave-snapshots.service" in must(host, "systemctl list-timers --no-pager")
+        for _ in range(3):
+            must(host, "systemctl", "start", "pysave-snapshots.service")
+        guest.resumed(before)
+        images = json.loads(must(host, "pyimage", "list", "--json"))
+        # --keep-last 2, and the rules for days and weeks are content with these.
+        assert [one["domain"] for one in images] == ["night", "night"], images
+        must(host, "pyimage", "verify", STORE)
+    finally:
+        run(host, "systemctl", "disable", "--now", "pysave-snapshots.timer")
+        guest.destroy()
