@@ -62,9 +62,9 @@ def test_guests_are_there_again_after_their_host_was_shut_down_and_booted(pair: 
     ]
     owed = Guest(pair, "owed", "pvh", memory_mib=96)
     try:
-        for guest in guests:
-            guest.create(host, pages=512, rate=50, more=FREED_IS_ZERO)
         owed.create(host, pages=0, rate=1, more=OWED)
+        for guest in guests:  # this host has one processor
+            guest.create(host, pages=64, rate=10, more=FREED_IS_ZERO)
         must(host, "systemctl", "enable", "--now", "pysave-domains.service")
         assert set(domains_of(host)) == {"one", "two", "three", "owed"}, "the first start changes nothing"
         before = [guest.state() for guest in guests]

@@ -53,6 +53,8 @@ DOM0_PACKAGES = (
 PROJECT_PACKAGES = (
     # HVM guests, and bridges for everybody
     "qemu-system-xen", "seabios", "ipxe-qemu", "bridge-utils",
+    # tests of disks and file systems
+    "lvm2",
     # the project: what it runs on, what compiles it, what tests it
     "libxen-dev", "libxxhash-dev", "make", "pkg-config", "python3-dev", "python3-venv",
     "python3-pip", "python3-setuptools", "python3-wheel", "python3-cffi", "python3-numpy",
