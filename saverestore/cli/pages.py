@@ -28,8 +28,8 @@ from saverestore.helper.settings import VARIABLE_PREFIX, Choice, Settings
 MAN, BASH, ZSH = "share/man/man1", "share/bash-completion/completions", "share/zsh/site-functions"
 DOC = "share/doc/pysave"
 
-DATE = "2026-11-28"
-"""Of the pages: that of the version, not of the build, so that two builds are the same."""
+DATE = "2026-11-30"
+"""Of the pages: that of the version in debian/changelog, not of the build, so that two builds are the same."""
 
 OTHERS = " ".join(pymigrate.OTHERS)
 
