@@ -238,7 +238,7 @@ def _drawn_downtime(facts: Facts) -> str:
         ("state", "s3", downtime["state_s"]),
         ("resume", "s4", downtime["resume_s"]),
     ]
-    rows.append(("real", real))
+    rows.append(("time" if decision is None else "real", real))
     return f"<h2>Downtime</h2>\n{_phases(rows)}"
 
 

@@ -140,6 +140,11 @@ def test_each_phase_has_its_figure_however_short_it_was():
     assert "in all 4.704 s" in text
 
 
+def test_what_was_not_predicted_is_not_called_real():
+    assert "phase predicted real" in text_of(page_of(save_facts()))
+    assert "phase time suspend 0.120 s" in text_of(page_of(save_facts() | {"decision": None}))
+
+
 def test_a_column_without_any_figure_is_left_out():
     facts = save_facts()
     assert "link broken" not in text_of(page_of(facts))
