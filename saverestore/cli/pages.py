@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from saverestore.helper.settings import VARIABLE_PREFIX, Choice, Settings
 MAN, BASH, ZSH = "share/man/man1", "share/bash-completion/completions", "share/zsh/site-functions"
 DOC = "share/doc/pysave"
 
-DATE = "2026-11-28"
-"""Of the pages: that of the version, not of the build, so that two builds are the same."""
+DATE = "2026-11-30"
+"""Of the pages: that of the version in debian/changelog, not of the build, so that two builds are the same."""
 
 OTHERS = " ".join(pymigrate.OTHERS)
 
@@ -39,8 +39,9 @@ _pysave_domains() {{
   compgen -W "$(xl list 2>/dev/null | awk 'NR > 1 && $1 != "Domain-0" {{ print $1 }}')" -- "$1"
 }}
 _pymigrate_words() {{
+  local IFS=$' \\t\\n'  # older shtabs call this with newline alone
   _pysave_domains "$1"
-  compgen -W "{OTHERS}" -- "$1"
+  if ((COMP_CWORD == 1)); then compgen -W "{OTHERS}" -- "$1"; else compgen -A hostname -- "$1"; fi
 }}
 """,
     "zsh": f"""\
@@ -51,11 +52,12 @@ _pysave_domains() {{
 }}
 _pymigrate_words() {{
   _pysave_domains
-  compadd {OTHERS}
+  if (( CURRENT == 2 )); then compadd {OTHERS}; else _hosts; fi
 }}
 """,
 }
-"""How names of running domains are completed; domain 0 cannot be saved."""
+"""How running domains are completed; domain 0 cannot be saved. Of pymigrate's words, the first may be another
+command, and the last is a host."""
 
 
 def write_pages(folder: Path) -> list[tuple[str, list[str]]]:
@@ -95,10 +97,76 @@ def settings_file() -> str:
 
 
 def completion(parser: Parser, shell: str) -> str:
-    """The completion script of a command."""
+    """The completion script of a command, and of the others that are called by its name and a word."""
+    if not parser.others:
+        return _script(parser, shell)
+    others = subcommands_of(parser)
+    for one in others.values():
+        one.prog = parser.prog
+    scripts = {word: _script(one, shell, f"{parser.prog}_{word}") for word, one in others.items()}
+    both = _bash_of_several if shell == "bash" else _zsh_of_several
+    return both(parser.prog, _script(parser, shell), scripts)
+
+
+def _script(parser: argparse.ArgumentParser, shell: str, prefix: str | None = None) -> str:
+    """What shtab makes of one parser; its functions are called _shtab_PREFIX, by default PREFIX is the command."""
     import shtab
 
-    return str(shtab.complete(parser, shell=shell, preamble=PREAMBLE))  # type: ignore[arg-type]
+    repeated = False
+    for action in parser._get_positional_actions():
+        if repeated:  # completed as the repeated one is: nobody knows where it begins
+            action.help = argparse.SUPPRESS
+        repeated = repeated or action.nargs in ("*", "+")
+    text = str(shtab.complete(parser, shell=shell, root_prefix=prefix, preamble=PREAMBLE))  # type: ignore[arg-type]
+    if shell == "zsh":
+        # "(*)" is one argument after which there is no other; "*" is any number of them.
+        text = text.replace("='(*)'", "='*:'")  # where the script looks for such an argument
+        text = text.replace('"(*)::', '"*:').replace('"(*):', '"*:')
+    return text
+
+
+def _bash_of_several(name: str, main: str, others: Mapping[str, str]) -> str:
+    """A script for all of them, that looks at the first word."""
+    cases = "\n".join(f"    {word}) other=_shtab_{name}_{word.replace('-', '_')} ;;" for word in others)
+    chosen = f"""
+_{name}_any() {{
+  local other=
+  if ((COMP_CWORD > 1)); then
+    case ${{COMP_WORDS[1]}} in
+{cases}
+    esac
+  fi
+  if [[ -z $other ]]; then _shtab_{name} "$@"; return; fi
+  COMP_WORDS=("$1" "${{COMP_WORDS[@]:2}}")
+  ((COMP_CWORD -= 1))
+  $other "$@"
+}}
+"""
+    at_the_end = re.compile(rf"^(complete .*-F )_shtab_{name} {name}$", re.MULTILINE)
+    ours, count = at_the_end.subn(rf"{chosen}\1_{name}_any {name}", main)
+    if count != 1:
+        raise ValueError(f"shtab's script for {name} does not end as expected")
+    return "\n".join([*others.values(), ours])
+
+
+def _zsh_of_several(name: str, main: str, others: Mapping[str, str]) -> str:
+    """The same. Each script stands in a function, as it ends by completing."""
+    functions = "\n".join(
+        f"_{name}_script_{word.replace('-', '_')}() {{\n{text}\n}}"
+        for word, text in {"": main, **others}.items()
+    )
+    return f"""#compdef {name}
+
+{functions}
+
+if (( CURRENT > 2 && ${{+functions[_{name}_script_${{words[2]//-/_}}]}} )); then
+  shift words
+  (( CURRENT -= 1 ))
+  _{name}_script_${{words[1]//-/_}} "$@"
+else
+  _{name}_script_ "$@"
+fi
+"""
 
 
 def man_page(parser: argparse.ArgumentParser, name: str, description: str) -> str:

@@ -12,7 +12,7 @@ PYXC = HERE.parent / "pyxc"
 
 
 def version_text(prog: str) -> str:
-    """One line: "pysave 0.2.0 (built for Xen 4.17 with libxl; compiled kernels)"."""
+    """One line: "pysave 0.3.0 (built for Xen 4.17 with libxl; compiled kernels)"."""
     return f"{prog} {saverestore.__version__} ({'; '.join(built_in())})"
 
 

@@ -175,7 +175,7 @@ def _legend(facts: Facts, x: int, y: int) -> Iterator[Rect | Text]:
             y += LINE_PX
     y += LINE_PX
     nr_data = int(counts[Kind.ZERO :].sum())
-    yield Text(x, y, f"{_mib(nr_data)} of pages compress to {facts.packed_bytes / MIB:.1f} MiB")
+    yield Text(x, y, f"{_mib(nr_data)} of pages compress to {_size(facts.packed_bytes)}")
     y += LINE_PX
     ramp = _ramp()
     for percent in (0, 25, 50, 75, 100):
@@ -192,8 +192,12 @@ def _entry(x: int, y: int, color: str, text: str) -> Iterator[Rect | Text]:
 
 
 def _mib(nr_pages: int) -> str:
-    """A size of pages; KiB where MiB would be 0.0."""
-    size = nr_pages * PAGE_SIZE
+    """The size of so many pages."""
+    return _size(nr_pages * PAGE_SIZE)
+
+
+def _size(size: int) -> str:
+    """A size in bytes; KiB where MiB would be 0.0."""
     return f"{size >> 10} KiB" if 0 < size < MIB // 10 else f"{size / MIB:.1f} MiB"
 
 

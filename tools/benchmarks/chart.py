@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from saverestore.image.drawing import Drawing, Rect, Text
 
 LEFT, WIDTH, MARGIN = 230, 520, 20
-BAR, GAP, LEGEND = 11, 9, 44
+BAR, GAP, LEGEND = 16, 9, 44  # a bar is as high as its figure
 RIGHT = 170
 
 
@@ -46,6 +46,6 @@ def bars(title: str, unit: str, series: Sequence[Series], rows: Sequence[Row]) -
         for i, (one, value) in enumerate(zip(series, row.values, strict=True)):
             width = max(1, round(value / longest * WIDTH))
             put(Rect(LEFT, y + i * BAR, width, BAR - 1, one.color))
-            text = f"{value:,.0f}" + (f"   {row.note}" if i == 0 and row.note else "")
+            text = f"{value:,.0f}" + (f", {row.note}" if i == 0 and row.note else "")
             put(Text(LEFT + width + 6, y + i * BAR + BAR // 2, text))
     return drawing

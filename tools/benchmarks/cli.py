@@ -209,7 +209,7 @@ def _codecs(args: argparse.Namespace) -> int:
             Row(
                 one.contender.title,
                 (measured.rate(median_run(one.packing)), measured.rate(median_run(one.unpacking))),
-                f"to {100 * one.packed_bytes / measured.image_bytes:.0f}%",
+                f"to {100 * one.packed_bytes / measured.image_bytes:.0f}% of its size",
             )
             for one in measured.figures
         ]

@@ -229,8 +229,8 @@ def _digest_dict(found: Survey) -> dict[str, Any] | None:
     }
 
 
-LABELS = {"afterwards": "domain"}
-"""Of keys of PROVENANCE that say little by themselves: what the save left of the domain."""
+LABELS = {"afterwards": "domain after the save:", "before": "header"}
+"""Of keys of PROVENANCE that say little by themselves: the domain's last state; what precedes the libxc stream."""
 
 
 def _heading(found: Survey, file: str | None) -> Iterator[str]:
@@ -277,7 +277,7 @@ def _words(value: Any) -> str:
     """A value of PROVENANCE for people: "live yes, compress –", and in it "before: bytes 919, xxh3 018d…"."""
     if isinstance(value, dict):
         return ", ".join(
-            f"{name}: {_words(inner)}"
+            f"{LABELS.get(name, name)}: {_words(inner)}"
             if isinstance(inner, dict)
             else f"{LABELS.get(name, name)} {_words(inner)}"
             for name, inner in value.items()

@@ -133,7 +133,10 @@ def bwlimit_parser() -> arguments.Parser:
     """What reads the command line of `bwlimit`."""
     examples = "examples:\n  pymigrate bwlimit web1 20MiB/s\n  pymigrate bwlimit web1 none\n"
     parser = arguments.parser(f"{PROG} bwlimit", BWLIMIT, examples)
-    parser.add_argument("domain", metavar="DOMAIN", help="name or UUID of the domain, or of the migration")
+    domain = parser.add_argument(
+        "domain", metavar="DOMAIN", help="name or UUID of the domain, or of the migration"
+    )
+    arguments.complete(domain, arguments.DOMAIN)
     parser.add_argument("rate", metavar="RATE", type=arguments.rate_or_none, help="the new limit, or none")
     arguments.finish(parser)
     return parser

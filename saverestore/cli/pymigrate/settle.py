@@ -41,12 +41,13 @@ def _parser(command: str, description: str, examples: str) -> arguments.Parser:
 
 
 def _add_domain(parser: arguments.Parser, *, optional: bool) -> None:
-    parser.add_argument(
+    domain = parser.add_argument(
         "domain",
         metavar="DOMAIN",
         nargs="?" if optional else None,
         help="name or UUID of the domain, or of the migration",
     )
+    arguments.complete(domain, arguments.DOMAIN)
 
 
 def recover_parser() -> arguments.Parser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +11,8 @@ from benchmarks.chart import LEFT, WIDTH, Row, Series, bars
 from benchmarks.errors import BenchError
 from benchmarks.results import Comparison, compare, comparison_table, median_run, table, write_json
 from benchmarks.running import Run
+
+from saverestore.image.drawing import FONT_SIZE
 
 
 def test_the_ratio_is_how_many_times_better_ours_is():
@@ -70,4 +73,7 @@ def test_the_longest_bar_has_all_the_room_and_others_their_share():
         one.width for one in drawing.elements if getattr(one, "x", None) == LEFT and hasattr(one, "width")
     ]
     assert widths[1:] == [WIDTH, WIDTH // 2, WIDTH // 4, 1]
+    figures = [one for one in drawing.elements if getattr(one, "text", "")[:1].isdigit()]
+    assert [one.text for one in figures] == ["100, to 30%", "50", "25", "0"]
+    assert all(after.y - before.y >= FONT_SIZE for before, after in pairwise(figures))
     ElementTree.fromstring(drawing.as_svg())

@@ -86,7 +86,23 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     return done.stdout.split()
 
 
-@pytest.mark.parametrize(
+def completed_by_zsh(pages: Path, *words: str) -> list[str]:
+    """The same of an interactive zsh on a terminal."""
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed")
+    command = [
+        "zsh",
+        "-f",
+        str(Path(__file__).with_name("completed_by.zsh")),
+        str(pages / ZSH),
+        " ".join(words),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+LINES = pytest.mark.parametrize(
     ("words", "offered"),
     [
         (("pysave", "w"), ["web1", "web2"]),
@@ -98,16 +114,37 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         (("pymigrate", "c"), ["cancel"]),
         (("pymigrate", "make-"), ["make-ca", "make-cert"]),
         (("pymigrate", "w"), ["web1", "web2"]),
+        (("pymigrate", "web1", "w"), ["web1", "web2"]),
+        (("pymigrate", "web1", "localh"), ["localhost"]),
+        (("pymigrate", "web1", "make-"), []),
+        (("pymigrate", "receive", "--p"), ["--paused", "--ports"]),
+        (("pymigrate", "recover", "--fo"), ["--force"]),
+        (("pymigrate", "cancel", "w"), ["web1", "web2"]),
+        (("pymigrate", "bwlimit", "web2"), ["web2"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
+
+
+@LINES
 def test_bash_completes(pages, words, offered):
-    assert completed(pages, *words) == offered
+    assert sorted(set(completed(pages, *words))) == sorted(offered)
+
+
+@LINES
+def test_zsh_completes(pages, words, offered):
+    assert sorted(set(completed_by_zsh(pages, *words))) == sorted(offered)
 
 
 def test_bash_completes_names_of_files(pages, tmp_path):
     (tmp_path / "web1.img").touch()
     assert completed(pages, "pyrestore", f"{tmp_path}/we") == [f"{tmp_path}/web1.img"]
+
+
+def test_zsh_completes_names_of_files_also_of_the_second_of_several(pages, tmp_path):
+    (tmp_path / "web1.img").touch()
+    assert completed_by_zsh(pages, "pyrestore", f"{tmp_path}/we") == ["web1.img"]
+    assert completed_by_zsh(pages, "pyimage", "verify", "first.img", f"{tmp_path}/we") == ["web1.img"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_a_dead_link_would_be_found(tmp_path):
 
 def test_the_readme_is_two_screens():
     assert len((ROOT / "README.md").read_text().split()) < 1800
+
+
+@pytest.mark.parametrize("name", ["speed", "compression", "memory-use"])
+def test_every_table_of_figures_has_the_day_on_which_they_were_measured(name):
+    text = (ROOT / f"docs/explanation/{name}.md").read_text()
+    before = re.split(r"^\|[-:| ]+\|$", text, flags=re.MULTILINE)
+    for part, table in pairwise(before):
+        figures = re.search(r"^\|[^|\n]*(?:\|[^|\n]*)*\| *[\d.,]+%? *\|", table, re.MULTILINE)
+        if figures and figures.start() < 200:
+            own = re.split(r"^## |\|\n\n", part, flags=re.MULTILINE)[-1]
+            assert re.search(r"\b20\d\d-\d\d-\d\d\b", own), own
 
 
 def test_every_page_is_in_the_navigation():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import sys
@@ -87,6 +88,12 @@ def test_a_large_domain_has_cells_of_several_pages():
     drawing = draw(facts, "8 GiB")
     assert drawing.height < 1200
     assert any(isinstance(one, Raster) and one.cells.shape == (512, 256, 3) for one in drawing.elements)
+
+
+def test_memory_that_compresses_to_almost_nothing_has_a_size_that_is_not_zero(image):
+    facts = dataclasses.replace(facts_of(image), packed_bytes=41 << 10)
+    texts = [element.text for element in draw(facts, "title").elements if isinstance(element, Text)]
+    assert any(text.endswith(" of pages compress to 41 KiB") for text in texts)
 
 
 def test_an_empty_domain_can_be_drawn(tmp_path):

@@ -267,7 +267,7 @@ def test_the_lines_tell_what_was_expected_and_what_came_of_it():
         (1234, "1.2k"),
         (65536, "66k"),
         (3.4e6, "3.4M"),
-        (2e9, "2.0G"),
+        (2e9, "2G"),
     ],
 )
 def test_numbers_of_a_chart_are_short(value, text):
