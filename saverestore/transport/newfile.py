@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -15,6 +14,7 @@ from typing import Self
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.transport.fd import FdSink
+from saverestore.transport.file_locks import try_lock
 from saverestore.transport.pipe import sink_of
 from saverestore.transport.safety import bring_to_disk, free_bytes, sync_folder
 from saverestore.transport.sparse import SparseFileSink
@@ -28,17 +28,6 @@ NAME_MAX = 255
 
 ATTEMPTS = 16
 """At a temporary file of our own. One is lost when another writer of the same name cleans up at that very moment."""
-
-
-def _lock(descriptor: int) -> bool | None:
-    """Lock a file for as long as it is open: whether it is ours now, None where the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _temporary_prefix(final: Path) -> str:
@@ -137,7 +126,7 @@ class NewFile:
                 flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 descriptor = os.open(entry.path, flags)
                 try:
-                    if _lock(descriptor):
+                    if try_lock(descriptor):
                         LOG.warning("%s, left by a save that was killed, is removed", entry.path)
                         Path(entry.path).unlink()
                 finally:
@@ -157,7 +146,7 @@ class NewFile:
                 raise
             try:
                 # Another process may have taken it for abandoned before it was locked.
-                is_ours = _lock(descriptor) is not False and _is_there(path)
+                is_ours = try_lock(descriptor) is not False and _is_there(path)
             except BaseException:  # a signal
                 os.close(descriptor)
                 raise
