@@ -13,10 +13,17 @@ from types import TracebackType
 from typing import Self
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
-from saverestore.transport.fd import FdSink
+from saverestore.transport.fd import FdSink, remedies_of_errno
 from saverestore.transport.file_locks import try_lock
 from saverestore.transport.pipe import sink_of
-from saverestore.transport.safety import bring_to_disk, free_bytes, sync_folder
+from saverestore.transport.safety import (
+    LARGEST_OFFSET,
+    allowed_file_bytes,
+    bring_to_disk,
+    free_bytes,
+    largest_file_bytes,
+    sync_folder,
+)
 from saverestore.transport.sparse import SparseFileSink
 
 LOG = logging.getLogger(__name__)
@@ -25,6 +32,9 @@ PARTIAL = ".partial"
 TOKEN_BYTES = 4
 NAME_MAX = 255
 """Bytes of a file's name, on most file systems (limits.h). Fewer where the file system says so."""
+
+HOLES_FROM = 1 << 32
+"""File systems that do not take a file of this size, such as vfat, have no holes either."""
 
 ATTEMPTS = 16
 """At a temporary file of our own. One is lost when another writer of the same name cleans up at that very moment."""
@@ -86,6 +96,9 @@ class NewFile:
         self._overwrite = overwrite
         self._final = path
         self._temporary: Path | None = None
+        self._folder = -1
+        """Where the temporary file is, also when the folder is moved, unmounted or covered meanwhile."""
+        self._largest_bytes = LARGEST_OFFSET
         self._published = False
         try:
             mode = path.stat().st_mode
@@ -135,6 +148,7 @@ class NewFile:
     def _open_temporary(self) -> int:
         """Make a fresh one, which is `_temporary` from now on, and lock it: its descriptor."""
         begin = _temporary_prefix(self._final)
+        self._folder = self._open(self._final.parent, os.O_PATH | os.O_DIRECTORY)
         for _ in range(ATTEMPTS):
             path = self._final.with_name(f"{begin}{secrets.token_hex(TOKEN_BYTES)}{PARTIAL}")
             # Known before it is there, so that a signal at any moment leaves none; the name is nobody else's.
@@ -176,10 +190,13 @@ class NewFile:
     @property
     def has_holes(self) -> bool:
         """Whether what is marked as zeroes takes no room."""
-        return self._is_file
+        return self._is_file and self._largest_bytes >= HOLES_FROM
 
     def free_bytes(self) -> int | None:
-        """Room left on the file system, or on the block device; None where that means nothing or is not known."""
+        """Room left for the file, or on the block device; None where that means nothing or is not known.
+
+        For the file: no more than the file system has left, and than one file may become larger.
+        """
         if not self._has_disk:
             return None
         if self._temporary is None:
@@ -187,7 +204,10 @@ class NewFile:
             size = os.lseek(self.sink.fileno(), 0, os.SEEK_END)
             os.lseek(self.sink.fileno(), at, os.SEEK_SET)
             return size - at
-        return free_bytes(self.sink.fileno())
+        free = free_bytes(self.sink.fileno())
+        if free is None:
+            return None
+        return max(0, min(free, min(self._largest_bytes, allowed_file_bytes()) - self.sink.offset))
 
     def sync(self) -> None:
         """Everything has been written: bring it to the disk, still without its name. May take long."""
@@ -199,6 +219,7 @@ class NewFile:
             raise TransportError(
                 f"{self.path} could not be brought to the disk: {error.strerror}",
                 name=name_of_errno(error.errno),
+                remedies=remedies_of_errno(error.errno),
             ) from error
 
     def publish(self) -> None:
@@ -227,7 +248,9 @@ class NewFile:
             ) from error
         except OSError as error:
             raise TransportError(
-                f"{self.path} could not be given its name: {error.strerror}", name=name_of_errno(error.errno)
+                f"{self.path} could not be given its name: {error.strerror}",
+                name=name_of_errno(error.errno),
+                remedies=remedies_of_errno(error.errno),
             ) from error
         self._published = True
 
@@ -269,6 +292,7 @@ class NewFile:
         except BaseException as error:
             if self._temporary is not None:
                 self._remove(self._temporary, error)
+            self._close_folder()
             raise
         return self
 
@@ -276,6 +300,10 @@ class NewFile:
         """Over a temporary file."""
         descriptor = self._open_temporary()
         try:
+            self._largest_bytes = largest_file_bytes(descriptor)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            if not self.has_holes:
+                return FdSink(descriptor, str(self.path))
             return SparseFileSink(descriptor, str(self.path))
         except BaseException as error:  # a signal, too
             os.close(descriptor)
@@ -293,11 +321,18 @@ class NewFile:
         finally:
             if not self._published and self._temporary is not None:
                 self._remove(self._temporary, error)
+            self._close_folder()
+
+    def _close_folder(self) -> None:
+        folder, self._folder = self._folder, -1
+        if folder >= 0:
+            os.close(folder)
 
     def _remove(self, temporary: Path, error: BaseException | None) -> None:
         """That it cannot be removed must not hide `error`, which may well have the same cause."""
         try:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary.name, dir_fd=self._folder)
         except OSError as second:
             left = f"{temporary} could not be removed: {second.strerror}"
             if error is None:
