@@ -145,6 +145,14 @@ def limited(request, shares: dict[str, Share]) -> Iterator[tuple[Path, Path]]:
         path.unlink()
 
 
+def left_at(export: Path) -> list[str]:
+    """When the client has removed what was open: it says so to the server a moment after that was closed."""
+    deadline = time.monotonic() + 30
+    while any(name.startswith(".nfs") for name in content_of(export)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return content_of(export)
+
+
 def killed_while_writing(path: Path) -> None:
     child = os.fork()
     if child == 0:
@@ -164,11 +172,11 @@ def test_an_image_is_whole_at_the_server_and_nothing_is_left_beside_it(nfs):
         file.sync()
         file.publish()
     assert (export / "out.img").read_bytes() == DATA + bytes(4 * MIB) + DATA
-    assert content_of(export) == ["out.img"]
+    assert left_at(export) == ["out.img"]
     with (folder / "out.img").open("rb"):  # by somebody who reads the old one
         write(folder / "out.img", b"newer", overwrite=True)
     assert (export / "out.img").read_bytes() == b"newer"
-    assert content_of(export) == ["out.img"]
+    assert left_at(export) == ["out.img"]
 
 
 def test_standard_output_is_brought_to_the_server(nfs):
@@ -183,7 +191,7 @@ def test_standard_output_is_brought_to_the_server(nfs):
 def test_what_another_of_this_host_writes_is_left_alone_and_what_a_killed_one_left_is_removed(nfs, caplog):
     export, folder = nfs
     killed_while_writing(folder / "out.img")
-    assert len(content_of(export)) == 1
+    assert len(left_at(export)) == 1
     with NewFile(folder / "out.img") as first:
         assert "left by a save that was killed" in caplog.text
         first.sink.write(DATA)
@@ -193,7 +201,7 @@ def test_what_another_of_this_host_writes_is_left_alone_and_what_a_killed_one_le
             first.publish()
             with pytest.raises(TransportError, match="created by somebody else"):
                 second.publish()
-    assert content_of(export) == ["out.img"]
+    assert left_at(export) == ["out.img"]
     assert (export / "out.img").read_bytes() == DATA
 
 
@@ -209,7 +217,7 @@ def test_a_name_that_the_server_gives_to_another_meanwhile_is_left_to_it(nfs):
 
     with pytest.raises(TransportError, match="created by somebody else"):
         use()
-    assert content_of(export) == ["out.img"]
+    assert left_at(export) == ["out.img"]
     assert (export / "out.img").read_bytes() == b"theirs"
 
 
@@ -226,7 +234,7 @@ def test_a_folder_that_is_removed_at_the_server_is_a_failure_with_the_name(nfs):
 
     with pytest.raises(TransportError, match=r"of/out\.img.*(Stale file handle|No such file)"):
         use()
-    assert content_of(export) == []
+    assert left_at(export) == []
 
 
 def test_a_server_that_takes_no_more_is_a_failure_and_leaves_nothing(nfs):
@@ -243,7 +251,7 @@ def test_a_server_that_takes_no_more_is_a_failure_and_leaves_nothing(nfs):
         use()
     assert caught.value.name is ErrorName.DISK_FULL
     assert [one.remedy for one in caught.value.remedies] == [Remedy.OTHER_PLACE]
-    assert content_of(export) == []
+    assert left_at(export) == []
 
 
 def test_a_save_at_the_server_itself_is_not_taken_for_abandoned_by_one_over_the_network(shares, tmp_path):
@@ -255,10 +263,10 @@ def test_a_save_at_the_server_itself_is_not_taken_for_abandoned_by_one_over_the_
         with NewFile(mine / "out.img", overwrite=True) as first:
             first.sink.write(DATA)
             with NewFile(other / "out.img", overwrite=True):
-                assert len([name for name in content_of(export) if name.endswith(".partial")]) == 2
+                assert len([name for name in left_at(export) if name.endswith(".partial")]) == 2
             first.sync()
             first.publish()
-        assert content_of(export) == ["out.img"]
+        assert left_at(export) == ["out.img"]
 
 
 def test_retention_at_the_server_leaves_what_is_restored_over_the_network_and_the_other_way_round(
@@ -272,7 +280,7 @@ def test_retention_at_the_server_leaves_what_is_restored_over_the_network_and_th
         with in_use(str(reader / "a.img")):
             assert not remove(remover / "a.img")
     assert remove(there / "a.img")
-    assert content_of(export) == []
+    assert left_at(export) == []
 
 
 def used_kib(export: Path) -> int:
@@ -290,7 +298,7 @@ def test_a_quota_that_the_server_tells_late_is_said_to_be_that_and_leaves_nothin
         write(folder / "out.img", os.urandom(size_mib * MIB))
     assert caught.value.name is ErrorName.DISK_FULL
     assert [one.remedy for one in caught.value.remedies] == [Remedy.OTHER_PLACE]
-    assert content_of(export) == ["lost+found"]
+    assert left_at(export) == ["lost+found"]
     deadline = time.monotonic() + 60
     while used_kib(export):  # the server holds files that are gone for a while
         assert time.monotonic() < deadline
@@ -315,3 +323,33 @@ def test_a_folder_of_somebody_else_at_a_server_that_squashes_root_is_refused(sha
         with pytest.raises(TransportError, match="Permission denied") as caught, NewFile(folder / "out.img"):
             pass
         assert caught.value.name is ErrorName.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_server_that_goes_away_is_a_failure_that_says_what_may_be_left(shares, server, tmp_path, version):
+    """The last test, as the other mounts have to find their server again. One with `hard`, the default, waits."""
+    share = shares["roomy"]
+    path = share.export if version == "3" else Path("/", share.export.name)
+    options = ",".join(
+        (f"vers={version}", "soft", "timeo=5", "retrans=1", "nosharecache", *VERSIONS[version])
+    )
+    folder = server / f"going-{version}"
+
+    def use(there: Path) -> None:
+        with NewFile(there / "gone.img") as file:
+            file.sink.write(DATA)
+            called("rpc.nfsd", "0")
+            file.sync()
+            file.publish()
+
+    with mounted(folder, "mount", "-t", "nfs", "-o", options, f"127.0.0.1:{path}") as there:
+        try:
+            with pytest.raises(TransportError, match=r"gone\.img.*(Input/output error|timed out)") as caught:
+                use(there)
+        finally:
+            called("rpc.nfsd", "4")
+            Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
+        assert any("could not be removed" in note for note in caught.value.__notes__)
+        assert not (share.export / "gone.img").exists()
+        (left,) = share.export.glob(".gone.img.*")
+        left.unlink()
