@@ -88,7 +88,8 @@ class NewFile:
     The temporary file is locked, so that one whose writer was killed can be told from one being written: it is
     removed when a file of the same name is next written. Blocks that are all zero become holes in it.
 
-    Nothing here is shielded from signals: whatever a file system answers, and however slowly, a signal ends it.
+    Nothing here is shielded from signals: whatever a file system answers, and however slowly, a signal ends it. Only
+    where the kernel itself waits, no signal does: NFS that is mounted `hard`, and its server gone.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
