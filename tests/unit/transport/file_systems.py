@@ -68,5 +68,8 @@ def disk(folder: Path, size_mib: int, *make: str, options: str = "") -> Iterator
     with path.open("wb") as file:
         file.truncate(size_mib << 20)
     called(*make, str(path))
-    with mounted(folder, "mount", "-o", f"loop{options and f',{options}'}", str(path)) as there:
-        yield there
+    try:
+        with mounted(folder, "mount", "-o", f"loop{options and f',{options}'}", str(path)) as there:
+            yield there
+    finally:
+        path.unlink()  # pytest keeps folders of tests for a while, and this one may be in memory
