@@ -16,7 +16,7 @@ import pytest
 from file_systems import content_of, disk, lacking, mounted
 from file_systems import write as write_bytes
 
-from saverestore.errors import ErrorName, Interrupted, TransportError
+from saverestore.errors import ErrorName, Interrupted, Remedy, TransportError
 from saverestore.interrupts import handled
 from saverestore.kernels.zeros import zeros
 from saverestore.transport import descriptor, newfile
@@ -81,6 +81,17 @@ def test_an_error_that_comes_late_is_found_before_the_file_has_its_name(tmp_path
         with pytest.raises(TransportError, match="Input/output error"):
             write(folder / "out.img")
         assert not (folder / "out.img").exists()
+
+
+@pytest.mark.parametrize("oddity", ["quota-at-fsync", "quota-at-close"])
+def test_a_quota_that_is_told_late_is_said_to_be_that_and_leaves_nothing(tmp_path, oddity):
+    with fuse(tmp_path / "fuse", oddity) as folder:
+        with pytest.raises(TransportError, match=r"out\.img.*: Disk quota exceeded") as caught:
+            write(folder / "out.img")
+        assert caught.value.name is ErrorName.DISK_FULL
+        assert [one.remedy for one in caught.value.remedies] == [Remedy.OTHER_PLACE]
+        assert not (folder / "out.img").exists()
+        assert not list(folder.glob(".*"))
 
 
 def test_a_signal_ends_a_file_system_that_loses_every_temporary_file(tmp_path, monkeypatch):
