@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,15 +88,18 @@ def shut_down(host: Host, domains: dict[str, Domain]) -> list[str]:
 
     Only guests that run and that nobody saves, moves or restores; nobody of ours begins to until they are off.
     """
+    from saverestore.migrate.journal import Journals
+    from saverestore.migrate.unsettled import was_aborted
     from saverestore.operations.undisturbed import undisturbed
 
+    aborted = partial(was_aborted, Journals())
     begun: dict[str, subprocess.Popen[bytes]] = {}
     stopped: list[str] = []
     with ExitStack() as held:
         for name, domain in domains.items():
             try:
                 now = host.find(str(domain.info.uuid))
-                held.enter_context(undisturbed(host, now))
+                held.enter_context(undisturbed(host, now, was_aborted=aborted))
                 # -F: by ACPI where the guest has no PV drivers.
                 begun[name] = subprocess.Popen(
                     ["xl", "shutdown", "-F", "-w", str(now.domid)], stdin=subprocess.DEVNULL

@@ -342,9 +342,13 @@ def _coding(parser: arguments.Parser, given: argparse.Namespace) -> Coding | Non
 
 
 def _recover(given: argparse.Namespace) -> None:
+    from functools import partial
+
+    from saverestore.migrate.journal import Journals
+    from saverestore.migrate.unsettled import was_aborted
     from saverestore.operations.recover import recover_domain
 
-    done = recover_domain(given.domain)
+    done = recover_domain(given.domain, was_aborted=partial(was_aborted, Journals()))
     if not given.quiet:
         common.say(f"pysave: {given.domain}: {'; '.join(done) or 'nothing to recover'}")
 

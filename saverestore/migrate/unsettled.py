@@ -1,9 +1,9 @@
-"""Whether an earlier migration of a domain may still decide about it: then it is not moved anew."""
+"""Whether an earlier migration of a domain may still decide about it: then it is not moved anew, nor recovered."""
 
 from __future__ import annotations
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
-from saverestore.migrate.handover import Role
+from saverestore.migrate.handover import Role, State
 from saverestore.migrate.journal import Journals, boot_id, is_over
 from saverestore.migrate.records import Head, JournalError
 from saverestore.operations.host import Host
@@ -30,6 +30,20 @@ def check_settled(journals: Journals, host: Host, domain: Domain) -> None:
                 name=ErrorName.DOMAIN_NEEDS_RECOVERY,
                 remedies=[Advice(Remedy.RECOVER_MIGRATION, log.head.name)],
             )
+
+
+def was_aborted(journals: Journals, domain: Domain, migration: str) -> bool:
+    """Whether this migration of this very domain is over, and has left it here: by its journal, which is final.
+
+    What cannot be read says nothing, and the migration may have granted the domain to another host.
+    """
+    return any(
+        not isinstance(log, JournalError)
+        and (log.head.role, str(log.head.migration)) == (Role.SOURCE, migration)
+        and (log.head.uuid, log.head.domid, log.head.boot) == (domain.info.uuid, domain.domid, boot_id())
+        and log.state is State.ABORTED
+        for log in journals.all()
+    )
 
 
 def _is_of(head: Head, host: Host, domain: Domain) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, advise, fact_of, remedies_of
 from saverestore.guest.common.handles import Handles, XenError, open_handles
@@ -18,20 +19,24 @@ from saverestore.toolstack.lock import locked
 LOG = logging.getLogger(__name__)
 
 
-def recover_domain(text: str) -> list[str]:
+def recover_domain(text: str, *, was_aborted: Callable[[Domain, str], bool]) -> list[str]:
     """Give processor time back, turn log-dirty off, take back a request to suspend, and resume a suspended domain.
 
-    Returns what was done, for people.
+    Returns what was done, for people. `was_aborted`: whether the migration of this id, which the domain is noted to
+    move by, has surely ended with the domain here.
 
     Refused (DomainError) while a save of it is under way. A domain that runs as it should is left alone,
-    except that log-dirty is off afterwards. Refused, too, of one that is being restored or comes from another host.
+    except that log-dirty is off afterwards. Refused, too, of one that is being restored, moves to another host or
+    comes from one. That it moves may be noted of one that does not any more: such a note is removed.
     """
     with open_handles() as handles:
         domain = domains.find(handles, text)
         if domain.domid == 0:
             raise DomainError("domain 0 is the control domain itself: no save can have touched it")
         with locked(domain):
-            if moving.noted(handles.store, domain.domid) is not None:
+            migration = moving.noted(handles.store, domain.domid)
+            is_stale = migration is not None and was_aborted(domain, migration)
+            if migration is not None and not is_stale:
                 raise DomainError(
                     f"{domain} moves to another host, which may run it; no changes were made",
                     name=ErrorName.DOMAIN_NEEDS_RECOVERY,
@@ -44,7 +49,12 @@ def recover_domain(text: str) -> list[str]:
                     name=ErrorName.DOMAIN_BUSY,
                     remedies=found.remedies,
                 )
-            return recover_locked(handles, domain, this_host())
+            done = recover_locked(handles, domain, this_host())
+            if is_stale:
+                # The migration could not remove it, as xenstore failed just then.
+                moving.forget(handles.store, domain.domid)
+                done.append("a note that it moves, of a migration that was aborted, was removed")
+            return done
 
 
 def recover_locked(handles: Handles, domain: Domain, host: Architecture) -> list[str]:

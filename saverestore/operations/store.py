@@ -4,13 +4,12 @@
     web1@2026-11-29T05-58-31Z.2.img      a second save of it in the same second
 
 A name is chosen under the domain's lock, so no two saves choose the same. Whoever restores an image holds a shared
-flock(2) on it; retention removes an image only under an exclusive one.
+lock on it; retention removes an image only under an exclusive one. Both are heeded over NFS, too.
 """
 
 from __future__ import annotations
 
 import datetime
-import fcntl
 import hashlib
 import os
 import re
@@ -23,6 +22,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
+from saverestore.transport.file_locks import try_lock
 
 DEFAULT = Path("/var/lib/xen/pysave")
 
@@ -183,7 +183,7 @@ def remove(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            if not _lock(descriptor, fcntl.LOCK_EX):
+            if try_lock(descriptor) is False:
                 return False
             if path.exists() and not _is_at(path, os.fstat(descriptor)):
                 return False  # another image has this name now, which may be in use
@@ -199,21 +199,10 @@ def remove(path: Path) -> bool:
     return True
 
 
-def _lock(descriptor: int, how: int) -> bool:
-    """Whether nobody holds a lock that excludes this one, as far as the file system knows."""
-    try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # no locks here
-        return True
-    return True
-
-
 def _wait_for_lock(descriptor: int) -> None:
     """A shared one. Who removes the image has it for a moment; who has just written it may have it for longer."""
     end = time.monotonic() + REMOVING_S
-    while not _lock(descriptor, fcntl.LOCK_SH) and time.monotonic() < end:
+    while try_lock(descriptor, shared=True) is False and time.monotonic() < end:
         time.sleep(LOOK_S)
 
 

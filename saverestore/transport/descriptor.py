@@ -6,6 +6,7 @@ import os
 import stat
 
 from saverestore.errors import TransportError, name_of_errno
+from saverestore.transport.fd import remedies_of_errno
 from saverestore.transport.pipe import sink_of
 from saverestore.transport.safety import bring_to_disk, free_bytes
 
@@ -32,6 +33,7 @@ class Descriptor:
             raise TransportError(
                 f"{self.sink.name} could not be brought to the disk: {error.strerror}",
                 name=name_of_errno(error.errno),
+                remedies=remedies_of_errno(error.errno),
             ) from error
 
     def publish(self) -> None:

@@ -38,7 +38,13 @@ PIPE_BYTES = 1 << 20
 """What a pipe is made to hold, if it may (Linux allows that much to anybody): a sixteenth of the switches."""
 
 SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""A full disk, a quota, and a file that may not become larger."""
 PEER_ERRORS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
+
+
+def remedies_of_errno(number: int | None) -> list[Advice]:
+    """What helps where bringing an image to its place failed like this."""
+    return [Advice(Remedy.OTHER_PLACE)] if number in SPACE_ERRORS else []
 
 
 def nbytes_of(buffer: ReadableBuffer) -> int:
@@ -139,7 +145,9 @@ class _Fd:
                 os.close(fd)
             except OSError as error:
                 raise TransportError(
-                    f"{self.name}: closing it failed: {error.strerror}", name=name_of_errno(error.errno)
+                    f"{self.name}: closing it failed: {error.strerror}",
+                    name=name_of_errno(error.errno),
+                    remedies=remedies_of_errno(error.errno),
                 ) from error
 
     def __enter__(self) -> Self:
@@ -455,7 +463,7 @@ class FdSink(_Fd):
             return TransportError(
                 f"{self.name}: {error.strerror}, {place}",
                 name=ErrorName.DISK_FULL,
-                remedies=[Advice(Remedy.OTHER_PLACE)],
+                remedies=remedies_of_errno(error.errno),
             )
         if error.errno in PEER_ERRORS:
             return TransportError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,9 +13,17 @@ from types import TracebackType
 from typing import Self
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
-from saverestore.transport.fd import FdSink
+from saverestore.transport.fd import FdSink, remedies_of_errno
+from saverestore.transport.file_locks import try_lock
 from saverestore.transport.pipe import sink_of
-from saverestore.transport.safety import bring_to_disk, free_bytes, sync_folder
+from saverestore.transport.safety import (
+    LARGEST_OFFSET,
+    allowed_file_bytes,
+    bring_to_disk,
+    free_bytes,
+    largest_file_bytes,
+    sync_folder,
+)
 from saverestore.transport.sparse import SparseFileSink
 
 LOG = logging.getLogger(__name__)
@@ -26,19 +33,11 @@ TOKEN_BYTES = 4
 NAME_MAX = 255
 """Bytes of a file's name, on most file systems (limits.h). Fewer where the file system says so."""
 
+HOLES_FROM = 1 << 32
+"""File systems that do not take a file of this size, such as vfat, have no holes either."""
+
 ATTEMPTS = 16
 """At a temporary file of our own. One is lost when another writer of the same name cleans up at that very moment."""
-
-
-def _lock(descriptor: int) -> bool | None:
-    """Lock a file for as long as it is open: whether it is ours now, None where the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _temporary_prefix(final: Path) -> str:
@@ -89,7 +88,8 @@ class NewFile:
     The temporary file is locked, so that one whose writer was killed can be told from one being written: it is
     removed when a file of the same name is next written. Blocks that are all zero become holes in it.
 
-    Nothing here is shielded from signals: whatever a file system answers, and however slowly, a signal ends it.
+    Nothing here is shielded from signals: whatever a file system answers, and however slowly, a signal ends it. Only
+    where the kernel itself waits, no signal does: NFS that is mounted `hard`, and its server gone.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
@@ -97,6 +97,9 @@ class NewFile:
         self._overwrite = overwrite
         self._final = path
         self._temporary: Path | None = None
+        self._folder = -1
+        """Where the temporary file is, also when the folder is moved, unmounted or covered meanwhile."""
+        self._largest_bytes = LARGEST_OFFSET
         self._published = False
         try:
             mode = path.stat().st_mode
@@ -137,7 +140,7 @@ class NewFile:
                 flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 descriptor = os.open(entry.path, flags)
                 try:
-                    if _lock(descriptor):
+                    if try_lock(descriptor):
                         LOG.warning("%s, left by a save that was killed, is removed", entry.path)
                         Path(entry.path).unlink()
                 finally:
@@ -146,6 +149,7 @@ class NewFile:
     def _open_temporary(self) -> int:
         """Make a fresh one, which is `_temporary` from now on, and lock it: its descriptor."""
         begin = _temporary_prefix(self._final)
+        self._folder = self._open(self._final.parent, os.O_PATH | os.O_DIRECTORY)
         for _ in range(ATTEMPTS):
             path = self._final.with_name(f"{begin}{secrets.token_hex(TOKEN_BYTES)}{PARTIAL}")
             # Known before it is there, so that a signal at any moment leaves none; the name is nobody else's.
@@ -157,7 +161,7 @@ class NewFile:
                 raise
             try:
                 # Another process may have taken it for abandoned before it was locked.
-                is_ours = _lock(descriptor) is not False and _is_there(path)
+                is_ours = try_lock(descriptor) is not False and _is_there(path)
             except BaseException:  # a signal
                 os.close(descriptor)
                 raise
@@ -187,10 +191,13 @@ class NewFile:
     @property
     def has_holes(self) -> bool:
         """Whether what is marked as zeroes takes no room."""
-        return self._is_file
+        return self._is_file and self._largest_bytes >= HOLES_FROM
 
     def free_bytes(self) -> int | None:
-        """Room left on the file system, or on the block device; None where that means nothing or is not known."""
+        """Room left for the file, or on the block device; None where that means nothing or is not known.
+
+        For the file: no more than the file system has left, and than one file may become larger.
+        """
         if not self._has_disk:
             return None
         if self._temporary is None:
@@ -198,7 +205,10 @@ class NewFile:
             size = os.lseek(self.sink.fileno(), 0, os.SEEK_END)
             os.lseek(self.sink.fileno(), at, os.SEEK_SET)
             return size - at
-        return free_bytes(self.sink.fileno())
+        free = free_bytes(self.sink.fileno())
+        if free is None:
+            return None
+        return max(0, min(free, min(self._largest_bytes, allowed_file_bytes()) - self.sink.offset))
 
     def sync(self) -> None:
         """Everything has been written: bring it to the disk, still without its name. May take long."""
@@ -210,6 +220,7 @@ class NewFile:
             raise TransportError(
                 f"{self.path} could not be brought to the disk: {error.strerror}",
                 name=name_of_errno(error.errno),
+                remedies=remedies_of_errno(error.errno),
             ) from error
 
     def publish(self) -> None:
@@ -238,7 +249,9 @@ class NewFile:
             ) from error
         except OSError as error:
             raise TransportError(
-                f"{self.path} could not be given its name: {error.strerror}", name=name_of_errno(error.errno)
+                f"{self.path} could not be given its name: {error.strerror}",
+                name=name_of_errno(error.errno),
+                remedies=remedies_of_errno(error.errno),
             ) from error
         self._published = True
 
@@ -280,6 +293,7 @@ class NewFile:
         except BaseException as error:
             if self._temporary is not None:
                 self._remove(self._temporary, error)
+            self._close_folder()
             raise
         return self
 
@@ -287,6 +301,10 @@ class NewFile:
         """Over a temporary file."""
         descriptor = self._open_temporary()
         try:
+            self._largest_bytes = largest_file_bytes(descriptor)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            if not self.has_holes:
+                return FdSink(descriptor, str(self.path))
             return SparseFileSink(descriptor, str(self.path))
         except BaseException as error:  # a signal, too
             os.close(descriptor)
@@ -304,11 +322,18 @@ class NewFile:
         finally:
             if not self._published and self._temporary is not None:
                 self._remove(self._temporary, error)
+            self._close_folder()
+
+    def _close_folder(self) -> None:
+        folder, self._folder = self._folder, -1
+        if folder >= 0:
+            os.close(folder)
 
     def _remove(self, temporary: Path, error: BaseException | None) -> None:
         """That it cannot be removed must not hide `error`, which may well have the same cause."""
         try:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary.name, dir_fd=self._folder)
         except OSError as second:
             left = f"{temporary} could not be removed: {second.strerror}"
             if error is None:

@@ -1,4 +1,4 @@
-"""What a file system answers when it is asked for room, or to bring a file to the disk; some answer oddly.
+"""What a file system answers when it is asked for room, sizes, or to bring a file to the disk; some answer oddly.
 
 An answer that means nothing (no statfs, no fsync) is not taken for bad news; one that means that data are lost is.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -25,6 +26,35 @@ def free_bytes(descriptor: int) -> int | None:
     except OSError:
         return None
     return room.f_bavail * room.f_frsize if room.f_blocks and room.f_frsize else None
+
+
+LARGEST_OFFSET = (1 << 63) - 1
+
+
+def largest_file_bytes(descriptor: int) -> int:
+    """How large a file of this file system can be. The descriptor is positioned anew.
+
+    By where it lets one seek to: Linux refuses what lies beyond the largest file. `statfs` does not say, and making
+    the file longer may take as long as writing it.
+    """
+    fits, too_large = 0, LARGEST_OFFSET + 1
+    at = LARGEST_OFFSET
+    while fits + 1 < too_large:
+        try:
+            os.lseek(descriptor, at, os.SEEK_SET)
+            fits = at
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                return LARGEST_OFFSET  # it cannot be told
+            too_large = at
+        at = (fits + too_large) // 2
+    return fits
+
+
+def allowed_file_bytes() -> int:
+    """How large a file this process may make (`ulimit -f`)."""
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return LARGEST_OFFSET if allowed == resource.RLIM_INFINITY else allowed
 
 
 def bring_to_disk(descriptor: int) -> None:

@@ -6,6 +6,7 @@ Each test is one recipe. Where a small program plays somebody else, it is here a
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -148,11 +149,25 @@ def test_a_guest_whose_memory_is_owed_to_it_is_refused_and_lives(
         assert "out of PoD memory" not in must("xl", "dmesg")
 
 
+SCREEN = ("--config", 'vga="stdvga"')
+
+
 @slow
-def test_once_it_has_all_of_its_memory_it_is_saved_and_restored(images: Path):
-    with own("g5", "pvh", memory_mib=128, pages=0, rate=1, more=ON_DEMAND) as guest:
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("pvh", ()), ("hvm", ()), ("hvm", SCREEN)],
+    ids=["pvh", "hvm", "hvm with video memory"],
+)
+def test_once_it_has_all_of_its_memory_as_advised_it_is_saved_and_restored(
+    images: Path, kind: str, more: tuple[str, ...]
+):
+    with own("g5", kind, memory_mib=160, pages=0, rate=1, more=(*ON_DEMAND, *more)) as guest:
         before = guest.state()
-        must("xl", "mem-set", str(guest.domid), "384")
+        said = run("pysave", "--dry-run", guest.name, str(images / "a.img"))
+        advice = re.search(r"'xl mem-set (\d+) (\d+)'", said.stdout + said.stderr)
+        assert advice is not None, said.stderr
+        assert (int(advice[2]) > 384) == bool(more)
+        must("xl", "mem-set", *advice.groups())
         must("pysave", "--live", "-c", guest.name, str(images / "a.img"))
         guest.goes_on(before)
         must("pysave", "--overwrite", guest.name, str(images / "a.img"))

@@ -123,10 +123,9 @@ class HvmSave:
         self._is_on_demand = pod.entries > 0
         if pod.entries <= pod.cache_pages:
             return
-        kib = self._handles.store.read(f"/local/domain/{self._domid}/memory/static-max") or ""
-        whole_mib = (
-            int(kib) >> 10 if kib.isdecimal() else (pod.tot_pages + pod.entries - pod.cache_pages) >> 8
-        )
+        # `xl mem-set` takes the video memory off (libxl_set_memory_target), which Xen counts as populated.
+        whole_kib = self._kib("static-max") or (pod.tot_pages + pod.entries - pod.cache_pages) * 4
+        whole_mib = -(-(whole_kib + self._kib("videoram")) // 1024)
         raise DomainError(
             f"domain {self._domid} has {pod.entries >> 8} MiB that are populated on demand and only "
             f"{pod.cache_pages >> 8} MiB for them, as its guest has not given back the rest (it may have no balloon "
@@ -134,6 +133,11 @@ class HvmSave:
             name=ErrorName.DOMAIN_UNSUPPORTED,
             remedies=[Advice(Remedy.GIVE_ALL_MEMORY, f"{self._domid} {whole_mib}")],
         )
+
+    def _kib(self, what: str) -> int:
+        """What xenstore has of the domain's memory; 0 where that is nothing."""
+        kib = self._handles.store.read(f"/local/domain/{self._domid}/memory/{what}") or ""
+        return int(kib) if kib.isdecimal() else 0
 
     def static_records(self) -> list[Record]:
         """The CPU policy."""

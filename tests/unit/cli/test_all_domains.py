@@ -247,6 +247,20 @@ def test_a_domain_that_another_host_may_run_is_not_shut_down(xl, capsys):
     assert "moves to another host" in capsys.readouterr().err
 
 
+def test_a_domain_whose_migration_was_aborted_is_shut_down_although_a_note_says_that_it_moves(
+    xl, monkeypatch
+):
+    """Xenstore failed just as the migration wanted to remove it."""
+    host = Host()
+    moving.note(host.store, 7, "m")
+    asked = []
+    monkeypatch.setattr(
+        "saverestore.migrate.unsettled.was_aborted", lambda _, *given: not asked.append(given)
+    )
+    assert all_domains.shut_down(host, {"web1": host.domain}) == ["web1"]
+    assert asked == [(host.domain, "m")]
+
+
 def test_a_domain_that_another_program_has_asked_to_suspend_is_not_shut_down(xl, capsys):
     host = Host()
     host.store.write("/local/domain/7/control/shutdown", "suspend")

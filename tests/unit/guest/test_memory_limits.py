@@ -111,9 +111,17 @@ def test_a_pv_image_of_256_mib_fills_a_domain_whose_target_is_128(xen):
 class OnDemand:
     """A PVH domain of which `pod` is populated on demand; notes when its pages are looked at."""
 
-    def __init__(self, monkeypatch, pod: PodTarget, static_max_kib: int | None = 384 << 10) -> None:
+    def __init__(
+        self,
+        monkeypatch,
+        pod: PodTarget,
+        static_max_kib: int | None = 384 << 10,
+        video_kib: str | None = None,
+    ) -> None:
         self.pod, self.asked, self.looked = pod, 0, 0
         nodes = {} if static_max_kib is None else {"/local/domain/7/memory/static-max": str(static_max_kib)}
+        if video_kib is not None:
+            nodes["/local/domain/7/memory/videoram"] = video_kib
         xen = SimpleNamespace(version=lambda: SimpleNamespace(major=4, minor=17))
         self.handles = SimpleNamespace(xen=xen, store=MemoryStore(nodes or {"/x": ""}), memory=self)
         monkeypatch.setattr(hvm.xen_memory, "nr_gpfns", lambda *_: 384 * MIB)
@@ -142,6 +150,17 @@ def test_a_guest_that_owes_memory_is_refused_before_any_page_of_it_is_looked_at(
     assert caught.value.name is ErrorName.DOMAIN_UNSUPPORTED
     assert caught.value.remedies == (Advice(Remedy.GIVE_ALL_MEMORY, "7 384"),)
     assert owing.looked == 0
+
+
+@pytest.mark.parametrize(
+    ("video_kib", "whole_mib"), [("16384", 400), ("0", 384), ("-1", 384), ("16385", 401), ("nonsense", 384)]
+)
+def test_the_advice_counts_the_video_memory_that_xl_takes_off_again(monkeypatch, video_kib, whole_mib):
+    """'xl mem-set' asks Xen for so much less, while what QEMU has for its screen counts as populated."""
+    owing = OnDemand(monkeypatch, PodTarget(128 * MIB, 40 * MIB, 296 * MIB), video_kib=video_kib)
+    with pytest.raises(DomainError) as caught:
+        owing.opened()
+    assert caught.value.remedies == (Advice(Remedy.GIVE_ALL_MEMORY, f"7 {whole_mib}"),)
 
 
 def test_without_a_node_of_its_maximum_that_is_what_it_would_have(monkeypatch):

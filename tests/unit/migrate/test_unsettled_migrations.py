@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 from contextlib import contextmanager
 
@@ -12,7 +13,8 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import CONFIG, UUID, Pair, TableCopy
 from test_killed_migrations import migrate_in_two_processes, recover_all, running
 
-from saverestore.errors import DomainError, ErrorName, Remedy
+from pyxc import XenError
+from saverestore.errors import DomainError, ErrorName, Interrupted, Remedy
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import boot_id, now
 from saverestore.migrate.messages import Aborted, Ask
@@ -20,7 +22,8 @@ from saverestore.migrate.records import Head
 from saverestore.migrate.recovery import RecoverRequest, recover
 from saverestore.migrate.source import dry_run
 from saverestore.migrate.to_xl import dry_run_to_xl
-from saverestore.toolstack import moving
+from saverestore.migrate.unsettled import was_aborted
+from saverestore.toolstack import domains, moving
 
 OLD, NEW = uuid.UUID(int=0xA1), uuid.UUID(int=0xA2)
 
@@ -211,3 +214,56 @@ def test_a_domain_that_came_back_is_not_the_one_that_an_old_migration_granted(tm
     pair.a.destroy(1)
     recovered(pair, OLD, Event.FORCE_DESTROY)
     assert pair.a.table() == {"web1": "running"}
+
+
+def test_a_note_that_xenstore_did_not_remove_is_known_to_be_stale(tmp_path, monkeypatch):
+    pair = Pair(tmp_path)
+    save_guest = pair.a.save_guest
+
+    def guest_that_is_interrupted(*given):
+        guest = save_guest(*given)
+        guest.moments.fail("read_pages", 0, Interrupted("interrupted by Ctrl-C"))
+        return guest
+
+    def fails(*_: object) -> None:
+        raise XenError("xs_rm", errno.EIO)
+
+    pair.a.save_guest = guest_that_is_interrupted
+    with monkeypatch.context() as patched:
+        patched.setattr(pair.a.store, "remove", fails)
+        with pytest.raises(Interrupted):
+            pair.migrate()
+    pair.join()
+    assert pair.states() == (["ABORTED"], ["ABORTED"])
+    migration = moving.noted(pair.a.store, 1)
+    assert migration is not None
+    (domain,) = domains.all_domains(pair.a.handles)
+    assert was_aborted(pair.a.journals, domain, migration)
+
+
+@pytest.mark.parametrize("last", [state for state in State if state is not State.ABORTED])
+def test_a_note_of_a_migration_that_is_not_surely_aborted_is_heeded(tmp_path, last):
+    pair = Pair(tmp_path)
+    (domain,) = domains.all_domains(pair.a.handles)
+    journal(pair.a, OLD, Role.SOURCE, last)
+    assert not was_aborted(pair.a.journals, domain, str(OLD))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"domid": 7}, {"boot": "another"}, {"uuid": uuid.UUID(int=9)}, {"role": Role.DESTINATION}]
+)
+def test_a_note_is_not_taken_for_that_of_another_domain_or_another_boot(tmp_path, changed):
+    pair = Pair(tmp_path)
+    (domain,) = domains.all_domains(pair.a.handles)
+    journal(pair.a, OLD, changed.pop("role", Role.SOURCE), State.ABORTED, **changed)
+    assert not was_aborted(pair.a.journals, domain, str(OLD))
+    assert not was_aborted(pair.a.journals, domain, str(NEW))
+
+
+def test_a_journal_that_cannot_be_read_does_not_show_that_a_migration_was_aborted(tmp_path):
+    pair = Pair(tmp_path)
+    (domain,) = domains.all_domains(pair.a.handles)
+    journal(pair.a, OLD, Role.SOURCE, State.ABORTED)
+    (path,) = pair.a.journals.directory.glob("*.journal")
+    path.write_bytes(b"torn")
+    assert not was_aborted(pair.a.journals, domain, str(OLD))

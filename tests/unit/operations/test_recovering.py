@@ -197,6 +197,42 @@ def found(killed, monkeypatch, tmp_path) -> KilledSave:
     return killed
 
 
+def never(*_: object) -> bool:
+    return False
+
+
+MOVING = f"/local/domain/{DOMID}/pysave/moving"
+
+
+def test_a_domain_that_moves_is_left_to_its_migration(found):
+    found.store[MOVING] = "1234"
+    with pytest.raises(DomainError, match="moves to another host, which may run it") as caught:
+        recover_domain("web1", was_aborted=never)
+    assert caught.value.remedies == (Advice(Remedy.RECOVER_MIGRATION, "web1"),)
+    assert (found.done, found.store[MOVING]) == ([], "1234")
+
+
+def test_the_note_of_a_migration_that_was_aborted_is_in_nobodys_way_and_is_removed(found):
+    """Xenstore failed just as the migration wanted to remove it."""
+    found.store[MOVING] = "1234"
+    asked = []
+    done = recover_domain("web1", was_aborted=lambda *given: not asked.append(given))
+    assert asked == [(found.domain, "1234")]
+    assert done == [PUT_BACK, RUNS, "a note that it moves, of a migration that was aborted, was removed"]
+    assert MOVING not in found.store
+
+
+def test_the_note_stays_until_the_domain_is_put_right(found, monkeypatch):
+    def fails(*_: object) -> None:
+        raise DomainError("no")
+
+    found.store[MOVING] = "1234"
+    monkeypatch.setattr(recover, "recover_locked", fails)
+    with pytest.raises(DomainError):
+        recover_domain("web1", was_aborted=lambda *_: True)
+    assert found.store[MOVING] == "1234"
+
+
 def test_a_domain_that_is_being_restored_is_left_to_its_restore(found):
     """A device model that waits for its state would be told to run."""
     found.info.paused = True
@@ -204,10 +240,10 @@ def test_a_domain_that_is_being_restored_is_left_to_its_restore(found):
         lock.restoring(found.info.uuid, None),
         pytest.raises(DomainError, match=r"is being restored by process .*; no changes were made") as caught,
     ):
-        recover_domain("web1")
+        recover_domain("web1", was_aborted=never)
     assert caught.value.name is ErrorName.DOMAIN_BUSY
     assert found.done == []
-    assert recover_domain("web1") == [PUT_BACK]
+    assert recover_domain("web1", was_aborted=never) == [PUT_BACK]
 
 
 def test_a_copy_that_another_host_may_run_is_left_to_its_migration(found):
@@ -215,6 +251,6 @@ def test_a_copy_that_another_host_may_run_is_left_to_its_migration(found):
     found.store |= {f"/local/domain/{DOMID}/name": "web1--incoming"}
     found.store |= {f"/local/domain/{DOMID}/pysave/brought-by": "1234"}
     with pytest.raises(DomainError, match="comes from another host") as caught:
-        recover_domain("web1--incoming")
+        recover_domain("web1--incoming", was_aborted=never)
     assert caught.value.remedies == (Advice(Remedy.RECOVER_MIGRATION, "web1"),)
     assert found.done == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import os
 import threading
 
@@ -13,6 +12,7 @@ from saverestore.errors import TransportError, UsageError
 from saverestore.operations import store
 from saverestore.operations.retention import Rule, kept
 from saverestore.operations.store import entries, entry_of, find, in_use, new_path, remove, stem_of
+from saverestore.transport.file_locks import try_lock
 
 NOW = datetime.datetime(2026, 11, 29, 5, 58, 31, tzinfo=datetime.UTC)
 
@@ -103,12 +103,12 @@ def test_an_image_that_is_being_restored_is_not_removed(tmp_path):
 def test_an_image_that_is_just_being_removed_is_not_restored(tmp_path):
     path = tmp_path / "web1@2026-11-29T05-58-31Z.img"
     path.touch()
-    with path.open("rb") as removing:
-        fcntl.flock(removing, fcntl.LOCK_EX)
+    with path.open("rb+") as removing:
+        assert try_lock(removing.fileno())
 
         def removed() -> None:
             path.unlink()
-            fcntl.flock(removing, fcntl.LOCK_UN)
+            removing.close()
 
         threading.Timer(0.1, removed).start()
         with pytest.raises(TransportError, match="was removed by somebody else"), in_use(str(path)):
@@ -119,8 +119,8 @@ def test_who_has_just_written_an_image_keeps_nobody_from_restoring_it(tmp_path, 
     monkeypatch.setattr("saverestore.operations.store.REMOVING_S", 0.05)
     path = tmp_path / "web1@2026-11-29T05-58-31Z.img"
     path.touch()
-    with path.open("rb") as writing:
-        fcntl.flock(writing, fcntl.LOCK_EX)
+    with path.open("rb+") as writing:
+        assert try_lock(writing.fileno())
         with in_use(str(path)):
             pass
 
@@ -130,22 +130,24 @@ def test_an_image_that_has_come_in_place_of_an_old_one_is_not_removed_for_that(t
     path.write_text("old")
     new = tmp_path / "new"
     new.write_text("new")
-    flock = fcntl.flock
 
-    def replaced(*given: int) -> None:
-        flock(*given)
-        if new.exists():
-            new.rename(path)
+    def replaced(descriptor: int) -> bool | None:
+        new.rename(path)
+        return try_lock(descriptor)
 
-    monkeypatch.setattr(fcntl, "flock", replaced)
+    monkeypatch.setattr(store, "try_lock", replaced)
     assert not remove(path)
     assert path.read_text() == "new"
 
 
 def test_an_image_that_was_removed_meanwhile_is_not_restored(tmp_path, monkeypatch):
     path = image(tmp_path, "web1", "2026-11-29T05-58-31Z")
-    real = fcntl.flock
-    monkeypatch.setattr(fcntl, "flock", lambda *given: (path.unlink(), real(*given)))
+
+    def removed(descriptor: int, *, shared: bool) -> bool | None:
+        path.unlink()
+        return try_lock(descriptor, shared=shared)
+
+    monkeypatch.setattr(store, "try_lock", removed)
     with pytest.raises(TransportError, match="was removed by somebody else"), in_use(str(path)):
         pass
 

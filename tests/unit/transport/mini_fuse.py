@@ -2,7 +2,7 @@
 
 One flat folder. It mounts itself, says "mounted" on standard output, and ends when it is unmounted. Oddities:
 nlink0 (no link counts), no-statfs (all zeroes), no-link, no-fsync, no-truncate, short-writes, late-eio (fsync and
-flush fail).
+flush fail), quota-at-fsync, quota-at-close (as a server of NFS may tell it).
 """
 
 from __future__ import annotations
@@ -144,11 +144,17 @@ class MiniFuse:
     def sync(self, node: int, body: bytes) -> bytes:
         if "no-fsync" in self.odd:
             raise OSError(errno.EINVAL, "no fsync")
+        if "quota-at-fsync" in self.odd:
+            raise OSError(errno.EDQUOT, "too much")
+        if "quota-at-close" in self.odd:
+            return b""
         return self.flush(node, body)
 
     def flush(self, _node: int, _body: bytes) -> bytes:
         if "late-eio" in self.odd:
             raise OSError(errno.EIO, "the disk is gone")
+        if "quota-at-close" in self.odd:
+            raise OSError(errno.EDQUOT, "too much")
         return b""
 
 

@@ -16,6 +16,7 @@ import pytest
 from saverestore.errors import ErrorName, ExitCode, Interrupted, Remedy, TransportError, UsageError
 from saverestore.interrupts import handled
 from saverestore.transport import newfile
+from saverestore.transport.file_locks import try_lock
 from saverestore.transport.newfile import NewFile
 
 DATA = b"image" * 1000
@@ -120,7 +121,7 @@ def test_naming_a_file_leaves_no_descriptor_open(tmp_path):
     assert content_of(Path("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("step", ["SparseFileSink", "_is_there", "_lock"])
+@pytest.mark.parametrize("step", ["SparseFileSink", "_is_there", "try_lock"])
 def test_a_signal_as_a_file_is_begun_leaves_no_descriptor_open(tmp_path, monkeypatch, step):
     def interrupted(*_: object) -> None:
         raise Interrupted("interrupted by Ctrl-C")
@@ -134,11 +135,15 @@ def test_a_signal_as_a_file_is_begun_leaves_no_descriptor_open(tmp_path, monkeyp
 
 
 def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "no locks here")
+    real = fcntl.fcntl
+
+    def no_locks(descriptor: int, call: int, *given: object) -> object:
+        if call == fcntl.F_OFD_SETLK:
+            raise OSError(errno.ENOLCK, "no locks here")
+        return real(descriptor, call, *given)
 
     killed_while_writing(tmp_path / "out.img")
-    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.fcntl", no_locks)
     write(tmp_path / "out.img")
     assert len(content_of(tmp_path)) == 2
 
@@ -167,13 +172,13 @@ def test_a_sink_that_cannot_even_be_closed_leaves_nothing(tmp_path):
 
 
 def test_a_signal_when_the_file_has_just_been_made_leaves_nothing(tmp_path, monkeypatch):
-    locked = fcntl.flock
 
-    def interrupted(descriptor: int, how: int) -> None:
-        locked(descriptor, how)
+    def interrupted(descriptor: int) -> bool | None:
+        is_ours = try_lock(descriptor)
         os.kill(os.getpid(), signal.SIGINT)
+        return is_ours
 
-    monkeypatch.setattr(fcntl, "flock", interrupted)
+    monkeypatch.setattr(newfile, "try_lock", interrupted)
     with pytest.raises(Interrupted), handled(), NewFile(tmp_path / "out.img"):
         pass
     assert content_of(tmp_path) == []

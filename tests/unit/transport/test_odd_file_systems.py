@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from file_systems import content_of, disk, lacking, mounted
+from file_systems import write as write_bytes
 
-from saverestore.errors import ErrorName, Interrupted, TransportError
+from saverestore.errors import ErrorName, Interrupted, Remedy, TransportError
 from saverestore.interrupts import handled
 from saverestore.kernels.zeros import zeros
 from saverestore.transport import descriptor, newfile
@@ -24,36 +25,15 @@ from saverestore.transport.newfile import NewFile
 DATA = b"image" * 1000
 
 
-def content_of(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def write(path: Path, data: bytes = DATA, *, overwrite: bool = False) -> None:
-    with NewFile(path, overwrite=overwrite) as file:
-        file.sink.write(data)
-        file.sync()
-        file.publish()
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, *command: str) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting takes root")
-    folder.mkdir()
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+def write(path: Path, *, overwrite: bool = False) -> None:
+    write_bytes(path, DATA, overwrite=overwrite)
 
 
 @contextlib.contextmanager
 def fuse(folder: Path, *oddities: str) -> Iterator[Path]:
     """A FUSE file system of our own."""
     if os.geteuid() != 0 or not Path("/dev/fuse").exists():
-        pytest.skip("FUSE takes root and /dev/fuse")
+        lacking("FUSE takes root and /dev/fuse")
     folder.mkdir()
     program = str(Path(__file__).with_name("mini_fuse.py"))
     server = subprocess.Popen(
@@ -62,7 +42,7 @@ def fuse(folder: Path, *oddities: str) -> Iterator[Path]:
     try:
         assert server.stdout is not None and server.stderr is not None
         if server.stdout.readline() != b"mounted\n":
-            pytest.skip(server.stderr.read().decode())
+            lacking(server.stderr.read().decode())
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
@@ -101,6 +81,17 @@ def test_an_error_that_comes_late_is_found_before_the_file_has_its_name(tmp_path
         with pytest.raises(TransportError, match="Input/output error"):
             write(folder / "out.img")
         assert not (folder / "out.img").exists()
+
+
+@pytest.mark.parametrize("oddity", ["quota-at-fsync", "quota-at-close"])
+def test_a_quota_that_is_told_late_is_said_to_be_that_and_leaves_nothing(tmp_path, oddity):
+    with fuse(tmp_path / "fuse", oddity) as folder:
+        with pytest.raises(TransportError, match=r"out\.img.*: Disk quota exceeded") as caught:
+            write(folder / "out.img")
+        assert caught.value.name is ErrorName.DISK_FULL
+        assert [one.remedy for one in caught.value.remedies] == [Remedy.OTHER_PLACE]
+        assert not (folder / "out.img").exists()
+        assert not list(folder.glob(".*"))
 
 
 def test_a_signal_ends_a_file_system_that_loses_every_temporary_file(tmp_path, monkeypatch):
@@ -250,12 +241,7 @@ def test_a_file_larger_than_the_file_system_takes_is_told_like_a_full_disk(tmp_p
 
 
 def test_vfat_takes_an_image_with_holes(tmp_path):
-    if shutil.which("mkfs.vfat") is None:
-        pytest.skip("no mkfs.vfat (dosfstools)")
-    disk = tmp_path / "disk"
-    disk.write_bytes(bytes(8 << 20))
-    subprocess.run(["mkfs.vfat", str(disk)], capture_output=True, check=True)
-    with mounted(tmp_path / "vfat", "mount", "-o", "loop,utf8", str(disk)) as folder:
+    with disk(tmp_path / "vfat", 8, "mkfs.vfat", options="iocharset=utf8") as folder:
         for name in ("out.img", "ü" * 120, "x" * 250):
             with NewFile(folder / name) as file:
                 file.sink.write(DATA)
@@ -267,7 +253,7 @@ def test_vfat_takes_an_image_with_holes(tmp_path):
 
 
 def test_a_temporary_file_that_cannot_be_removed_hides_no_failure(tmp_path, monkeypatch):
-    def refuse(_path: Path, **_: object) -> None:
+    def refuse(_name: str, **_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     def use() -> None:
@@ -275,7 +261,7 @@ def test_a_temporary_file_that_cannot_be_removed_hides_no_failure(tmp_path, monk
             file.sink.write(DATA)
             raise TransportError("the first failure")
 
-    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
     with pytest.raises(TransportError, match="the first failure") as caught:
         use()
     assert any("could not be removed: Read-only" in note for note in caught.value.__notes__)
