@@ -12,7 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
-from xenlab import cache, rootfs, sources
+from xenlab import cache, sources
 from xenlab.errors import LabError, step
 from xenlab.proc import CHROOT_ENV, in_chroot, run_logged
 from xenlab.variants import Variant
@@ -34,8 +34,8 @@ cp "$(ls xen.gz ../xen/xen.gz 2>/dev/null | head -n 1)" /mnt/xen.gz
 
 
 def key(variant: Variant) -> str:
-    """Return the key of the variant's hypervisor."""
-    return cache.key_of(RECIPE, rootfs.key(variant), _BUILD_SCRIPT)
+    """Return the key of the variant's hypervisor. As the emulator's, it does not name the packages it is built beside."""
+    return cache.key_of(RECIPE, variant.suite, variant.xen, _BUILD_SCRIPT)
 
 
 def path(variant: Variant) -> Path:
