@@ -6,7 +6,7 @@
     JOIN      secret                          ──────►
               ◄────────────────  JOINED       from here on this connection is a link, see transport.links
     JOIN      over another one, to that port  ──────►
-              ◄────────────────  JOINED       so is that
+              ◄────────────────  JOINED       so is that; the one that had its number has broken
 
     over ssh, which would be slow and cannot be connected to again:
     OFFER     links …, certificate            ──────►
@@ -245,18 +245,22 @@ class IncomingLinks:
         """See Door."""
         try:
             connection.deadline = time.monotonic() + JOIN_S
-            self._check(heard_on(connection, Join))
+            join = heard_on(connection, Join)
+            self._check(join)
             if self._has_become_first(connection):
                 return
             if not self._is_linked.wait(JOIN_S) or self._connection is None:
                 raise ProtocolError(f"{connection.peer} joins too early")
-            if self._connection.nr_links >= MOST_STREAMS:
-                raise ProtocolError(f"{connection.peer} has {MOST_STREAMS} connections already")
+            if not 0 <= join.link < self._offer.links:
+                raise ProtocolError(
+                    f"{connection.peer} joins as number {join.link} of {self._offer.links} connections"
+                )
             self._admit(connection)
         except BaseException:
             connection.close()
             raise
-        self._connection.add(nullcontext(connection))
+        # The one that had this number has broken for the source. Here that may show much later.
+        self._connection.add(nullcontext(connection), join.link)
 
     def _has_become_first(self, connection: Connection) -> bool:
         """Beside ssh, the first one to join is the first link. Others may join at the same time."""

@@ -39,6 +39,7 @@ from saverestore.migrate.messages import (
     for_people,
 )
 from saverestore.transport.connection import Connection, PeerTimeout
+from saverestore.transport.link_keeper import Attempt
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.paced import SMALLEST_RATE, PacedSink
 from saverestore.transport.sockets import Address, Unreachable, connect
@@ -126,14 +127,22 @@ class LimitedSink(PacedSink):
         return {"before": before}
 
 
-OpenLink = Callable[[Address, int, float], Connection]
-"""Opens a further connection to an address, at another port; the last: how long it may be silent."""
+OpenLink = Callable[[Address, int, float, Callable[[], bool]], Connection]
+"""Opens a further connection to an address, at another port; then: how long it may be silent, and whether it is given
+up, which is asked ten times a second.
+"""
 
 
-def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+def open_link(
+    address: Address, port: int, timeout_s: float, is_given_up: Callable[[], bool] = lambda: False
+) -> Connection:
     """See OpenLink."""
     return connect(
-        replace(address, port=port), timeout_s=timeout_s, connect_s=CONNECT_S, handshake_s=HANDSHAKE_S
+        replace(address, port=port),
+        timeout_s=timeout_s,
+        connect_s=CONNECT_S,
+        handshake_s=HANDSHAKE_S,
+        is_given_up=is_given_up,
     )
 
 
@@ -211,7 +220,7 @@ class SourceLink:
                 timeout_s=options.silence_s,
                 resume_for_s=options.resume_for_s,
                 may_resume=lambda: not self._is_gone and may_resume(),
-                open_link=lambda: nullcontext(self._joined_again(accepted.port, join)),
+                open_link=lambda attempt: nullcontext(self._joined_again(accepted.port, join, attempt)),
                 wanted=options.streams,
             )
             return self._linked
@@ -240,7 +249,7 @@ class SourceLink:
                 raise ProtocolError(f"{for_people(host, 100)!r} is no address")
             tls, _ = self._certificate.pinned(accepted.certificate)
             self._address = replace(self._address, kind="tls", host=host, tls=tls)
-            first = self._joined(accepted.port, join)
+            first = self._joined(accepted.port, join, Attempt(0))
         except (TransportError, ProtocolError) as error:
             self._fall_back(f"{for_people(host, 100)}, port {accepted.port}: {fact_of(error)}")
             return None
@@ -257,10 +266,10 @@ class SourceLink:
             extra={"remedies": [Advice(Remedy.LET_DATA_THROUGH)]},
         )
 
-    def _joined_again(self, port: int, join: Join) -> Connection:
+    def _joined_again(self, port: int, join: Join, attempt: Attempt) -> Connection:
         """One more, or one in place of one that broke."""
         try:
-            return self._joined(port, join)
+            return self._joined(port, join, attempt)
         except Unreachable as error:
             # Nobody listens any more, and what ssh has started has ended: no use to wait.
             is_refused = isinstance(error.__cause__, ConnectionRefusedError)
@@ -268,12 +277,13 @@ class SourceLink:
                 self._is_gone = True
             raise
 
-    def _joined(self, port: int, join: Join) -> Connection:
+    def _joined(self, port: int, join: Join, attempt: Attempt) -> Connection:
         """A connection that has joined at the destination's port."""
-        connection = self._open_link(self._address, port, self._options.silence_s)
+        connection = self._open_link(self._address, port, self._options.silence_s, attempt.is_given_up)
         try:
             connection.deadline = time.monotonic() + JOIN_S
-            connection.outgoing.write(protocol.pack(join))
+            attempt.use(connection)
+            connection.outgoing.write(protocol.pack(replace(join, link=attempt.number)))
             heard_on(connection, Joined)
             connection.deadline = None
         except BaseException:

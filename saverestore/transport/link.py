@@ -8,19 +8,23 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from saverestore.errors import SaveRestoreError, TransportError
+from saverestore.errors import SaveRestoreError, TransportError, fact_of
 from saverestore.interrupts import shield
-from saverestore.transport.connection import Connection
+from saverestore.transport.connection import BrokenPeer, Connection
+from saverestore.transport.window import BadFrame
 
 Opened = AbstractContextManager[Connection]
 
 
 class Link:
-    """`opened`: what closes the connection. `to_say`: frames that are not data, which this link sends next."""
+    """`opened`: what closes the connection. `number`: which one it is, for both sides. `to_say`: frames that are not
+    data, which this link sends next.
+    """
 
-    def __init__(self, opened: Opened, connection: Connection, lock: threading.Lock) -> None:
+    def __init__(self, opened: Opened, connection: Connection, number: int, lock: threading.Lock) -> None:
         self.opened = opened
         self.connection = connection
+        self.number = number
         self.wake = threading.Condition(lock)
         self.to_say: list[bytes] = []
         self.is_synced = False  # the peer has said what is there
@@ -94,3 +98,10 @@ def started(work: Callable[[], None], name: str) -> threading.Thread:
     except RuntimeError as error:
         raise TransportError(f"no thread for a link: {error}") from error
     return thread
+
+
+def broken(peer: str, failure: BaseException | None) -> TransportError:
+    """The error of a connection that has no link any more, from what the last one ended by."""
+    if isinstance(failure, BadFrame):
+        return BadFrame(f"{peer}: {failure}")
+    return BrokenPeer(peer, "cannot be reached any more" + (f": {fact_of(failure)}" if failure else ""))

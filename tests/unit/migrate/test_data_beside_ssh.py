@@ -195,7 +195,7 @@ def test_what_swallows_everything_is_noticed_within_seconds(pair, monkeypatch):
     monkeypatch.setattr(source_link, "HANDSHAKE_S", 0.5)
     with socket.create_server((LOOPBACK, 0)) as silent:
         port = silent.getsockname()[1]
-        pair.open_link = lambda address, _port, timeout_s: source_link.open_link(address, port, timeout_s)
+        pair.open_link = lambda address, _port, *more: source_link.open_link(address, port, *more)
         begun = time.monotonic()
         migrate(pair)
         assert time.monotonic() - begun < 15
@@ -229,14 +229,14 @@ def intruding(pair: Pair, intrude) -> list[BaseException | None]:
     """At the moment at which the source connects, somebody else does first: what that came to."""
     met: list[BaseException | None] = []
 
-    def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+    def open_link(address: Address, port: int, timeout_s: float, *more) -> Connection:
         if not met:
             met.append(None)
             try:
                 intrude(address, port)
             except TransportError as error:
                 met[0] = error
-        return source_link.open_link(address, port, timeout_s)
+        return source_link.open_link(address, port, timeout_s, *more)
 
     pair.open_link = open_link
     return met
@@ -315,7 +315,7 @@ def impostor(*_given):
 
 def test_a_destination_that_shows_another_certificate_gets_nothing_by_tls(pair):
     with impostor() as port:
-        pair.open_link = lambda address, _port, timeout_s: source_link.open_link(address, port, timeout_s)
+        pair.open_link = lambda address, _port, *more: source_link.open_link(address, port, *more)
         migrate(pair)
     assert "its certificate is not the one that was agreed on" in pair.link_report.fallback
     assert pair.link_report.over == "ssh"
@@ -360,9 +360,9 @@ def test_the_port_is_closed_when_the_migration_is_over(pair):
     ports = []
     inner = source_link.open_link
 
-    def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+    def open_link(address: Address, port: int, timeout_s: float, *more) -> Connection:
         ports.append(port)
-        return inner(address, port, timeout_s)
+        return inner(address, port, timeout_s, *more)
 
     pair.open_link = open_link
     migrate(pair)
