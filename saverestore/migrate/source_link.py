@@ -38,7 +38,7 @@ from saverestore.migrate.messages import (
     ProtocolError,
     for_people,
 )
-from saverestore.transport.connection import Connection, PeerTimeout
+from saverestore.transport.connection import Connection, PeerTimeout, within
 from saverestore.transport.link_keeper import Attempt
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.paced import SMALLEST_RATE, PacedSink
@@ -316,9 +316,9 @@ class SourceLink:
 
 def _has_ended(connection: Connection) -> bool:
     """Whether the peer has closed its side, of a connection on which it says nothing more."""
-    connection.deadline = time.monotonic()
     try:
-        return connection.incoming.at_end()
+        with within(connection, 0.0):
+            return connection.incoming.at_end()
     except PeerTimeout:
         return False
     except TransportError:

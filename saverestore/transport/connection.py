@@ -20,7 +20,7 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -140,6 +140,20 @@ class Connection(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@contextlib.contextmanager
+def within(connection: Connection, seconds: float | None) -> Iterator[None]:
+    """Inside this block no wait lasts beyond so many seconds from now; None: as before. Then the deadline is what it was
+    again: closing, too, may take its time.
+    """
+    before = connection.deadline
+    if seconds is not None:
+        connection.deadline = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        connection.deadline = before
 
 
 class _Both:
