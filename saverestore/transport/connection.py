@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
-import struct
-import termios
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -129,6 +126,9 @@ class Connection(Protocol):
     def delivery_rate(self) -> int | None:
         """See `tcp_info.delivery_rate`; None where it is no TCP connection. From any thread, at any time."""
 
+    def passed(self) -> tuple[int, int] | None:
+        """See `tcp_info.passed`; None where it is no TCP connection. From any thread, at any time."""
+
     def close(self) -> None:
         """Give both directions up. What has been written still goes to the peer: that may take a wait.
 
@@ -144,8 +144,8 @@ class Connection(Protocol):
 
 @contextlib.contextmanager
 def within(connection: Connection, seconds: float | None) -> Iterator[None]:
-    """Inside this block no wait lasts beyond so many seconds from now; None: as before. Then the deadline is what it was
-    again: closing, too, may take its time.
+    """Inside this block no wait lasts beyond so many seconds from now; None: as before. Then the deadline is what it
+    was again: closing, too, may take its time.
     """
     before = connection.deadline
     if seconds is not None:
@@ -218,6 +218,10 @@ class _Both:
         return False
 
     def delivery_rate(self) -> int | None:
+        """See Connection."""
+        return None
+
+    def passed(self) -> tuple[int, int] | None:
         """See Connection."""
         return None
 
@@ -343,6 +347,10 @@ class SocketConnection(_Both):
         """See Connection."""
         return tcp_info.delivery_rate(self._socket)
 
+    def passed(self) -> tuple[int, int] | None:
+        """See Connection."""
+        return tcp_info.passed(self._socket)
+
     def close(self) -> None:
         """See Connection."""
         try:
@@ -366,7 +374,7 @@ class SocketConnection(_Both):
         ended = select.poll()
         ended.register(self._socket, 0)  # POLLHUP alone: the peer has ended its side, too, or is gone
         try:
-            while (queued := _queued_bytes(self._socket)) > 0 and not ended.poll(0):
+            while (queued := tcp_info.queued_bytes(self._socket)) > 0 and not ended.poll(0):
                 self._throw_away()
                 now = time.monotonic()
                 if queued != before:
@@ -475,12 +483,6 @@ class _Outgoing(FdSink):
         if error.errno in GONE_ERRORS:
             return BrokenPeer(self.name, f"is gone, {self.offset} bytes had been sent: {error.strerror}")
         return super()._failure(error)
-
-
-def _queued_bytes(connected: socket.socket) -> int:
-    """How much of what was written the peer's kernel does not have yet (SIOCOUTQ); the end counts as one byte."""
-    (queued,) = struct.unpack("i", fcntl.ioctl(connected, termios.TIOCOUTQ, bytes(4)))
-    return int(queued)
 
 
 def pair(*, timeout_s: float = 10.0) -> tuple[Connection, Connection]:

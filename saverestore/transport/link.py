@@ -31,13 +31,26 @@ class Link:
         self.has_ended = False  # END was said
         self.is_over = False
         self.is_sending_data = False
+        self._data_end = 0  # of what TCP has sent, where the last frame of data ends
         self.threads = 0
         """How many of its two threads run."""
 
+    def sent_data(self) -> None:
+        """A frame of data was given to the kernel, all of it."""
+        if (passed := self.connection.passed()) is not None:
+            self._data_end = sum(passed)
+            self.is_sending_data = False
+
     @property
     def data_bytes(self) -> int:
-        """Grows with each byte that it takes of a frame of data. What it says besides does not count."""
-        return self.connection.outgoing.offset if self.is_sending_data else 0
+        """Grows with each byte of a frame of data that the peer's kernel gets, or, where nobody knows that, this one.
+
+        What it says besides does not count: a peer that lives, and uses nothing, gets that all the same.
+        """
+        passed = self.connection.passed()
+        if passed is None:
+            return self.connection.outgoing.offset if self.is_sending_data else 0
+        return passed[0] if self.is_sending_data else min(passed[0], self._data_end)
 
     def close(self) -> None:
         """Close the connection, which nobody uses any more."""

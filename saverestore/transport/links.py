@@ -145,6 +145,10 @@ class LinkedConnection:
         known = [rate for rate in rates if rate is not None]
         return sum(known) if known and len(known) == len(rates) else None
 
+    def passed(self) -> None:
+        """See Connection."""
+        return
+
     def _share_rate(self) -> None:
         share = None if self._rate is None else max(1, self._rate // max(1, len(self._links)))
         paced = [
@@ -289,6 +293,7 @@ class LinkedConnection:
                 link.is_sending_data = frame is not None
                 link.connection.outgoing.writev(parts)
                 if frame is not None:
+                    link.sent_data()
                     with self._lock:
                         self._outbox.sent(frame)
                     frame = None

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from saverestore.errors import TransportError
+from saverestore.migrate.certificate import OwnCertificate
+from saverestore.transport import tls_peers
 from saverestore.transport.connection import Connection, PeerTimeout, SocketConnection
 from saverestore.transport.link_keeper import Attempt
 from saverestore.transport.links import LinkedConnection
@@ -283,6 +285,68 @@ def test_closing_lasts_as_long_as_what_was_written_goes_on_arriving(frame_bytes,
     assert other.incoming.read(len(data)) == data
     assert other.incoming.at_end()
     other.close()
+
+
+def slow_tcp(chunk: int, pause_s: float) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a link whose kernel takes all at once, and gets it to the other side as slowly as that."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least that the kernel allows
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        ours = socket.create_connection(server.getsockname())
+        inner, _ = server.accept()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    outer, theirs = socket.socketpair()
+
+    def pass_on(whence: socket.socket, where: socket.socket, most: int, pause_s: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := whence.recv(most):
+                where.sendall(data)
+                time.sleep(pause_s)
+            where.shutdown(socket.SHUT_WR)
+
+    for way in ((inner, outer, chunk, pause_s), (outer, inner, 1 << 16, 0.0)):
+        threading.Thread(target=pass_on, args=way, daemon=True).start()
+    return ours, theirs
+
+
+@pytest.mark.parametrize("by_tls", [False, True])
+def test_closing_lasts_as_long_as_what_the_kernel_has_taken_goes_on_arriving(by_tls):
+    ours, theirs = slow_tcp(1 << 12, pause_s=0.03)
+    if by_tls:
+        pytest.importorskip("cryptography")
+        one, other = tls_ends(ours, theirs)
+    else:
+        one, other = (SocketConnection(end, "peer", timeout_s=SILENCE_S) for end in (ours, theirs))
+    frame = 1 << 18
+    sender, receiver = (
+        LinkedConnection(end, timeout_s=SILENCE_S, window_bytes=frame, frame_bytes=frame)
+        for end in (one, other)
+    )
+    sender.outgoing.write(bytes(frame))
+    begun = time.monotonic()
+    sender.close()
+    assert time.monotonic() - begun > 2 * SILENCE_S
+    receiver.deadline = time.monotonic() + LONG_S
+    assert receiver.incoming.read(frame) == bytes(frame)
+    assert receiver.incoming.at_end()
+    receiver.close()
+
+
+def tls_ends(ours: socket.socket, theirs: socket.socket) -> list[SocketConnection]:
+    """Both ends of a link over TLS, by certificates made for it."""
+    own, peers = OwnCertificate.made("one"), OwnCertificate.made("other")
+    (here, _), (there, allowed) = own.pinned(peers.text), peers.pinned(own.text)
+    accepted: list[SocketConnection] = []
+
+    def serve() -> None:
+        accepted.append(tls_peers.admitted(theirs, "peer", there, allowed, timeout_s=SILENCE_S))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    one = tls_peers.connected(ours, "", "peer", here, timeout_s=SILENCE_S)
+    thread.join(LONG_S)
+    return [one, *accepted]
 
 
 def test_closing_ends_within_the_silence_where_the_peer_lives_and_takes_nothing():
