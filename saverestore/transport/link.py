@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from saverestore.errors import SaveRestoreError, TransportError, fact_of
 from saverestore.interrupts import shield
 from saverestore.transport.connection import BrokenPeer, Connection
 from saverestore.transport.window import BadFrame
+
+LOG = logging.getLogger(__name__)
 
 Opened = AbstractContextManager[Connection]
 
@@ -86,9 +89,12 @@ class Breaks:
         """The last link has broken; `wait` where another one is waited for."""
         self.since = self._ends_at = time.monotonic()
 
-    def wait(self, most_s: float) -> None:
-        """Another one is waited for, so long at most."""
+    def wait(self, most_s: float, peer: str, error: BaseException) -> None:
+        """Another one is waited for, so long at most; that is logged."""
         self._ends_at = self.since + most_s
+        LOG.warning(
+            "the link to %s is broken (%s); waiting up to %.0f s for a new one", peer, fact_of(error), most_s
+        )
 
     def give_up(self) -> None:
         """No other one is waited for any more. Where there is a link, this does nothing."""
@@ -118,3 +124,17 @@ def broken(peer: str, failure: BaseException | None) -> TransportError:
     if isinstance(failure, BadFrame):
         return BadFrame(f"{peer}: {failure}")
     return BrokenPeer(peer, "cannot be reached any more" + (f": {fact_of(failure)}" if failure else ""))
+
+
+def delivery_rate(links: Sequence[Link]) -> int | None:
+    """See Connection: of all of them together; None where one does not know, or there is none."""
+    rates = [link.connection.delivery_rate() for link in links]
+    known = [rate for rate in rates if rate is not None]
+    return sum(known) if known and len(known) == len(rates) else None
+
+
+def share_rate(links: Sequence[Link], rate: int | None) -> bool:
+    """Give each its share of a rate, see Connection's `pace`. False where one of them cannot hold to that."""
+    share = None if rate is None else max(1, rate // max(1, len(links)))
+    paced = [link.connection.pace(share) for link in links]  # every one, also behind one that cannot
+    return all(paced)

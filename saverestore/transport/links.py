@@ -24,7 +24,7 @@ from typing import Any, Self
 from saverestore.errors import SaveRestoreError, TransportError, fact_of
 from saverestore.interrupts import HEED_S, shield, waited_for
 from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, Connection, PeerTimeout
-from saverestore.transport.link import Breaks, Link, Opened, broken, started
+from saverestore.transport.link import Breaks, Link, Opened, broken, delivery_rate, share_rate, started
 from saverestore.transport.link_keeper import Keeper, Open
 from saverestore.transport.linked_streams import FrameSink, FrameSource
 from saverestore.transport.paced import piece_bytes
@@ -141,20 +141,14 @@ class LinkedConnection:
     def delivery_rate(self) -> int | None:
         """See Connection: of all links together; None where one of them does not know."""
         with shield(), self._lock:
-            rates = [link.connection.delivery_rate() for link in self._links]
-        known = [rate for rate in rates if rate is not None]
-        return sum(known) if known and len(known) == len(rates) else None
+            return delivery_rate(self._links)
 
     def passed(self) -> None:
         """See Connection."""
         return
 
     def _share_rate(self) -> None:
-        share = None if self._rate is None else max(1, self._rate // max(1, len(self._links)))
-        paced = [
-            link.connection.pace(share) for link in self._links
-        ]  # every one, also behind one that cannot
-        self._paces = all(paced)
+        self._paces = share_rate(self._links, self._rate)
 
     # ---- links come and go -------------------------------------------------------------------------
 
@@ -230,13 +224,7 @@ class LinkedConnection:
             if not self._links:
                 self.breaks.begin()
                 if self.waits_for_links():
-                    self.breaks.wait(self.resume_for_s)
-                    LOG.warning(
-                        "the link to %s is broken (%s); waiting up to %.0f s for a new one",
-                        self.peer,
-                        fact_of(error),
-                        self.resume_for_s,
-                    )
+                    self.breaks.wait(self.resume_for_s, self.peer, error)
         if self._keeper is not None:
             self._keeper.missing.set()
 
