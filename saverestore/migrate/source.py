@@ -53,6 +53,7 @@ from saverestore.migrate.source_link import (
     LinkReport,
     OpenLink,
     SourceLink,
+    expected_route,
     open_link,
 )
 from saverestore.operations.host import Host
@@ -308,6 +309,8 @@ def dry_run(
                 findings.facts += [for_people(text) for text in accepted.facts]
                 if (ahead := measuring.ahead_s(accepted)) is not None:
                     findings.facts.append(measuring.difference(channel.peer, ahead))
+                if (route := expected_route(request.destination, request.link)) is not None:
+                    findings.facts.append(f"route to {request.destination.host}: {route.for_people()}")
                 if accepted.measures:
                     findings.facts.append(measuring.measure(channel, offer.memory_kib))
             except SaidOtherwise as error:

@@ -42,6 +42,7 @@ from saverestore.transport.connection import Connection, PeerTimeout, within
 from saverestore.transport.link_keeper import Attempt
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.paced import SMALLEST_RATE, PacedSink
+from saverestore.transport.route import Route, route_to
 from saverestore.transport.sockets import Address, Unreachable, connect
 
 LOG = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ class LinkReport:
     `streams`: how many connections there were at most; `reconnects`: how often there was one again after the last had
     broken; `broken_s`: how long there was none; `resent_pages`: what was sent again because a connection broke.
     `over`: what the image went over: "ssh", "tls", "tcp" or "unix"; `fallback`: why that was ssh where it should have
-    been TLS, else "". `cipher`: of TLS; `ktls`: whether the kernel encrypted what was sent.
+    been TLS, else "". `cipher`: of TLS; `ktls`: whether the kernel encrypted what was sent. `route`: by which
+    interface the connections left this host; None: not known, as ssh's are.
     """
 
     streams: int = 1
@@ -93,6 +95,7 @@ class LinkReport:
     fallback: str = ""
     cipher: str = ""
     ktls: bool = False
+    route: Route | None = None
 
 
 class LimitedSink(PacedSink):
@@ -206,6 +209,7 @@ class SourceLink:
         channel.expect_within(options.silence_s)
         if not accepted.secret:
             self._take_one(for_people(accepted.reason, 300))
+            self._tell_route()
             return
         join = Join(accepted.migration, accepted.secret)
         first: Connection | None = None
@@ -232,6 +236,13 @@ class SourceLink:
                 first.close()
             raise
         self.sink.limit_again()
+        self._tell_route()
+
+    def _tell_route(self) -> None:
+        if self._address.kind in ("tcp", "tls"):
+            self._report.route = route = route_to(self._address.host, self._address.way)
+            if route is not None:
+                LOG.info("connections to %s leave %s", self._channel.peer, route.for_people())
 
     def _take_one(self, reason: str) -> None:
         """The destination takes one connection only."""
@@ -323,6 +334,16 @@ def _has_ended(connection: Connection) -> bool:
         return False
     except TransportError:
         return True
+
+
+def expected_route(address: Address, options: LinkOptions) -> Route | None:
+    """By which interface the connections to a destination at this address would leave; None where that is not known.
+
+    By ssh that is where TLS connections would go. ssh's own may go anywhere: that is its configuration's.
+    """
+    if not takes_several(address, over_ssh=options.over_ssh):
+        return None
+    return route_to(options.data_address or address.host.rpartition("@")[2], address.way)
 
 
 def takes_several(address: Address, *, over_ssh: bool = False) -> bool:

@@ -31,6 +31,7 @@ from saverestore.migrate.source import migrate_domain
 from saverestore.migrate.source_link import LinkOptions
 from saverestore.transport import sockets, tls_peers
 from saverestore.transport.connection import Connection
+from saverestore.transport.route import Route
 from saverestore.transport.tls import NotTrusted
 
 FAKE_SSH = (sys.executable, str(Path(__file__).with_name("fake_ssh.py")))
@@ -174,6 +175,26 @@ def test_what_is_asked_to_go_over_ssh_does_and_no_port_is_opened(pair, caplog):
     migrate(pair, over_ssh=True)
     assert (pair.link_report.over, pair.link_report.fallback, opened) == ("ssh", "", [])
     assert caplog.text == ""
+
+
+def test_by_which_interface_connections_leave_is_in_the_report_and_in_the_log(pair, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    hosts: list[str] = []
+
+    def route_to(host: str, _way: sockets.Way) -> Route:
+        hosts.append(host)
+        return Route("eth7", members=("eth1", "eth2"))
+
+    monkeypatch.setattr(source_link, "route_to", route_to)
+    migrate(pair, streams=2)
+    assert (hosts, pair.link_report.route) == ([LOOPBACK], Route("eth7", members=("eth1", "eth2")))
+    assert "connections to b leave by eth7, bond of eth1 and eth2" in caplog.text
+
+
+def test_of_what_goes_over_ssh_no_interface_is_told(pair, monkeypatch):
+    monkeypatch.setattr(source_link, "route_to", lambda *_given: pytest.fail("it was asked for"))
+    migrate(pair, over_ssh=True)
+    assert pair.link_report.route is None
 
 
 # ---- where the port cannot be reached
