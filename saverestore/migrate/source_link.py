@@ -211,6 +211,7 @@ class SourceLink:
             self._take_one(for_people(accepted.reason, 300))
             self._tell_route()
             return
+        self._address = replace(self._address, found=channel.connection.remote_host)
         join = Join(accepted.migration, accepted.secret)
         first: Connection | None = None
         if self._certificate is not None and (first := self._first_beside_ssh(accepted, join)) is None:
@@ -240,7 +241,9 @@ class SourceLink:
 
     def _tell_route(self) -> None:
         if self._address.kind in ("tcp", "tls"):
-            self._report.route = route = route_to(self._address.host, self._address.way)
+            self._report.route = route = route_to(
+                self._address.found or self._address.host, self._address.way
+            )
             if route is not None:
                 LOG.info("connections to %s leave %s", self._channel.peer, route.for_people())
 
@@ -259,8 +262,9 @@ class SourceLink:
             if not HOST.fullmatch(host):
                 raise ProtocolError(f"{for_people(host, 100)!r} is no address")
             tls, _ = self._certificate.pinned(accepted.certificate)
-            self._address = replace(self._address, kind="tls", host=host, tls=tls)
+            self._address = replace(self._address, kind="tls", host=host, tls=tls, found="")
             first = self._joined(accepted.port, join, Attempt(0))
+            self._address = replace(self._address, found=first.remote_host)
         except (TransportError, ProtocolError) as error:
             self._fall_back(f"{for_people(host, 100)}, port {accepted.port}: {fact_of(error)}")
             return None

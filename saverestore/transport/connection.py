@@ -110,6 +110,10 @@ class Connection(Protocol):
         """The address of this host that the peer sees, where it is a TCP connection; else ""."""
 
     @property
+    def remote_host(self) -> str:
+        """The peer's address, where it is a TCP connection; else ""."""
+
+    @property
     def cipher(self) -> str:
         """What encrypts it, as OpenSSL names it; "" where nothing does."""
 
@@ -159,7 +163,7 @@ def within(connection: Connection, seconds: float | None) -> Iterator[None]:
 class _Both:
     """What connections over descriptors share. The descriptors are non-blocking, and this object's own."""
 
-    local_host = ""
+    local_host = remote_host = ""
     """See Connection."""
 
     cipher = ""
@@ -315,6 +319,8 @@ class SocketConnection(_Both):
         connected.setblocking(False)
         if connected.family in INTERNET:
             self.local_host = str(connected.getsockname()[0])
+            with contextlib.suppress(OSError):  # gone already
+                self.remote_host = str(connected.getpeername()[0])
             self._dead_after_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         super().__init__(connected.fileno(), connected.fileno(), peer, timeout_s=timeout_s)
 

@@ -65,7 +65,7 @@ class LinkedConnection:
         `open_link`: how this side comes to have `wanted` links; None: the other side opens them, and `add` is called.
         """
         self.peer = first.peer
-        self.local_host = first.local_host
+        self.local_host, self.remote_host = first.local_host, first.remote_host
         self.cipher = first.cipher
         self.kernel_encrypts = first.kernel_encrypts
         self.timeout_s = timeout_s

@@ -51,7 +51,8 @@ class Address:
     """Where the other host is: as a person gave it, and taken apart. `kind`: "unix", "tcp" or "tls"; for migrations
     also "ssh".
 
-    `tls`: what proves who this host is; None: the files where they usually are. `way`: of TCP and TLS.
+    `tls`: what proves who this host is; None: the files where they usually are. `way`: of TCP and TLS. `found`: the
+    address that `host` is known to have; "": it is looked up each time.
     """
 
     text: str
@@ -60,6 +61,7 @@ class Address:
     port: int = 0
     tls: Proof | None = None
     way: Way = Way()
+    found: str = ""
 
 
 def host_and_port(text: str, port: int) -> tuple[str, int]:
@@ -103,7 +105,7 @@ def _connected(address: Address, connect_s: float, is_given_up: Callable[[], boo
     """A TCP connection to the first of the host's addresses that takes one. OSError of the last one that does not."""
     failure: OSError | None = None
     for family, kind, protocol, _, where in socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM
+        address.found or address.host, address.port, type=socket.SOCK_STREAM
     ):
         made = socket.socket(family, kind, protocol)
         try:

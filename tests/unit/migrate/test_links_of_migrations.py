@@ -97,9 +97,11 @@ def over_links(pair: Pair) -> Links:
     return links
 
 
-def migrate(pair: Pair, streams: int, limits: Limits | None = None, **changes) -> SaveReport:
+def migrate(
+    pair: Pair, streams: int, limits: Limits | None = None, host: str = "127.0.0.1", **changes
+) -> SaveReport:
     options = LinkOptions(streams=streams, silence_s=5.0)
-    destination = parse("tcp://127.0.0.1:1" if pair.way == "tcp" else "b")
+    destination = parse(f"tcp://{host}:1" if pair.way == "tcp" else "b")
     migrated = pair.migrate(
         destination=destination, link=replace(options, **changes), limits=limits or Limits()
     )
@@ -350,6 +352,15 @@ def test_links_that_have_broken_for_the_source_alone_are_replaced_before_the_des
     assert "a further connection was refused" not in caplog.text
     for relay in relays:
         relay.close()
+
+
+@BY_TCP
+def test_further_links_go_to_the_address_that_the_first_has_come_to_and_look_up_no_name(pair):
+    """A name may have several addresses; and who tells them may be behind the link that has broken."""
+    links = over_links(pair)
+    at(pair, "read_pages", lambda: eventually(lambda: links.nr == 2), turn=1)
+    migrate(pair, 2, host="no-such-host.invalid")
+    assert pair.link_report.streams == 2
 
 
 def test_a_link_of_a_number_that_was_not_agreed_on_is_refused(pair, monkeypatch, caplog):
