@@ -6,7 +6,7 @@
     JOIN      secret                          ──────►
               ◄────────────────  JOINED       from here on this connection is a link, see transport.links
     JOIN      over another one, to that port  ──────►
-              ◄────────────────  JOINED       so is that
+              ◄────────────────  JOINED       so is that; the one that had its number has broken
 
     over ssh, which would be slow and cannot be connected to again:
     OFFER     links …, certificate            ──────►
@@ -160,6 +160,8 @@ class IncomingLinks:
         """Beside ssh: it has joined, and the source has yet to say so over ssh."""
         self._connection: LinkedConnection | None = None
         self._is_linked = threading.Event()
+        """Who joins waits for it. Set without a connection: there will be none."""
+        self._taking_first = threading.Lock()
 
     def __enter__(self) -> Self:
         self._channel.expect_within(self._silence_s)
@@ -179,6 +181,7 @@ class IncomingLinks:
         self._close_door()
 
     def _close_door(self) -> None:
+        self._is_linked.set()  # who waits for that to join would hold the door
         self._stack.close()
         if self._first is not None and self._connection is None:
             with suppress(SaveRestoreError, OSError):
@@ -242,30 +245,35 @@ class IncomingLinks:
         """See Door."""
         try:
             connection.deadline = time.monotonic() + JOIN_S
-            self._check(heard_on(connection, Join))
-            if self._is_to_be_first():
-                self._take_first(connection)
+            join = heard_on(connection, Join)
+            self._check(join)
+            if self._has_become_first(connection):
                 return
             if not self._is_linked.wait(JOIN_S) or self._connection is None:
                 raise ProtocolError(f"{connection.peer} joins too early")
-            if self._connection.nr_links >= MOST_STREAMS:
-                raise ProtocolError(f"{connection.peer} has {MOST_STREAMS} connections already")
+            if not 0 <= join.link < self._offer.links:
+                raise ProtocolError(
+                    f"{connection.peer} joins as number {join.link} of {self._offer.links} connections"
+                )
             self._admit(connection)
         except BaseException:
             connection.close()
             raise
-        self._connection.add(nullcontext(connection))
+        # The one that had this number has broken for the source. Here that may show much later.
+        self._connection.add(nullcontext(connection), join.link)
 
-    def _is_to_be_first(self) -> bool:
-        return bool(self._opened.certificate) and self._first is None
-
-    def _take_first(self, connection: Connection) -> None:
-        self._first = connection  # before the source hears of it: it says so over ssh at once
-        try:
-            self._admit(connection)
-        except BaseException:
-            self._first = None
-            raise
+    def _has_become_first(self, connection: Connection) -> bool:
+        """Beside ssh, the first one to join is the first link. Others may join at the same time."""
+        with self._taking_first:
+            if not self._opened.certificate or self._first is not None:
+                return False
+            self._first = connection  # before the source hears of it: it says so over ssh at once
+            try:
+                self._admit(connection)
+            except BaseException:
+                self._first = None
+                raise
+            return True
 
     def _admit(self, connection: Connection) -> None:
         connection.outgoing.write(protocol.pack(Joined(self._offer.migration)))

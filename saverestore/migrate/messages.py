@@ -255,13 +255,15 @@ class Acknowledged:
 class Join:
     """Source: a connection is a link of that migration. Behind it come frames, see transport.links.
 
-    `place`: where that is: HERE, PORT or NOWHERE. An unknown one is refused by who hears it.
+    `place`: where that is: HERE, PORT or NOWHERE. An unknown one is refused by who hears it. `link`: its number, less
+    than the OFFER's `links`; 0 for the first. A link that has that number is replaced: it has broken for the source.
     """
 
     type: ClassVar = MessageType.JOIN
     migration: uuid.UUID
     secret: str
     place: str = "here"
+    link: int = 0
 
 
 @dataclass(frozen=True)

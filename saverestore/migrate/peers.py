@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -36,6 +35,7 @@ from saverestore.migrate.messages import (
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import Side
 from saverestore.migrate.ssh_child import Begun
+from saverestore.transport.connection import within
 from saverestore.transport.sockets import Address
 from saverestore.transport.tls import Credentials
 
@@ -107,10 +107,8 @@ def heard_of_grant(channel: Channel, *, within_s: float | None = None) -> Runnin
     None: it may take as long as it likes.
     """
     connection = channel.connection
-    if within_s is not None:
-        connection.deadline = time.monotonic() + max(within_s, connection.timeout_s)
-    answer = channel.hear(Running, Aborted)
-    connection.deadline = None
+    with within(connection, None if within_s is None else max(within_s, connection.timeout_s)):
+        answer = channel.hear(Running, Aborted)
     assert isinstance(answer, Running | Aborted)
     return answer
 

@@ -53,6 +53,7 @@ from saverestore.migrate.source_link import (
     LinkReport,
     OpenLink,
     SourceLink,
+    expected_route,
     open_link,
 )
 from saverestore.operations.host import Host
@@ -60,6 +61,7 @@ from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import Prepared
 from saverestore.stream.codecs import Coding
 from saverestore.toolstack import shared_disks
+from saverestore.transport.connection import within
 from saverestore.transport.link_rate import LinkRate
 
 LOG = logging.getLogger(__name__)
@@ -251,11 +253,13 @@ class HandOver(HandingOver):
     def _confirmation(self) -> str:
         """Whether the destination has given up, too, for people."""
         if self._here.unsaid is None:
-            self._channel.connection.deadline = time.monotonic() + CONFIRM_S
-            with contextlib.suppress(SaveRestoreError):
+            connection = self._channel.connection
+            with contextlib.suppress(SaveRestoreError), within(connection, CONFIRM_S):
                 while not isinstance(self._channel.hear(Aborted, Accepted, Ready), Aborted):
                     pass  # said before it heard of that
                 return f"{self.name} has nothing left of it"
+            # Closing is not to wait once more, for what is on its way to somebody who may be gone.
+            connection.deadline = time.monotonic()
         return f"{self.name} has not confirmed that it removed its copy: it does so when it notices, or by recovery"
 
 
@@ -305,6 +309,8 @@ def dry_run(
                 findings.facts += [for_people(text) for text in accepted.facts]
                 if (ahead := measuring.ahead_s(accepted)) is not None:
                     findings.facts.append(measuring.difference(channel.peer, ahead))
+                if (route := expected_route(request.destination, request.link)) is not None:
+                    findings.facts.append(f"route to {request.destination.host}: {route.for_people()}")
                 if accepted.measures:
                     findings.facts.append(measuring.measure(channel, offer.memory_kib))
             except SaidOtherwise as error:

@@ -38,9 +38,11 @@ from saverestore.migrate.messages import (
     ProtocolError,
     for_people,
 )
-from saverestore.transport.connection import Connection, PeerTimeout
+from saverestore.transport.connection import Connection, PeerTimeout, within
+from saverestore.transport.link_keeper import Attempt
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.paced import SMALLEST_RATE, PacedSink
+from saverestore.transport.route import Route, route_to
 from saverestore.transport.sockets import Address, Unreachable, connect
 
 LOG = logging.getLogger(__name__)
@@ -81,7 +83,8 @@ class LinkReport:
     `streams`: how many connections there were at most; `reconnects`: how often there was one again after the last had
     broken; `broken_s`: how long there was none; `resent_pages`: what was sent again because a connection broke.
     `over`: what the image went over: "ssh", "tls", "tcp" or "unix"; `fallback`: why that was ssh where it should have
-    been TLS, else "". `cipher`: of TLS; `ktls`: whether the kernel encrypted what was sent.
+    been TLS, else "". `cipher`: of TLS; `ktls`: whether the kernel encrypted what was sent. `route`: by which
+    interface the connections left this host; None: not known, as ssh's are.
     """
 
     streams: int = 1
@@ -92,6 +95,7 @@ class LinkReport:
     fallback: str = ""
     cipher: str = ""
     ktls: bool = False
+    route: Route | None = None
 
 
 class LimitedSink(PacedSink):
@@ -126,14 +130,22 @@ class LimitedSink(PacedSink):
         return {"before": before}
 
 
-OpenLink = Callable[[Address, int, float], Connection]
-"""Opens a further connection to an address, at another port; the last: how long it may be silent."""
+OpenLink = Callable[[Address, int, float, Callable[[], bool]], Connection]
+"""Opens a further connection to an address, at another port; then: how long it may be silent, and whether it is given
+up, which is asked ten times a second.
+"""
 
 
-def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+def open_link(
+    address: Address, port: int, timeout_s: float, is_given_up: Callable[[], bool] = lambda: False
+) -> Connection:
     """See OpenLink."""
     return connect(
-        replace(address, port=port), timeout_s=timeout_s, connect_s=CONNECT_S, handshake_s=HANDSHAKE_S
+        replace(address, port=port),
+        timeout_s=timeout_s,
+        connect_s=CONNECT_S,
+        handshake_s=HANDSHAKE_S,
+        is_given_up=is_given_up,
     )
 
 
@@ -197,7 +209,9 @@ class SourceLink:
         channel.expect_within(options.silence_s)
         if not accepted.secret:
             self._take_one(for_people(accepted.reason, 300))
+            self._tell_route()
             return
+        self._address = replace(self._address, found=channel.connection.remote_host)
         join = Join(accepted.migration, accepted.secret)
         first: Connection | None = None
         if self._certificate is not None and (first := self._first_beside_ssh(accepted, join)) is None:
@@ -211,7 +225,7 @@ class SourceLink:
                 timeout_s=options.silence_s,
                 resume_for_s=options.resume_for_s,
                 may_resume=lambda: not self._is_gone and may_resume(),
-                open_link=lambda: nullcontext(self._joined_again(accepted.port, join)),
+                open_link=lambda attempt: nullcontext(self._joined_again(accepted.port, join, attempt)),
                 wanted=options.streams,
             )
             return self._linked
@@ -223,6 +237,15 @@ class SourceLink:
                 first.close()
             raise
         self.sink.limit_again()
+        self._tell_route()
+
+    def _tell_route(self) -> None:
+        if self._address.kind in ("tcp", "tls"):
+            self._report.route = route = route_to(
+                self._address.found or self._address.host, self._address.way
+            )
+            if route is not None:
+                LOG.info("connections to %s leave %s", self._channel.peer, route.for_people())
 
     def _take_one(self, reason: str) -> None:
         """The destination takes one connection only."""
@@ -239,8 +262,9 @@ class SourceLink:
             if not HOST.fullmatch(host):
                 raise ProtocolError(f"{for_people(host, 100)!r} is no address")
             tls, _ = self._certificate.pinned(accepted.certificate)
-            self._address = replace(self._address, kind="tls", host=host, tls=tls)
-            first = self._joined(accepted.port, join)
+            self._address = replace(self._address, kind="tls", host=host, tls=tls, found="")
+            first = self._joined(accepted.port, join, Attempt(0))
+            self._address = replace(self._address, found=first.remote_host)
         except (TransportError, ProtocolError) as error:
             self._fall_back(f"{for_people(host, 100)}, port {accepted.port}: {fact_of(error)}")
             return None
@@ -257,10 +281,10 @@ class SourceLink:
             extra={"remedies": [Advice(Remedy.LET_DATA_THROUGH)]},
         )
 
-    def _joined_again(self, port: int, join: Join) -> Connection:
+    def _joined_again(self, port: int, join: Join, attempt: Attempt) -> Connection:
         """One more, or one in place of one that broke."""
         try:
-            return self._joined(port, join)
+            return self._joined(port, join, attempt)
         except Unreachable as error:
             # Nobody listens any more, and what ssh has started has ended: no use to wait.
             is_refused = isinstance(error.__cause__, ConnectionRefusedError)
@@ -268,12 +292,13 @@ class SourceLink:
                 self._is_gone = True
             raise
 
-    def _joined(self, port: int, join: Join) -> Connection:
+    def _joined(self, port: int, join: Join, attempt: Attempt) -> Connection:
         """A connection that has joined at the destination's port."""
-        connection = self._open_link(self._address, port, self._options.silence_s)
+        connection = self._open_link(self._address, port, self._options.silence_s, attempt.is_given_up)
         try:
             connection.deadline = time.monotonic() + JOIN_S
-            connection.outgoing.write(protocol.pack(join))
+            attempt.use(connection)
+            connection.outgoing.write(protocol.pack(replace(join, link=attempt.number)))
             heard_on(connection, Joined)
             connection.deadline = None
         except BaseException:
@@ -306,13 +331,23 @@ class SourceLink:
 
 def _has_ended(connection: Connection) -> bool:
     """Whether the peer has closed its side, of a connection on which it says nothing more."""
-    connection.deadline = time.monotonic()
     try:
-        return connection.incoming.at_end()
+        with within(connection, 0.0):
+            return connection.incoming.at_end()
     except PeerTimeout:
         return False
     except TransportError:
         return True
+
+
+def expected_route(address: Address, options: LinkOptions) -> Route | None:
+    """By which interface the connections to a destination at this address would leave; None where that is not known.
+
+    By ssh that is where TLS connections would go. ssh's own may go anywhere: that is its configuration's.
+    """
+    if not takes_several(address, over_ssh=options.over_ssh):
+        return None
+    return route_to(options.data_address or address.host.rpartition("@")[2], address.way)
 
 
 def takes_several(address: Address, *, over_ssh: bool = False) -> bool:

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
-import struct
-import termios
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -113,6 +110,10 @@ class Connection(Protocol):
         """The address of this host that the peer sees, where it is a TCP connection; else ""."""
 
     @property
+    def remote_host(self) -> str:
+        """The peer's address, where it is a TCP connection; else ""."""
+
+    @property
     def cipher(self) -> str:
         """What encrypts it, as OpenSSL names it; "" where nothing does."""
 
@@ -129,6 +130,9 @@ class Connection(Protocol):
     def delivery_rate(self) -> int | None:
         """See `tcp_info.delivery_rate`; None where it is no TCP connection. From any thread, at any time."""
 
+    def passed(self) -> tuple[int, int] | None:
+        """See `tcp_info.passed`; None where it is no TCP connection. From any thread, at any time."""
+
     def close(self) -> None:
         """Give both directions up. What has been written still goes to the peer: that may take a wait.
 
@@ -142,10 +146,24 @@ class Connection(Protocol):
     ) -> None: ...
 
 
+@contextlib.contextmanager
+def within(connection: Connection, seconds: float | None) -> Iterator[None]:
+    """Inside this block no wait lasts beyond so many seconds from now; None: as before. Then the deadline is what it
+    was again: closing, too, may take its time.
+    """
+    before = connection.deadline
+    if seconds is not None:
+        connection.deadline = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        connection.deadline = before
+
+
 class _Both:
     """What connections over descriptors share. The descriptors are non-blocking, and this object's own."""
 
-    local_host = ""
+    local_host = remote_host = ""
     """See Connection."""
 
     cipher = ""
@@ -204,6 +222,10 @@ class _Both:
         return False
 
     def delivery_rate(self) -> int | None:
+        """See Connection."""
+        return None
+
+    def passed(self) -> tuple[int, int] | None:
         """See Connection."""
         return None
 
@@ -297,6 +319,8 @@ class SocketConnection(_Both):
         connected.setblocking(False)
         if connected.family in INTERNET:
             self.local_host = str(connected.getsockname()[0])
+            with contextlib.suppress(OSError):  # gone already
+                self.remote_host = str(connected.getpeername()[0])
             self._dead_after_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         super().__init__(connected.fileno(), connected.fileno(), peer, timeout_s=timeout_s)
 
@@ -329,6 +353,10 @@ class SocketConnection(_Both):
         """See Connection."""
         return tcp_info.delivery_rate(self._socket)
 
+    def passed(self) -> tuple[int, int] | None:
+        """See Connection."""
+        return tcp_info.passed(self._socket)
+
     def close(self) -> None:
         """See Connection."""
         try:
@@ -352,7 +380,7 @@ class SocketConnection(_Both):
         ended = select.poll()
         ended.register(self._socket, 0)  # POLLHUP alone: the peer has ended its side, too, or is gone
         try:
-            while (queued := _queued_bytes(self._socket)) > 0 and not ended.poll(0):
+            while (queued := tcp_info.queued_bytes(self._socket)) > 0 and not ended.poll(0):
                 self._throw_away()
                 now = time.monotonic()
                 if queued != before:
@@ -461,12 +489,6 @@ class _Outgoing(FdSink):
         if error.errno in GONE_ERRORS:
             return BrokenPeer(self.name, f"is gone, {self.offset} bytes had been sent: {error.strerror}")
         return super()._failure(error)
-
-
-def _queued_bytes(connected: socket.socket) -> int:
-    """How much of what was written the peer's kernel does not have yet (SIOCOUTQ); the end counts as one byte."""
-    (queued,) = struct.unpack("i", fcntl.ioctl(connected, termios.TIOCOUTQ, bytes(4)))
-    return int(queued)
 
 
 def pair(*, timeout_s: float = 10.0) -> tuple[Connection, Connection]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import select
 import socket
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from saverestore.errors import TransportError, fact_of, name_of_errno
 from saverestore.interrupts import HEED_S, shield
 from saverestore.transport.connection import Connection, SocketConnection
+from saverestore.transport.link import started
 from saverestore.transport.sockets import notice_dead_links
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ FIRST_WORD_S = 10.0
 MOST_SILENT = 8
 """By plain TCP. For one more the oldest is turned away: who says nothing does not keep others out."""
 
+MOST_JOINING = 8
+"""Those that were handed on and have not joined yet. For one more the oldest is turned away."""
+
 Ports = tuple[int, int]
 """The lowest and the highest port that may be used, inclusive; 0, 0: the kernel chooses one."""
 
@@ -39,11 +44,13 @@ MAPPED = "::ffff:"
 
 
 class Door:
-    """A context manager: inside the block, who connects to `port` is given to `arrived`, by a thread of its own.
+    """A context manager: inside the block, who connects to `port` is given to `arrived`, each by a thread of its own.
 
     `host`: the address to listen at. `tls`: what proves who this host is and who may come; None: plain TCP. `ports`:
-    one of these. `arrived` takes the connection, or closes it and raises; that is logged, and the next one is waited
-    for. By plain TCP it gets it when the first byte has come. TransportError when it cannot listen there.
+    one of these. `arrived` takes the connection, or closes it and raises, which is logged; it may wait for the peer,
+    who holds up nobody else. By plain TCP it gets it when the first byte has come. TransportError when it cannot
+    listen there. At the end of the block no thread is left: `arrived` is not waited for longer than the connection's
+    `deadline`, which is over then.
     """
 
     def __init__(
@@ -61,6 +68,11 @@ class Door:
         self._closing = threading.Event()
         self._silent: dict[socket.socket, tuple[str, float]] = {}
         """By plain TCP: those that have said nothing yet, the oldest first: whence, and until when they may."""
+        self._lock = threading.Lock()
+        self._joining: dict[Connection, threading.Thread] = {}
+        """Those for which `arrived` has not returned yet, the oldest first."""
+        self._threads: list[tuple[Connection, threading.Thread]] = []
+        """The same, and those that were turned away and may not have found out."""
         self.host = host = host.removeprefix(MAPPED)
         try:
             self._server = _listening(host, ports)
@@ -90,16 +102,51 @@ class Door:
             self._thread.join()
             for one in (self._server, *self._silent):
                 one.close()
+            with self._lock:
+                self._joining.clear()
+            for connection, thread in self._threads:
+                while thread.is_alive():
+                    connection.deadline = time.monotonic()  # it may just be setting one of its own
+                    thread.join(HEED_S)
 
     def _serve(self) -> None:
         while not self._closing.is_set():
             try:
                 connection = self._next()
                 if connection is not None:
-                    self._arrived(connection)
+                    self._hand_on(connection)
             except Exception as error:  # whatever it is: without this thread nobody is let in any more
                 LOG.warning("a further connection was refused: %s", fact_of(error))
                 self._closing.wait(HEED_S)
+
+    def _hand_on(self, connection: Connection) -> None:
+        with self._lock:
+            if len(self._joining) >= MOST_JOINING:
+                oldest = next(iter(self._joining))
+                del self._joining[oldest]
+                oldest.deadline = time.monotonic()
+                LOG.warning("refused: %s had not joined before too many others came", oldest.peer)
+            self._threads = [one for one in self._threads if one[1].is_alive()]
+            try:
+                thread = started(functools.partial(self._join, connection), "link-joining")
+            except TransportError:
+                connection.deadline = time.monotonic()
+                connection.close()
+                raise
+            self._joining[connection] = thread
+            self._threads.append((connection, thread))
+
+    def _join(self, connection: Connection) -> None:
+        try:
+            self._arrived(connection)
+        except Exception as error:
+            with self._lock:
+                is_turned_away = connection not in self._joining
+            if not is_turned_away:  # which was said
+                LOG.warning("a further connection was refused: %s", fact_of(error))
+        finally:
+            with self._lock:
+                self._joining.pop(connection, None)
 
     def _next(self) -> Connection | None:
         if self._tls is not None:

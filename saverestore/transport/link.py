@@ -3,37 +3,57 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from saverestore.errors import SaveRestoreError, TransportError
+from saverestore.errors import SaveRestoreError, TransportError, fact_of
 from saverestore.interrupts import shield
-from saverestore.transport.connection import Connection
+from saverestore.transport.connection import BrokenPeer, Connection
+from saverestore.transport.window import BadFrame
+
+LOG = logging.getLogger(__name__)
 
 Opened = AbstractContextManager[Connection]
 
 
 class Link:
-    """`opened`: what closes the connection. `to_say`: frames that are not data, which this link sends next."""
+    """`opened`: what closes the connection. `number`: which one it is, for both sides. `to_say`: frames that are not
+    data, which this link sends next.
+    """
 
-    def __init__(self, opened: Opened, connection: Connection, lock: threading.Lock) -> None:
+    def __init__(self, opened: Opened, connection: Connection, number: int, lock: threading.Lock) -> None:
         self.opened = opened
         self.connection = connection
+        self.number = number
         self.wake = threading.Condition(lock)
         self.to_say: list[bytes] = []
         self.is_synced = False  # the peer has said what is there
         self.has_ended = False  # END was said
         self.is_over = False
         self.is_sending_data = False
+        self._data_end = 0  # of what TCP has sent, where the last frame of data ends
         self.threads = 0
         """How many of its two threads run."""
 
+    def sent_data(self) -> None:
+        """A frame of data was given to the kernel, all of it."""
+        if (passed := self.connection.passed()) is not None:
+            self._data_end = sum(passed)
+            self.is_sending_data = False
+
     @property
     def data_bytes(self) -> int:
-        """Grows with each byte that it takes of a frame of data. What it says besides does not count."""
-        return self.connection.outgoing.offset if self.is_sending_data else 0
+        """Grows with each byte of a frame of data that the peer's kernel gets, or, where nobody knows that, this one.
+
+        What it says besides does not count: a peer that lives, and uses nothing, gets that all the same.
+        """
+        passed = self.connection.passed()
+        if passed is None:
+            return self.connection.outgoing.offset if self.is_sending_data else 0
+        return passed[0] if self.is_sending_data else min(passed[0], self._data_end)
 
     def close(self) -> None:
         """Close the connection, which nobody uses any more."""
@@ -69,9 +89,12 @@ class Breaks:
         """The last link has broken; `wait` where another one is waited for."""
         self.since = self._ends_at = time.monotonic()
 
-    def wait(self, most_s: float) -> None:
-        """Another one is waited for, so long at most."""
+    def wait(self, most_s: float, peer: str, error: BaseException) -> None:
+        """Another one is waited for, so long at most; that is logged."""
         self._ends_at = self.since + most_s
+        LOG.warning(
+            "the link to %s is broken (%s); waiting up to %.0f s for a new one", peer, fact_of(error), most_s
+        )
 
     def give_up(self) -> None:
         """No other one is waited for any more. Where there is a link, this does nothing."""
@@ -94,3 +117,24 @@ def started(work: Callable[[], None], name: str) -> threading.Thread:
     except RuntimeError as error:
         raise TransportError(f"no thread for a link: {error}") from error
     return thread
+
+
+def broken(peer: str, failure: BaseException | None) -> TransportError:
+    """The error of a connection that has no link any more, from what the last one ended by."""
+    if isinstance(failure, BadFrame):
+        return BadFrame(f"{peer}: {failure}")
+    return BrokenPeer(peer, "cannot be reached any more" + (f": {fact_of(failure)}" if failure else ""))
+
+
+def delivery_rate(links: Sequence[Link]) -> int | None:
+    """See Connection: of all of them together; None where one does not know, or there is none."""
+    rates = [link.connection.delivery_rate() for link in links]
+    known = [rate for rate in rates if rate is not None]
+    return sum(known) if known and len(known) == len(rates) else None
+
+
+def share_rate(links: Sequence[Link], rate: int | None) -> bool:
+    """Give each its share of a rate, see Connection's `pace`. False where one of them cannot hold to that."""
+    share = None if rate is None else max(1, rate // max(1, len(links)))
+    paced = [link.connection.pace(share) for link in links]  # every one, also behind one that cannot
+    return all(paced)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import threading
 import time
@@ -23,7 +24,7 @@ from typing import Any, Self
 from saverestore.errors import SaveRestoreError, TransportError, fact_of
 from saverestore.interrupts import HEED_S, shield, waited_for
 from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, Connection, PeerTimeout
-from saverestore.transport.link import Breaks, Link, Opened, started
+from saverestore.transport.link import Breaks, Link, Opened, broken, delivery_rate, share_rate, started
 from saverestore.transport.link_keeper import Keeper, Open
 from saverestore.transport.linked_streams import FrameSink, FrameSource
 from saverestore.transport.paced import piece_bytes
@@ -64,7 +65,7 @@ class LinkedConnection:
         `open_link`: how this side comes to have `wanted` links; None: the other side opens them, and `add` is called.
         """
         self.peer = first.peer
-        self.local_host = first.local_host
+        self.local_host, self.remote_host = first.local_host, first.remote_host
         self.cipher = first.cipher
         self.kernel_encrypts = first.kernel_encrypts
         self.timeout_s = timeout_s
@@ -94,7 +95,7 @@ class LinkedConnection:
         self.incoming = FrameSource(self)
         self.outgoing = FrameSink(self)
         self._keeper = None if open_link is None else Keeper(self, open_link, wanted)
-        self.add(contextlib.nullcontext(first))
+        self.add(contextlib.nullcontext(first), 0)
         if self._keeper is not None:
             try:
                 self._start(self._keeper.run, "link-keeper")
@@ -140,27 +141,32 @@ class LinkedConnection:
     def delivery_rate(self) -> int | None:
         """See Connection: of all links together; None where one of them does not know."""
         with shield(), self._lock:
-            rates = [link.connection.delivery_rate() for link in self._links]
-        known = [rate for rate in rates if rate is not None]
-        return sum(known) if known and len(known) == len(rates) else None
+            return delivery_rate(self._links)
+
+    def passed(self) -> None:
+        """See Connection."""
+        return
 
     def _share_rate(self) -> None:
-        share = None if self._rate is None else max(1, self._rate // max(1, len(self._links)))
-        paced = [
-            link.connection.pace(share) for link in self._links
-        ]  # every one, also behind one that cannot
-        self._paces = all(paced)
+        self._paces = share_rate(self._links, self._rate)
 
     # ---- links come and go -------------------------------------------------------------------------
 
-    def add(self, opened: Opened) -> None:
+    def free_number(self) -> int:
+        """See Kept."""
+        with self._lock:
+            taken = {link.number for link in self._links}
+        return next(number for number in itertools.count() if number not in taken)
+
+    def add(self, opened: Opened, number: int) -> None:
         """One more link, which belongs to this object from now on; it is entered here. From any thread.
 
+        It takes the place of the one of the same `number`: that has broken for the peer, which may not show here yet.
         It is closed at once where this object is, and when no thread can be started for it: TransportError.
         """
         connection = opened.__enter__()
         connection.timeout_s = self.timeout_s
-        link = Link(opened, connection, self._lock)
+        link = Link(opened, connection, number, self._lock)
         failure: BaseException | None = None
         with shield():
             with self._lock:
@@ -189,6 +195,9 @@ class LinkedConnection:
         if not self._links and self.breaks.since:
             LOG.warning("the link to %s is back after %.1f s", self.peer, self.breaks.mend())
         self._links.append(link)
+        for one in self._links[:-1]:
+            if one.number == link.number:
+                self._end_link(one)
         self.most_links = max(self.most_links, len(self._links))
         self._share_rate()
 
@@ -215,13 +224,7 @@ class LinkedConnection:
             if not self._links:
                 self.breaks.begin()
                 if self.waits_for_links():
-                    self.breaks.wait(self.resume_for_s)
-                    LOG.warning(
-                        "the link to %s is broken (%s); waiting up to %.0f s for a new one",
-                        self.peer,
-                        fact_of(error),
-                        self.resume_for_s,
-                    )
+                    self.breaks.wait(self.resume_for_s, self.peer, error)
         if self._keeper is not None:
             self._keeper.missing.set()
 
@@ -260,13 +263,9 @@ class LinkedConnection:
 
     def _raise_broken(self) -> None:
         self.breaks.give_up()
-        failure = self._failure
         if self._inbox.end is not None and not self._is_invalid:
             raise BrokenPeer(self.peer, "has closed the connection")
-        if isinstance(failure, BadFrame):
-            raise BadFrame(f"{self.peer}: {failure}") from failure
-        why = "" if failure is None else f": {fact_of(failure)}"
-        raise BrokenPeer(self.peer, f"cannot be reached any more{why}") from failure
+        raise broken(self.peer, self._failure) from self._failure
 
     def is_over(self) -> bool:
         """See Kept."""
@@ -282,6 +281,7 @@ class LinkedConnection:
                 link.is_sending_data = frame is not None
                 link.connection.outgoing.writev(parts)
                 if frame is not None:
+                    link.sent_data()
                     with self._lock:
                         self._outbox.sent(frame)
                     frame = None
@@ -454,6 +454,8 @@ class LinkedConnection:
                     return
                 self._is_closing = True
                 self.breaks.give_up()
+                if self._keeper is not None:
+                    self._keeper.give_up()
                 for link in self._links:
                     link.wake.notify()
             self._await_end()

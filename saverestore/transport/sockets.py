@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
+import select
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saverestore.errors import ErrorName, TransportError, name_of_errno
-from saverestore.interrupts import shield
+from saverestore.interrupts import HEED_S, shield
 from saverestore.transport.connection import SocketConnection
 
 if TYPE_CHECKING:
@@ -46,7 +51,8 @@ class Address:
     """Where the other host is: as a person gave it, and taken apart. `kind`: "unix", "tcp" or "tls"; for migrations
     also "ssh".
 
-    `tls`: what proves who this host is; None: the files where they usually are. `way`: of TCP and TLS.
+    `tls`: what proves who this host is; None: the files where they usually are. `way`: of TCP and TLS. `found`: the
+    address that `host` is known to have; "": it is looked up each time.
     """
 
     text: str
@@ -55,6 +61,7 @@ class Address:
     port: int = 0
     tls: Proof | None = None
     way: Way = Way()
+    found: str = ""
 
 
 def host_and_port(text: str, port: int) -> tuple[str, int]:
@@ -66,11 +73,17 @@ def host_and_port(text: str, port: int) -> tuple[str, int]:
 
 
 def connect(
-    address: Address, *, timeout_s: float, connect_s: float = CONNECT_S, handshake_s: float | None = None
+    address: Address,
+    *,
+    timeout_s: float,
+    connect_s: float = CONNECT_S,
+    handshake_s: float | None = None,
+    is_given_up: Callable[[], bool] = lambda: False,
 ) -> SocketConnection:
     """A connection to who listens there. Unreachable when nobody does; NotTrusted, and UsageError, as `tls_peers`.
 
     `connect_s`: how long each of the host's addresses is tried. `handshake_s`: how long TLS may take; None: as usual.
+    `is_given_up`: asked ten times a second; once it is true, an error ends the wait. Looking up a name is not ended.
     """
     try:
         if address.kind == "unix":
@@ -78,27 +91,26 @@ def connect(
             made.settimeout(CONNECT_S)
             made.connect(address.host)
         else:
-            made = _connected(address, connect_s)
+            made = _connected(address, connect_s, is_given_up)
             notice_dead_links(made, timeout_s)
     except (OSError, UnicodeError) as error:  # which is what names end with that cannot be names
         way = address.way.interface or address.way.source
         by = f" by {way}" if way else ""
         why = getattr(error, "strerror", None) or error
         raise Unreachable(f"{address.text} cannot be reached{by}: {why}") from error
-    return _over(made, address, timeout_s, handshake_s)
+    return _over(made, address, timeout_s, handshake_s, is_given_up)
 
 
-def _connected(address: Address, connect_s: float) -> socket.socket:
+def _connected(address: Address, connect_s: float, is_given_up: Callable[[], bool]) -> socket.socket:
     """A TCP connection to the first of the host's addresses that takes one. OSError of the last one that does not."""
     failure: OSError | None = None
     for family, kind, protocol, _, where in socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM
+        address.found or address.host, address.port, type=socket.SOCK_STREAM
     ):
         made = socket.socket(family, kind, protocol)
         try:
-            made.settimeout(connect_s)
             _leave_by(made, address.way)
-            made.connect(where)
+            _connect_within(made, where, connect_s, is_given_up)
         except OSError as error:
             made.close()
             failure = error
@@ -109,6 +121,26 @@ def _connected(address: Address, connect_s: float) -> socket.socket:
             return made
     assert failure is not None
     raise failure
+
+
+def _connect_within(
+    made: socket.socket, where: Any, connect_s: float, is_given_up: Callable[[], bool]
+) -> None:
+    """Connect a socket, which is non-blocking from then on. OSError when that fails, takes longer, or is given up."""
+    made.setblocking(False)
+    failed = made.connect_ex(where)
+    if failed == errno.EINPROGRESS:
+        poll = select.poll()
+        poll.register(made, select.POLLOUT)
+        end = time.monotonic() + connect_s
+        while not poll.poll(HEED_S * 1000):
+            if is_given_up():
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            if time.monotonic() > end:
+                raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        failed = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if failed:
+        raise OSError(failed, os.strerror(failed))
 
 
 def _leave_by(made: socket.socket, way: Way) -> None:
@@ -124,7 +156,11 @@ def _leave_by(made: socket.socket, way: Way) -> None:
 
 
 def _over(
-    made: socket.socket, address: Address, timeout_s: float, handshake_s: float | None
+    made: socket.socket,
+    address: Address,
+    timeout_s: float,
+    handshake_s: float | None,
+    is_given_up: Callable[[], bool],
 ) -> SocketConnection:
     if address.kind != "tls":
         return SocketConnection(made, address.text, timeout_s=timeout_s)
@@ -139,6 +175,7 @@ def _over(
         credentials,
         timeout_s=timeout_s,
         handshake_s=handshake_s or tls_peers.HANDSHAKE_S,
+        is_given_up=is_given_up,
     )
 
 

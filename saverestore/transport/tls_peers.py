@@ -132,10 +132,12 @@ def connected(
     *,
     timeout_s: float,
     handshake_s: float = HANDSHAKE_S,
+    is_given_up: Callable[[], bool] = lambda: False,
 ) -> TlsConnection:
     """Do the handshake over a socket that is connected to `host`, and wait until it admits this side.
 
-    `handshake_s`: how long all of it may take. The socket is closed on any error: NotTrusted, UsageError for our own
+    `handshake_s`: how long all of it may take. `is_given_up`: asked ten times a second; once it is true, it takes no
+    longer. The socket is closed on any error: NotTrusted, UsageError for our own
     files, TransportError.
     """
     end = time.monotonic() + handshake_s
@@ -145,9 +147,9 @@ def connected(
         records = (InKernel if InKernel.is_of_use and kernel_can_encrypt() else InMemory)(
             made, context, server_hostname=host if context.check_hostname else None
         )
-        _waited_for(records, records.do_handshake, end)
+        _waited_for(records, records.do_handshake, end, is_given_up)
         if records.tls.selected_alpn_protocol() == PROTOCOL:
-            _check_admitted(records, peer, end)
+            _check_admitted(records, peer, end, is_given_up)
         return TlsConnection(records, peer, timeout_s=timeout_s)
     except BaseException as error:
         (made if records is None else records.made).close()
@@ -160,18 +162,20 @@ def connected(
         raise
 
 
-def _check_admitted(records: Records, peer: str, end: float) -> None:
+def _check_admitted(records: Records, peer: str, end: float, is_given_up: Callable[[], bool]) -> None:
     answer = bytearray(1)
     with memoryview(answer) as view:
-        came = _waited_for(records, partial(records.receive_into, view), end)
+        came = _waited_for(records, partial(records.receive_into, view), end, is_given_up)
     if came and answer == NOT_ON_THE_LIST:
         raise NotTrusted(f"{peer} does not accept this host's certificate: it is not on the list there")
     if not came or answer != ADMITTED:
         raise NotTrusted(f"{peer} closed the connection without admitting this host")
 
 
-def _waited_for(records: Records, work: Callable[[], ResultT], end: float) -> ResultT:
-    """What `work` returns, once it need not wait any more. TimeoutError at `end`."""
+def _waited_for(
+    records: Records, work: Callable[[], ResultT], end: float, is_given_up: Callable[[], bool]
+) -> ResultT:
+    """What `work` returns, once it need not wait any more. TimeoutError at `end`, or when that is given up."""
     while True:
         try:
             return work()
@@ -179,7 +183,7 @@ def _waited_for(records: Records, work: Callable[[], ResultT], end: float) -> Re
             event = select.POLLIN
         except ssl.SSLWantWriteError:
             event = select.POLLOUT
-        if time.monotonic() > end:
+        if time.monotonic() > end or is_given_up():
             raise TimeoutError
         poll = select.poll()
         poll.register(records.made, event)

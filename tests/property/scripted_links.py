@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from saverestore.migrate.certificate import OwnCertificate
 from saverestore.transport import tls_peers
 from saverestore.transport.connection import SocketConnection
+from saverestore.transport.link_keeper import Attempt
 from saverestore.transport.links import LinkedConnection
 
 WINDOW, FRAME = 4000, 500
@@ -25,13 +26,15 @@ NEVER = 1 << 60
 class Script:
     """What happens to one link: bytes pass `chunk` at a time, `delay_ms` apart; it is cut after so many bytes.
 
-    `silently`: nothing passes any more, and neither side is told.
+    `silently`: nothing passes any more, and neither side is told. `for_one_side`: nor is the second told, which goes
+    on taking it for a link.
     """
 
     cut_after: int = NEVER
     chunk: int = 1 << 16
     delay_ms: int = 0
     silently: bool = False
+    for_one_side: bool = False
 
 
 class Relay:
@@ -49,6 +52,9 @@ class Relay:
     def _run(self) -> None:
         with contextlib.suppress(OSError):
             self._pass_on(*self._inner)
+        if self.script.for_one_side and not self._stopping.is_set():
+            self._inner[0].close()
+            self._stopping.wait(60)
         for end in self._inner:
             end.close()
 
@@ -126,9 +132,9 @@ class Ends:
         one, other = self._over(relay, self._timeout_s)
         return one, other
 
-    def _open(self) -> contextlib.AbstractContextManager[SocketConnection]:
+    def _open(self, attempt: Attempt) -> contextlib.AbstractContextManager[SocketConnection]:
         ours, theirs = self._link()
-        self.other.add(contextlib.nullcontext(theirs))
+        self.other.add(contextlib.nullcontext(theirs), attempt.number)
         return contextlib.nullcontext(ours)
 
     def close(self) -> None:
@@ -146,6 +152,7 @@ SCRIPTS = st.lists(
         cut_after=st.sampled_from([0, 1, 13, 14, 200, 700, 2000, 5000, 20_000, NEVER]),
         chunk=st.sampled_from([1, 7, 100, 1 << 16]).filter(bool),
         delay_ms=st.sampled_from([0, 0, 1, 3]),
+        for_one_side=st.booleans(),
     ).filter(lambda one: one.chunk > 7 or one.delay_ms == 0),
     max_size=8,
 )

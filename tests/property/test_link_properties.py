@@ -97,6 +97,15 @@ def test_a_link_that_passes_nothing_any_more_is_noticed_within_the_silence(wante
     ends.close()
 
 
+@pytest.mark.parametrize("wanted", [1, 4])
+def test_a_link_that_has_broken_for_one_side_alone_is_replaced_at_once(wanted):
+    ends = Ends([Script(cut_after=3000, for_one_side=True)] * wanted, wanted)
+    begun = time.monotonic()
+    check_order(ends, *[[(n % 5, 700) for n in range(40)]] * 2)
+    assert time.monotonic() - begun < 10  # the silence is 20 s
+    assert ends.other.breaks.mended == 0
+
+
 def test_room_that_is_gone_again_as_a_link_breaks_does_no_harm():
     ends = Ends([], 1)
     answers = iter([True])  # and False when looked at once more: what was on its way waits again
@@ -106,7 +115,7 @@ def test_room_that_is_gone_again_as_a_link_breaks_does_no_harm():
 
 def test_without_a_new_link_in_time_both_sides_give_up():
     ends = Ends([Script(cut_after=300)], 1, resume_for_s=0.3)
-    ends.one._keeper.open_link = lambda: (_ for _ in ()).throw(TransportError("no way"))
+    ends.one._keeper.open_link = lambda _attempt: (_ for _ in ()).throw(TransportError("no way"))
     begun = time.monotonic()
     with pytest.raises(TransportError, match="cannot be reached any more"):
         ends.one.outgoing.write(bytes(50_000))

@@ -41,7 +41,7 @@ def test_each_extra_of_the_project_can_be_had_from_debian():
     names = {"pillow": "pil"}
     wanted = {
         re.split(r"[>=]", one)[0].lower()
-        for extra in ("picture", "blake3", "lz4", "tls", "metrics")
+        for extra in ("picture", "blake3", "lz4", "tls", "metrics", "route")
         for one in project["optional-dependencies"][extra]
     }
     control = (DEBIAN / "control").read_text()

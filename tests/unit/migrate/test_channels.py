@@ -25,6 +25,7 @@ from saverestore.migrate.messages import (
     Abort,
     Aborted,
     Accepted,
+    Busy,
     Grant,
     Join,
     KeepAlive,
@@ -34,6 +35,7 @@ from saverestore.migrate.messages import (
     Running,
     StreamEnd,
 )
+from saverestore.migrate.peers import heard_of_grant
 from saverestore.migrate.source_link import LimitedSink
 from saverestore.transport.base import EndOfStream
 from saverestore.transport.connection import BrokenPeer, PeerTimeout, SocketConnection, pair
@@ -394,3 +396,19 @@ def test_a_message_that_does_not_belong_at_the_start_of_a_link_is_refused_before
             heard_on(one, Join)
         other.outgoing.write(protocol.pack(Join(ID, "secret")))
         assert heard_on(one, Join) == Join(ID, "secret")
+
+
+@pytest.mark.parametrize("said", ["nothing", "BUSY", "RUNNING"])
+def test_whatever_comes_of_a_grant_the_connection_has_no_deadline_afterwards(said):
+    one, other = channels()
+    with one, other:
+        one.connection.timeout_s = NAP_S
+        if said == "BUSY":
+            other.say(Busy(ID, "COMMITTED"))
+        elif said == "RUNNING":
+            other.say(Running(ID))
+        with contextlib.suppress(SaidOtherwise, PeerTimeout):
+            heard_of_grant(one, within_s=NAP_S)
+            assert said == "RUNNING"
+        assert one.connection.deadline is None
+        one.say(KeepAlive())

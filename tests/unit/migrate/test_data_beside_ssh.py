@@ -31,6 +31,7 @@ from saverestore.migrate.source import migrate_domain
 from saverestore.migrate.source_link import LinkOptions
 from saverestore.transport import sockets, tls_peers
 from saverestore.transport.connection import Connection
+from saverestore.transport.route import Route
 from saverestore.transport.tls import NotTrusted
 
 FAKE_SSH = (sys.executable, str(Path(__file__).with_name("fake_ssh.py")))
@@ -176,6 +177,26 @@ def test_what_is_asked_to_go_over_ssh_does_and_no_port_is_opened(pair, caplog):
     assert caplog.text == ""
 
 
+def test_by_which_interface_connections_leave_is_in_the_report_and_in_the_log(pair, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    hosts: list[str] = []
+
+    def route_to(host: str, _way: sockets.Way) -> Route:
+        hosts.append(host)
+        return Route("eth7", members=("eth1", "eth2"))
+
+    monkeypatch.setattr(source_link, "route_to", route_to)
+    migrate(pair, streams=2)
+    assert (hosts, pair.link_report.route) == ([LOOPBACK], Route("eth7", members=("eth1", "eth2")))
+    assert "connections to b leave by eth7, bond of eth1 and eth2" in caplog.text
+
+
+def test_of_what_goes_over_ssh_no_interface_is_told(pair, monkeypatch):
+    monkeypatch.setattr(source_link, "route_to", lambda *_given: pytest.fail("it was asked for"))
+    migrate(pair, over_ssh=True)
+    assert pair.link_report.route is None
+
+
 # ---- where the port cannot be reached
 
 
@@ -195,7 +216,7 @@ def test_what_swallows_everything_is_noticed_within_seconds(pair, monkeypatch):
     monkeypatch.setattr(source_link, "HANDSHAKE_S", 0.5)
     with socket.create_server((LOOPBACK, 0)) as silent:
         port = silent.getsockname()[1]
-        pair.open_link = lambda address, _port, timeout_s: source_link.open_link(address, port, timeout_s)
+        pair.open_link = lambda address, _port, *more: source_link.open_link(address, port, *more)
         begun = time.monotonic()
         migrate(pair)
         assert time.monotonic() - begun < 15
@@ -229,14 +250,14 @@ def intruding(pair: Pair, intrude) -> list[BaseException | None]:
     """At the moment at which the source connects, somebody else does first: what that came to."""
     met: list[BaseException | None] = []
 
-    def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+    def open_link(address: Address, port: int, timeout_s: float, *more) -> Connection:
         if not met:
             met.append(None)
             try:
                 intrude(address, port)
             except TransportError as error:
                 met[0] = error
-        return source_link.open_link(address, port, timeout_s)
+        return source_link.open_link(address, port, timeout_s, *more)
 
     pair.open_link = open_link
     return met
@@ -315,7 +336,7 @@ def impostor(*_given):
 
 def test_a_destination_that_shows_another_certificate_gets_nothing_by_tls(pair):
     with impostor() as port:
-        pair.open_link = lambda address, _port, timeout_s: source_link.open_link(address, port, timeout_s)
+        pair.open_link = lambda address, _port, *more: source_link.open_link(address, port, *more)
         migrate(pair)
     assert "its certificate is not the one that was agreed on" in pair.link_report.fallback
     assert pair.link_report.over == "ssh"
@@ -360,9 +381,9 @@ def test_the_port_is_closed_when_the_migration_is_over(pair):
     ports = []
     inner = source_link.open_link
 
-    def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+    def open_link(address: Address, port: int, timeout_s: float, *more) -> Connection:
         ports.append(port)
-        return inner(address, port, timeout_s)
+        return inner(address, port, timeout_s, *more)
 
     pair.open_link = open_link
     migrate(pair)

@@ -147,3 +147,30 @@ def test_a_destination_that_is_alive_and_does_not_answer_to_the_grant_is_not_wai
     assert ended[0].exit_code == 7
     assert (pair.a.table(), pair.b.table()) == ({"web1": "suspended"}, {"web1": "running"})
     assert pair.states() == (["GRANTED"], ["RUNNING"])
+
+
+def test_a_connection_over_which_the_destination_has_confirmed_that_it_gave_up_has_no_deadline_afterwards(
+    pair, monkeypatch
+):
+    deadlines = []
+    confirmation = HandOver._confirmation
+
+    def noted(self) -> str:
+        text = confirmation(self)
+        deadlines.append(self._channel.connection.deadline)
+        return text
+
+    monkeypatch.setattr(HandOver, "_confirmation", noted)
+    save_guest = pair.a.save_guest
+
+    def failing_guest(*given):
+        guest = save_guest(*given)
+        guest.moments.fail("suspend", 0, XenRefused("a is in trouble"))
+        return guest
+
+    pair.a.save_guest = failing_guest
+    with pytest.raises(XenRefused) as caught:
+        pair.migrate()
+    pair.join()
+    assert "b has nothing left of it" in caught.value.__notes__
+    assert deadlines == [None]

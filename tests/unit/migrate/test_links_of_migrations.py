@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -20,10 +21,10 @@ from saverestore import interrupts
 from saverestore.engine.policy import Limits, OnStall
 from saverestore.engine.progress import SaveReport
 from saverestore.errors import Interrupted, TransportError
-from saverestore.migrate import source, source_link
+from saverestore.migrate import linking, source, source_link
 from saverestore.migrate.addresses import parse
 from saverestore.migrate.linking import door_beside_ssh, door_of
-from saverestore.migrate.messages import KeepAlive
+from saverestore.migrate.messages import Join, KeepAlive
 from saverestore.migrate.peers import MigrationAborted
 from saverestore.migrate.source_link import LinkOptions
 from saverestore.transport.connection import Connection
@@ -80,10 +81,10 @@ def over_links(pair: Pair) -> Links:
         links.first.append(ours)
         return ours, theirs
 
-    def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+    def open_link(address: Address, port: int, timeout_s: float, *more) -> Connection:
         if links.is_cut:
             raise Unreachable("the link is cut")
-        made = source_link.open_link(address, port, timeout_s)
+        made = source_link.open_link(address, port, timeout_s, *more)
         with links.lock:
             if not links.is_cut:
                 links.further.append(made)
@@ -96,9 +97,11 @@ def over_links(pair: Pair) -> Links:
     return links
 
 
-def migrate(pair: Pair, streams: int, limits: Limits | None = None, **changes) -> SaveReport:
+def migrate(
+    pair: Pair, streams: int, limits: Limits | None = None, host: str = "127.0.0.1", **changes
+) -> SaveReport:
     options = LinkOptions(streams=streams, silence_s=5.0)
-    destination = parse("tcp://127.0.0.1:1" if pair.way == "tcp" else "b")
+    destination = parse(f"tcp://{host}:1" if pair.way == "tcp" else "b")
     migrated = pair.migrate(
         destination=destination, link=replace(options, **changes), limits=limits or Limits()
     )
@@ -266,6 +269,134 @@ def test_links_that_break_while_what_was_sent_arrives_are_waited_for_before_the_
     assert pair.a.guest.moments.calls.count("suspend") == 1
 
 
+class Relay:
+    """Passes connections on to a port. `break_here`: those that there are end for who connected; who listens there
+    hears nothing of that, then or later.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.server.getsockname()[1]
+        self._to = port
+        self._ends: list[tuple[socket.socket, socket.socket]] = []
+        self._kept: list[tuple[socket.socket, socket.socket]] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                ours = self.server.accept()[0]
+                theirs = socket.create_connection(("127.0.0.1", self._to))
+                self._ends.append((ours, theirs))
+                for ends in ((ours, theirs), (theirs, ours)):
+                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    def _pass_on(self, whence: socket.socket, where: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := whence.recv(1 << 16):
+                where.sendall(data)
+            if not self._is_broken(whence):
+                where.shutdown(socket.SHUT_WR)
+
+    def _is_broken(self, one: socket.socket) -> bool:
+        return all(one not in ends for ends in self._ends)
+
+    def break_here(self) -> None:
+        broken, self._ends = self._ends, []
+        self._kept += broken  # open, for the port
+        for ours, _ in broken:
+            ours.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_links_that_have_broken_for_the_source_alone_are_replaced_before_the_destination_notices(
+    pair, streams, monkeypatch, caplog
+):
+    monkeypatch.setattr(linking, "MOST_STREAMS", streams)
+    over_links(pair)
+    inner, sockets = pair.open_link, pair.sockets
+    relays: list[Relay] = []
+
+    def relayed() -> tuple[socket.socket, socket.socket]:
+        if pair.way == "ssh":
+            return sockets()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            relays.append(Relay(server.getsockname()[1]))
+            return socket.create_connection(("127.0.0.1", relays[-1].port)), server.accept()[0]
+
+    def open_link(address: Address, port: int, *more) -> Connection:
+        if len(relays) < (2 if pair.way == "tcp" else 1):
+            relays.append(Relay(port))
+        return inner(address, relays[-1].port, *more)
+
+    begun: list[float] = []
+
+    def cut() -> None:
+        eventually(lambda: are_joined(streams))
+        begun.append(time.monotonic())
+        for relay in relays:
+            relay.break_here()
+        eventually(lambda: "the link to b is back after" in caplog.text)
+        eventually(lambda: are_joined(streams))
+        begun.append(time.monotonic())
+
+    pair.sockets, pair.open_link = relayed, open_link
+    at(pair, "read_pages", cut, turn=3)
+    migrate(pair, streams, silence_s=15.0)
+    assert begun[1] - begun[0] < 7
+    assert pair.link_report.streams == streams
+    assert "a further connection was refused" not in caplog.text
+    for relay in relays:
+        relay.close()
+
+
+@BY_TCP
+def test_further_links_go_to_the_address_that_the_first_has_come_to_and_look_up_no_name(pair):
+    """A name may have several addresses; and who tells them may be behind the link that has broken."""
+    links = over_links(pair)
+    at(pair, "read_pages", lambda: eventually(lambda: links.nr == 2), turn=1)
+    migrate(pair, 2, host="no-such-host.invalid")
+    assert pair.link_report.streams == 2
+
+
+def test_a_link_of_a_number_that_was_not_agreed_on_is_refused(pair, monkeypatch, caplog):
+    over_links(pair)
+    inner = linking.heard_on
+
+    def heard_on(connection: Connection, wanted: type) -> Join:
+        join = inner(connection, wanted)
+        return replace(join, link=2) if join.link and not caplog.text else join
+
+    monkeypatch.setattr(linking, "heard_on", heard_on)
+    at(pair, "read_pages", lambda: eventually(lambda: are_joined(2)), turn=1)
+    migrate(pair, 2)
+    assert "joins as number 2 of 2 connections" in caplog.text
+
+
+def test_closing_gives_up_a_link_that_is_just_being_opened(pair):
+    links = over_links(pair)
+    inner = pair.open_link
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def open_link(address: Address, port: int, *more) -> Connection:
+            is_first = pair.way == "ssh" and not links.further
+            return inner(address, port if is_first else silent.getsockname()[1], *more)
+
+        pair.open_link = open_link
+        stalled: list[tuple[socket.socket, object]] = []
+        at(pair, "read_pages", lambda: stalled.append(silent.accept()), turn=1)
+        begun = time.monotonic()
+        migrate(pair, 2)
+        assert not [one for one in threading.enumerate() if one.name == "link-keeper"]
+        assert time.monotonic() - begun < 8
+        for made, _ in stalled:
+            made.close()
+
+
 def test_one_link_of_four_may_break_at_any_time_also_while_the_domain_is_suspended(pair):
     links = over_links(pair)
 
@@ -350,13 +481,13 @@ def test_a_stranger_at_the_door_is_turned_away_and_the_migration_is_not_disturbe
     links = over_links(pair)
     inner = pair.open_link
 
-    def open_link(address: Address, port: int, timeout_s: float) -> Connection:
+    def open_link(address: Address, port: int, timeout_s: float, *more) -> Connection:
         if not links.further:
             for said in (b"GET / HTTP/1.0\r\n\r\n", b"\x50\x4d\x00\x12\x00\x00\x00\x02{}"):
                 with socket.create_connection(("127.0.0.1", port)) as stranger:
                     stranger.sendall(said)
                     assert stranger.recv(100) == b""
-        return inner(address, port, timeout_s)
+        return inner(address, port, timeout_s, *more)
 
     pair.open_link = open_link
     at(pair, "read_pages", lambda: eventually(lambda: links.nr == 2), turn=1)

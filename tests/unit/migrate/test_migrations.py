@@ -28,6 +28,8 @@ from saverestore.errors import (
     UsageError,
     XenRefused,
 )
+from saverestore.migrate import source_link
+from saverestore.migrate.addresses import parse
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import boot_id, now
 from saverestore.migrate.peers import InDoubt, MigrationAborted, MigrationRefused, NotStarted
@@ -35,8 +37,11 @@ from saverestore.migrate.receiving import Received
 from saverestore.migrate.records import Head
 from saverestore.migrate.side import NoCopy, Side
 from saverestore.migrate.source import dry_run
+from saverestore.migrate.source_link import LinkOptions
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.given_config import GivenConfig
+from saverestore.transport.route import Route
+from saverestore.transport.sockets import Way
 
 
 @pytest.fixture
@@ -143,6 +148,33 @@ def test_a_dry_run_reports_what_both_hosts_find_and_leaves_no_journal(pair):
     pair.b.fails["memory_reserved"] = DomainError("b lacks memory", name=ErrorName.HOST_LACKS_MEMORY)
     assert [str(one) for one in findings().errors] == ["b lacks memory"]
     assert pair.states() == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (LinkOptions(), "b"),
+        (LinkOptions(data_address="10.0.0.2"), "10.0.0.2"),
+        (LinkOptions(over_ssh=True), None),
+    ],
+)
+def test_a_dry_run_tells_by_which_interface_connections_would_leave(pair, monkeypatch, options, asked):
+    hosts = []
+
+    def route_to(host: str, _way: Way) -> Route:
+        hosts.append(host)
+        return Route("eth7", mtu=9000)
+
+    monkeypatch.setattr(source_link, "route_to", route_to)
+    found = dry_run(
+        pair.request(link=options, destination=parse("root@b")),
+        host=pair.a,
+        journals=pair.a.journals,
+        connect=pair.connector(pair.b),
+    )
+    assert ("route to root@b: by eth7, MTU 9000" in found.facts) == (asked is not None)
+    assert hosts == ([asked] if asked else [])
+    pair.join()
 
 
 def test_a_disk_that_the_source_would_still_write_to_is_refused_before_anything_is_done(pair):

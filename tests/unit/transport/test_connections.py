@@ -388,3 +388,21 @@ def test_a_pair_within_this_process_is_a_connection():
         one.outgoing.write(b"hello")
         assert other.incoming.read(5) == b"hello"
         assert (one.peer, one.incoming.regular_file) == ("peer", None)
+
+
+def test_what_has_passed_is_told_of_tcp_and_not_of_what_is_none():
+    one, other = pair()
+    with one, other:
+        assert one.passed() is None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        made = socket.create_connection(server.getsockname())
+        ours, theirs = (SocketConnection(end, "peer", timeout_s=5) for end in (made, server.accept()[0]))
+    with ours, theirs:
+        before = ours.passed()
+        ours.outgoing.write(bytes(1000))
+        theirs.incoming.read(1000)
+        end = time.monotonic() + 5
+        while (passed := ours.passed()) != (before[0] + 1000, 0):
+            assert passed is not None and sum(passed) <= before[0] + 1000
+            assert time.monotonic() < end
+    assert ours.passed() is None

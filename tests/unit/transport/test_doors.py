@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -195,3 +196,105 @@ def test_a_door_for_which_there_is_no_thread_is_an_error_and_closed(monkeypatch)
         door.__enter__()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", door.port))
+
+
+@pytest.mark.parametrize("by_tls", [False, True])
+def test_one_that_begins_to_join_and_stalls_holds_up_nobody(by_tls):
+    there = here = None
+    if by_tls:
+        pytest.importorskip("cryptography")
+        ours, theirs = OwnCertificate.made("one"), OwnCertificate.made("other")
+        there, (here, _) = theirs.pinned(ours.text), ours.pinned(theirs.text)
+    said: list[bytes] = []
+    heard = threading.Event()
+
+    def arrived(connection: Connection) -> None:
+        connection.deadline = time.monotonic() + 10  # as for JOIN
+        with connection:
+            said.append(connection.incoming.read(5))
+        heard.set()
+
+    with Door("127.0.0.1", arrived, tls=there, timeout_s=10) as door, contextlib.ExitStack() as stack:
+        address = Address("there", "tls" if by_tls else "tcp", "127.0.0.1", door.port, here)
+        for _ in range(2):
+            stalled = stack.enter_context(connect(address, timeout_s=10, handshake_s=8))
+            stalled.outgoing.write(b"he")
+        if by_tls:  # and one amid the handshake
+            amid = stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+            amid.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        with connect(address, timeout_s=10, handshake_s=8) as connection:
+            connection.outgoing.write(b"hello")
+            assert heard.wait(5)
+    assert said == [b"hello"]
+
+
+def test_of_too_many_that_stall_amid_joining_the_oldest_is_turned_away(monkeypatch, caplog):
+    monkeypatch.setattr(door_module, "MOST_JOINING", 2)
+    came: list[Connection] = []
+
+    def arrived(connection: Connection) -> None:
+        came.append(connection)
+        with connection:
+            connection.incoming.read(5)
+
+    with Door("127.0.0.1", arrived, tls=None, timeout_s=30) as door, contextlib.ExitStack() as stack:
+        for nr in range(3):
+            made = stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+            made.sendall(b"h")
+            eventually(lambda nr=nr: len(came) == nr + 1)
+        eventually(lambda: came[0].fileno() < 0)  # type: ignore[attr-defined]
+        assert "had not joined before too many others came" in caplog.text
+        assert [one.fileno() >= 0 for one in came[1:]] == [True, True]  # type: ignore[attr-defined]
+
+
+def test_a_door_closes_at_once_also_on_those_who_stall_amid_joining():
+    begun = threading.Event()
+
+    def arrived(connection: Connection) -> None:
+        begun.set()
+        with connection:
+            connection.incoming.read(5)
+
+    with Door("127.0.0.1", arrived, tls=None, timeout_s=30) as door:
+        made = socket.create_connection(("127.0.0.1", door.port))
+        made.sendall(b"h")
+        assert begun.wait(10)
+        closing_since = time.monotonic()
+    assert time.monotonic() - closing_since < 3
+    assert not [one for one in threading.enumerate() if one.name.startswith("link-")]
+    made.close()
+
+
+def test_one_for_whom_there_is_no_thread_is_closed_and_the_next_is_served(monkeypatch, caplog):
+    seen = threading.Event()
+    failed: list[int] = []
+    start = threading.Thread.start
+
+    def failing(thread: threading.Thread) -> None:
+        if thread.name == "link-joining" and not failed:
+            failed.append(1)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+
+    def arrived(connection: Connection) -> None:
+        connection.close()
+        seen.set()
+
+    with Door("127.0.0.1", arrived, tls=None, timeout_s=5) as door:
+        with socket.create_connection(("127.0.0.1", door.port)) as made:
+            made.settimeout(10)
+            made.sendall(b"x")
+            assert made.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", door.port)) as made:
+            made.sendall(b"x")
+            assert seen.wait(10)
+    assert "can't start new thread" in caplog.text
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from saverestore.errors import TransportError
-from saverestore.transport.connection import Connection, SocketConnection
+from saverestore.migrate.certificate import OwnCertificate
+from saverestore.transport import tls_peers
+from saverestore.transport.connection import Connection, PeerTimeout, SocketConnection
+from saverestore.transport.link_keeper import Attempt
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.window import HEADER, Frame, Kind, Spares
 
@@ -37,9 +40,9 @@ def ends(wanted: int = 2, wrap: Callable[[Connection], Any] = contextlib.nullcon
     ours, theirs = connected()
     other = linked(theirs)
 
-    def open_link() -> Any:
+    def open_link(attempt: Attempt) -> Any:
         ours, theirs = connected()
-        other.add(contextlib.nullcontext(theirs))
+        other.add(contextlib.nullcontext(theirs), attempt.number)
         return wrap(ours)
 
     one = linked(ours, open_link=open_link, wanted=wanted)
@@ -132,12 +135,12 @@ def test_opening_a_link_is_tried_again_whatever_it_failed_with(caplog):
     other = linked(theirs)
     tries = []
 
-    def open_link() -> Any:
+    def open_link(_attempt: Attempt) -> Any:
         tries.append(1)
         if len(tries) == 1:
             raise LookupError("a mistake")
         ours, theirs = connected()
-        other.add(contextlib.nullcontext(theirs))
+        other.add(contextlib.nullcontext(theirs), 1)
         return contextlib.nullcontext(ours)
 
     one = linked(ours, open_link=open_link, wanted=2)
@@ -155,7 +158,7 @@ def test_a_link_that_comes_when_all_is_closed_is_closed():
     theirs.close()
     one.close()
     late, peer = connected()
-    one.add(contextlib.nullcontext(late))
+    one.add(contextlib.nullcontext(late), 1)
     peer.deadline = time.monotonic() + 1
     assert peer.incoming.at_end()
     peer.close()
@@ -173,6 +176,69 @@ def test_what_is_said_as_a_link_ends_leaves_by_another_at_once():
         other.deadline = begun + LONG_S
         assert other.incoming.read(4) == b"here"
         assert time.monotonic() - begun < LONG_S / 6
+
+
+def half_dead() -> tuple[SocketConnection, SocketConnection, Callable[[], None]]:
+    """Two ends of a link, and what breaks it for the first alone: the second hears nothing of that."""
+    (ours, inner), (outer, theirs) = socket.socketpair(), socket.socketpair()
+
+    def pass_on(whence: socket.socket, where: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := whence.recv(1 << 16):
+                where.sendall(data)
+
+    for way in ((inner, outer), (outer, inner)):
+        threading.Thread(target=pass_on, args=way, daemon=True).start()
+    ends = (SocketConnection(end, "peer", timeout_s=LONG_S) for end in (ours, theirs))
+    return *ends, lambda: inner.shutdown(socket.SHUT_RDWR)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("nr_broken", [1, 2])
+def test_a_link_that_is_opened_anew_takes_the_place_of_the_one_of_which_the_peer_has_not_seen_that_it_broke(
+    nr_broken,
+):
+    breaking: list[Callable[[], None]] = []
+    broken: list[Connection] = []
+    numbers: list[int] = []
+
+    def link() -> tuple[SocketConnection, SocketConnection]:
+        if len(breaking) == 2:
+            return connected()
+        ours, theirs, breaks = half_dead()
+        breaking.append(breaks)
+        broken.append(theirs)
+        return ours, theirs
+
+    def open_link(attempt: Attempt) -> Any:
+        numbers.append(attempt.number)
+        ours, theirs = link()
+        other.add(contextlib.nullcontext(theirs), attempt.number)
+        return contextlib.nullcontext(ours)
+
+    ours, theirs = link()
+    other = linked(theirs)
+    other.resume_for_s = 0  # it would not wait for another link
+    one = linked(ours, open_link=open_link, wanted=2)
+    wait_for(lambda: one.nr_links == 2)
+    begun = time.monotonic()
+    for breaks in breaking[:nr_broken]:
+        breaks()
+    wait_for(lambda: len(numbers) == 1 + nr_broken and one.nr_links == 2)
+    wait_for(lambda: all(end.fileno() < 0 for end in broken[:nr_broken]))  # type: ignore[attr-defined]
+    assert other.nr_links == 2
+    assert sorted(numbers[1:]) == [0, 1][:nr_broken]
+    assert (other.breaks.mended, other.most_links) == (0, 2)
+    for whence, where in ((one, other), (other, one)):
+        where.deadline = begun + LONG_S
+        writer = threading.Thread(target=whence.outgoing.write, args=(DATA,), daemon=True)
+        writer.start()
+        assert where.incoming.read(len(DATA)) == DATA
+        writer.join(LONG_S)
+    assert time.monotonic() - begun < LONG_S / 3  # nobody has waited for the silence
+    closing = threading.Thread(target=other.close)
+    closing.start()
+    one.close()
+    closing.join(LONG_S)
 
 
 # ---- closing -----------------------------------------------------------------------------------------
@@ -221,6 +287,68 @@ def test_closing_lasts_as_long_as_what_was_written_goes_on_arriving(frame_bytes,
     other.close()
 
 
+def slow_tcp(chunk: int, pause_s: float) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a link whose kernel takes all at once, and gets it to the other side as slowly as that."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least that the kernel allows
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        ours = socket.create_connection(server.getsockname())
+        inner, _ = server.accept()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    outer, theirs = socket.socketpair()
+
+    def pass_on(whence: socket.socket, where: socket.socket, most: int, pause_s: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := whence.recv(most):
+                where.sendall(data)
+                time.sleep(pause_s)
+            where.shutdown(socket.SHUT_WR)
+
+    for way in ((inner, outer, chunk, pause_s), (outer, inner, 1 << 16, 0.0)):
+        threading.Thread(target=pass_on, args=way, daemon=True).start()
+    return ours, theirs
+
+
+@pytest.mark.parametrize("by_tls", [False, True])
+def test_closing_lasts_as_long_as_what_the_kernel_has_taken_goes_on_arriving(by_tls):
+    ours, theirs = slow_tcp(1 << 12, pause_s=0.03)
+    if by_tls:
+        pytest.importorskip("cryptography")
+        one, other = tls_ends(ours, theirs)
+    else:
+        one, other = (SocketConnection(end, "peer", timeout_s=SILENCE_S) for end in (ours, theirs))
+    frame = 1 << 18
+    sender, receiver = (
+        LinkedConnection(end, timeout_s=SILENCE_S, window_bytes=frame, frame_bytes=frame)
+        for end in (one, other)
+    )
+    sender.outgoing.write(bytes(frame))
+    begun = time.monotonic()
+    sender.close()
+    assert time.monotonic() - begun > 2 * SILENCE_S
+    receiver.deadline = time.monotonic() + LONG_S
+    assert receiver.incoming.read(frame) == bytes(frame)
+    assert receiver.incoming.at_end()
+    receiver.close()
+
+
+def tls_ends(ours: socket.socket, theirs: socket.socket) -> list[SocketConnection]:
+    """Both ends of a link over TLS, by certificates made for it."""
+    own, peers = OwnCertificate.made("one"), OwnCertificate.made("other")
+    (here, _), (there, allowed) = own.pinned(peers.text), peers.pinned(own.text)
+    accepted: list[SocketConnection] = []
+
+    def serve() -> None:
+        accepted.append(tls_peers.admitted(theirs, "peer", there, allowed, timeout_s=SILENCE_S))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    one = tls_peers.connected(ours, "", "peer", here, timeout_s=SILENCE_S)
+    thread.join(LONG_S)
+    return [one, *accepted]
+
+
 def test_closing_ends_within_the_silence_where_the_peer_lives_and_takes_nothing():
     ours, theirs = connected()
     one = LinkedConnection(ours, timeout_s=SILENCE_S, window_bytes=WINDOW, frame_bytes=FRAME)
@@ -229,7 +357,8 @@ def test_closing_ends_within_the_silence_where_the_peer_lives_and_takes_nothing(
 
     def live() -> None:
         while not is_over.wait(SILENCE_S / 5):
-            theirs.outgoing.write(HEADER.pack(Kind.PING, 0, 0))
+            with contextlib.suppress(TransportError):  # closed
+                theirs.outgoing.write(HEADER.pack(Kind.PING, 0, 0))
 
     living = threading.Thread(target=live, daemon=True)
     living.start()
@@ -240,6 +369,57 @@ def test_closing_ends_within_the_silence_where_the_peer_lives_and_takes_nothing(
     is_over.set()
     living.join(LONG_S)
     theirs.close()
+
+
+def test_closing_gives_up_a_link_that_is_being_opened():
+    ours, theirs = connected()
+    opening = threading.Event()
+
+    def open_link(attempt: Attempt) -> Any:
+        silent, peer = connected()
+        with silent, peer:
+            silent.deadline = time.monotonic() + LONG_S
+            attempt.use(silent)
+            opening.set()
+            silent.incoming.read(1)
+
+    one = linked(ours, open_link=open_link, wanted=2)
+    assert opening.wait(LONG_S)
+    theirs.outgoing.close()
+    begun = time.monotonic()
+    one.close()
+    theirs.close()
+    wait_for(lambda: "link-keeper" not in [thread.name for thread in threading.enumerate()])
+    assert time.monotonic() - begun < 1.5
+
+
+def test_an_attempt_that_was_given_up_before_it_has_a_connection_does_not_wait_for_that():
+    attempt = Attempt(3)
+    assert (attempt.number, attempt.is_given_up()) == (3, False)
+    attempt.give_up()
+    ours, theirs = connected()
+    with ours, theirs:
+        attempt.use(ours)
+        assert attempt.is_given_up()
+        with pytest.raises(PeerTimeout):
+            ours.incoming.read(1)
+
+
+def test_nothing_is_said_of_a_link_that_was_given_up_by_closing(caplog):
+    ours, theirs = connected()
+    opening = threading.Event()
+
+    def open_link(attempt: Attempt) -> Any:
+        opening.set()
+        wait_for(attempt.is_given_up)
+        raise TransportError("given up")
+
+    one = linked(ours, open_link=open_link, wanted=2)
+    assert opening.wait(LONG_S)
+    theirs.outgoing.close()
+    one.close()
+    theirs.close()
+    assert "connections to peer" not in caplog.text
 
 
 # ---- how long there was no link ----------------------------------------------------------------------
@@ -288,7 +468,7 @@ def test_breaks_that_were_made_good_are_added_up_and_count_no_more_when_all_is_c
     for nr in (1, 2):
         time.sleep(RESUME_S / 2)
         ours, theirs = connected()
-        one.add(contextlib.nullcontext(ours))
+        one.add(contextlib.nullcontext(ours), 0)
         assert one.breaks.mended == nr
         seconds = one.breaks.seconds
         assert nr * RESUME_S / 2 <= seconds < LONG_S / 2

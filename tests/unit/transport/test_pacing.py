@@ -199,9 +199,9 @@ def test_the_kernel_holds_a_tcp_connection_to_its_rate_until_another_is_set():
 
 
 def _queued(connection: SocketConnection) -> int:
-    from saverestore.transport.connection import _queued_bytes
+    from saverestore.transport.tcp_info import queued_bytes
 
-    return _queued_bytes(connection._socket)
+    return queued_bytes(connection._socket)
 
 
 def test_the_kernel_cannot_pace_a_pipe_or_a_socket_pair():

@@ -19,7 +19,8 @@ from tls_sites import LONG_S, Site, over_tls
 from saverestore import interrupts
 from saverestore.errors import Interrupted
 from saverestore.transport import tls_peers, tls_records
-from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, PeerTimeout, _queued_bytes
+from saverestore.transport.connection import BadAcknowledgement, BrokenPeer, PeerTimeout
+from saverestore.transport.tcp_info import queued_bytes
 from saverestore.transport.tls_records import AT_ONCE_BYTES, RECORD_BYTES, InKernel, InMemory, is_encrypting
 
 PATTERN = os.urandom(1 << 20)
@@ -210,7 +211,7 @@ def test_where_the_kernel_has_not_encrypted_once_it_is_not_asked_again(site, mon
 
 def sent_by(connection):
     """How many bytes have gone over the socket and were acknowledged there: tcpi_bytes_acked of linux/tcp.h."""
-    while _queued_bytes(connection._socket):
+    while queued_bytes(connection._socket):
         time.sleep(0.01)
     info = connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     return int.from_bytes(info[120:128], sys.byteorder)

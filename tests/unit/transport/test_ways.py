@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from saverestore.cli.arguments import dscp
+from saverestore.errors import TransportError
+from saverestore.migrate.certificate import OwnCertificate
 from saverestore.transport.sockets import Address, Unreachable, Way, connect
 
 
@@ -67,3 +73,55 @@ def test_a_way_that_is_none_is_named(server, way, why):
 )
 def test_classes_have_numbers_and_names(text, number):
     assert dscp(text) == number
+
+
+@contextlib.contextmanager
+def full():
+    """A port whose queue is full: who connects gets no answer."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as made, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(made.getsockname())
+        time.sleep(0.1)
+        yield made
+
+
+def given_up_after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def test_connecting_takes_no_longer_than_it_may():
+    with full() as server:
+        begun = time.monotonic()
+        with pytest.raises(Unreachable, match="cannot be reached: Connection timed out"):
+            connect(address_of(server, Way()), timeout_s=20, connect_s=0.3)
+        assert 0.2 < time.monotonic() - begun < 3
+
+
+def test_connecting_ends_soon_after_it_was_given_up():
+    with full() as server:
+        begun = time.monotonic()
+        with pytest.raises(Unreachable):
+            connect(address_of(server, Way()), timeout_s=20, is_given_up=given_up_after(0.3))
+        assert 0.2 < time.monotonic() - begun < 2
+
+
+def test_so_does_a_handshake(server):
+    pytest.importorskip("cryptography")
+    own = OwnCertificate.made("a")
+    tls, _ = own.pinned(own.text)
+    address = replace(address_of(server, Way()), kind="tls", tls=tls)
+    begun = time.monotonic()
+    with pytest.raises(TransportError):
+        connect(address, timeout_s=20, is_given_up=given_up_after(0.3))
+    assert 0.2 < time.monotonic() - begun < 2
+
+
+def test_who_is_refused_is_told_why_and_the_error_is_of_its_kind(server):
+    address = address_of(server, Way())
+    server.close()
+    with pytest.raises(Unreachable, match="cannot be reached: Connection refused") as caught:
+        connect(address, timeout_s=5)
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
