@@ -34,7 +34,7 @@ cp "$(ls xen.gz ../xen/xen.gz 2>/dev/null | head -n 1)" /mnt/xen.gz
 
 
 def key(variant: Variant) -> str:
-    """Return the key of the variant's hypervisor. As the emulator's, it does not name the packages it is built beside."""
+    """Return the key of the variant's hypervisor. Like the emulator's, it names no packages of tests."""
     return cache.key_of(RECIPE, variant.suite, variant.xen, _BUILD_SCRIPT)
 
 

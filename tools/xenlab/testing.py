@@ -179,7 +179,7 @@ def tests_on_xen(options: argparse.Namespace) -> dict[str, list[str]]:
         known = EVERYTHING | WITH_SLOW | chosen | of_pairs
         chosen = {variant: known[variant] for variant in options.variant}
     if any((CHECKOUT / word.partition("::")[0]).exists() for word in options.pytest):
-        return dict.fromkeys(chosen, [])
+        return {variant: [] for variant in chosen}
     return dict(chosen)
 
 
