@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,6 +97,9 @@ class Process:
     """A process that runs one command with these options."""
 
     def __init__(self, prog: str, name: str, given: argparse.Namespace) -> None:
+        import pickle  # those who work on one domain load this module for its options only
+        import tempfile
+
         self._out, self._error = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed by output()
         with tempfile.TemporaryFile() as options:
             options.write(pickle.dumps(given))

@@ -8,7 +8,6 @@ file; that one must exist, the usual one need not. Tables of the file are settin
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -214,12 +213,18 @@ def read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
     asked_for = environment.get(CONFIG_VARIABLE)
     path = Path(asked_for) if asked_for else CONFIG
     try:
-        found = tomllib.loads(path.read_text())
+        text = path.read_text()
     except FileNotFoundError:
         if asked_for:
             raise UsageError(f"{path}: no such file (${CONFIG_VARIABLE} names it)") from None
         return path, {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    import tomllib  # most hosts have no such file
+
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}") from error
     unknown = sorted(found.keys() - KINDS.keys() - set(TABLES))
     if unknown:

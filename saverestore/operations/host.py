@@ -12,9 +12,6 @@ from saverestore.guest.common.handles import Handles, open_handles
 from saverestore.guest.common.suspend import Suspending, check_can_suspend, check_not_asked
 from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import RestoreGuest, SaveGuest, Throttle
-from saverestore.operations import image_fit
-from saverestore.operations.image_fit import Contents
-from saverestore.stream.reader import LibxcReader
 from saverestore.toolstack import (
     bare,
     choice,
@@ -35,6 +32,8 @@ from saverestore.toolstack.ports import FreshDomain, Maker, Toolstack
 from saverestore.toolstack.processor_cap import ProcessorCap
 
 if TYPE_CHECKING:
+    from saverestore.operations.image_fit import Contents
+    from saverestore.stream.reader import LibxcReader
     from saverestore.toolstack.libxl import LibxlToolstack
 
 
@@ -169,6 +168,8 @@ class Host:
 
     def contents_of(self, image: str) -> Contents | None:
         """Read an image's records, if it can be read twice. See `image_fit`."""
+        from saverestore.operations import image_fit  # with all that reads images: no save needs it
+
         return image_fit.contents_of(image)
 
     def memory_reserved(self, config: GuestConfig, pages: int) -> AbstractContextManager[None]:
@@ -214,6 +215,8 @@ class Host:
 
     def check_image(self, config: GuestConfig, contents: Contents, *, force: bool) -> None:
         """ImageError or DomainError when the image's domain would not run on this host's processors."""
+        from saverestore.operations import image_fit
+
         image_fit.check(self.handles, self.architecture, config, contents, force=force)
 
     def check_disks(self, config: GuestConfig, contents: Contents, *, force: bool) -> None:

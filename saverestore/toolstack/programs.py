@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from saverestore.errors import ErrorName, XenRefused
@@ -16,10 +15,11 @@ WATCHER = "pysave-watch"
 
 def path_of(program: str) -> Path:
     """Where it is: beside the command that runs, where this Python has its scripts, or on the PATH."""
-    beside = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else None
-    for folder in (beside, Path(sysconfig.get_path("scripts"))):
-        if folder is not None and os.access(folder / program, os.X_OK):
+    for folder in _folders():
+        if os.access(folder / program, os.X_OK):
             return folder / program
+    import shutil
+
     found = shutil.which(program)
     if found is None:
         raise XenRefused(
@@ -27,3 +27,11 @@ def path_of(program: str) -> Path:
             name=ErrorName.INSTALLATION_INCOMPLETE,
         )
     return Path(found)
+
+
+def _folders() -> Iterator[Path]:
+    if sys.argv and sys.argv[0]:
+        yield Path(sys.argv[0]).resolve().parent
+    import sysconfig  # takes its time to load, and the first folder nearly always has it
+
+    yield Path(sysconfig.get_path("scripts"))

@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,10 +51,10 @@ def promised(kind: str, wanted: Promise, check: Callable[[list[Promise]], None])
 
 def _entered(kind: str, wanted: Promise) -> tuple[Path, int]:
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f"{kind}-", suffix=SUFFIX, dir=lock.LOCK_DIR)
+        path = lock.LOCK_DIR / f"{kind}-{os.urandom(8).hex()}{SUFFIX}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise TransportError(f"{lock.LOCK_DIR}: {error.strerror}", name=name_of_errno(error.errno)) from error
-    path = Path(name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.write(descriptor, json.dumps(wanted | {"pid": os.getpid()}).encode())

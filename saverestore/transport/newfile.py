@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import stat
 from pathlib import Path
 from types import TracebackType
@@ -151,7 +150,7 @@ class NewFile:
         begin = _temporary_prefix(self._final)
         self._folder = self._open(self._final.parent, os.O_PATH | os.O_DIRECTORY)
         for _ in range(ATTEMPTS):
-            path = self._final.with_name(f"{begin}{secrets.token_hex(TOKEN_BYTES)}{PARTIAL}")
+            path = self._final.with_name(f"{begin}{os.urandom(TOKEN_BYTES).hex()}{PARTIAL}")
             # Known before it is there, so that a signal at any moment leaves none; the name is nobody else's.
             self._temporary = path
             try:
