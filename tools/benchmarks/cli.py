@@ -23,18 +23,20 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 
 KINDS = ("pvh", "pv")
 ROUNDS = 3
+START_ROUNDS = 15
 PAIRS = 5
 SIZES_MIB = (256, 1024)
 IN_MEMORY = Path("/dev/shm")
 NATIVE_PARTS = ("loopback", "tls", "cpu", "gigabit", "wan", "cut")
 
 _DESCRIPTION = """\
-How fast this project is, next to its peers: on the same bytes, in one run, in turns. All figures are medians.
+How fast this project is, next to its peers: on the same bytes, in one run, in turns. Figures are medians.
 
   tools/bench image guest.img --mib 1024       make an image up, where there is none of a real domain
   tools/bench codecs guest.img --json out.json
   tools/bench engine --no-qemu
   tools/bench memory
+  tools/bench start
   tools/bench xen --kind pvh --mib 256
   tools/bench migrate --part loopback --part tls
   tools/bench migrate --pair --turns 5
@@ -102,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--only", metavar="WORD", default="", help="only what has WORD in its name")
     memory.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     memory.set_defaults(run=_memory)
+
+    start = commands.add_parser(
+        "start", help="each command until it does something, against Python and numpy by themselves"
+    )
+    start.add_argument("--rounds", type=_positive, default=START_ROUNDS, help=f"default {START_ROUNDS}")
+    start.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons")
+    start.set_defaults(run=_start)
 
     xen = commands.add_parser(
         "xen", help="pysave and pyrestore against xl, on real Xen in the lab: an hour", formatter_class=raw
@@ -272,6 +281,21 @@ def _memory(args: argparse.Namespace) -> int:
         memory.measure_one(name, int(size_mib), Path(folder))
         return OK
     found = memory.measure_all(args.folder, args.only)
+    if args.json is not None:
+        write_json(args.json, found)
+    return OK
+
+
+def _start(args: argparse.Namespace) -> int:
+    from benchmarks import start
+    from benchmarks.results import comparison_table, write_json
+
+    print(_machine())
+    measured = start.measure(args.rounds, _say)
+    found = start.comparisons(measured)
+    print(f"the least of {args.rounds} rounds\n")
+    print(start.report(measured))
+    print(f"\n{comparison_table(found)}")
     if args.json is not None:
         write_json(args.json, found)
     return OK
