@@ -5,6 +5,7 @@ A Ctrl-C then ends the process as it does a program in C, without a word. Python
 
 from __future__ import annotations
 
+import gc
 import signal
 from importlib import import_module
 from typing import NoReturn
@@ -14,7 +15,14 @@ def _run(module: str) -> int:
     """Load a command, heeding Ctrl-C meanwhile, and run it: its exit code."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where nohup(1) has it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return int(import_module(f"saverestore.cli.{module}").main())
+    # Nothing of what is loaded is ever garbage, and looking through it time and again takes as long as some modules.
+    gc.disable()
+    try:
+        command = import_module(f"saverestore.cli.{module}")
+    finally:
+        gc.freeze()
+        gc.enable()
+    return int(command.main())
 
 
 def _run_to_the_end(module: str) -> NoReturn:

@@ -55,6 +55,17 @@ def test_loading_the_module_alone_changes_nothing():
     assert done.stdout == "True\n"
 
 
+def test_no_garbage_is_looked_for_while_a_command_is_loaded_and_it_is_afterwards():
+    done = while_loading("import gc; print(gc.isenabled())")
+    assert (done.returncode, done.stdout) == (0, "False\n")
+    done = python(
+        "import gc, sys, types; from saverestore.cli import start\n"
+        "sys.modules['saverestore.cli.pyimage'] = types.SimpleNamespace(main=lambda: print(gc.isenabled()) or 0)\n"
+        "start.pyimage()"
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n")
+
+
 @pytest.mark.parametrize("command", PROJECT["scripts"])
 def test_each_command_begins_there(command):
     module, function = re.fullmatch(r"(.+):(.+)", PROJECT["scripts"][command]).groups()
