@@ -415,6 +415,11 @@ class FdSink(_Fd):
         """How many bytes had to be written."""
         return self.offset
 
+    @property
+    def held_bytes(self) -> int:
+        """How many of the bytes that were given are not with the kernel yet."""
+        return 0
+
     def finish(self) -> None:
         """Everything has been given. Nothing is held back here that would still have to be written."""
 
@@ -449,8 +454,10 @@ class FdSink(_Fd):
         """One writev. BlockingIOError where a non-blocking descriptor takes nothing."""
         return os.writev(self.fileno(), buffers)
 
-    def _failure(self, error: OSError) -> TransportError:
-        place = f"at byte {self.offset:#x} = {self.offset}"
+    def _failure(self, error: OSError, at: int | None = None) -> TransportError:
+        """In words; `at`: where it failed, if that is not where the next byte goes."""
+        at = self.offset if at is None else at
+        place = f"at byte {at:#x} = {at}"
         if error.errno in SPACE_ERRORS:
             return TransportError(
                 f"{self.name}: {error.strerror}, {place}",

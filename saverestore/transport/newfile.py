@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Self
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
+from saverestore.transport.direct import Cache, DirectFileSink, file_sink, no_direct
 from saverestore.transport.fd import FdSink
 from saverestore.transport.pipe import sink_of
 from saverestore.transport.safety import bring_to_disk, free_bytes, sync_folder
-from saverestore.transport.sparse import SparseFileSink
 
 LOG = logging.getLogger(__name__)
 
@@ -89,11 +89,17 @@ class NewFile:
     The temporary file is locked, so that one whose writer was killed can be told from one being written: it is
     removed when a file of the same name is next written. Blocks that are all zero become holes in it.
 
-    Nothing here is shielded from signals: whatever a file system answers, and however slowly, a signal ends it.
+    `cache`: whether it is written through the page cache, or directly (`transport.direct`); then what was given is
+    there when `sink.finish` or `sync` has returned, no sooner. `Cache.AUTO` asks for the second, where it can be had.
+
+    Nothing here is shielded from signals, but for direct writes that have begun, which `sink.close` waits for:
+    whatever a file system answers, and however slowly, a signal ends it.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, *, overwrite: bool = False, cache: Cache = Cache.PAGE) -> None:
         self.path = path
+        self._cache = cache
+        self._direct: DirectFileSink | None = None
         self._overwrite = overwrite
         self._final = path
         self._temporary: Path | None = None
@@ -116,6 +122,8 @@ class NewFile:
         self._is_file = mode is None or stat.S_ISREG(mode)
         self.sink: FdSink
         if not self._is_file:
+            if cache is Cache.DIRECT:
+                raise no_direct(str(path), "it is no regular file")
             return
         if mode is not None and not overwrite:
             raise UsageError(
@@ -189,6 +197,16 @@ class NewFile:
         """Whether what is marked as zeroes takes no room."""
         return self._is_file
 
+    @property
+    def cache(self) -> Cache:
+        """How it is written, in the block: `Cache.DIRECT` or `Cache.PAGE`."""
+        return Cache.PAGE if self._direct is None else self._direct.cache
+
+    def use_page_cache(self) -> None:
+        """Write through the page cache from now on: whoever waits for the next writes need not wait for the disk."""
+        if self._direct is not None:
+            self._direct.use_page_cache()
+
     def free_bytes(self) -> int | None:
         """Room left on the file system, or on the block device; None where that means nothing or is not known."""
         if not self._has_disk:
@@ -198,10 +216,12 @@ class NewFile:
             size = os.lseek(self.sink.fileno(), 0, os.SEEK_END)
             os.lseek(self.sink.fileno(), at, os.SEEK_SET)
             return size - at
-        return free_bytes(self.sink.fileno())
+        free = free_bytes(self.sink.fileno())
+        return None if free is None else max(0, free - self.sink.held_bytes)
 
     def sync(self) -> None:
         """Everything has been written: bring it to the disk, still without its name. May take long."""
+        self.sink.finish()
         if not self._has_disk:
             return
         try:
@@ -218,6 +238,7 @@ class NewFile:
         TransportError when it cannot be; the temporary file is then still removed by the end of the block.
         """
         temporary = self._temporary
+        self.sink.finish()  # nothing, after `sync`
         try:
             if temporary is None:
                 self.sink.close()
@@ -286,8 +307,11 @@ class NewFile:
     def _sink(self) -> FdSink:
         """Over a temporary file."""
         descriptor = self._open_temporary()
+        assert self._temporary is not None
         try:
-            return SparseFileSink(descriptor, str(self.path))
+            sink = file_sink(descriptor, self._temporary, str(self.path), self._cache)
+            self._direct = sink if isinstance(sink, DirectFileSink) else None
+            return sink
         except BaseException as error:  # a signal, too
             os.close(descriptor)
             if not isinstance(error, OSError):

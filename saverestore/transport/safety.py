@@ -14,6 +14,9 @@ from pathlib import Path
 HAS_NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
 """What fsync() says of pipes, sockets and terminals, and on file systems that have none."""
 
+IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs", "rootfs"})
+"""File systems without a disk. tmpfs takes O_DIRECT since Linux 6.6, for the sake of programs that insist on it."""
+
 
 def free_bytes(descriptor: int) -> int | None:
     """Room on the file system of this file; None where that is not known.
@@ -25,6 +28,21 @@ def free_bytes(descriptor: int) -> int | None:
     except OSError:
         return None
     return room.f_bavail * room.f_frsize if room.f_blocks and room.f_frsize else None
+
+
+def is_in_memory(descriptor: int) -> bool:
+    """Whether this file is in memory and has no disk, as far as the table of mounts says so."""
+    device = os.fstat(descriptor).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        head, _, tail = line.partition(" - ")  # proc(5): its optional fields end so
+        if head.split()[2:3] == [wanted] and tail.split()[:1] and tail.split()[0] in IN_MEMORY:
+            return True
+    return False
 
 
 def bring_to_disk(descriptor: int) -> None:

@@ -1,0 +1,322 @@
+"""Writing a new file past the page cache: O_DIRECT, from aligned buffers, by threads of its own.
+
+    writev ─► copy into a buffer of 4 MiB ─► full: a thread writes it ─► disk
+              next buffer                 ─► another thread           ─►
+              zeroes: the buffer ends at a whole block, the next begins behind the hole
+              less than 256 KiB between two holes, and the file's end ─► page cache
+
+A file in the page cache is written twice: into memory, and from there to the disk, most of it only when fsync() asks
+for it. On a host with little memory (dom0) the writer is slowed down to the disk's rate besides, and what others have
+in the cache is lost. Direct writes are on the disk when they return, and fsync() finds little to do.
+
+O_DIRECT wants offset, length and memory aligned to the device's sectors. All buffers begin at whole blocks, and end
+there, too: only the end of the file may lie amid one. Many small direct writes would each wait for the disk, where
+the page cache puts them together: those go there. No page of the file is written both ways.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import mmap
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
+from saverestore.interrupts import result_of, shield
+from saverestore.kernels.page import PAGE_SIZE
+from saverestore.transport.fd import nbytes_of
+from saverestore.transport.safety import is_in_memory
+from saverestore.transport.sparse import SparseFileSink
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+LOG = logging.getLogger(__name__)
+
+ALIGNMENT = PAGE_SIZE
+"""Of offset, length and memory. No device that Linux takes by default has larger sectors."""
+
+BUFFER_BYTES = 4 << 20
+"""The largest request that usual disks take at once. Larger buffers were no faster, and take memory."""
+
+WRITERS = 2
+"""Threads: while the end of one write is on its way back, the disk has another."""
+
+BUFFERS = WRITERS + 1
+
+SMALLEST_DIRECT = 256 << 10
+"""What is less, between two holes, goes through the page cache."""
+
+REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+"""What a file system answers that takes O_DIRECT when a file is opened, but not this write."""
+
+U8 = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
+class Cache(StrEnum):
+    """How a file is written."""
+
+    AUTO = "auto"
+    DIRECT = "direct"
+    PAGE = "page"
+
+
+class DirectFileSink(SparseFileSink):
+    """A `SparseFileSink` that writes directly where the file system takes it. The bytes and holes are the same.
+
+    What was given has been copied when a call returns, and is with the kernel after `finish` only; only then has the
+    file its length. A write that failed is told by a later call, with its own place; then the sink is of no use.
+    Where the file system refuses a direct write after all, that and all later ones go through the page cache.
+
+    `close` ends its threads: it waits for what they are writing, 8 MiB at most. What was not written by `finish` is
+    lost.
+    """
+
+    def __init__(
+        self, fd: int, direct_fd: int, name: str, *, close_fd: bool = True, buffer_bytes: int = BUFFER_BYTES
+    ) -> None:
+        """Over two descriptors of the same new, empty file, the second of them opened with O_DIRECT.
+
+        `buffer_bytes`: a multiple of ALIGNMENT. With `close_fd` both belong to this object.
+        """
+        super().__init__(fd, name, close_fd=close_fd)
+        self._direct_fd = direct_fd
+        self._buffer_bytes = buffer_bytes
+        self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="disk")
+        self._spare: list[U8] = []
+        self._nr_buffers = 0
+        self._begun: deque[tuple[U8, int, Future[None]]] = deque()
+        self._buffer: U8 | None = None
+        self._begin = 0  # where in the file the buffer's first byte goes
+        self._filled = 0
+        self._ends_in_hole = False
+        self._is_direct = True
+        self._was_refused = False
+
+    @property
+    def cache(self) -> Cache:
+        """How it writes, until something else was asked for: `Cache.PAGE` once a direct write was refused."""
+        return Cache.PAGE if self._was_refused else Cache.DIRECT
+
+    @property
+    def held_bytes(self) -> int:
+        """See FdSink."""
+        return self._filled + sum(nr_bytes for _, nr_bytes, future in tuple(self._begun) if not future.done())
+
+    def use_page_cache(self) -> None:
+        """From now on write through the page cache: somebody waits for the next writes, and not for the disk."""
+        self._is_direct = False
+
+    def finish(self) -> None:
+        """Everything has been given: write what is held back. A second time does nothing."""
+        tail = self._filled % self._block_bytes
+        if self._filled - tail >= SMALLEST_DIRECT and self._is_direct and self._buffer is not None:
+            rest = self._buffer[self._filled - tail : self._filled].tobytes()
+            self._filled -= tail
+            self._submit()
+            self._wait_for_all()
+            self._write_at(memoryview(rest), self._begin)
+            self._begin += tail
+        else:
+            self._wait_for_all()
+            self._write_here()
+        if self._ends_in_hole:
+            self._ends_in_hole = False
+            self._set_length()
+        self._is_direct = False  # whatever follows does not begin at a whole block
+
+    def close(self) -> None:
+        """See above; TransportError as of any sink's `close`. A second time does nothing."""
+        with shield():
+            for *_, future in self._begun:
+                future.cancel()
+            self._pool.shutdown(wait=True)
+            self._begun.clear()
+            self._spare.clear()
+            self._buffer = None
+            self._filled = 0
+        direct_fd, self._direct_fd = self._direct_fd, -1
+        try:
+            if direct_fd >= 0 and self._close_fd:
+                os.close(direct_fd)
+        except OSError as error:
+            raise TransportError(
+                f"{self.name}: closing it failed: {error.strerror}", name=name_of_errno(error.errno)
+            ) from error
+        finally:
+            super().close()
+
+    # ---- filling buffers ---------------------------------------------------------------------------
+
+    def _write_data(self, buffers: Sequence[ReadableBuffer]) -> None:
+        for buffer in buffers:
+            length, at = nbytes_of(buffer), 0
+            while at < length:
+                at += self._copy(buffer, at)
+                if self._filled == self._buffer_bytes:
+                    self._submit()
+
+    def _copy(self, buffer: ReadableBuffer, at: int) -> int:
+        """Put some of a buffer, from `at` on, into ours: how many bytes. Holds nothing of it afterwards."""
+        if self._buffer is None:
+            self._buffer = self._free_buffer()
+        with memoryview(buffer) as whole, whole.cast("B") as flat:
+            nr_bytes = min(self._buffer_bytes - self._filled, len(flat) - at)
+            # numpy lets other threads work while it copies.
+            self._buffer[self._filled : self._filled + nr_bytes] = np.frombuffer(flat, np.uint8, nr_bytes, at)
+        self._filled += nr_bytes
+        self.offset += nr_bytes
+        self._ends_in_hole = False
+        return nr_bytes
+
+    def _leave_hole(self, nr_bytes: int) -> None:
+        if self._filled >= SMALLEST_DIRECT:
+            self._submit()
+        else:
+            self._write_here()
+        super()._leave_hole(nr_bytes)
+        self._begin = self.offset
+        self._ends_in_hole = True
+
+    def _end_in_hole(self) -> None:
+        """`finish` gives the file its length."""
+
+    def _free_buffer(self) -> U8:
+        if self._spare:
+            return self._spare.pop()
+        if self._nr_buffers < BUFFERS:
+            self._nr_buffers += 1
+            memory = mmap.mmap(-1, self._buffer_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(OSError):  # a kernel without
+                # The disk is given few long pieces of memory then, in place of a thousand pages.
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            return np.frombuffer(memory, dtype=np.uint8)
+        return self._first_written()
+
+    # ---- writing them ------------------------------------------------------------------------------
+
+    def _submit(self) -> None:
+        """Have the buffer written. What comes next begins another one."""
+        assert self._buffer is not None
+        with shield():  # what was submitted must also be in the queue
+            buffer, nr_bytes, begin = self._buffer, self._filled, self._begin
+            future = self._pool.submit(self._write_buffer, buffer, nr_bytes, begin)
+            self._begun.append((buffer, nr_bytes, future))
+            self._buffer, self._filled, self._begin = None, 0, begin + nr_bytes
+
+    def _write_here(self) -> None:
+        """Write the buffer through the page cache, on this thread."""
+        if self._buffer is not None and self._filled:
+            self._write_at(memoryview(self._buffer)[: self._filled], self._begin)
+            self._begin += self._filled
+            self._filled = 0
+
+    def _first_written(self) -> U8:
+        """Wait until the buffer that was submitted first is written: it is free. TransportError where that failed."""
+        buffer, _, future = self._begun[0]
+        result_of(future)
+        self._begun.popleft()
+        return buffer
+
+    def _wait_for_all(self) -> None:
+        while self._begun:
+            self._spare.append(self._first_written())
+
+    def _write_buffer(self, buffer: U8, nr_bytes: int, begin: int) -> None:
+        self._write_at(memoryview(buffer)[:nr_bytes], begin, direct=True)
+
+    def _write_at(self, view: memoryview, begin: int, *, direct: bool = False) -> None:
+        """Write all of it at this place of the file. Any thread.
+
+        `direct`: past the page cache, as far as that can be done; a short write may end amid a sector.
+        """
+        at = 0
+        while at < len(view):
+            is_direct = (
+                direct and self._is_direct and not (begin + at) % ALIGNMENT and not len(view) % ALIGNMENT
+            )
+            fd = self._direct_fd if is_direct else self.fileno()
+            try:
+                moved = os.pwrite(fd, view[at:], begin + at)
+            except OSError as error:
+                if is_direct and error.errno in REFUSED:
+                    LOG.info("%s: direct I/O was refused: %s", self.name, error.strerror)
+                    self._is_direct, self._was_refused = False, True
+                    continue
+                raise self._failure(error, begin + at) from error
+            if not moved:
+                raise TransportError(
+                    f"{self.name}: takes no more data at byte {begin + at:#x} = {begin + at}"
+                )
+            at += moved
+
+
+def file_sink(fd: int, path: Path, name: str, cache: Cache) -> SparseFileSink:
+    """What writes a new, empty regular file: `fd`, which belongs to the sink; at `path` it can be opened again.
+
+    `Cache.AUTO`: directly, unless it is in memory or the file system does not take that. UsageError when it does not,
+    and `Cache.DIRECT` was asked for: `fd` is then the caller's, and the file empty.
+    """
+    if cache is Cache.PAGE:
+        return SparseFileSink(fd, name)
+    direct_fd, why = _opened_directly(fd, path)
+    if direct_fd is not None and cache is Cache.DIRECT:
+        try:
+            why = _refused(fd, direct_fd)
+        except BaseException:  # a signal
+            os.close(direct_fd)
+            raise
+        if why:
+            os.close(direct_fd)
+            direct_fd = None
+    if direct_fd is not None:
+        try:
+            return DirectFileSink(fd, direct_fd, name)
+        except BaseException:
+            os.close(direct_fd)
+            raise
+    if cache is Cache.DIRECT:
+        raise no_direct(name, why)
+    return SparseFileSink(fd, name)
+
+
+def no_direct(name: str, why: str) -> UsageError:
+    """The error where direct I/O was asked for, and cannot be had."""
+    return UsageError(
+        f"{name} cannot be written by direct I/O: {why}; no changes were made",
+        name=ErrorName.FILE_UNSUITABLE,
+        remedies=[Advice(Remedy.PAGE_CACHE)],
+    )
+
+
+def _opened_directly(fd: int, path: Path) -> tuple[int | None, str]:
+    """The file once more, for direct writes; None where that cannot be, and why."""
+    if is_in_memory(fd):
+        return None, "it is in memory"
+    if max(ALIGNMENT, os.fstat(fd).st_blksize) % ALIGNMENT:
+        return None, "its file system has blocks of an odd length"
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC), ""
+    except OSError as error:
+        return None, f"its file system answers '{error.strerror}'"
+
+
+def _refused(fd: int, direct_fd: int) -> str:
+    """Why the file system refuses a direct write after all, empty where it does not. The file is empty again."""
+    with mmap.mmap(-1, ALIGNMENT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        try:
+            os.pwrite(direct_fd, memory, 0)
+            os.ftruncate(fd, 0)
+        except OSError as error:
+            if error.errno in REFUSED or error.errno == errno.ENOSYS:
+                return f"its file system answers '{error.strerror}'"
+    return ""  # a full disk, too: writing the image tells that better
