@@ -24,15 +24,15 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
+from saverestore.errors import TransportError, name_of_errno
 from saverestore.interrupts import result_of, shield
 from saverestore.kernels.page import PAGE_SIZE
+from saverestore.transport.cache import Cache, no_direct
 from saverestore.transport.fd import nbytes_of
 from saverestore.transport.safety import is_in_memory
 from saverestore.transport.sparse import SparseFileSink
@@ -60,14 +60,6 @@ REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 """What a file system answers that takes O_DIRECT when a file is opened, but not this write."""
 
 U8 = np.ndarray[tuple[int], np.dtype[np.uint8]]
-
-
-class Cache(StrEnum):
-    """How a file is written."""
-
-    AUTO = "auto"
-    DIRECT = "direct"
-    PAGE = "page"
 
 
 class DirectFileSink(SparseFileSink):
@@ -104,7 +96,7 @@ class DirectFileSink(SparseFileSink):
 
     @property
     def cache(self) -> Cache:
-        """How it writes, until something else was asked for: `Cache.PAGE` once a direct write was refused."""
+        """`Cache.DIRECT`, or `Cache.PAGE` once a direct write was refused; `use_page_cache` changes nothing of it."""
         return Cache.PAGE if self._was_refused else Cache.DIRECT
 
     @property
@@ -113,7 +105,7 @@ class DirectFileSink(SparseFileSink):
         return self._filled + sum(nr_bytes for _, nr_bytes, future in tuple(self._begun) if not future.done())
 
     def use_page_cache(self) -> None:
-        """From now on write through the page cache: somebody waits for the next writes, and not for the disk."""
+        """See SparseFileSink."""
         self._is_direct = False
 
     def finish(self) -> None:
@@ -158,6 +150,11 @@ class DirectFileSink(SparseFileSink):
     # ---- filling buffers ---------------------------------------------------------------------------
 
     def _write_data(self, buffers: Sequence[ReadableBuffer]) -> None:
+        if not self._is_direct:
+            self._write_here()
+            super()._write_data(buffers)
+            self._ends_in_hole = False
+            return
         for buffer in buffers:
             length, at = nbytes_of(buffer), 0
             while at < length:
@@ -216,7 +213,7 @@ class DirectFileSink(SparseFileSink):
     def _write_here(self) -> None:
         """Write the buffer through the page cache, on this thread."""
         if self._buffer is not None and self._filled:
-            self._write_at(memoryview(self._buffer)[: self._filled], self._begin)
+            self._write_at(self._buffer[: self._filled].data, self._begin)
             self._begin += self._filled
             self._filled = 0
 
@@ -232,7 +229,7 @@ class DirectFileSink(SparseFileSink):
             self._spare.append(self._first_written())
 
     def _write_buffer(self, buffer: U8, nr_bytes: int, begin: int) -> None:
-        self._write_at(memoryview(buffer)[:nr_bytes], begin, direct=True)
+        self._write_at(buffer[:nr_bytes].data, begin, direct=True)
 
     def _write_at(self, view: memoryview, begin: int, *, direct: bool = False) -> None:
         """Write all of it at this place of the file. Any thread.
@@ -252,7 +249,7 @@ class DirectFileSink(SparseFileSink):
                     LOG.info("%s: direct I/O was refused: %s", self.name, error.strerror)
                     self._is_direct, self._was_refused = False, True
                     continue
-                raise self._failure(error, begin + at) from error
+                raise self._failure_at(error, begin + at) from error
             if not moved:
                 raise TransportError(
                     f"{self.name}: takes no more data at byte {begin + at:#x} = {begin + at}"
@@ -287,15 +284,6 @@ def file_sink(fd: int, path: Path, name: str, cache: Cache) -> SparseFileSink:
     if cache is Cache.DIRECT:
         raise no_direct(name, why)
     return SparseFileSink(fd, name)
-
-
-def no_direct(name: str, why: str) -> UsageError:
-    """The error where direct I/O was asked for, and cannot be had."""
-    return UsageError(
-        f"{name} cannot be written by direct I/O: {why}; no changes were made",
-        name=ErrorName.FILE_UNSUITABLE,
-        remedies=[Advice(Remedy.PAGE_CACHE)],
-    )
 
 
 def _opened_directly(fd: int, path: Path) -> tuple[int | None, str]:

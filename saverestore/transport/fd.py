@@ -454,9 +454,11 @@ class FdSink(_Fd):
         """One writev. BlockingIOError where a non-blocking descriptor takes nothing."""
         return os.writev(self.fileno(), buffers)
 
-    def _failure(self, error: OSError, at: int | None = None) -> TransportError:
-        """In words; `at`: where it failed, if that is not where the next byte goes."""
-        at = self.offset if at is None else at
+    def _failure(self, error: OSError) -> TransportError:
+        return self._failure_at(error, self.offset)
+
+    def _failure_at(self, error: OSError, at: int) -> TransportError:
+        """In words. `at`: the byte that could not be written."""
         place = f"at byte {at:#x} = {at}"
         if error.errno in SPACE_ERRORS:
             return TransportError(

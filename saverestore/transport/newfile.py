@@ -14,10 +14,12 @@ from types import TracebackType
 from typing import Self
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
-from saverestore.transport.direct import Cache, DirectFileSink, file_sink, no_direct
+from saverestore.transport.cache import Cache, no_direct
+from saverestore.transport.direct import file_sink
 from saverestore.transport.fd import FdSink
 from saverestore.transport.pipe import sink_of
 from saverestore.transport.safety import bring_to_disk, free_bytes, sync_folder
+from saverestore.transport.sparse import SparseFileSink
 
 LOG = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class NewFile:
     def __init__(self, path: Path, *, overwrite: bool = False, cache: Cache = Cache.PAGE) -> None:
         self.path = path
         self._cache = cache
-        self._direct: DirectFileSink | None = None
+        self._own_sink: SparseFileSink | None = None
         self._overwrite = overwrite
         self._final = path
         self._temporary: Path | None = None
@@ -200,12 +202,12 @@ class NewFile:
     @property
     def cache(self) -> Cache:
         """How it is written, in the block: `Cache.DIRECT` or `Cache.PAGE`."""
-        return Cache.PAGE if self._direct is None else self._direct.cache
+        return Cache.PAGE if self._own_sink is None else self._own_sink.cache
 
     def use_page_cache(self) -> None:
         """Write through the page cache from now on: whoever waits for the next writes need not wait for the disk."""
-        if self._direct is not None:
-            self._direct.use_page_cache()
+        if self._own_sink is not None:
+            self._own_sink.use_page_cache()
 
     def free_bytes(self) -> int | None:
         """Room left on the file system, or on the block device; None where that means nothing or is not known."""
@@ -309,9 +311,8 @@ class NewFile:
         descriptor = self._open_temporary()
         assert self._temporary is not None
         try:
-            sink = file_sink(descriptor, self._temporary, str(self.path), self._cache)
-            self._direct = sink if isinstance(sink, DirectFileSink) else None
-            return sink
+            self._own_sink = file_sink(descriptor, self._temporary, str(self.path), self._cache)
+            return self._own_sink
         except BaseException as error:  # a signal, too
             os.close(descriptor)
             if not isinstance(error, OSError):

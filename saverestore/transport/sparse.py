@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from saverestore.kernels.page import PAGE_SIZE
 from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros, zeros
+from saverestore.transport.cache import Cache
 from saverestore.transport.fd import FdSink, nbytes_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ class SparseFileSink(FdSink):
     def leaves_holes(self) -> bool:
         """See ImageSink."""
         return True
+
+    @property
+    def cache(self) -> Cache:
+        """How it writes."""
+        return Cache.PAGE
+
+    def use_page_cache(self) -> None:
+        """From now on have each write with the kernel when it returns, through the page cache."""
 
     @property
     def stored_bytes(self) -> int:

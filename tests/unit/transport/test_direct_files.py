@@ -19,7 +19,8 @@ from saverestore.errors import ErrorName, Interrupted, Remedy, TransportError, U
 from saverestore.interrupts import handled
 from saverestore.kernels.zeros import zeros
 from saverestore.transport import direct, newfile
-from saverestore.transport.direct import BUFFER_BYTES, Cache, DirectFileSink
+from saverestore.transport.cache import Cache
+from saverestore.transport.direct import BUFFER_BYTES, DirectFileSink
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.safety import is_in_memory
 from saverestore.transport.sparse import SparseFileSink

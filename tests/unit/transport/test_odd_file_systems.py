@@ -19,7 +19,7 @@ from saverestore.errors import ErrorName, Interrupted, TransportError, UsageErro
 from saverestore.interrupts import handled
 from saverestore.kernels.zeros import zeros
 from saverestore.transport import descriptor, newfile
-from saverestore.transport.direct import Cache
+from saverestore.transport.cache import Cache
 from saverestore.transport.newfile import NewFile
 
 DATA = b"image" * 1000
