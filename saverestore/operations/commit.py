@@ -21,6 +21,7 @@ from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.transport.base import ByteSink, ImageSink
 from saverestore.transport.cache import Cache, no_direct
 from saverestore.transport.descriptor import Descriptor
+from saverestore.transport.direct import BUFFER_BYTES, SMALL_BUFFER_BYTES
 from saverestore.transport.image_sockets import Receiver, address_of, descriptor, receiver_at
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.paced import PacedSink
@@ -290,5 +291,6 @@ def _place_of(request: SaveRequest, address: Address | None) -> Iterator[Place]:
             f"{path}: there is no directory {path.parent}; no changes were made",
             name=ErrorName.FILE_NOT_FOUND,
         )
-    with NewFile(path, overwrite=request.overwrite, cache=request.cache) as file:
+    buffer_bytes = BUFFER_BYTES if request.compress is None else SMALL_BUFFER_BYTES
+    with NewFile(path, overwrite=request.overwrite, cache=request.cache, buffer_bytes=buffer_bytes) as file:
         yield file

@@ -3,7 +3,7 @@
     writev ─► copy into a buffer of 4 MiB ─► full: a thread writes it ─► disk
               next buffer                 ─► another thread           ─►
               zeroes: the buffer ends at a whole block, the next begins behind the hole
-              less than 256 KiB between two holes, and the file's end ─► page cache
+              less than 128 KiB between two holes, and the file's end ─► page cache
 
 A file in the page cache is written twice: into memory, and from there to the disk, most of it only when fsync() asks
 for it. On a host with little memory (dom0) the writer is slowed down to the disk's rate besides, and what others have
@@ -48,12 +48,15 @@ ALIGNMENT = PAGE_SIZE
 BUFFER_BYTES = 4 << 20
 """The largest request that usual disks take at once. Larger buffers were no faster, and take memory."""
 
+SMALL_BUFFER_BYTES = 2 << 20
+"""Behind a compressor, which needs memory of its own, and is slower than most disks."""
+
 WRITERS = 2
 """Threads: while the end of one write is on its way back, the disk has another."""
 
 BUFFERS = WRITERS + 1
 
-SMALLEST_DIRECT = 256 << 10
+SMALLEST_DIRECT = 128 << 10
 """What is less, between two holes, goes through the page cache."""
 
 REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
@@ -102,7 +105,8 @@ class DirectFileSink(SparseFileSink):
     @property
     def held_bytes(self) -> int:
         """See FdSink."""
-        return self._filled + sum(nr_bytes for _, nr_bytes, future in tuple(self._begun) if not future.done())
+        with shield():  # no signal amid a future's lock, see `interrupts`
+            return self._filled + sum(nr_bytes for _, nr_bytes, future in self._begun if not future.done())
 
     def use_page_cache(self) -> None:
         """See SparseFileSink."""
@@ -190,7 +194,8 @@ class DirectFileSink(SparseFileSink):
     def _free_buffer(self) -> U8:
         if self._spare:
             return self._spare.pop()
-        if self._nr_buffers < BUFFERS:
+        # One that is written before another is made: where a compressor is slower than the disk, two will do.
+        if self._nr_buffers < BUFFERS and not self._first_is_done():
             self._nr_buffers += 1
             memory = mmap.mmap(-1, self._buffer_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with contextlib.suppress(OSError):  # a kernel without
@@ -223,6 +228,10 @@ class DirectFileSink(SparseFileSink):
         result_of(future)
         self._begun.popleft()
         return buffer
+
+    def _first_is_done(self) -> bool:
+        with shield():  # no signal amid the future's lock, see `interrupts`
+            return bool(self._begun) and self._begun[0][2].done()
 
     def _wait_for_all(self) -> None:
         while self._begun:
@@ -257,7 +266,9 @@ class DirectFileSink(SparseFileSink):
             at += moved
 
 
-def file_sink(fd: int, path: Path, name: str, cache: Cache) -> SparseFileSink:
+def file_sink(
+    fd: int, path: Path, name: str, cache: Cache, *, buffer_bytes: int = BUFFER_BYTES
+) -> SparseFileSink:
     """What writes a new, empty regular file: `fd`, which belongs to the sink; at `path` it can be opened again.
 
     `Cache.AUTO`: directly, unless it is in memory or the file system does not take that. UsageError when it does not,
@@ -277,7 +288,7 @@ def file_sink(fd: int, path: Path, name: str, cache: Cache) -> SparseFileSink:
             direct_fd = None
     if direct_fd is not None:
         try:
-            return DirectFileSink(fd, direct_fd, name)
+            return DirectFileSink(fd, direct_fd, name, buffer_bytes=buffer_bytes)
         except BaseException:
             os.close(direct_fd)
             raise

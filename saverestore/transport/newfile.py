@@ -15,7 +15,7 @@ from typing import Self
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.transport.cache import Cache, no_direct
-from saverestore.transport.direct import file_sink
+from saverestore.transport.direct import BUFFER_BYTES, file_sink
 from saverestore.transport.fd import FdSink
 from saverestore.transport.pipe import sink_of
 from saverestore.transport.safety import bring_to_disk, free_bytes, sync_folder
@@ -93,14 +93,22 @@ class NewFile:
 
     `cache`: whether it is written through the page cache, or directly (`transport.direct`); then what was given is
     there when `sink.finish` or `sync` has returned, no sooner. `Cache.AUTO` asks for the second, where it can be had.
+    `buffer_bytes`: of each of the three buffers that this takes.
 
     Nothing here is shielded from signals, but for direct writes that have begun, which `sink.close` waits for:
     whatever a file system answers, and however slowly, a signal ends it.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False, cache: Cache = Cache.PAGE) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        cache: Cache = Cache.PAGE,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
         self.path = path
-        self._cache = cache
+        self._cache, self._buffer_bytes = cache, buffer_bytes
         self._own_sink: SparseFileSink | None = None
         self._overwrite = overwrite
         self._final = path
@@ -311,7 +319,9 @@ class NewFile:
         descriptor = self._open_temporary()
         assert self._temporary is not None
         try:
-            self._own_sink = file_sink(descriptor, self._temporary, str(self.path), self._cache)
+            self._own_sink = file_sink(
+                descriptor, self._temporary, str(self.path), self._cache, buffer_bytes=self._buffer_bytes
+            )
             return self._own_sink
         except BaseException as error:  # a signal, too
             os.close(descriptor)

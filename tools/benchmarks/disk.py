@@ -45,6 +45,7 @@ from saverestore.stream.layout import PAGE_SIZE
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemorySave
 from saverestore.transport.cache import Cache
+from saverestore.transport.direct import BUFFER_BYTES, SMALL_BUFFER_BYTES
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.zstd_sink import ZstdSink
 
@@ -76,7 +77,8 @@ COMPARED = [
 
 def save_to_disk(domain: MemoryDomain, path: Path, cache: Cache, compress: int | None = None) -> None:
     """Save it, until it is on the disk and has its name. BenchError where `Cache.AUTO` is the page cache there."""
-    with NewFile(path, overwrite=True, cache=cache) as file:
+    buffer_bytes = BUFFER_BYTES if compress is None else SMALL_BUFFER_BYTES
+    with NewFile(path, overwrite=True, cache=cache, buffer_bytes=buffer_bytes) as file:
         if cache is Cache.AUTO and file.cache is not Cache.DIRECT:
             raise BenchError(f"{path.parent} has no disk, or takes no direct I/O: give another with --folder")
         if compress is None:
