@@ -34,7 +34,7 @@ from saverestore.interrupts import result_of, shield
 from saverestore.kernels.page import PAGE_SIZE
 from saverestore.transport.cache import Cache, no_direct
 from saverestore.transport.fd import nbytes_of
-from saverestore.transport.safety import is_in_memory
+from saverestore.transport.safety import file_system_of, is_in_memory
 from saverestore.transport.sparse import SparseFileSink
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ BUFFERS = WRITERS + 1
 
 SMALLEST_DIRECT = 128 << 10
 """What is less, between two holes, goes through the page cache."""
+
+COMPRESSING = frozenset({"btrfs", "bcachefs"})
+"""File systems that may compress what goes through the page cache, and store as it is what is written directly."""
 
 REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 """What a file system answers that takes O_DIRECT when a file is opened, but not this write."""
@@ -271,10 +274,10 @@ def file_sink(
 ) -> SparseFileSink:
     """What writes a new, empty regular file: `fd`, which belongs to the sink; at `path` it can be opened again.
 
-    `Cache.AUTO`: directly, unless it is in memory or the file system does not take that. UsageError when it does not,
-    and `Cache.DIRECT` was asked for: `fd` is then the caller's, and the file empty.
+    `Cache.AUTO`: directly, unless it is in memory, the file system does not take that, or would not compress it then.
+    UsageError when it cannot be, and `Cache.DIRECT` was asked for: `fd` is then the caller's, and the file empty.
     """
-    if cache is Cache.PAGE:
+    if cache is Cache.PAGE or (cache is Cache.AUTO and file_system_of(fd) in COMPRESSING):
         return SparseFileSink(fd, name)
     direct_fd, why = _opened_directly(fd, path)
     if direct_fd is not None and cache is Cache.DIRECT:

@@ -30,19 +30,25 @@ def free_bytes(descriptor: int) -> int | None:
     return room.f_bavail * room.f_frsize if room.f_blocks and room.f_frsize else None
 
 
-def is_in_memory(descriptor: int) -> bool:
-    """Whether this file is in memory and has no disk, as far as the table of mounts says so."""
-    device = os.fstat(descriptor).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+def file_system_of(descriptor: int) -> str:
+    """The kind of file system that this file is on, as mount(8) calls it; empty where that is not known."""
+    # By the mount's number: btrfs shows other device numbers to stat() than it has in the table of mounts.
     try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        facts = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return False
-    for line in lines:
+        return ""
+    numbers = [line.split()[1] for line in facts if line.startswith("mnt_id:")]
+    for line in mounts:
         head, _, tail = line.partition(" - ")  # proc(5): its optional fields end so
-        if head.split()[2:3] == [wanted] and tail.split()[:1] and tail.split()[0] in IN_MEMORY:
-            return True
-    return False
+        if numbers and head.split()[:1] == numbers:
+            return tail.split()[0] if tail.split() else ""
+    return ""
+
+
+def is_in_memory(descriptor: int) -> bool:
+    """Whether this file is in memory and has no disk, as far as is known."""
+    return file_system_of(descriptor) in IN_MEMORY
 
 
 def bring_to_disk(descriptor: int) -> None:

@@ -279,6 +279,15 @@ def test_a_file_in_memory_is_written_through_the_page_cache():
         file.sink.write(DATA[:100])
 
 
+def test_a_file_system_that_compresses_gets_it_through_the_page_cache_unless_direct_is_asked_for(
+    folder, monkeypatch
+):
+    monkeypatch.setattr(direct, "file_system_of", lambda _fd: "btrfs")
+    for cache, found in ((Cache.AUTO, Cache.PAGE), (Cache.DIRECT, Cache.DIRECT)):
+        with NewFile(folder / "image", overwrite=True, cache=cache) as file:
+            assert file.cache is found
+
+
 def test_direct_is_refused_in_memory_before_anything_is_touched():
     path = Path("/dev/shm") / f"direct-{os.getpid()}"
     words = "cannot be written by direct I/O: it is in memory; no changes were made"

@@ -21,6 +21,7 @@ from saverestore.kernels.zeros import zeros
 from saverestore.transport import descriptor, newfile
 from saverestore.transport.cache import Cache
 from saverestore.transport.newfile import NewFile
+from saverestore.transport.safety import file_system_of, is_in_memory
 
 DATA = b"image" * 1000
 
@@ -109,6 +110,17 @@ def test_direct_writes_that_are_refused_late_are_found_before_anything_is_writte
         ):
             pass
         assert content_of(folder) == []
+
+
+def test_the_kind_of_file_system_is_that_of_the_mount(tmp_path):
+    with fuse(tmp_path / "fuse") as folder, NewFile(folder / "out.img") as file:
+        assert file_system_of(file.sink.fileno()) == "fuse"
+    with (
+        mounted(tmp_path / "ramfs", "mount", "-t", "ramfs", "ramfs") as folder,
+        NewFile(folder / "out.img", cache=Cache.AUTO) as file,
+    ):
+        assert file_system_of(file.sink.fileno()) == "ramfs"
+        assert is_in_memory(file.sink.fileno()) and file.cache is Cache.PAGE
 
 
 @pytest.mark.parametrize("cache", [Cache.PAGE, Cache.DIRECT])
