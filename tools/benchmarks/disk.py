@@ -53,7 +53,7 @@ KIND = "pvh"
 MEMORY_TIMES = 5.5
 """How many times the domain must fit into memory: two of them, the image, QEMU's memory, and what is cached."""
 
-DD_DIRECT, QEMU_DIRECT, AUTO_AGAINST_PAGE = 0.9, 1.0, 1.0
+DD_DIRECT, QEMU_DIRECT, AUTO_AGAINST_PAGE = 0.9, 1.0, 0.95
 
 PAGE_WAY, AUTO_WAY = "save, page cache", "save, auto"
 ZSTD_PAGE_WAY, ZSTD_AUTO_WAY = "save with zstd, page cache", "save with zstd, auto"

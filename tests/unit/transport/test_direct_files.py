@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -324,3 +326,41 @@ def test_direct_is_refused_for_what_is_no_file():
         NewFile(Path("/dev/null"), cache=Cache.DIRECT)
     with NewFile(Path("/dev/null"), cache=Cache.AUTO) as file:
         assert file.cache is Cache.PAGE
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """An ext4 of 16 MiB."""
+    program = shutil.which("mkfs.ext4", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if os.geteuid() != 0 or program is None:
+        pytest.skip("a small disk takes root and mkfs.ext4 (e2fsprogs)")
+    disk, mounted = tmp_path / "disk", tmp_path / "mounted"
+    disk.write_bytes(bytes(16 * MIB))
+    mounted.mkdir()
+    subprocess.run([program, "-q", str(disk)], check=True)
+    done = subprocess.run(
+        ["mount", "-o", "loop", str(disk), str(mounted)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+    yield mounted
+    subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_a_disk_that_is_full_leaves_nothing_and_a_smaller_image_fits_afterwards(small_disk):
+    def use() -> None:
+        with NewFile(small_disk / "out.img", cache=Cache.DIRECT) as file:
+            for _ in range(4):
+                file.sink.writev([DATA, *zeros(MIB)])
+            file.sync()
+
+    with pytest.raises(TransportError, match=r"No space left on device, at byte 0x") as caught:
+        use()
+    assert caught.value.name is ErrorName.DISK_FULL
+    assert [one.remedy for one in caught.value.remedies] == [Remedy.OTHER_PLACE]
+    assert content_of(small_disk) == ["lost+found"]
+    with NewFile(small_disk / "out.img", cache=Cache.DIRECT) as file:
+        file.sink.writev([DATA, *zeros(20 * MIB)])  # the hole takes no room
+        file.sync()
+        file.publish()
+    assert (small_disk / "out.img").read_bytes() == DATA + bytes(20 * MIB)
