@@ -80,14 +80,14 @@ class DirectFileSink(SparseFileSink):
     """
 
     def __init__(
-        self, fd: int, direct_fd: int, name: str, *, close_fd: bool = True, buffer_bytes: int = BUFFER_BYTES
+        self, fd: int, name: str, *, close_fd: bool = True, buffer_bytes: int = BUFFER_BYTES
     ) -> None:
-        """Over two descriptors of the same new, empty file, the second of them opened with O_DIRECT.
+        """Over a new, empty file, which `open_directly` opens once more.
 
-        `buffer_bytes`: a multiple of ALIGNMENT. With `close_fd` both belong to this object.
+        `buffer_bytes`: a multiple of ALIGNMENT.
         """
         super().__init__(fd, name, close_fd=close_fd)
-        self._direct_fd = direct_fd
+        self._direct_fd = -1
         self._buffer_bytes = buffer_bytes
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="disk")
         self._spare: list[U8] = []
@@ -97,8 +97,30 @@ class DirectFileSink(SparseFileSink):
         self._begin = 0  # where in the file the buffer's first byte goes
         self._filled = 0
         self._ends_in_hole = False
-        self._is_direct = True
+        self._is_direct = False
         self._was_refused = False
+
+    def open_directly(self, path: Path, *, probe: bool = False) -> str:
+        """Open the file once more, for direct writes: returns "", or why they cannot be had.
+
+        Whatever it returns or raises, `close_directly` closes what was opened. `probe`: also try one; the file is
+        empty again.
+        """
+        try:
+            self._direct_fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if probe:
+                _try(self._direct_fd, self.fileno())
+        except OSError as error:
+            return f"its file system answers '{error.strerror}'"
+        self._is_direct = True
+        return ""
+
+    def close_directly(self) -> None:
+        """Close what `open_directly` has opened. OSError as of close(2). A second time does nothing."""
+        direct_fd, self._direct_fd = self._direct_fd, -1
+        self._is_direct = False
+        if direct_fd >= 0:
+            os.close(direct_fd)
 
     @property
     def cache(self) -> Cache:
@@ -135,18 +157,16 @@ class DirectFileSink(SparseFileSink):
 
     def close(self) -> None:
         """See above; TransportError as of any sink's `close`. A second time does nothing."""
-        with shield():
-            for *_, future in self._begun:
-                future.cancel()
-            self._pool.shutdown(wait=True)
-            self._begun.clear()
-            self._spare.clear()
-            self._buffer = None
-            self._filled = 0
-        direct_fd, self._direct_fd = self._direct_fd, -1
         try:
-            if direct_fd >= 0 and self._close_fd:
-                os.close(direct_fd)
+            with shield():
+                for *_, future in self._begun:
+                    future.cancel()
+                self._pool.shutdown(wait=True)
+                self._begun.clear()
+                self._spare.clear()
+                self._buffer = None
+                self._filled = 0
+                self.close_directly()
         except OSError as error:
             raise TransportError(
                 f"{self.name}: closing it failed: {error.strerror}", name=name_of_errno(error.errno)
@@ -159,8 +179,9 @@ class DirectFileSink(SparseFileSink):
     def _write_data(self, buffers: Sequence[ReadableBuffer]) -> None:
         if not self._is_direct:
             self._write_here()
+            before = self.offset
             super()._write_data(buffers)
-            self._ends_in_hole = False
+            self._ends_in_hole = self._ends_in_hole and self.offset == before
             return
         for buffer in buffers:
             length, at = nbytes_of(buffer), 0
@@ -279,46 +300,39 @@ def file_sink(
     """
     if cache is Cache.PAGE or (cache is Cache.AUTO and file_system_of(fd) in COMPRESSING):
         return SparseFileSink(fd, name)
-    direct_fd, why = _opened_directly(fd, path)
-    if direct_fd is not None and cache is Cache.DIRECT:
+    why = _unsuitable(fd)
+    if not why:
+        sink = DirectFileSink(fd, name, buffer_bytes=buffer_bytes)
         try:
-            why = _refused(fd, direct_fd)
+            why = sink.open_directly(path, probe=cache is Cache.DIRECT)
+            if not why:
+                return sink
         except BaseException:  # a signal
-            os.close(direct_fd)
+            sink.close_directly()
             raise
-        if why:
-            os.close(direct_fd)
-            direct_fd = None
-    if direct_fd is not None:
-        try:
-            return DirectFileSink(fd, direct_fd, name, buffer_bytes=buffer_bytes)
-        except BaseException:
-            os.close(direct_fd)
-            raise
+        with contextlib.suppress(OSError):  # it is not used
+            sink.close_directly()
     if cache is Cache.DIRECT:
         raise no_direct(name, why)
     return SparseFileSink(fd, name)
 
 
-def _opened_directly(fd: int, path: Path) -> tuple[int | None, str]:
-    """The file once more, for direct writes; None where that cannot be, and why."""
+def _unsuitable(fd: int) -> str:
+    """Why a file is not to be opened for direct writes at all; empty of one that may be."""
     if is_in_memory(fd):
-        return None, "it is in memory"
+        return "it is in memory"
     if max(ALIGNMENT, os.fstat(fd).st_blksize) % ALIGNMENT:
-        return None, "its file system has blocks of an odd length"
-    try:
-        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC), ""
-    except OSError as error:
-        return None, f"its file system answers '{error.strerror}'"
+        return "its file system has blocks of an odd length"
+    return ""
 
 
-def _refused(fd: int, direct_fd: int) -> str:
-    """Why the file system refuses a direct write after all, empty where it does not. The file is empty again."""
+def _try(direct_fd: int, fd: int) -> None:
+    """Write something directly, and empty the file again. OSError when direct writes are refused, after all."""
     with mmap.mmap(-1, ALIGNMENT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         try:
             os.pwrite(direct_fd, memory, 0)
             os.ftruncate(fd, 0)
         except OSError as error:
             if error.errno in REFUSED or error.errno == errno.ENOSYS:
-                return f"its file system answers '{error.strerror}'"
-    return ""  # a full disk, too: writing the image tells that better
+                raise
+            # A full disk, say: writing the image tells that better.

@@ -324,7 +324,10 @@ class NewFile:
             )
             return self._own_sink
         except BaseException as error:  # a signal, too
-            os.close(descriptor)
+            if self._own_sink is None:
+                os.close(descriptor)
+            else:
+                self._own_sink.close()
             if not isinstance(error, OSError):
                 raise
             raise TransportError(

@@ -49,7 +49,8 @@ def folder(tmp_path_factory):
 @contextlib.contextmanager
 def direct_sink(path: Path, **more: int):
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    with DirectFileSink(fd, os.open(path, os.O_WRONLY | os.O_DIRECT), "image", **more) as sink:
+    with DirectFileSink(fd, "image", **more) as sink:
+        assert sink.open_directly(path) == ""
         yield sink
 
 
@@ -119,6 +120,19 @@ def test_the_bytes_are_the_same_when_it_turns_to_the_page_cache_on_the_way(folde
         DATA[at : at + length] + bytes(length % 3 * 20 * PAGE) for at, length in enumerate(lengths)
     )
     assert (folder / "direct").read_bytes() == wanted
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_file_that_ends_in_a_hole_has_its_length_also_when_nothing_follows(folder, turned):
+    with direct_sink(folder / "direct") as sink:
+        sink.writev([b"head", *zeros(100 * PAGE)])
+        if turned:
+            sink.use_page_cache()
+        sink.write(b"")
+        sink.writev([b"", b""])
+        sink.finish()
+        sink.finish()
+    assert (folder / "direct").read_bytes() == b"head" + bytes(100 * PAGE)
 
 
 def test_what_is_written_directly_is_not_in_the_page_cache(folder):

@@ -122,7 +122,7 @@ def test_naming_a_file_leaves_no_descriptor_open(tmp_path):
 
 @pytest.mark.parametrize("step", ["file_sink", "_is_there", "_lock"])
 def test_a_signal_as_a_file_is_begun_leaves_no_descriptor_open(tmp_path, monkeypatch, step):
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise Interrupted("interrupted by Ctrl-C")
 
     monkeypatch.setattr(newfile, step, interrupted)
