@@ -175,12 +175,11 @@ class NewFile:
                 raise
             try:
                 # Another process may have taken it for abandoned before it was locked.
-                is_ours = _lock(descriptor) is not False and _is_there(path)
+                if _lock(descriptor) is not False and _is_there(path):
+                    return descriptor
             except BaseException:  # a signal
                 os.close(descriptor)
                 raise
-            if is_ours:
-                return descriptor
             os.close(descriptor)
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -317,8 +316,8 @@ class NewFile:
     def _sink(self) -> FdSink:
         """Over a temporary file."""
         descriptor = self._open_temporary()
-        assert self._temporary is not None
         try:
+            assert self._temporary is not None
             self._own_sink = file_sink(
                 descriptor, self._temporary, str(self.path), self._cache, buffer_bytes=self._buffer_bytes
             )
