@@ -41,6 +41,7 @@ def save(
     toolstack: Literal["auto", "bare", "libxl"] = "auto",
     while_suspended: str | None = None,
     space_check: bool = True,
+    cache: Literal["auto", "direct", "page"] = "auto",
     progress: Progress | None = None,
 ) -> SaveReport:
     """Save a running domain into an image, as `pysave` does. Needs root in the control domain.
@@ -50,8 +51,9 @@ def save(
     defaults match xl. `compress`: a level of zstd, 1 to 19; None writes the image as it is. `digest`: "xxh3",
     "sha256", "blake3" or "none". `while_suspended`: a command line for sh(1), run while the domain is suspended, to
     snapshot its disks; it sees PYSAVE_DOMAIN, PYSAVE_DOMID, PYSAVE_UUID and PYSAVE_IMAGE, and when it fails the save
-    is given up. `space_check`: refuse where the file system has no room for the image. `progress`: is called while
-    the save works.
+    is given up. `space_check`: refuse where the file system has no room for the image. `cache`: write the file by
+    direct I/O, or through the page cache; "auto": directly where that can be done, but for what is written while a
+    domain that is to run again is suspended. `progress`: is called while the save works.
 
     Returns what was done: pages, rounds, downtime. On any error there is no image, and the domain is as it was
     before, unless the error says otherwise.
@@ -62,6 +64,7 @@ def save(
     from saverestore.engine.policy import Limits
     from saverestore.operations.requests import FinalState, SaveRequest
     from saverestore.operations.save import save_domain
+    from saverestore.transport.cache import Cache
 
     request = SaveRequest(
         domain=str(domain),
@@ -76,6 +79,7 @@ def save(
         toolstack=toolstack,
         while_suspended=while_suspended,
         space_check=space_check,
+        cache=Cache(cache),
     )
     return save_domain(request, progress or Silence())
 

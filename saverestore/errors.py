@@ -264,6 +264,7 @@ class Remedy(Enum):
     OVERWRITE = auto()  # the file
     OTHER_PLACE = auto()  # free some space, or write elsewhere
     NO_SPACE_CHECK = auto()  # where a file system has more room than it says
+    PAGE_CACHE = auto()  # where direct I/O cannot be had
     DECOMPRESS = auto()  # by the program, into a pipe: "zstd", "gzip", "xz" or "lz4"
     DECOMPRESS_TO_FILE = auto()
     MAKE_SEEKABLE = auto()  # the image

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,6 +137,14 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
         type=arguments.rate_or_none,
         help="write no faster than this: 50MiB/s, 50MB/s, 400Mbit/s, or none; what compression saves is free. "
         "It holds for the last round, too, so the downtime is longer",
+    )
+    group.add_argument(
+        "--cache",
+        choices=("auto", "direct", "page"),
+        default="auto",
+        help="how a file is written: direct, by direct I/O past the page cache, so that little is left for the end; "
+        "page, through the page cache; auto (the default): direct where the file system takes it and has a disk, "
+        "but with -c through the page cache while the domain is suspended",
     )
     group.add_argument(
         "--no-space-check",
@@ -361,6 +371,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.operations.requests import FinalState, SaveRequest
     from saverestore.operations.save import save_domain
     from saverestore.report.facts import facts_of_save
+    from saverestore.transport.cache import Cache
     from saverestore.transport.image_sockets import address_of
 
     final_state = FinalState.DESTROY
@@ -374,6 +385,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         store=None if given.store is None else Path(given.store),
         space_check=given.space_check,
         bwlimit=given.bwlimit,
+        cache=Cache(given.cache),
         restored_at_boot=vars(given).get("is_one_of_all", False),
         final_state=final_state,
         live=given.live,
@@ -395,7 +407,9 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
         while_suspended=given.while_suspended,
         tls=certificates.tls_of(given),
     )
-    address_of(request.image, tls=request.tls)  # one that is not valid is found before Xen is opened
+    is_address = address_of(request.image, tls=request.tls) is not None  # or not valid: before Xen is opened
+    if "cache" in given.from_settings and (is_address or not _may_be_file(request.image)):
+        request = replace(request, cache=Cache.AUTO)
     if given.dry_run:
         return common.print_findings("pysave", dry_run(request))
     report = SaveReport()
@@ -409,6 +423,11 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
     if not given.quiet:
         common.say(f"pysave: {_summary(request, report, run.outcome.seconds)}")
     return None
+
+
+def _may_be_file(image: str) -> bool:
+    """Whether an image of this name is, or would be, a regular file."""
+    return image not in STANDARD_OUTPUT and (not os.path.lexists(image) or Path(image).is_file())
 
 
 def _in_force(given: argparse.Namespace, request: SaveRequest) -> argparse.Namespace:

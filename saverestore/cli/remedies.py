@@ -87,6 +87,7 @@ ANYWHERE = {
     Remedy.OVERWRITE: "choose another name",
     Remedy.OTHER_PLACE: "free some space, or write to another place",
     Remedy.NO_SPACE_CHECK: "'pysave --no-space-check' tries it all the same",
+    Remedy.PAGE_CACHE: "'pysave --cache auto' uses the page cache there",
     Remedy.DECOMPRESS: "decompress it through a pipe: '{decompressor} IMAGE | pyrestore -'",
     Remedy.DECOMPRESS_TO_FILE: "'zstd -d --long=31 IMAGE' decompresses the whole file",
     Remedy.MAKE_SEEKABLE: (
@@ -116,6 +117,7 @@ OWN = {
         Remedy.USE_XL: "'xl save' may support it",
         Remedy.OVERWRITE: "--overwrite replaces it",
         Remedy.NO_SPACE_CHECK: "--no-space-check tries it all the same",
+        Remedy.PAGE_CACHE: "--cache auto uses the page cache there",
     },
     PYRESTORE: {
         Remedy.BARE_TOOLSTACK: "--toolstack bare restores it without devices",

@@ -24,6 +24,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         *(
             "compress",
             "bwlimit",
+            "cache",
             "digest",
             "format",
             "codec",

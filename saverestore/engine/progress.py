@@ -91,7 +91,8 @@ class SaveReport:
     `limits`: what it was made by.
     `resent_pages`: of `pages_sent`, those of pfns that had been sent before. `zero_pages`: those that were all zero.
     `stored_bytes`: what the image takes on the disk, or in the pipe, where that is known. `sync_s`: from the end of
-    the stream until all of it was on the disk. `coded`: what was written by each coding of pages, by its name; none
+    the stream until all of it was on the disk. `cache`: how the image's file was written, "direct" or "page"; None
+    where it is no file. `coded`: what was written by each coding of pages, by its name; none
     of an image in Xen's own format.
     """
 
@@ -107,6 +108,7 @@ class SaveReport:
     zero_pages: int = 0
     stored_bytes: int | None = None
     sync_s: float = 0.0
+    cache: str | None = None
     coded: dict[str, Coded] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     domain_state: DomainState = DomainState.UNTOUCHED

@@ -188,6 +188,8 @@ class SaveSession:
         """Suspend the domain: the downtime begins. DomainError when it does not suspend."""
         self._expect(Phase.RUNNING)
         self._progress.phase("suspending the domain")
+        if self._settings.before_suspending is not None:
+            self._settings.before_suspending()
         self._downtime = DowntimeClock(self._clock)
         self.report.downtime = self._downtime.measured
         self._guest.suspend()

@@ -52,6 +52,7 @@ class SaveSettings:
     None: nobody looks.
     `catch_up`: called after the last round in which the domain runs, unless it writes about as fast as is sent; it
     returns when what was written has arrived, or when that takes too long. So that time is no part of the downtime.
+    `before_suspending`: called just before the domain is suspended: what is written from then on is waited for by it.
     `broken_s`: for how long there was no way to where the stream goes, in all so far; None: there always is one. When
     it grows while `catch_up` waits, another round follows.
     `batch_pfns`, `hole_pfns`: how many pfns are read, or asked about, at a time; None: what is fastest.
@@ -70,6 +71,7 @@ class SaveSettings:
     throttle: Throttle | None = None
     storage: Storage | None = None
     catch_up: Callable[[], None] | None = None
+    before_suspending: Callable[[], None] | None = None
     broken_s: Callable[[], float] | None = None
     batch_pfns: int | None = None
     hole_pfns: int | None = None

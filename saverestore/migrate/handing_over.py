@@ -57,6 +57,7 @@ class HandingOver(ABC):
     hands_over = True
     stored_bytes = None
     has_holes = False
+    cache = None
     left_behind = "the migration was aborted"
 
     def __init__(self, move: Move, sink: ByteSink, *, with_xl: bool) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,9 @@ from saverestore.engine.settings import SaveSettings
 from saverestore.errors import Advice, ErrorName, ExitCode, Remedy, SaveRestoreError, UsageError, fact_of
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.transport.base import ByteSink, ImageSink
+from saverestore.transport.cache import Cache, no_direct
 from saverestore.transport.descriptor import Descriptor
+from saverestore.transport.direct import BUFFER_BYTES, SMALL_BUFFER_BYTES
 from saverestore.transport.image_sockets import Receiver, address_of, descriptor, receiver_at
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.paced import PacedSink
@@ -58,6 +61,10 @@ class Commit(Protocol):
     @property
     def has_holes(self) -> bool:
         """Whether zero pages of a plain image take no room."""
+
+    @property
+    def cache(self) -> Cache | None:
+        """How it is written; None of what is no file."""
 
     def free_bytes(self) -> int | None:
         """How much room is left; None where that means nothing."""
@@ -102,6 +109,13 @@ class Place(Protocol):
     def has_holes(self) -> bool:
         """See Commit."""
 
+    @property
+    def cache(self) -> Cache | None:
+        """See Commit."""
+
+    def use_page_cache(self) -> None:
+        """Write through the page cache from now on."""
+
     def free_bytes(self) -> int | None:
         """See Commit."""
 
@@ -117,8 +131,10 @@ class FileCommit:
 
     hands_over = False
 
-    def __init__(self, place: Place, sink: ImageSink) -> None:
+    def __init__(self, place: Place, sink: ImageSink, request: SaveRequest) -> None:
         self._place = place
+        # A domain that is to run again waits for what is written while it is suspended, not for the disk.
+        self._turns_to_page_cache = request.cache is Cache.AUTO and request.final_state is FinalState.RUN
         self.sink = sink
         self.name = place.sink.name
 
@@ -137,12 +153,19 @@ class FileCommit:
         """See Commit."""
         return self._place.has_holes
 
+    @property
+    def cache(self) -> Cache | None:
+        """See Commit."""
+        return self._place.cache
+
     def free_bytes(self) -> int | None:
         """See Commit."""
         return self._place.free_bytes()
 
     def settings(self, wanted: SaveSettings) -> SaveSettings:
         """See Commit."""
+        if self._turns_to_page_cache:
+            return replace(wanted, before_suspending=self._place.use_page_cache)
         return wanted
 
     def finish(self) -> None:
@@ -169,6 +192,7 @@ class SocketCommit:
 
     stored_bytes = None
     has_holes = False
+    cache = None
 
     def __init__(self, receiver: Receiver, sink: ImageSink, request: SaveRequest) -> None:
         self.sink = sink
@@ -217,14 +241,16 @@ class SocketCommit:
 
 @contextmanager
 def commit_of(request: SaveRequest) -> Iterator[Commit]:
-    """Open where the image goes: a new file, a descriptor, a socket. UsageError when it cannot be there."""
+    """Open where the image goes: a new file, a descriptor, a socket. UsageError when it cannot be there, or so."""
     address = address_of(request.image, tls=request.tls)
+    if request.cache is Cache.DIRECT and (address is not None or request.image == STDOUT):
+        raise no_direct("standard output" if address is None else request.image, "it is no regular file")
     if address is not None and address.kind != "fd":
         with receiver_at(address) as receiver, _compressed(_paced_link(receiver, request), request) as sink:
             yield SocketCommit(receiver, sink, request)
         return
     with _place_of(request, address) as place, _compressed(_paced(place.sink, request), request) as sink:
-        yield FileCommit(place, sink)
+        yield FileCommit(place, sink, request)
 
 
 def _paced(sink: ImageSink, request: SaveRequest) -> ImageSink:
@@ -265,5 +291,6 @@ def _place_of(request: SaveRequest, address: Address | None) -> Iterator[Place]:
             f"{path}: there is no directory {path.parent}; no changes were made",
             name=ErrorName.FILE_NOT_FOUND,
         )
-    with NewFile(path, overwrite=request.overwrite) as file:
+    buffer_bytes = BUFFER_BYTES if request.compress is None else SMALL_BUFFER_BYTES
+    with NewFile(path, overwrite=request.overwrite, cache=request.cache, buffer_bytes=buffer_bytes) as file:
         yield file

@@ -30,6 +30,7 @@ from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.ports import Toolstack
+from saverestore.transport.cache import Cache
 from saverestore.transport.image_sockets import address_of
 
 LOG = logging.getLogger(__name__)
@@ -296,6 +297,8 @@ def _describe_size(
     if storing.shrinks:
         size = f"{size}, as measured on some of its memory; at most {_mib(full_size(prepared.guest))}"
     findings.note(f"size: {size}" + (", and dirty pages that are resent" if request.live else ""))
+    if commit is not None and commit.cache is Cache.DIRECT:
+        findings.note("it would be written by direct I/O, past the page cache")
 
 
 def _mib(nr_bytes: int) -> str:

@@ -11,6 +11,7 @@ from saverestore.engine.policy import Limits
 from saverestore.stream.codecs import Coding
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST
 from saverestore.toolstack import choice
+from saverestore.transport.cache import Cache
 
 if TYPE_CHECKING:
     from saverestore.toolstack.given_config import GivenConfig
@@ -41,7 +42,8 @@ class SaveRequest:
     image calls the domain; None: by its own name. `config`: what the image is to have instead of the domain's
     configuration, as far as that can be; `name` goes before it. `space_check`: look whether there is room for the
     image, before it is begun and after each round. `bwlimit`: the most bytes per second that are written; None: no
-    limit.
+    limit. `cache`: whether the image's file is written through the page cache, or directly; `Cache.AUTO`: directly
+    where that can be done, but for what a domain that is to run again waits for.
     """
 
     domain: str
@@ -67,6 +69,7 @@ class SaveRequest:
     config: GivenConfig | None = None
     space_check: bool = True
     bwlimit: int | None = None
+    cache: Cache = Cache.AUTO
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def _commit_image(
     written_at = host.clock()
     try:
         commit.finish()
-        report.stored_bytes = commit.stored_bytes
+        report.stored_bytes, report.cache = commit.stored_bytes, commit.cache
         if commit.handed_over():
             interrupts.too_late()
             session.give_away()

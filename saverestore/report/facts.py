@@ -60,6 +60,7 @@ def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
     rounds = report.rounds
     return _head(outcome, report) | {
         "bytes": {"stream": report.stream_bytes, "stored": report.stored_bytes},
+        "cache": report.cache,
         "pages": {
             "sent": report.pages_sent,
             "resent": report.resent_pages,

@@ -142,7 +142,8 @@ class ByteSink(Protocol):
 
     A buffer that is marked as nothing but zeroes (`kernels.zeros.are_zeros`) may become a hole, or be sent without a
     copy; any other is written as it is, unseen.
-    Raises `TransportError` when writing fails; `offset` then counts what the kernel had taken.
+    Raises `TransportError` when writing fails; `offset` then counts what the kernel had taken. Of a sink that holds
+    something back until `finish`, it counts what was given, and the error names its place itself.
     """
 
     @property

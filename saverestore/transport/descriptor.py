@@ -20,6 +20,10 @@ class Descriptor:
         self._fd = fd
 
     has_holes = False
+    cache = None
+
+    def use_page_cache(self) -> None:
+        """Nothing: a file that somebody else opened is written so in any case."""
 
     def free_bytes(self) -> int | None:
         """Room on the file system of a regular file; None where that means nothing."""

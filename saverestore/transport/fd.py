@@ -423,6 +423,11 @@ class FdSink(_Fd):
         """How many bytes had to be written."""
         return self.offset
 
+    @property
+    def held_bytes(self) -> int:
+        """How many of the bytes that were given are not with the kernel yet."""
+        return 0
+
     def finish(self) -> None:
         """Everything has been given. Nothing is held back here that would still have to be written."""
 
@@ -458,7 +463,11 @@ class FdSink(_Fd):
         return os.writev(self.fileno(), buffers)
 
     def _failure(self, error: OSError) -> TransportError:
-        place = f"at byte {self.offset:#x} = {self.offset}"
+        return self._failure_at(error, self.offset)
+
+    def _failure_at(self, error: OSError, at: int) -> TransportError:
+        """In words. `at`: the byte that could not be written."""
+        place = f"at byte {at:#x} = {at}"
         if error.errno in SPACE_ERRORS:
             return TransportError(
                 f"{self.name}: {error.strerror}, {place}",

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
+from saverestore.transport.cache import Cache, no_direct
+from saverestore.transport.direct import BUFFER_BYTES, file_sink
 from saverestore.transport.fd import FdSink, remedies_of_errno
 from saverestore.transport.file_locks import try_lock
 from saverestore.transport.pipe import sink_of
@@ -87,12 +89,26 @@ class NewFile:
     The temporary file is locked, so that one whose writer was killed can be told from one being written: it is
     removed when a file of the same name is next written. Blocks that are all zero become holes in it.
 
-    Nothing here is shielded from signals: whatever a file system answers, and however slowly, a signal ends it. Only
-    where the kernel itself waits, no signal does: NFS that is mounted `hard`, and its server gone.
+    `cache`: whether it is written through the page cache, or directly (`transport.direct`); then what was given is
+    there when `sink.finish` or `sync` has returned, no sooner. `Cache.AUTO` asks for the second, where it can be had.
+    `buffer_bytes`: of each of the three buffers that this takes.
+
+    Nothing here is shielded from signals, but for direct writes that have begun, which `sink.close` waits for:
+    whatever a file system answers, and however slowly, a signal ends it. Only where the kernel itself waits, no
+    signal does: NFS that is mounted `hard`, and its server gone.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        cache: Cache = Cache.PAGE,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
         self.path = path
+        self._cache, self._buffer_bytes = cache, buffer_bytes
+        self._own_sink: SparseFileSink | None = None
         self._overwrite = overwrite
         self._final = path
         self._temporary: Path | None = None
@@ -118,6 +134,8 @@ class NewFile:
         self._is_file = mode is None or stat.S_ISREG(mode)
         self.sink: FdSink
         if not self._is_file:
+            if cache is Cache.DIRECT:
+                raise no_direct(str(path), "it is no regular file")
             return
         if mode is not None and not overwrite:
             raise UsageError(
@@ -160,12 +178,11 @@ class NewFile:
                 raise
             try:
                 # Another process may have taken it for abandoned before it was locked.
-                is_ours = try_lock(descriptor) is not False and _is_there(path)
+                if try_lock(descriptor) is not False and _is_there(path):
+                    return descriptor
             except BaseException:  # a signal
                 os.close(descriptor)
                 raise
-            if is_ours:
-                return descriptor
             os.close(descriptor)
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -192,6 +209,16 @@ class NewFile:
         """Whether what is marked as zeroes takes no room."""
         return self._is_file and self._largest_bytes >= HOLES_FROM
 
+    @property
+    def cache(self) -> Cache:
+        """How it is written, in the block: `Cache.DIRECT` or `Cache.PAGE`."""
+        return Cache.PAGE if self._own_sink is None else self._own_sink.cache
+
+    def use_page_cache(self) -> None:
+        """Write through the page cache from now on: whoever waits for the next writes need not wait for the disk."""
+        if self._own_sink is not None:
+            self._own_sink.use_page_cache()
+
     def free_bytes(self) -> int | None:
         """Room left for the file, or on the block device; None where that means nothing or is not known.
 
@@ -207,10 +234,12 @@ class NewFile:
         free = free_bytes(self.sink.fileno())
         if free is None:
             return None
-        return max(0, min(free, min(self._largest_bytes, allowed_file_bytes()) - self.sink.offset))
+        largest = min(self._largest_bytes, allowed_file_bytes())
+        return max(0, min(free - self.sink.held_bytes, largest - self.sink.offset))
 
     def sync(self) -> None:
         """Everything has been written: bring it to the disk, still without its name. May take long."""
+        self.sink.finish()
         if not self._has_disk:
             return
         try:
@@ -228,6 +257,7 @@ class NewFile:
         TransportError when it cannot be; the temporary file is then still removed by the end of the block.
         """
         temporary = self._temporary
+        self.sink.finish()  # nothing, after `sync`
         try:
             if temporary is None:
                 self.sink.close()
@@ -300,13 +330,22 @@ class NewFile:
         """Over a temporary file."""
         descriptor = self._open_temporary()
         try:
+            assert self._temporary is not None
             self._largest_bytes = largest_file_bytes(descriptor)
             os.lseek(descriptor, 0, os.SEEK_SET)
             if not self.has_holes:
+                if self._cache is Cache.DIRECT:
+                    raise no_direct(str(self.path), "its file system has no holes")
                 return FdSink(descriptor, str(self.path))
-            return SparseFileSink(descriptor, str(self.path))
+            self._own_sink = file_sink(
+                descriptor, self._temporary, str(self.path), self._cache, buffer_bytes=self._buffer_bytes
+            )
+            return self._own_sink
         except BaseException as error:  # a signal, too
-            os.close(descriptor)
+            if self._own_sink is None:
+                os.close(descriptor)
+            else:
+                self._own_sink.close()
             if not isinstance(error, OSError):
                 raise
             raise TransportError(

@@ -15,6 +15,9 @@ from pathlib import Path
 HAS_NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
 """What fsync() says of pipes, sockets and terminals, and on file systems that have none."""
 
+IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs", "rootfs"})
+"""File systems without a disk. tmpfs takes O_DIRECT since Linux 6.6, for the sake of programs that insist on it."""
+
 
 def free_bytes(descriptor: int) -> int | None:
     """Room on the file system of this file; None where that is not known.
@@ -55,6 +58,27 @@ def allowed_file_bytes() -> int:
     """How large a file this process may make (`ulimit -f`)."""
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     return LARGEST_OFFSET if allowed == resource.RLIM_INFINITY else allowed
+
+
+def file_system_of(descriptor: int) -> str:
+    """The kind of file system that this file is on, as mount(8) calls it; empty where that is not known."""
+    # By the mount's number: btrfs shows other device numbers to stat() than it has in the table of mounts.
+    try:
+        facts = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    numbers = [line.split()[1] for line in facts if line.startswith("mnt_id:")]
+    for line in mounts:
+        head, _, tail = line.partition(" - ")  # proc(5): its optional fields end so
+        if numbers and head.split()[:1] == numbers:
+            return tail.split()[0] if tail.split() else ""
+    return ""
+
+
+def is_in_memory(descriptor: int) -> bool:
+    """Whether this file is in memory and has no disk, as far as is known."""
+    return file_system_of(descriptor) in IN_MEMORY
 
 
 def bring_to_disk(descriptor: int) -> None:

@@ -11,12 +11,13 @@ and the last block are written. Whoever gives the pages marks what is zero (`zer
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from saverestore.kernels.page import PAGE_SIZE
 from saverestore.kernels.zeros import SMALLEST_RUN, are_zeros, zeros
+from saverestore.transport.cache import Cache
 from saverestore.transport.fd import FdSink, nbytes_of
 
 if TYPE_CHECKING:
@@ -37,19 +38,37 @@ class SparseFileSink(FdSink):
         return True
 
     @property
+    def cache(self) -> Cache:
+        """How it writes."""
+        return Cache.PAGE
+
+    def use_page_cache(self) -> None:
+        """From now on have each write with the kernel when it returns, through the page cache."""
+
+    @property
     def stored_bytes(self) -> int:
         """How many bytes had to be written: all but the holes."""
         return self.offset - self._hole_bytes
 
     def write(self, data: ReadableBuffer) -> None:
         """Write all of one buffer as it is: pages come several buffers at a time."""
-        super().writev((data,))
+        self._write_data((data,))
 
     def writev(self, buffers: Sequence[ReadableBuffer]) -> None:
         """Write all of `buffers`, in their order, but for blocks that are marked as zeroes."""
+        ends_in_hole = False
+        for data, hole_bytes in self._without_holes(buffers):
+            self._write_data(data)
+            if hole_bytes:
+                self._leave_hole(hole_bytes)
+            ends_in_hole = hole_bytes > 0
+        if ends_in_hole:
+            self._end_in_hole()
+
+    def _without_holes(self, buffers: Sequence[ReadableBuffer]) -> Iterator[tuple[list[ReadableBuffer], int]]:
+        """What of `buffers` is to be written, in parts, and how many bytes of a hole follow each."""
         waiting: list[ReadableBuffer] = []
         at = self.offset
-        has_hole = False
         for is_zero, group in groupby(buffers, key=are_zeros):
             run = list(group)
             begin, at = at, at + sum(nbytes_of(buffer) for buffer in run)
@@ -57,15 +76,23 @@ class SparseFileSink(FdSink):
             if not is_zero or last - first < SMALLEST_RUN:
                 waiting += run
                 continue
-            super().writev([*waiting, *zeros(first - begin)])
-            self.offset += last - first
-            self._hole_bytes += last - first
-            has_hole = True
+            yield [*waiting, *zeros(first - begin)], last - first
             waiting = [*zeros(at - last)]
         if any(map(nbytes_of, waiting)):
-            super().writev(waiting)
-        elif has_hole:
-            self._set_length()
+            yield waiting, 0
+
+    def _write_data(self, buffers: Sequence[ReadableBuffer]) -> None:
+        """Write all of these where the file ends, and count them."""
+        super().writev(buffers)
+
+    def _leave_hole(self, nr_bytes: int) -> None:
+        """Pass over so many bytes, whole blocks, where the file ends, and count them."""
+        self.offset += nr_bytes
+        self._hole_bytes += nr_bytes
+
+    def _end_in_hole(self) -> None:
+        """Everything of a call was written, and the last of it was a hole."""
+        self._set_length()
 
     def _blocks_within(self, begin: int, end: int) -> tuple[int, int]:
         """The part of a range of the file that is whole blocks; its end may come before its beginning."""

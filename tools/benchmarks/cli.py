@@ -27,6 +27,7 @@ START_ROUNDS = 15
 PAIRS = 5
 SIZES_MIB = (256, 1024)
 IN_MEMORY = Path("/dev/shm")
+ON_DISK = Path("/var/tmp")
 NATIVE_PARTS = ("loopback", "tls", "cpu", "gigabit", "wan", "cut")
 
 _DESCRIPTION = """\
@@ -35,6 +36,7 @@ How fast this project is, next to its peers: on the same bytes, in one run, in t
   tools/bench image guest.img --mib 1024       make an image up, where there is none of a real domain
   tools/bench codecs guest.img --json out.json
   tools/bench engine --no-qemu
+  tools/bench disk --folder /var/tmp
   tools/bench memory
   tools/bench start
   tools/bench xen --kind pvh --mib 256
@@ -95,6 +97,21 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_common(engine)
     engine.set_defaults(run=_engine)
+
+    disk = commands.add_parser(
+        "disk",
+        help="saves to a real disk with fsync, past the page cache and through it, against dd and QEMU",
+    )
+    disk.add_argument("--mib", type=_positive, default=1024, help="memory of the domain (default 1024)")
+    disk.add_argument("--rounds", type=_positive, default=ROUNDS, help=f"default {ROUNDS}")
+    disk.add_argument(
+        "--no-qemu", action="store_true", help="leave QEMU out: it takes a root file system of Debian"
+    )
+    disk.add_argument(
+        "--folder", type=Path, default=ON_DISK, help=f"on the disk that is written to (default {ON_DISK})"
+    )
+    disk.add_argument("--json", type=Path, metavar="FILE", help="write the comparisons")
+    disk.set_defaults(run=_disk)
 
     memory = commands.add_parser(
         "memory", help="peak memory of each command, against the bound: some minutes", formatter_class=raw
@@ -265,6 +282,30 @@ def _engine(args: argparse.Namespace) -> int:
         names = dict.fromkeys(name for one in large_ones for name in one.seconds)
         rows = [Row(name, tuple(one.rate(name) or 0 for one in large_ones)) for name in names]
         _draw(args.plot, bars("Guest memory saved and restored", "MB/s", series, rows))
+    return OK
+
+
+def _disk(args: argparse.Namespace) -> int:
+    from benchmarks import disk, qemu
+    from benchmarks.results import comparison_table, write_json
+
+    print(_machine())
+    measured = disk.measure(
+        args.mib,
+        rounds=args.rounds,
+        folder=args.folder,
+        memory=IN_MEMORY,
+        qemu_root=None if args.no_qemu else qemu.root_file_system,
+        say=_say,
+    )
+    found = disk.comparisons(measured)
+    for reason in measured.left_out:
+        print(f"left out: {reason}")
+    print(f"MB/s of the image, on the disk at the end, medians of {args.rounds} rounds\n")
+    print(disk.report(measured))
+    print(f"\n{comparison_table(found)}")
+    if args.json is not None:
+        write_json(args.json, found)
     return OK
 
 

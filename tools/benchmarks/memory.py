@@ -40,7 +40,9 @@ from saverestore.stream.libxl import EmulatorId, EmulatorState
 from saverestore.stream.trailer import TrailerBuffer, TrailerSource
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave
+from saverestore.transport.cache import Cache
 from saverestore.transport.cores import usable_cores
+from saverestore.transport.direct import BUFFER_BYTES, SMALL_BUFFER_BYTES
 from saverestore.transport.newfile import NewFile
 from saverestore.transport.opening import open_image
 from saverestore.transport.zstd_sink import ZstdSink
@@ -141,7 +143,9 @@ def save(case: Case, size_mib: int, folder: Path) -> Run:
         guest.moments.on_every(lambda name, _: _dirty_some(domain) if name == "check_layout" else None)
 
     def run() -> None:
-        with NewFile(case.path(folder, size_mib), overwrite=True) as file:
+        path = case.path(folder, size_mib)
+        buffer_bytes = BUFFER_BYTES if compress is None else SMALL_BUFFER_BYTES
+        with NewFile(path, overwrite=True, cache=Cache.AUTO, buffer_bytes=buffer_bytes) as file:
             if compress is None:
                 _write_image(guest, file.sink, settings)
             else:

@@ -29,6 +29,9 @@ RECIPE = "bench qemu 1"
 EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/lib/x86_64-linux-gnu/dri/*")
 
 INSIDE = "/mnt"
+OUT_INSIDE = "/srv"
+"""Where the guest's own folder is, and where that of another place for what is written."""
+
 START_TIMEOUT_S = 60.0
 MIGRATION_TIMEOUT_S = 300.0
 POLL_S = 0.02
@@ -42,6 +45,8 @@ WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Name: (URI, capabilities)."""
 
 CAPABILITIES = ("mapped-ram", "multifd")
+DIRECT_CAPABILITIES = ("mapped-ram", "multifd")
+"""Those with which QEMU takes direct-io (9.1 and later)."""
 
 TLS_SERVER, TLS_CLIENT = "server", "client"
 """Names of credentials, and the ends that they are for."""
@@ -85,9 +90,10 @@ def root_file_system() -> Path:
 class StoppedGuest:
     """A QEMU whose guest has the RAM in a file. Use `stopped_guest`."""
 
-    def __init__(self, connection: socket.socket, folder: Path) -> None:
+    def __init__(self, connection: socket.socket, folder: Path, out: Path | None = None) -> None:
         self._lines = connection.makefile("rwb", buffering=0)
         self._folder = folder
+        self._out = out
         self._next()  # the greeting
         self._ask("qmp_capabilities")
         self._ask("migrate-set-parameters", {"max-bandwidth": 0, "multifd-channels": 2})
@@ -121,6 +127,28 @@ class StoppedGuest:
             return self._await_end(way)
         finally:
             out.unlink(missing_ok=True)
+
+    def migrate_to_disk(self, way: str, *, direct_io: bool) -> float:
+        """Migrate to a file in `out`, by mapped-ram and multifd, and bring it to the disk: seconds, fsync and all.
+
+        By our clock: QEMU's own figure ends before all is written.
+        """
+        assert self._out is not None
+        self._get_ready()
+        states = [{"capability": name, "state": name in DIRECT_CAPABILITIES} for name in CAPABILITIES]
+        self._ask("migrate-set-capabilities", {"capabilities": states})
+        self._ask("migrate-set-parameters", {"direct-io": direct_io})
+        out = self._out / "qemu-out"
+        started = time.perf_counter()
+        try:
+            self._ask("migrate", {"uri": f"file:{OUT_INSIDE}/{out.name}"})
+            self._await_end(way)
+            with out.open("rb+") as file:
+                os.fsync(file.fileno())
+            return time.perf_counter() - started
+        finally:
+            out.unlink(missing_ok=True)
+            self._ask("migrate-set-parameters", {"direct-io": False})
 
     def _await_end(self, way: str) -> float:
         deadline = time.monotonic() + MIGRATION_TIMEOUT_S
@@ -159,11 +187,19 @@ class StoppedGuest:
 
 @contextmanager
 def stopped_guest(
-    root: Path, folder: Path, ram: Path, *, name: str = "qemu", incoming: bool = False, tls: bool = False
+    root: Path,
+    folder: Path,
+    ram: Path,
+    *,
+    name: str = "qemu",
+    incoming: bool = False,
+    tls: bool = False,
+    out: Path | None = None,
 ) -> Iterator[StoppedGuest]:
     """QEMU with the RAM in `ram`, a file in `folder`; ended with the block. BenchError when it does not start.
 
     `incoming`: one that is migrated to. `tls`: it finds certificates in `folder`, as `TLS_FILES` are called there.
+    `out`: a folder elsewhere, for `migrate_to_disk`.
     """
     size = ram.stat().st_size
     control = folder / f"{name}-qmp"
@@ -180,7 +216,7 @@ def stopped_guest(
     said = folder / f"{name}-said"
     with said.open("wb") as errors:
         process = subprocess.Popen(
-            in_chroot(root, {INSIDE: folder}, argv),
+            in_chroot(root, {INSIDE: folder, **({} if out is None else {OUT_INSIDE: out})}, argv),
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,
@@ -188,7 +224,7 @@ def stopped_guest(
         )
     try:
         with _connection(control, process, said) as connection:
-            yield StoppedGuest(connection, folder)
+            yield StoppedGuest(connection, folder, out)
     finally:
         end_group(process)
         for path in (control, said):

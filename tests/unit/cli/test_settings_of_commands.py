@@ -43,6 +43,21 @@ def test_the_command_line_can_also_ask_for_none_of_it(file):
     assert (given.compress, given.bwlimit) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("image", "cache"), [("a.img", "direct"), ("-", "auto"), ("tcp://b:1", "auto"), ("/dev/null", "auto")]
+)
+def test_a_setting_of_how_files_are_written_is_left_out_of_what_is_no_file(file, monkeypatch, image, cache):
+    seen = []
+    monkeypatch.setattr(
+        "saverestore.operations.save.save_domain", lambda request, *_, **__: seen.append(request)
+    )
+    file.write_text('[pysave]\ncache = "direct"\n')
+    given = parsed("pysave", "-q", "web1", image)
+    assert given.cache == "direct"
+    pysave._save(given, None)
+    assert [request.cache for request in seen] == [cache]
+
+
 def test_each_command_has_a_table_of_its_own(file):
     file.write_text('dirty = "digest"\n[pyrestore]\ntoolstack = "bare"\n[pymigrate]\nsettle_for = 5\n')
     assert parsed("pysave", "web1", "a.img").toolstack == "auto"

@@ -178,6 +178,7 @@ class FakeMigrate(_Xl):
     hands_over = True
     name = "b"
     stored_bytes = None
+    cache = None
     left_behind = ""
 
     def __init__(self, end: socket.socket, host: TableHost, script: Script) -> None:

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import pytest
 
+from saverestore.transport.cache import Cache
 from saverestore.transport.newfile import NewFile
 
 IS_REQUIRED = os.environ.get("PYSAVE_REQUIRE_FILE_SYSTEMS") == "1"
@@ -30,8 +31,8 @@ def content_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def write(path: Path, data: bytes, *, overwrite: bool = False) -> None:
-    with NewFile(path, overwrite=overwrite) as file:
+def write(path: Path, data: bytes, *, overwrite: bool = False, cache: Cache = Cache.PAGE) -> None:
+    with NewFile(path, overwrite=overwrite, cache=cache) as file:
         file.sink.write(data)
         file.sync()
         file.publish()

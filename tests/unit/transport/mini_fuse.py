@@ -2,7 +2,8 @@
 
 One flat folder. It mounts itself, says "mounted" on standard output, and ends when it is unmounted. Oddities:
 nlink0 (no link counts), no-statfs (all zeroes), no-link, no-fsync, no-truncate, short-writes, late-eio (fsync and
-flush fail), quota-at-fsync, quota-at-close (as a server of NFS may tell it).
+flush fail), quota-at-fsync, quota-at-close (as a server of NFS may tell it), no-direct (a file
+opened with O_DIRECT can be opened, not written).
 """
 
 from __future__ import annotations
@@ -109,7 +110,9 @@ class MiniFuse:
         return bytes(self.data[node][offset : offset + size])
 
     def write(self, node: int, body: bytes) -> bytes:
-        _, offset, size = struct.unpack_from("<QQI", body)
+        _, offset, size, _, _, flags = struct.unpack_from("<QQIIQI", body)
+        if "no-direct" in self.odd and flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no direct writes")
         if "short-writes" in self.odd:
             size = max(1, size // 3)
         data = self.data[node]

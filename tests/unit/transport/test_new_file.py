@@ -121,9 +121,9 @@ def test_naming_a_file_leaves_no_descriptor_open(tmp_path):
     assert content_of(Path("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("step", ["SparseFileSink", "_is_there", "try_lock"])
+@pytest.mark.parametrize("step", ["file_sink", "_is_there", "try_lock"])
 def test_a_signal_as_a_file_is_begun_leaves_no_descriptor_open(tmp_path, monkeypatch, step):
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise Interrupted("interrupted by Ctrl-C")
 
     monkeypatch.setattr(newfile, step, interrupted)

@@ -16,17 +16,19 @@ import pytest
 from file_systems import content_of, disk, lacking, mounted
 from file_systems import write as write_bytes
 
-from saverestore.errors import ErrorName, Interrupted, Remedy, TransportError
+from saverestore.errors import ErrorName, Interrupted, Remedy, TransportError, UsageError
 from saverestore.interrupts import handled
 from saverestore.kernels.zeros import zeros
 from saverestore.transport import descriptor, newfile
+from saverestore.transport.cache import Cache
 from saverestore.transport.newfile import NewFile
+from saverestore.transport.safety import file_system_of, is_in_memory
 
 DATA = b"image" * 1000
 
 
-def write(path: Path, *, overwrite: bool = False) -> None:
-    write_bytes(path, DATA, overwrite=overwrite)
+def write(path: Path, *, overwrite: bool = False, cache: Cache = Cache.PAGE) -> None:
+    write_bytes(path, DATA, overwrite=overwrite, cache=cache)
 
 
 @contextlib.contextmanager
@@ -61,25 +63,51 @@ def fuse(folder: Path, *oddities: str) -> Iterator[Path]:
         ["no-fsync"],
         ["no-truncate"],
         ["short-writes"],
-        ["nlink0", "no-statfs", "no-link", "no-fsync", "no-truncate", "short-writes"],
+        ["no-direct"],
+        ["nlink0", "no-statfs", "no-link", "no-fsync", "no-truncate", "short-writes", "no-direct"],
     ],
 )
-def test_an_image_is_whole_on_a_file_system_with_odd_answers(tmp_path, oddities):
+@pytest.mark.parametrize("cache", [Cache.PAGE, Cache.AUTO])
+def test_an_image_is_whole_on_a_file_system_with_odd_answers(tmp_path, oddities, cache):
+    data = DATA * 1000
     with fuse(tmp_path / "fuse", *oddities) as folder:
-        with NewFile(folder / "out.img") as file:
+        with NewFile(folder / "out.img", cache=cache) as file:
             assert (file.free_bytes() is None) == ("no-statfs" in oddities)
-            file.sink.write(DATA)
+            file.sink.write(data)
             file.sink.writev([*zeros(1 << 20)])  # the file ends in a hole
             file.sync()
+            assert (file.cache is Cache.DIRECT) == (cache is Cache.AUTO and "no-direct" not in oddities)
             file.publish()
-        assert (folder / "out.img").read_bytes() == DATA + bytes(1 << 20)
+        assert (folder / "out.img").read_bytes() == data + bytes(1 << 20)
         assert not list(folder.glob(".*"))
 
 
-def test_an_error_that_comes_late_is_found_before_the_file_has_its_name(tmp_path):
+def test_direct_writes_that_are_refused_late_are_found_before_anything_is_written(tmp_path):
+    with fuse(tmp_path / "fuse", "no-direct") as folder:
+        with (
+            pytest.raises(UsageError, match="answers 'Invalid argument'; no changes were made"),
+            NewFile(folder / "out.img", cache=Cache.DIRECT),
+        ):
+            pass
+        assert content_of(folder) == []
+
+
+def test_the_kind_of_file_system_is_that_of_the_mount(tmp_path):
+    with fuse(tmp_path / "fuse") as folder, NewFile(folder / "out.img") as file:
+        assert file_system_of(file.sink.fileno()) == "fuse"
+    with (
+        mounted(tmp_path / "ramfs", "mount", "-t", "ramfs", "ramfs") as folder,
+        NewFile(folder / "out.img", cache=Cache.AUTO) as file,
+    ):
+        assert file_system_of(file.sink.fileno()) == "ramfs"
+        assert is_in_memory(file.sink.fileno()) and file.cache is Cache.PAGE
+
+
+@pytest.mark.parametrize("cache", [Cache.PAGE, Cache.DIRECT])
+def test_an_error_that_comes_late_is_found_before_the_file_has_its_name(tmp_path, cache):
     with fuse(tmp_path / "fuse", "late-eio") as folder:
         with pytest.raises(TransportError, match="Input/output error"):
-            write(folder / "out.img")
+            write(folder / "out.img", cache=cache)
         assert not (folder / "out.img").exists()
 
 
