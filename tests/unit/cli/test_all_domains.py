@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import subprocess
 import time
 import uuid
 from contextlib import contextmanager, nullcontext
@@ -306,8 +307,33 @@ def test_systemd_waits_longer_than_saves_and_shutdowns_take():
     assert wait >= within + all_domains.SHUTDOWN_S + 60
 
 
-def test_the_service_refuses_beside_xendomains_and_says_so():
+SYSTEMCTL = """#!/bin/sh
+case $1 in
+    show) echo $LOADED ;;
+    is-enabled) [ $ENABLED = yes ] ;;
+    is-active) [ $ACTIVE = yes ] ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("loaded", "enabled", "active", "code"),
+    [
+        ("loaded", "yes", "yes", 1),
+        ("loaded", "yes", "no", 1),
+        ("loaded", "no", "yes", 1),  # when the host shuts down, it would save all domains
+        ("loaded", "no", "no", 0),
+        ("masked", "no", "yes", 0),
+        ("not-found", "no", "no", 0),
+    ],
+)
+def test_the_service_refuses_beside_xendomains_and_says_so(tmp_path, loaded, enabled, active, code):
     text = (UNITS / "pysave-domains.service").read_text()
     line = re.search(r"^ExecStartPre=/bin/sh -c '(.*)'$", text, re.MULTILINE)[1]
-    assert "is-enabled --quiet xendomains.service" in line and "exit 1" in line
-    assert "systemctl disable xendomains.service" in line
+    (tmp_path / "systemctl").write_text(SYSTEMCTL)
+    (tmp_path / "systemctl").chmod(0o755)
+    state = {"LOADED": loaded, "ENABLED": enabled, "ACTIVE": active, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = line.replace("$$", "$")  # systemd's way to write it
+    done = subprocess.run(["/bin/sh", "-c", command], env=state, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert ("systemctl mask xendomains.service" in done.stderr) == bool(code)

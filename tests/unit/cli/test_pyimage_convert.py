@@ -343,7 +343,7 @@ def test_the_sink_is_told_that_all_was_given(image, tmp_path, monkeypatch, how):
     finished = []
     monkeypatch.setattr(FdSink, "finish", lambda sink: finished.append(sink.offset))
     assert convert(image, "-o", tmp_path / "b.img", "--compress", how) == 0
-    assert finished == [(tmp_path / "b.img").stat().st_size]
+    assert set(finished) == {(tmp_path / "b.img").stat().st_size}
 
 
 def test_pipes_on_both_sides(tmp_path):
