@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from pair_lab import FREED_IS_ZERO, Guest, domains_of, is_running, must, run
+from pair_lab import FREED_IS_ZERO, Guest, domains_of, is_running, kept, must, run
 from xenlab.pair import Host, Pair
 
 pytestmark = pytest.mark.slow
@@ -23,11 +23,14 @@ OWED = ("--maxmem", "160", "--extra", "initcall_blacklist=balloon_init")
 """A guest that has not all its memory, and will not ask for it: its save is refused."""
 
 
-@pytest.fixture
-def host(pair: Pair, b: Host, no_kept_guest: None) -> Iterator[Host]:
+@pytest.fixture(scope="module")
+def booted(pair: Pair) -> Iterator[Host]:
     """One that systemd has booted, with our units; afterwards as the lab boots it."""
+    b = pair.b
     if b.variant.is_arm64:
         pytest.skip("Xen's services of Debian's arm64 dom0 are not what is tested here")
+    while kept:
+        kept.pop().destroy()
     must(b, f"touch {MARK}; mkdir -p /var/log/journal; sync")
     pair.power_off("b")
     pair.power_on("b")
@@ -42,6 +45,14 @@ def host(pair: Pair, b: Host, no_kept_guest: None) -> Iterator[Host]:
         pair.power_on("b")
 
 
+@pytest.fixture
+def host(booted: Host) -> Host:
+    """The same, for one test: nothing of ours is enabled or stored."""
+    run(booted, "systemctl disable --now pysave-domains.service; systemctl unmask xendomains.service")
+    run(booted, f"rm -rf {STORE}")
+    return booted
+
+
 def shut_down(host: Host) -> None:
     """As an administrator does, and wait until the machine is off."""
     run(host, "systemctl poweroff")
@@ -53,6 +64,33 @@ def shut_down(host: Host) -> None:
 
 def log_of(host: Host, unit: str) -> str:
     return must(host, "journalctl", "--no-pager", "-o", "cat", "-u", unit)
+
+
+def test_the_service_refuses_to_run_beside_xendomains(host: Host):
+    """Debian enables that. Stopping it would save or shut down what runs, so it is masked."""
+    assert run(host, "systemctl", "start", "pysave-domains.service").returncode != 0
+    assert "xendomains.service is in use, too" in log_of(host, "pysave-domains.service")
+    must(host, "systemctl", "mask", "xendomains.service")
+    must(host, "systemctl", "start", "pysave-domains.service")
+
+
+def test_the_nightly_snapshot_leaves_guests_running_and_prunes(pair: Pair, host: Host):
+    guest = Guest(pair, "night", "pvh", memory_mib=96)
+    try:
+        guest.create(host, pages=512, rate=50, more=FREED_IS_ZERO)
+        before = guest.state()
+        must(host, "systemctl", "enable", "--now", "pysave-snapshots.timer")
+        assert "pysave-snapshots.service" in must(host, "systemctl list-timers --no-pager")
+        for _ in range(3):
+            must(host, "systemctl", "start", "pysave-snapshots.service")
+        guest.resumed(before)
+        images = json.loads(must(host, "pyimage", "list", "--json"))
+        # --keep-last 2, and the rules for days and weeks are content with these.
+        assert [one["domain"] for one in images] == ["night", "night"], images
+        must(host, "pyimage", "verify", STORE)
+    finally:
+        run(host, "systemctl", "disable", "--now", "pysave-snapshots.timer")
+        guest.destroy()
 
 
 def test_guests_are_there_again_after_their_host_was_shut_down_and_booted(pair: Pair, host: Host):
@@ -86,30 +124,3 @@ def test_guests_are_there_again_after_their_host_was_shut_down_and_booted(pair: 
     finally:
         for guest in (*guests, owed):
             guest.destroy()
-
-
-def test_the_service_refuses_to_run_beside_xendomains(host: Host):
-    """Debian enables that. Stopping it would save or shut down what runs, so it is masked."""
-    assert run(host, "systemctl", "start", "pysave-domains.service").returncode != 0
-    assert "xendomains.service is in use, too" in log_of(host, "pysave-domains.service")
-    must(host, "systemctl", "mask", "xendomains.service")
-    must(host, "systemctl", "start", "pysave-domains.service")
-
-
-def test_the_nightly_snapshot_leaves_guests_running_and_prunes(pair: Pair, host: Host):
-    guest = Guest(pair, "night", "pvh", memory_mib=96)
-    try:
-        guest.create(host, pages=512, rate=50, more=FREED_IS_ZERO)
-        before = guest.state()
-        must(host, "systemctl", "enable", "--now", "pysave-snapshots.timer")
-        assert "pysave-snapshots.service" in must(host, "systemctl list-timers --no-pager")
-        for _ in range(3):
-            must(host, "systemctl", "start", "pysave-snapshots.service")
-        guest.resumed(before)
-        images = json.loads(must(host, "pyimage", "list", "--json"))
-        # --keep-last 2, and the rules for days and weeks are content with these.
-        assert [one["domain"] for one in images] == ["night", "night"], images
-        must(host, "pyimage", "verify", STORE)
-    finally:
-        run(host, "systemctl", "disable", "--now", "pysave-snapshots.timer")
-        guest.destroy()
