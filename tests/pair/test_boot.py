@@ -68,6 +68,7 @@ def log_of(host: Host, unit: str) -> str:
 
 def test_the_service_refuses_to_run_beside_xendomains(host: Host):
     """Debian enables that. Stopping it would save or shut down what runs, so it is masked."""
+    must(host, "systemctl", "enable", "--now", "xendomains.service")
     assert run(host, "systemctl", "start", "pysave-domains.service").returncode != 0
     assert "xendomains.service is in use, too" in log_of(host, "pysave-domains.service")
     must(host, "systemctl", "mask", "xendomains.service")
@@ -100,10 +101,11 @@ def test_guests_are_there_again_after_their_host_was_shut_down_and_booted(pair: 
     ]
     owed = Guest(pair, "owed", "pvh", memory_mib=96)
     try:
+        must(host, "systemctl", "enable", "--now", "xendomains.service")
         owed.create(host, pages=0, rate=1, more=OWED)
         for guest in guests:  # this host has one processor
             guest.create(host, pages=64, rate=10, more=FREED_IS_ZERO)
-        must(host, "systemctl", "mask", "xendomains.service")
+        must(host, "systemctl", "mask", "xendomains.service")  # and active: it would save them at shutdown
         must(host, "systemctl", "enable", "--now", "pysave-domains.service")
         assert set(domains_of(host)) == {"one", "two", "three", "owed"}, "the first start changes nothing"
         before = [guest.state() for guest in guests]
