@@ -42,7 +42,7 @@ def test_all_domains_are_saved_and_restored_by_one_command_each(guest: Guest, po
     second = Guest("second", "pvh", 1, 96)
     second.destroy()
     try:
-        second.create(rate=100)
+        second.create(pages=512, rate=100)  # what fits in it
         guests = (guest, second)
         before = [one.state() for one in guests]
         saved = run("pysave", "--all", f"--store={images}")
