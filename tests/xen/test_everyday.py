@@ -92,7 +92,7 @@ def test_another_configuration_gives_the_name_and_what_xl_does_afterwards(guest:
     kept = json.loads(must("xl", "list", "--long", guest.name))[0]["config"]
     assert kept["on_reboot"] == "preserve"
     smaller = images / "smaller.cfg"
-    smaller.write_text(re.sub(r"(?m)^memory.*$", "memory = 64", own))
+    smaller.write_text(re.sub(r"(?m)^(memory|maxmem) = .*$", r"\1 = 64", own))
     must("pysave", guest.name, image, "--overwrite")
     refused = run("pyrestore", "--config", str(smaller), image)
     assert refused.returncode != 0, refused.stderr
@@ -104,13 +104,35 @@ def test_another_configuration_gives_the_name_and_what_xl_does_afterwards(guest:
 
 @both
 @pytest.mark.parametrize("at", ["tcp://127.0.0.1:8790", "unix:/run/pysave-test.sock"])
-def test_a_domain_goes_through_a_socket(guest: Guest, at: str):
+def test_a_domain_is_copied_through_a_socket(guest: Guest, at: str):
     before = guest.state()
-    listening = Command("pyrestore", "--json", at)
+    copy = Guest("copy", guest.kind, 1)
+    copy.destroy()
+    listening = Command("pyrestore", "--name", copy.name, "--new-uuid", at)
     what = "8790" if at.startswith("tcp") else "/run/pysave-test.sock"
     comes_true("it listens", lambda: what in run("ss", "-Hlntx").stdout)
-    must("pysave", guest.name, at)
-    assert listening.finish() == 0, listening.said
+    try:
+        must("pysave", "-c", guest.name, at)
+        assert listening.finish() == 0, listening.said
+        assert state_of(copy.name) != "gone"
+        comes_true("the copy prints a line", lambda: copy.log.exists() and b"LAB " in copy.log.read_bytes())
+        copy.assert_clean(copy.next_lines(2))
+        guest.goes_on(before)
+    finally:
+        copy.destroy()
+
+
+@pytest.mark.parametrize("guest", [PV], indirect=True, ids=["pv"])
+def test_a_domain_that_cannot_be_restored_at_the_other_end_of_a_socket_keeps_running(guest: Guest):
+    """Here as it is still there itself, under the same name."""
+    before, at = guest.state(), "unix:/run/pysave-test.sock"
+    listening = Command("pyrestore", at)
+    comes_true("it listens", lambda: "/run/pysave-test.sock" in run("ss", "-Hlntx").stdout)
+    said = run("pysave", guest.name, at)
+    assert said.returncode == 5, said.stderr
+    assert f"{guest.name} (domain {guest.domid}) is running" in said.stderr
+    assert listening.finish() != 0
+    assert guest.name in listening.said
     guest.goes_on(before)
 
 

@@ -59,7 +59,7 @@ PROJECT_PACKAGES = (
     "libxen-dev", "libxxhash-dev", "make", "pkg-config", "python3-dev", "python3-venv",
     "python3-pip", "python3-setuptools", "python3-wheel", "python3-cffi", "python3-numpy",
     "python3-zstandard", "python3-tqdm", "python3-xxhash", "python3-pytest", "python3-hypothesis",
-    "python3-lz4", "python3-pyroute2", "python3-cryptography",
+    "python3-lz4", "python3-pyroute2", "python3-cryptography", "python3-prometheus-client",
     # file systems that tests make
     "nfs-kernel-server", "dosfstools", "btrfs-progs", "xfsprogs", "quota",
     # Xen from its source package (4.17-shadow)
