@@ -55,7 +55,7 @@ def host(booted: Host) -> Host:
 
 
 def favour_dom0(host: Host) -> None:
-    """It has one processor, and guests that all want it: without this each of our processes takes minutes to start."""
+    """It has one processor, and guests that all want it: without this each of our processes takes minutes."""
     must(host, "xl", "sched-credit2", "-d", "Domain-0", "-w", "8192")
 
 
