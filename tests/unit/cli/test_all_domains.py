@@ -332,7 +332,12 @@ def test_the_service_refuses_beside_xendomains_and_says_so(tmp_path, loaded, ena
     line = re.search(r"^ExecStartPre=/bin/sh -c '(.*)'$", text, re.MULTILINE)[1]
     (tmp_path / "systemctl").write_text(SYSTEMCTL)
     (tmp_path / "systemctl").chmod(0o755)
-    state = {"LOADED": loaded, "ENABLED": enabled, "ACTIVE": active, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    state = {
+        "LOADED": loaded,
+        "ENABLED": enabled,
+        "ACTIVE": active,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
     command = line.replace("$$", "$")  # systemd's way to write it
     done = subprocess.run(["/bin/sh", "-c", command], env=state, capture_output=True, text=True, check=False)
     assert done.returncode == code
