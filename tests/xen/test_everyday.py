@@ -96,7 +96,7 @@ def test_another_configuration_gives_the_name_and_what_xl_does_afterwards(guest:
     must("pysave", guest.name, image, "--overwrite")
     refused = run("pyrestore", "--config", str(smaller), image)
     assert refused.returncode != 0, refused.stderr
-    assert "memory" in refused.stderr
+    assert "max_memkb" in refused.stderr
     assert domid_of(guest.name) is None
     must("pyrestore", image)
     guest.goes_on(before)
