@@ -350,7 +350,7 @@ def test_a_server_that_goes_away_is_a_failure_that_says_what_may_be_left(shares,
         finally:
             called("rpc.nfsd", "4")
             with suppress(OSError):  # where it is not ready for that, clients wait for ten seconds
-            Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
+                Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
         assert any("could not be removed" in note for note in caught.value.__notes__)
         assert not (share.export / "gone.img").exists()
         (left,) = share.export.glob(".gone.img.*")
