@@ -57,9 +57,8 @@ class Route:
 def route_to(host: str, way: Way, *, interfaces: Path = INTERFACES) -> Route | None:
     """How connections to a host leave this one, as far as that can be found out; None where it cannot at all."""
     found = None
-    with contextlib.suppress(
-        Exception
-    ):  # names that are none, kernels that say other things, changes of pyroute2
+    # Names that are none, kernels that say other things, changes of pyroute2.
+    with contextlib.suppress(Exception):
         found = _asked(host, way)
     if found is None:
         found = Route(way.interface, way.source) if way.interface else None
