@@ -416,6 +416,7 @@ def test_when_all_links_break_while_the_domain_is_suspended_it_runs_at_the_sourc
     links = over_links(pair)
 
     def cut() -> None:
+        eventually(lambda: are_joined(streams))
         links.is_cut = True
         links.cut()
 
@@ -435,6 +436,7 @@ def test_without_a_new_link_in_time_the_domain_runs_at_the_source_and_nothing_is
     links = over_links(pair)
 
     def cut() -> None:
+        eventually(lambda: are_joined(4))  # one that is just joining would be a new link
         links.is_cut = True
         links.cut()
 
@@ -452,6 +454,7 @@ def test_who_interrupts_a_migration_that_waits_for_a_link_does_not_wait(pair):
     links = over_links(pair)
 
     def cut() -> None:
+        eventually(lambda: are_joined(1))
         links.is_cut = True
         links.cut()
         threading.Timer(PAUSED_S, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
