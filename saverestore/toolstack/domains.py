@@ -11,6 +11,7 @@ from pyxc import DomainInfo, XenStore
 from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remedy
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.suspend import how_it_stopped
+from saverestore.guest.common.transactions import write_below
 from saverestore.guest.kinds import this_host
 from saverestore.toolstack import arriving, config
 from saverestore.toolstack.config import GuestConfig
@@ -137,9 +138,12 @@ def check_can_be_saved(store: XenStore, domain: Domain) -> None:
 
 
 def rename(store: XenStore, domain: Domain, name: str) -> None:
-    """Give a domain another name: what `xl` and the guest read. What libxl keeps in its file follows by itself."""
-    store.write(f"/local/domain/{domain.domid}/name", name)
-    store.write(f"/vm/{domain.info.uuid}/name", name)
+    """Give a domain another name: what `xl` and the guest read. What libxl keeps in its file follows by itself.
+
+    Nothing when it is gone.
+    """
+    if write_below(store, domain.domid, "name", name):
+        store.write(f"/vm/{domain.info.uuid}/name", name)
 
 
 def devices_of(store: XenStore, domid: int) -> list[str]:

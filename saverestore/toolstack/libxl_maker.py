@@ -21,6 +21,7 @@ from saverestore.errors import ErrorName, ImageError, XenRefused
 from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.hvm_params import HVM_PARAM_CONSOLE_EVTCHN, HVM_PARAM_STORE_EVTCHN
 from saverestore.guest.common.pages import SLACK_KIB
+from saverestore.guest.common.transactions import write_below
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import shield
 from saverestore.toolstack.bare import write_userdata
@@ -110,7 +111,7 @@ class LibxlMaker:
     def connect(self, fresh: FreshDomain, config: GuestConfig, pages: RestoredPages) -> None:
         """It is connected already: what is left is to have libxl forget what was not the domain's."""
         self._handles.xen.set_max_memory(fresh.domid, config.target_kib + SLACK_KIB)
-        self._handles.store.write(f"/local/domain/{fresh.domid}/memory/static-max", str(config.max_kib))
+        write_below(self._handles.store, fresh.domid, "memory/static-max", str(config.max_kib))
         path = userdata_path(fresh.domid, config.uuid)
         try:
             made = parse(path.read_bytes())

@@ -8,39 +8,36 @@ one of the same name and UUID, which has come by another way, for its own.
 from __future__ import annotations
 
 from pyxc import XenStore
+from saverestore.guest.common.transactions import write_below
 
 INCOMING = "--incoming"
 """What follows a domain's name at the destination until it is committed: as `xl migrate` calls it."""
 
 
-def _path(domid: int) -> str:
-    return f"/local/domain/{domid}/pysave/moving"
-
-
-def _brought_path(domid: int) -> str:
-    return f"/local/domain/{domid}/pysave/brought-by"
+MOVING, BROUGHT_BY = "pysave/moving", "pysave/brought-by"
+"""Below a domain's node: they go with it."""
 
 
 def note(store: XenStore, domid: int, migration: str) -> None:
-    """It moves, by this migration."""
-    store.write(_path(domid), migration)
+    """It moves, by this migration. Nothing when it is gone."""
+    write_below(store, domid, MOVING, migration)
 
 
 def noted(store: XenStore, domid: int) -> str | None:
     """The migration by which it moves, or None."""
-    return store.read(_path(domid)) or None
+    return store.read(f"/local/domain/{domid}/{MOVING}") or None
 
 
 def forget(store: XenStore, domid: int) -> None:
     """It does not move any more. Twice is fine."""
-    store.remove(_path(domid))
+    store.remove(f"/local/domain/{domid}/{MOVING}")
 
 
 def note_brought(store: XenStore, domid: int, migration: str) -> None:
-    """This migration has brought it here."""
-    store.write(_brought_path(domid), migration)
+    """This migration has brought it here. Nothing when it is gone."""
+    write_below(store, domid, BROUGHT_BY, migration)
 
 
 def brought_by(store: XenStore, domid: int) -> str | None:
     """The migration that has brought it here, or None."""
-    return store.read(_brought_path(domid)) or None
+    return store.read(f"/local/domain/{domid}/{BROUGHT_BY}") or None

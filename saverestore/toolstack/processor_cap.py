@@ -18,6 +18,7 @@ from pyxc import Xen, XenError, XenStore, sched
 from pyxc.sched import Scheduler, Share
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.handles import Handles
+from saverestore.guest.common.transactions import write_below
 from saverestore.toolstack.domains import Domain
 
 LOG = logging.getLogger(__name__)
@@ -35,12 +36,15 @@ ONE_CPU = 100
 """A cap counts percent of one physical CPU."""
 
 
+NODE = "pysave/cap"
+
+
 def _home(domid: int) -> str:
     return f"/local/domain/{domid}/pysave"
 
 
 def _node(domid: int) -> str:
-    return f"{_home(domid)}/cap"
+    return f"/local/domain/{domid}/{NODE}"
 
 
 class ProcessorCap:
@@ -82,7 +86,7 @@ class ProcessorCap:
         known = self._store.read(_node(self._domid))
         if known is not None and known.isdecimal():
             return replace(share, cap=int(known))
-        self._store.write(_node(self._domid), str(share.cap))
+        write_below(self._store, self._domid, NODE, str(share.cap))
         return share
 
     def lift(self) -> None:

@@ -23,7 +23,7 @@ from pyxc.control import ShutdownReason
 from pyxc.store import Transaction
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.guest.common.hvm_params import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
-from saverestore.guest.common.transactions import in_transaction
+from saverestore.guest.common.transactions import in_transaction, is_known
 from saverestore.interrupts import shield
 
 LOG = logging.getLogger(__name__)
@@ -235,6 +235,8 @@ class Suspender:
         """Write the request, unless somebody else's is there. In a transaction, as it is looked at first."""
 
         def ask(transaction: Transaction) -> None:
+            if not is_known(transaction, self._domid):
+                raise self._instead("was destroyed")
             check_not_asked(transaction, self._domid, f"domain {self._domid}")
             transaction.write(f"{self._path}/control/shutdown", REQUEST)
 

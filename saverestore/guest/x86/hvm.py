@@ -63,8 +63,9 @@ def open_log_dirty(handles: Handles, domid: int, nr_pfns: int) -> LogDirty:
 class _LogDirtyWithEmulator:
     """The hypervisor's log-dirty, with the device model told to mark what it writes. See LogDirty."""
 
-    def __init__(self, log: LogDirty, emulator: Emulator) -> None:
+    def __init__(self, log: LogDirty, emulator: Emulator, domid: int) -> None:
         self._log = log
+        self._domid = domid
         self._emulator: Emulator | None = emulator
         self.take = log.take
 
@@ -76,10 +77,16 @@ class _LogDirtyWithEmulator:
             try:
                 emulator.log_dirty(on=False)
             except DomainError as error:
-                LOG.warning("%s; it still marks pages", error)
+                # A save that failed of its device model tells the cause itself; twice would be once too often.
+                LOG.warning(
+                    "the device model of domain %d still marks pages: the domain is a little slower until it is "
+                    "saved live again",
+                    self._domid,
+                )
+                LOG.info("it was not stopped from marking them: %s", error)
 
 
-def log_dirty_with(emulator: Emulator, open_log: Callable[[], LogDirty]) -> LogDirty:
+def log_dirty_with(emulator: Emulator, domid: int, open_log: Callable[[], LogDirty]) -> LogDirty:
     """Log-dirty of hypervisor and device model; off again, both, when either cannot be turned on."""
     with shield():
         log = open_log()
@@ -88,7 +95,7 @@ def log_dirty_with(emulator: Emulator, open_log: Callable[[], LogDirty]) -> LogD
         except BaseException:
             log.close()
             raise
-        return _LogDirtyWithEmulator(log, emulator)
+        return _LogDirtyWithEmulator(log, emulator, domid)
 
 
 class HvmSave:
@@ -190,7 +197,7 @@ class HvmSave:
         def open_log() -> LogDirty:
             return open_log_dirty(self._handles, self._domid, self.nr_pfns)
 
-        return log_dirty_with(self._emulator, open_log) if self._emulator else open_log()
+        return log_dirty_with(self._emulator, self._domid, open_log) if self._emulator else open_log()
 
     def suspend(self) -> None:
         """See Suspender. First the state is read once for nothing: what cannot be is told while the domain runs."""

@@ -25,9 +25,9 @@ from saverestore.testing.store import MemoryStore
 DOMID = 7
 CONTROL = f"/local/domain/{DOMID}/control/shutdown"
 TIMEOUT_S = 0.05
-ANSWER = 4
+ANSWER = 5
 """The number of the first read that looks for the guest's answer: before it, what kind of request, whether it can
-suspend, and whether a request is there already."""
+suspend, whether the domain is still there, and whether a request is there already."""
 
 
 class Guest:
@@ -215,6 +215,15 @@ def test_a_signal_while_a_guest_makes_up_its_mind_is_heeded_at_once(guest, monke
     suspender.resume()
     assert time.monotonic() - before < 5
     assert suspender.is_late
+
+
+def test_a_guest_that_is_destroyed_just_before_it_is_asked_leaves_no_request_in_xenstore(guest):
+    guest.answers("transaction_start", 0, lambda: guest.store.remove(f"/local/domain/{DOMID}"))
+    suspender = guest.suspender()
+    with pytest.raises(DomainError, match="was destroyed instead of suspending"):
+        suspender.suspend()
+    suspender.resume()
+    assert guest.store.list("/local/domain") == []
 
 
 def test_a_guest_that_suspends_in_moments_is_resumed_at_once(guest):

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from pyxc.arm64 import Processor
-from saverestore.errors import ImageError
+from saverestore.errors import DomainError, ImageError
 from saverestore.guest.arm64 import journal as journals
 from saverestore.guest.arm64.kind import ARM64
 from saverestore.guest.common import suspend
@@ -141,6 +141,18 @@ def test_one_way_of_building_a_guest_serves_libxls_suspending_and_emulator(monke
     guest.open_log_dirty().close()
     guest.resume()
     assert (emulator.told, resumed) == ([True, False], [True])
+
+
+def test_a_device_model_that_still_marks_pages_is_warned_of_without_the_cause_which_the_error_tells(caplog):
+    class Busy(Emulator):
+        def log_dirty(self, *, on: bool) -> None:
+            super().log_dirty(on=on)
+            if not on:
+                raise DomainError("another program is connected to it")
+
+    hvm.log_dirty_with(Busy(), 7, lambda: SimpleNamespace(take=None, close=lambda: None)).close()
+    assert "the device model of domain 7 still marks pages" in caplog.text
+    assert "another program" not in caplog.text
 
 
 @pytest.mark.parametrize(

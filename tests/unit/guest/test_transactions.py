@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from pyxc import XenError
-from saverestore.guest.common.transactions import ATTEMPTS, in_transaction
+from saverestore.guest.common.transactions import ATTEMPTS, in_transaction, write_below
 from saverestore.testing.store import MemoryStore
 
 
@@ -42,3 +42,13 @@ def test_one_that_is_disturbed_each_time_is_given_up_with_nothing_written():
     assert caught.value.errno == errno.EAGAIN
     assert len(attempts) == ATTEMPTS
     assert store.read("/b") is None
+
+
+def test_nothing_is_written_below_a_domain_that_is_gone_also_when_it_goes_meanwhile():
+    store = MemoryStore({"/local/domain/7/name": "web1"})
+    assert write_below(store, 7, "pysave/cap", "0")
+    assert store.contents() == {"/local/domain/7/name": "web1", "/local/domain/7/pysave/cap": "0"}
+    store.moments.on("transaction_end", 1, lambda: store.remove("/local/domain/7"))
+    assert not write_below(store, 7, "pysave/cap", "50")
+    assert not write_below(store, 7, "pysave/cap", "50")
+    assert store.list("/local/domain") == []

@@ -49,7 +49,7 @@ class AskingSave(MemorySave):
     def open_log_dirty(self) -> LogDirty:
         if self.domain_type == DomainType.X86_PV:
             return super().open_log_dirty()
-        return log_dirty_with(saving.LibxlEmulator(self._channel, DOMID), super().open_log_dirty)
+        return log_dirty_with(saving.LibxlEmulator(self._channel, DOMID), DOMID, super().open_log_dirty)
 
     def suspend(self) -> None:
         self._suspender.suspend()

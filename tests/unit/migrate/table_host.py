@@ -46,11 +46,17 @@ NAP_S = 0.1
 
 
 class TableStore:
-    """Xenstore: a file for each node."""
+    """Xenstore: a file for each node. One transaction at a time, which always succeeds."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, is_there: Callable[[str], bool]) -> None:
+        """`is_there`: whether there is a domain of this number, in digits."""
         self._folder = folder
+        self._is_there = is_there
         folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def transaction(self) -> Iterator[TableStore]:
+        yield self
 
     def _file(self, path: str) -> Path:
         return self._folder / path.strip("/").replace("/", "|")
@@ -58,7 +64,8 @@ class TableStore:
     def read(self, path: str) -> str | None:
         with contextlib.suppress(FileNotFoundError):
             return self._file(path).read_text()
-        return None
+        home, _, domid = path.rpartition("/")
+        return "" if home == "/local/domain" and self._is_there(domid) else None
 
     def write(self, path: str, value: str) -> None:
         self._file(path).write_text(value)
@@ -112,7 +119,7 @@ class TableHost:
         self.folder = folder
         self.journals = Journals(folder / "journals")
         (folder / "domains").mkdir(parents=True, exist_ok=True)
-        self.store = TableStore(folder / "store")
+        self.store = TableStore(folder / "store", lambda domid: (folder / "domains" / domid).exists())
         self.handles: Any = SimpleNamespace(
             store=self.store,
             memory=SimpleNamespace(unmap_lingering=lambda *_: None),

@@ -32,10 +32,14 @@ from saverestore.transport.zstd_sink import ZstdSink
 
 
 class FakeStore(dict[str, str]):
-    """The little of xenstore that is used."""
+    """The little of xenstore that is used; domain 7 is there. One transaction at a time, which always succeeds."""
 
     def read(self, path: str) -> str | None:
-        return self.get(path)
+        return self.get(path, "" if path == "/local/domain/7" else None)
+
+    @contextmanager
+    def transaction(self) -> Iterator[FakeStore]:
+        yield self
 
     def write(self, path: str, value: str) -> None:
         self[path] = value

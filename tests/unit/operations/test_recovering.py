@@ -31,21 +31,13 @@ PUT_BACK = "it had been slowed down: its processor cap was put back (none instea
 RUNS = "it is running"
 
 
-class StoreWithTransactions(FakeStore):
-    """One transaction at a time, which always succeeds."""
-
-    @contextmanager
-    def transaction(self):
-        yield self
-
-
 class KilledSave:
     """A domain that a throttled save was at work on when it was killed: its cap is lowered, log-dirty is on."""
 
     def __init__(self, monkeypatch) -> None:
         self.done: list[str] = []
         self.share = Share(weight=256, cap=40)
-        self.store = StoreWithTransactions({CAP: "0"})
+        self.store = FakeStore({CAP: "0"})
         self.info = SimpleNamespace(
             domid=DOMID,
             uuid=uuid.uuid4(),

@@ -322,7 +322,7 @@ def test_a_signal_while_a_busy_one_is_to_log_is_heeded_though_that_is_shielded(q
     closed: list[bool] = []
     log = SimpleNamespace(take=None, close=lambda: closed.append(True))
     with interrupts.handled(), pytest.raises(Interrupted), interrupts.shield():
-        log_dirty_with(client_of(qemu), lambda: log)
+        log_dirty_with(client_of(qemu), 7, lambda: log)
     assert time.monotonic() - begun < 5
     assert closed == [True]
     assert "xen-set-global-dirty-log" not in qemu.commands

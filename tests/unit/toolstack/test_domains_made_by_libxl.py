@@ -151,6 +151,7 @@ def test_a_filled_domain_is_known_to_libxl_as_what_it_is(host, monkeypatch, tmp_
     )
     kept.write_bytes(libxl_maker.to_be_made(config(), "/kernel").encode() + b"\0")
     fresh = FreshDomain(4, Channels(1, 2), is_built=True)
+    host.store.write("/local/domain/4/memory/static-max", "1")
     maker_on(host).connect(fresh, config(), RestoredPages(0x39001, 0x39000))
     assert parse(kept.read_bytes()).raw == config().raw
     assert host.store.contents() == {"/local/domain/4/memory/static-max": "262144"}
