@@ -20,7 +20,7 @@ from tls_sites import Site
 
 from saverestore import interrupts
 from saverestore.engine.progress import Silence
-from saverestore.errors import ErrorName, Interrupted, UsageError
+from saverestore.errors import ErrorName, Interrupted, TransportError, UsageError
 from saverestore.migrate import addresses
 from saverestore.migrate.addresses import Address, Unreachable, parse
 from saverestore.migrate.channel import Channel
@@ -95,6 +95,7 @@ def test_a_domain_moves_over_a_socket_at_which_the_receiver_listens(tmp_path, ki
             break
         except Unreachable:
             thread.join(0.05)
+            assert thread.is_alive()
     thread.join(30)
     assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
     assert not (tmp_path / "socket").exists()
@@ -106,15 +107,20 @@ def test_a_destination_that_does_not_trust_this_host_has_nothing_of_the_domain(t
     there = replace(address, tls=site.host("b", "127.0.0.1"))
 
     def serve() -> None:
-        with contextlib.suppress(OSError), addresses.listening(there, allowed=parse_allowed("c", "list")):
+        # It refuses, and listens for others until its time is over.
+        with (
+            contextlib.suppress(TransportError),
+            addresses.listening(there, allowed=parse_allowed("c", "list"), timeout_s=20),
+        ):
             pass
 
-    threading.Thread(target=serve, daemon=True).start()
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
     while True:
         try:
             migrate(pair, address)
         except Unreachable:  # until it listens
-            continue
+            assert thread.is_alive()
         except NotTrusted as error:
             assert "it is not on the list there" in str(error)
             break
