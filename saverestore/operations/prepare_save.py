@@ -13,7 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saverestore.engine.policy import OnStall
-from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, TransportError
+from saverestore.engine.progress import DomainState, SaveReport
+from saverestore.errors import (
+    Advice,
+    DomainError,
+    ErrorName,
+    Interrupted,
+    Remedy,
+    SaveRestoreError,
+    TransportError,
+    fact_of,
+)
+from saverestore.guest.common.handles import XenError
 from saverestore.guest.common.suspend import Suspending
 from saverestore.guest.kinds import Architecture
 from saverestore.guest.ports import SaveGuest, Throttle
@@ -35,6 +46,8 @@ from saverestore.transport.image_sockets import address_of
 
 LOG = logging.getLogger(__name__)
 
+ENDED = (Condition.CRASHED, Condition.STOPPED, Condition.DYING, Condition.GONE)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -53,16 +66,57 @@ class Prepared:
     devices: dict[str, str]
 
 
-def prepare(host: Host, request: SaveRequest, findings: Findings, stack: ExitStack) -> Prepared:
+def prepare(
+    host: Host,
+    request: SaveRequest,
+    findings: Findings,
+    stack: ExitStack,
+    report: SaveReport | None = None,
+) -> Prepared:
     """Look at everything, in the order in which it is cheapest to report; open and lock what is needed, on `stack`.
 
     The guest of the result is the caller's to close. Unless `findings` are of a dry run, a processor cap that a
-    killed save has left is put back.
+    killed save has left is put back. `report`: see `ended_is_the_reason`.
     """
     digest = None
     with findings.check():
         digest = algorithm_for_writing(NO_DIGEST if request.plain else request.digest)
     domain = host.find(request.domain)
+    with ended_is_the_reason(host, domain, report):
+        return _opened(host, domain, digest, request, findings, stack)
+
+
+@contextmanager
+def ended_is_the_reason(host: Host, domain: Domain, report: SaveReport | None = None) -> Iterator[None]:
+    """An error in this block, in which the domain is only looked at: if the domain has ended meanwhile, it says that.
+
+    Whatever call it was that failed. The report has the domain's state then, too.
+    """
+    try:
+        yield
+    except (XenError, SaveRestoreError) as error:
+        found = host.look_up(domain)
+        if found.condition not in ENDED:
+            raise
+        if report is not None:
+            report.domain_state = DomainState[found.condition.name]
+        told = fact_of(error)
+        if isinstance(error, Interrupted) or found.what in told:
+            raise
+        LOG.info("what failed: %s", told)
+        raise DomainError(
+            f"{domain} {found.what}; no changes were made", name=ErrorName.DOMAIN_STOPPED
+        ) from error
+
+
+def _opened(
+    host: Host,
+    domain: Domain,
+    digest: DigestAlgorithm | None,
+    request: SaveRequest,
+    findings: Findings,
+    stack: ExitStack,
+) -> Prepared:
     with findings.check():
         # Locked first: what another save is doing to the domain is no state that somebody has to put right.
         stack.enter_context(host.locked(domain))

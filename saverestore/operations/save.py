@@ -28,7 +28,14 @@ from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.pending import to_be_restored
 from saverestore.operations.preflight import Findings
-from saverestore.operations.prepare_save import Prepared, check_devices_kept, check_room, placed, prepare
+from saverestore.operations.prepare_save import (
+    Prepared,
+    check_devices_kept,
+    check_room,
+    ended_is_the_reason,
+    placed,
+    prepare,
+)
 from saverestore.operations.requests import FinalState, SaveRequest
 from saverestore.process import ending
 from saverestore.stream.codecs import Coding
@@ -69,14 +76,15 @@ def save_domain(
     report = SaveReport() if report is None else report
     with ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
-        prepared = prepare(host, request, Findings(), stack)
+        prepared = prepare(host, request, Findings(), stack, report)
         report.domain_uuid = str(prepared.domain.info.uuid)
         report.xen_version = host.xen_version()
         request = placed(request, prepared)
         report.image = request.image if request.store is not None else None
         try:
             with opened_commit(request, prepared) as commit:
-                check_room(commit, request, prepared.guest, prepared.domain)
+                with ended_is_the_reason(host, prepared.domain, report):
+                    check_room(commit, request, prepared.guest, prepared.domain)
                 with _reporting_leftovers(host, commit, prepared, report):
                     stream, settings = _write_head(host, prepared, request, commit)
                     session = SaveSession(

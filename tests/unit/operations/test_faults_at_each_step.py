@@ -23,6 +23,7 @@ from pyxc import XenError
 from saverestore.engine.progress import DomainState, RestoreReport, SaveReport, Silence
 from saverestore.errors import Remedy, fact_of, remedies_of
 from saverestore.guest.common import suspend
+from saverestore.operations import save
 from saverestore.operations.requests import FinalState, RestoreRequest, SaveRequest
 from saverestore.operations.restore import restore_domain
 from saverestore.operations.save import save_domain
@@ -141,6 +142,29 @@ def test_whatever_becomes_of_the_domain_at_any_step_is_what_is_said_of_it(tmp_pa
             run.image.unlink(missing_ok=True)
             host.close()
     assert failures
+
+
+@FINAL
+@pytest.mark.parametrize("state", ["crashed", "powered off", "rebooting", "destroyed", "dying"])
+@pytest.mark.parametrize("call", ["again", "config_of", "save_guest", "check_room"])
+def test_one_that_ends_while_it_is_only_looked_at_is_said_to_have_ended_whatever_call_failed(
+    tmp_path, monkeypatch, state, final, call
+):
+    host = MachineHost()
+
+    def fails(*_: object) -> None:
+        STATES[state](host.machine)
+        raise XenError("xenforeignmemory_map", errno.EBUSY, domid=7)
+
+    owner = {"config_of": host.toolstack, "check_room": save}.get(call, host)
+    monkeypatch.setattr(owner, call, fails)
+    run = Run(host, tmp_path, final)
+    assert run.error is not None
+    truth = host.machine.truth()
+    assert fact_of(run.error) == f"web1 (domain 7) {truth.what}; no changes were made"
+    assert run.report.domain_state.name == truth.condition.name
+    assert list(tmp_path.iterdir()) == []
+    host.close()
 
 
 def test_a_domain_that_somebody_resumed_while_it_was_saved_is_not_destroyed(tmp_path):
