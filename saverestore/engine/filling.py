@@ -4,7 +4,8 @@
     thread of its own             │ fill 1 │ fill 2 │ fill 3 │     memory for the domain, mapping, copying, unmapping
 
 One thread fills, so pages arrive in the order of the stream, in which a later version replaces an earlier one. The
-copy in between is what it costs; on one processor nothing would be gained by it, and none is made.
+copy in between is what it costs; on one processor nothing would be gained by it, and none is made. Zero pages that
+the record does not carry are no part of it: these are made where they belong.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Self
 import numpy as np
 
 from saverestore.errors import Interrupted
-from saverestore.guest.ports import U8, U64, PageWindow, RestoreGuest
+from saverestore.guest.ports import U8, U64, Bool, PageWindow, RestoreGuest
 from saverestore.interrupts import result_of, shield
-from saverestore.kernels.copying import copy_to
+from saverestore.kernels.copying import spread_pages
 from saverestore.stream.codecs import Codec
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.stream.reader import LibxcReader, PageData
@@ -56,11 +57,9 @@ class PageFiller:
             self._read_into_domain(record, types)
             return
         buffer = self._buffer()
-        pages = buffer[: record.nr_data * PAGE_SIZE]
-        if record.nr_data:
-            self._reader.read_pages([pages.data])
+        zero = self._reader.read_carried(buffer.data)
         with shield():  # what was begun must be known to whoever waits for it
-            self._begun.append((self._pool.submit(self._fill, record.pfns, types, pages), buffer))
+            self._begun.append((self._pool.submit(self._fill, record.pfns, types, buffer, zero), buffer))
 
     def drain(self) -> None:
         """Wait until all pages that were put are the domain's."""
@@ -81,23 +80,26 @@ class PageFiller:
         self._begun.popleft()
         self._free.append(buffer)
 
-    def _fill(self, pfns: U64, types: U8, pages: U8) -> None:
+    def _fill(self, pfns: U64, types: U8, carried: U8, zero: Bool) -> None:
+        """`carried`: begins with the pages that are not `zero`."""
         if self._failed:  # which is told already, or soon will be
             return
         try:
-            self._fill_window(self._guest.write_pages(pfns, types), pages)
+            self._fill_window(self._guest.write_pages(pfns, types), carried, zero)
         except BaseException:
             self._failed = True
             raise
 
     @staticmethod
-    def _fill_window(window: PageWindow, pages: U8) -> None:
+    def _fill_window(window: PageWindow, carried: U8, zero: Bool) -> None:
         try:
-            at = 0
+            page = at = 0
             for one in window.buffers:
                 with memoryview(one).cast("B") as flat:
-                    copy_to(np.frombuffer(flat, dtype=np.uint8), pages[at : at + flat.nbytes])
-                    at += flat.nbytes
+                    is_zero = zero[page : page + flat.nbytes // PAGE_SIZE]
+                    part = carried[at : at + np.count_nonzero(~is_zero) * PAGE_SIZE]
+                    spread_pages(np.frombuffer(flat, dtype=np.uint8), part, is_zero)
+                    page, at = page + len(is_zero), at + len(part)
             window.commit()
         finally:
             window.close()

@@ -23,7 +23,7 @@ ffibuilder.cdef(
     """
     struct XXH3_state_s;
 
-    void copy_in_chunks(uint8_t *to, const uint8_t *from, size_t nr_bytes);
+    void spread_pages(uint8_t *to, const uint8_t *from, size_t page_size, size_t nr_pages, const uint8_t *zero);
 
     int64_t split_entries(const uint64_t *entries, size_t nr_entries, uint64_t pfn_mask, unsigned int type_shift,
                           uint64_t max_pfn, uint32_t types_known, uint32_t types_with_data,

@@ -23,6 +23,27 @@ static void copy_in_chunks(uint8_t *to, const uint8_t *from, size_t nr_bytes)
 }
 
 /*
+ * Fills nr_pages pages: with zeroes where zero[i] says so, else with the next page of `from`, which has no others.
+ */
+static void spread_pages(uint8_t *to, const uint8_t *from, size_t page_size, size_t nr_pages, const uint8_t *zero)
+{
+    size_t i, run;
+
+    for ( i = 0; i < nr_pages; i += run, to += run * page_size )
+    {
+        for ( run = 1; i + run < nr_pages && !zero[i + run] == !zero[i]; ++run )
+            ;
+        if ( zero[i] )
+            memset(to, 0, run * page_size);
+        else
+        {
+            copy_in_chunks(to, from, run * page_size);
+            from += run * page_size;
+        }
+    }
+}
+
+/*
  * Copies nr_pages pages of page_words words, a multiple of BLOCK_WORDS. zero[i]: whether page i of the copy is all zero,
  * before and afterwards. A page that is, is read once, and not written at all where the copy was zero already.
  * Memory may change meanwhile: a page that became zero while it was copied need not be told to be.

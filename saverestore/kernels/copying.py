@@ -13,27 +13,33 @@ U8 = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
 
-def copy_in_numpy(to: U8, source: U8 | memoryview) -> None:
-    """As `copy_to`, for where the compiled kernel is missing."""
-    np.copyto(to, np.frombuffer(source, dtype=np.uint8))
+def spread_pages_in_numpy(to: U8, source: U8 | memoryview, zero: Flags) -> None:
+    """As `spread_pages`, for where the compiled kernel is missing."""
+    pages = to.reshape(-1, PAGE_SIZE)
+    pages[~zero] = np.frombuffer(source, dtype=np.uint8).reshape(-1, PAGE_SIZE)
+    pages[zero] = 0
 
 
-def copy_to(to: U8, source: U8 | memoryview) -> None:
-    """Copy `source` into `to`, shape (n,), contiguous; both have the same number of bytes. The GIL is given back.
+def spread_pages(to: U8, source: U8 | memoryview, zero: Flags) -> None:
+    """Fill `to`, shape (n * 4096,), contiguous: a page with zeros where `zero`, shape (n,), says so, every other one
+    with the next page of `source`, which has no more of them. The GIL is given back.
 
-    The copy is in the processor's cache afterwards, as far as it fits.
+    What was copied is in the processor's cache afterwards, as far as it fits.
     """
     kernels = compiled()
     if kernels is None:
-        copy_in_numpy(to, source)
+        spread_pages_in_numpy(to, source, zero)
         return
-    if to.nbytes != source.nbytes:
-        raise ValueError(f"{source.nbytes} bytes into {to.nbytes}")
+    nr_copied = len(zero) - int(np.count_nonzero(zero))
+    if to.nbytes != len(zero) * PAGE_SIZE or source.nbytes != nr_copied * PAGE_SIZE:
+        raise ValueError(f"{source.nbytes} bytes into {to.nbytes}, with {nr_copied} of {len(zero)} pages")
     ffi = kernels.ffi
-    kernels.lib.copy_in_chunks(
+    kernels.lib.spread_pages(
         ffi.from_buffer("uint8_t[]", to, require_writable=True),
         ffi.from_buffer("uint8_t[]", source),
-        to.nbytes,
+        PAGE_SIZE,
+        len(zero),
+        ffi.from_buffer("uint8_t[]", zero),
     )
 
 

@@ -294,8 +294,7 @@ class CodedPages:
         try:
             pages = self._next(views, nr_pages)
         except Undecodable as error:
-            codec = self._coming.codec.name.lower()
-            raise self._body.header.bad(f"pages coded by {codec}: {error}") from error
+            raise self._bad(error) from error
         at = 0
         flat = pages.reshape(-1)
         for view in views:
@@ -323,6 +322,36 @@ class CodedPages:
         self._done += nr_pages
         if not self.nr_left:
             self._finish()
+
+    def read_carried(self, buffer: memoryview) -> BoolArray:
+        """Put what is carried of the pages left into the beginning of `buffer`: which of them are zero instead."""
+        coming, zero = self._coming, self._coming.zero[self._done :]
+        if coming.codec is Codec.XOR:
+            raise ValueError("these pages are changes to others")
+        left = (len(zero) - int(np.count_nonzero(zero))) * PAGE_SIZE
+        with buffer[:left] as part:
+            if coming.codec is Codec.NONE:
+                self._body.readv([part] if left else [], WHAT)
+                if not self._has_ended:
+                    self._finish()
+            elif left:
+                part[:] = self._decoded()[-left:]
+        self._done = len(coming.zero)
+        return zero
+
+    def _decoded(self) -> memoryview:
+        """All that was coded. BadRecord for what no coding gives."""
+        try:
+            if self._data is None:
+                self._load()
+        except Undecodable as error:
+            raise self._bad(error) from error
+        assert self._data is not None
+        return self._data
+
+    def _bad(self, error: Undecodable) -> Exception:
+        codec = self._coming.codec.name.lower()
+        return self._body.header.bad(f"pages coded by {codec}: {error}")
 
     def _finish(self) -> None:
         self._has_ended = True

@@ -33,6 +33,7 @@ from saverestore.stream.layout import (
     PFN_MASK,
     RESERVED_MASK,
     TYPE_SHIFT,
+    BoolArray,
     PageType,
     RecordType,
     U8Array,
@@ -146,6 +147,14 @@ class _PagesAsTheyAre:
         if nr_pages and not self.nr_left:
             self._body.finish()
 
+    def read_carried(self, buffer: memoryview) -> BoolArray:
+        """All of them, as `CodedPages` does: none is told to be zero."""
+        zero = np.zeros(self.nr_left, dtype=bool)
+        if len(zero):
+            with buffer[: len(zero) * PAGE_SIZE] as part:
+                self.read([part], len(zero))
+        return zero
+
     def skip(self) -> None:
         """Pass over what has not been read."""
         if self.nr_left:
@@ -254,6 +263,20 @@ class LibxcReader:
     def read_some_pages(self, views: Sequence[WriteableBuffer]) -> None:
         """Like `read_pages`, for the next few pages: whole ones, and no more than are left."""
         self._read_pages(views, None)
+
+    def read_carried(self, buffer: WriteableBuffer) -> BoolArray:
+        """Read what is left of the last PAGE_DATA record's pages, but for those that it tells to be all zero: which
+        these are.
+
+        The others come one behind the other at the beginning of `buffer`, which has room for all. They are read in
+        one piece, however zero pages are scattered among them. ValueError for a record that has `Codec.XOR`.
+        """
+        if self._pages is None:
+            return np.zeros(0, dtype=bool)
+        with memoryview(buffer) as view, view.cast("B") as flat:
+            if len(flat) < self.nr_pages_left * PAGE_SIZE:
+                raise ValueError(f"a buffer of {len(flat)} bytes for {self.nr_pages_left} pages")
+            return self._pages.read_carried(flat)
 
     def skip_pages(self) -> None:
         """Pass over the pages of the last PAGE_DATA record that have not been read, if any."""

@@ -127,6 +127,45 @@ def test_pages_sent_again_and_again_are_read_over_what_they_were(codec, order):
     check()
 
 
+@pytest.mark.parametrize("codec", [one for one in Codec if one is not Codec.XOR])
+@ORDERS
+@given(found=rounds(), at_first=st.integers(0, 6))
+@settings(max_examples=60, deadline=None)
+def test_pages_that_are_carried_are_read_in_one_piece_and_the_others_are_told(codec, order, found, at_first):
+    image = written([*HVM_HEAD, *found, *HVM_TAIL], codec, order)
+    wanted = iter(found)
+    with source_of(image) as source:
+        reader = LibxcReader(source)
+        while not reader.ended:
+            if not isinstance(reader.next(), PageData):
+                continue
+            _, pages = next(wanted)
+            buffer = np.full((7, 4096), 0xEE, dtype=np.uint8)
+            nr_first = min(at_first, reader.nr_pages_left)
+            reader.read_some_pages([buffer[:nr_first].reshape(-1).data])
+            assert np.array_equal(buffer[:nr_first], pages[:nr_first])
+            buffer[:], pages = 0xEE, pages[nr_first:]
+            zero = reader.read_carried(buffer.reshape(-1).data)
+            nr_carried = np.count_nonzero(~zero)
+            assert np.array_equal(buffer[:nr_carried], pages[~zero])
+            assert not pages[zero].any()
+            assert (buffer[nr_carried:] == 0xEE).all()
+            assert reader.nr_pages_left == 0
+    assert next(wanted, None) is None
+
+
+def test_pages_that_are_changes_to_others_and_buffers_too_small_are_refused():
+    pages = np.ones((3, 4096), dtype=np.uint8)
+    record = entries_of(np.arange(3), np.zeros(3)), pages
+    with source_of(written([*HVM_HEAD, record, record, *HVM_TAIL], Codec.XOR, ByteOrder.LITTLE)) as source:
+        reader = LibxcReader(source)
+        last = [one for _ in range(4) if isinstance(one := reader.next(), PageData)][-1]
+        assert last.codec is Codec.XOR
+        for size in (3, 2):
+            with pytest.raises(ValueError):
+                reader.read_carried(bytearray(size * 4096))
+
+
 def test_zero_pages_take_no_room():
     pages = np.zeros((1000, 4096), dtype=np.uint8)
     entries = entries_of(np.arange(1000), np.zeros(1000))

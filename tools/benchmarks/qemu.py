@@ -199,7 +199,7 @@ def stopped_guest(
     """QEMU with the RAM in `ram`, a file in `folder`; ended with the block. BenchError when it does not start.
 
     `incoming`: one that is migrated to. `tls`: it finds certificates in `folder`, as `TLS_FILES` are called there.
-    `out`: a folder elsewhere, for `migrate_to_disk`.
+    All of its memory is mapped before this returns. `out`: a folder elsewhere, for `migrate_to_disk`.
     """
     size = ram.stat().st_size
     control = folder / f"{name}-qmp"
@@ -210,7 +210,7 @@ def stopped_guest(
     argv = [
         "/usr/bin/qemu-system-x86_64", "-S", "-display", "none", "-nodefaults", "-accel", "tcg",
         "-machine", "q35,memory-backend=ram", "-m", f"{size >> 20}M",
-        "-object", f"memory-backend-file,id=ram,size={size},mem-path={INSIDE}/{ram.name},share=on",
+        "-object", f"memory-backend-file,id=ram,size={size},mem-path={INSIDE}/{ram.name},share=on,prealloc=on",
         "-qmp", f"unix:{INSIDE}/{control.name},server=on,wait=off", *more,
     ]  # fmt: skip
     said = folder / f"{name}-said"

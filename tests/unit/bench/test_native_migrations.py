@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from resource import RUSAGE_SELF, getrusage
+
 import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from benchmarks import cli, migrate_native
 from benchmarks.migrate_native import AUTO, NONE, OURS, QEMU, Measured, comparisons
-from benchmarks.moving import How, Moved, move
+from benchmarks.moving import How, Moved, move, ready_for
 
 from saverestore.migrate.source_link import LinkOptions, LinkReport
 from saverestore.stream.coding_choice import Coded
@@ -29,6 +32,13 @@ def test_a_domain_really_moves_between_two_processes_and_arrives_whole():
         assert found.cpu_s > 0
         assert found.link.streams == 2
         assert bool(found.coded) == (codecs is AUTO)
+
+
+def test_the_memory_that_a_domain_moves_into_is_there_before_the_clock_starts():
+    with closing(MemoryDomain.pvh(8192)) as domain, closing(ready_for(domain)) as target:
+        before = getrusage(RUSAGE_SELF).ru_minflt
+        target.frames[:, 8] |= 0
+        assert getrusage(RUSAGE_SELF).ru_minflt - before < 8  # 16, even where pages are of 2 MiB
 
 
 def test_each_number_of_connections_is_compared_with_as_many_channels_and_the_best_with_the_best():

@@ -8,40 +8,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saverestore.kernels import compiled
-from saverestore.kernels.copying import copy_in_numpy, copy_pages, copy_pages_in_numpy, copy_to
+from saverestore.kernels.copying import (
+    copy_pages,
+    copy_pages_in_numpy,
+    spread_pages,
+    spread_pages_in_numpy,
+)
 
-KIB = 1 << 10
-
-
-@pytest.mark.parametrize("nr_bytes", [0, 1, 4096, 256 * KIB - 1, 256 * KIB, 256 * KIB + 1, 3 << 20])
-@pytest.mark.parametrize("copy", [copy_to, copy_in_numpy])
-def test_all_is_copied_and_nothing_besides(copy, nr_bytes):
-    source = np.random.default_rng(nr_bytes).integers(1, 256, nr_bytes, dtype=np.uint8)
-    to = np.zeros(nr_bytes + 2, dtype=np.uint8)
-    copy(to[1:-1], memoryview(source.tobytes()))
-    assert to[1:-1].tobytes() == source.tobytes()
-    assert not to[0] and not to[-1]
+PAGE = 4096
 
 
-@pytest.mark.parametrize("size", [4095, 4097])
-def test_buffers_of_different_lengths_are_refused(size):
+@pytest.mark.parametrize("spread", [spread_pages, spread_pages_in_numpy])
+@given(zero=st.lists(st.booleans(), max_size=9), times=st.sampled_from([1, 40]))
+def test_pages_are_spread_over_the_places_that_are_not_to_be_zero_and_nothing_besides(spread, zero, times):
+    told = np.repeat(np.array(zero, dtype=bool), times)
+    source = np.random.default_rng(1).integers(1, 256, (np.count_nonzero(~told), PAGE), dtype=np.uint8)
+    to = np.full(len(told) * PAGE + 2, 0xEE, dtype=np.uint8)
+    spread(to[1:-1], source.reshape(-1), told)
+    pages = to[1:-1].reshape(-1, PAGE)
+    assert np.array_equal(pages[~told], source)
+    assert not pages[told].any()
+    assert to[0] == to[-1] == 0xEE
+
+
+@pytest.mark.skipif(compiled() is None, reason="saverestore._kernels is not compiled")
+@pytest.mark.parametrize(("to", "source"), [(2 * PAGE, PAGE - 1), (2 * PAGE, PAGE + 1), (PAGE, PAGE)])
+def test_pages_that_are_not_as_many_as_their_places_are_refused(to, source):
     with pytest.raises(ValueError):
-        copy_to(np.zeros(4096, dtype=np.uint8), memoryview(bytes(size)))
+        spread_pages(np.zeros(to, dtype=np.uint8), memoryview(bytes(source)), np.array([True, False]))
 
 
 @pytest.mark.skipif(compiled() is None, reason="saverestore._kernels is not compiled")
 def test_memory_that_may_only_be_read_is_not_copied_to():
     with pytest.raises((BufferError, ValueError)):
-        copy_to(np.frombuffer(bytes(4096), dtype=np.uint8), memoryview(bytes(4096)))
+        spread_pages(
+            np.frombuffer(bytes(PAGE), dtype=np.uint8), memoryview(bytes(PAGE)), np.zeros(1, dtype=bool)
+        )
 
 
 def test_without_the_kernel_the_twin_is_used(without_kernels):
-    to = np.zeros(2, dtype=np.uint8)
-    copy_to(to, memoryview(b"ab"))
-    assert to.tobytes() == b"ab"
+    to = np.ones(2 * PAGE, dtype=np.uint8)
+    spread_pages(to, memoryview(b"a" * PAGE), np.array([True, False]))
+    assert to.tobytes() == bytes(PAGE) + b"a" * PAGE
 
 
-PAGE = 4096
 KINDS = ("zero", "first byte", "last byte", "one in the middle", "all")
 
 
