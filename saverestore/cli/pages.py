@@ -21,8 +21,9 @@ from pathlib import Path
 
 import saverestore
 from saverestore.cli.arguments import Parser, words_of
-from saverestore.cli.parsers import COMMANDS, subcommands_of
+from saverestore.cli.parsers import COMMANDS, parser_of_table, subcommands_of
 from saverestore.cli.pymigrate import command as pymigrate
+from saverestore.cli.settings import OPTIONS, actions_of
 from saverestore.helper.settings import VARIABLE_PREFIX, Choice, Settings
 
 MAN, BASH, ZSH = "share/man/man1", "share/bash-completion/completions", "share/zsh/site-functions"
@@ -81,19 +82,29 @@ def write_pages(folder: Path) -> list[tuple[str, list[str]]]:
 
 
 def settings_file() -> str:
-    """Every setting with its default, commented out: with this file, all is as without one."""
+    """Every setting, of the helper's with its default, commented out: with this file, all is as without one."""
     lines = [
         "# Settings of pysave-helper, by which xl runs on pysave's engine: see pysave-helper(1).",
-        "# Each line that is commented out shows a default.",
+        "# Each line that is commented out shows a default. Those of other commands are in tables, below.",
     ]
     for one in fields(Settings):
         kind, text = one.metadata["kind"], one.metadata["help"]
         if isinstance(kind, Choice):
             text = text.format(words=words_of(kind.words))
-        lines += ["", *textwrap.wrap(text, 98, initial_indent="# ", subsequent_indent="# ")]
+        lines += ["", *_commented(text)]
         lines.append(f"# Variable: {VARIABLE_PREFIX}{one.name.upper()}")
         lines.append(f"#{one.name} = {json.dumps(one.default)}")
+    for table in OPTIONS:
+        lines += ["", *_commented(f"Options of {table.replace('-', ' ')}, if the command line has none:")]
+        lines.append(f"#[{table}]")
+        for key, action in actions_of(parser_of_table(table)):
+            text = argparse.HelpFormatter(table)._expand_help(action)
+            lines += _commented(f"{key}: {text}", indent="    ")
     return "\n".join(lines) + "\n"
+
+
+def _commented(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, 98, initial_indent="# ", subsequent_indent=f"# {indent}")
 
 
 def completion(parser: Parser, shell: str) -> str:

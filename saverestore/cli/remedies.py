@@ -33,7 +33,10 @@ ANYWHERE = {
     Remedy.LIST_DOMAINS: "'xl list' lists the domains",
     Remedy.UNPAUSE: "'xl unpause {object}' first",
     Remedy.UNPAUSE_NOW: "'xl unpause {object}' resumes it",
-    Remedy.DESTROY_OLD: "'xl destroy {object}' if the image should replace it",
+    Remedy.DESTROY_OLD: (
+        "if the image should replace it, 'pyrestore --dry-run' first lists what else stands in the way, and 'xl "
+        "destroy {object}' then makes room"
+    ),
     Remedy.DESTROY_LEFT: "'xl destroy {object}'",
     Remedy.PLUG_ALL_VCPUS: "'xl vcpu-set {object}' first",
     Remedy.DETACH_PCI: "or detach them with 'xl pci-detach {object} BDF'",
@@ -79,9 +82,12 @@ ANYWHERE = {
         "the guest may crash"
     ),
     Remedy.RENAME: "'pyrestore --name NAME' gives the restored domain another name",
-    Remedy.NEW_UUID: "'pyrestore --new-uuid --name NAME' restores a copy beside it",
+    Remedy.NEW_UUID: (
+        "'pyrestore --new-uuid --name NAME --config FILE' restores a copy beside it, FILE with disks of its own"
+    ),
     Remedy.GIVE_OTHER_DISKS: (
-        "'pyrestore --config FILE' gives it disks of its own; 'pyrestore --force' restores it all the same"
+        "'pyrestore --config FILE' gives it disks of its own; 'pyrestore --force' is for file systems that are made "
+        "to be shared"
     ),
     Remedy.GIVE_OTHER_MAC: "'pyrestore --config FILE' gives it another MAC",
     Remedy.OVERWRITE: "choose another name",
@@ -132,8 +138,16 @@ OWN = {
             "restore it on a host like the one it was saved on, or with --force all the same: the guest may crash"
         ),
         Remedy.RENAME: "--name gives the restored domain another name",
-        Remedy.NEW_UUID: "--new-uuid and --name NAME restore a copy beside it",
-        Remedy.GIVE_OTHER_DISKS: "--config FILE gives it disks of its own; --force restores it all the same",
+        Remedy.DESTROY_OLD: (
+            "if the image should replace it, --dry-run first lists what else stands in the way, and 'xl destroy "
+            "{object}' then makes room"
+        ),
+        Remedy.NEW_UUID: (
+            "--new-uuid, --name NAME and --config FILE restore a copy beside it, FILE with disks of its own"
+        ),
+        Remedy.GIVE_OTHER_DISKS: (
+            "--config FILE gives it disks of its own; --force is for file systems that are made to be shared"
+        ),
         Remedy.GIVE_OTHER_MAC: "--config FILE gives it another MAC",
     },
     PYIMAGE: {

@@ -109,8 +109,11 @@ def _by_ssh(
     except BrokenPeer as error:
         has_heard_nothing = connection is not None and not connection.incoming.offset
         if child is not None and has_heard_nothing and (code := child.ended_with()):
+            program = command.split()[0]
+            # ssh has 255 for all failures of its own; the shell there has 127.
+            why = {255: "cannot be reached by ssh", 127: f"has no {program}"}
             raise Unreachable(
-                f"{address.host} cannot be reached, or has no {command.split()[0]}: "
+                f"{address.host} {why.get(code, f'did not answer, nor did {program} there')}: "
                 f"{shlex.join(ssh)} ended with exit code {code}"
             ) from error
         raise

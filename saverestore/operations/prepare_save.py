@@ -241,9 +241,9 @@ def placed(request: SaveRequest, prepared: Prepared) -> SaveRequest:
     """The request with the image's name, where a store is to give it one. The domain is locked."""
     if request.store is None:
         return request
-    path = store.new_path(
-        store.opened(request.store), prepared.domain.name, datetime.datetime.now(datetime.UTC)
-    )
+    folder = store.opened(request.store)
+    store.remove_abandoned(folder)
+    path = store.new_path(folder, prepared.domain.name, datetime.datetime.now(datetime.UTC))
     return replace(request, image=str(path))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
+from saverestore.transport import newfile
 from saverestore.transport.file_locks import try_lock
 
 DEFAULT = Path("/var/lib/xen/pysave")
@@ -105,6 +106,13 @@ def new_path(folder: Path, domain: str, now: datetime.datetime) -> Path:
         number += 1
         path = folder / f"{base}.{number}{ENDING}"
     return path
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what saves to this store that were killed have left: no later image has the name of such a one."""
+    newfile.remove_abandoned(
+        folder, lambda begin: entry_of(Path(begin.removeprefix(".").removesuffix("."))) is not None
+    )
 
 
 def entry_of(path: Path) -> Entry | None:

@@ -25,3 +25,11 @@ class UnknownRecord(BadRecord):
 
 class OutOfOrder(BadRecord):
     """A known record at a place where the order of records does not allow it."""
+
+
+def beginning(first: bytes) -> str:
+    """What something that is no image starts with: in hexadecimal, unless a person can read it."""
+    text = first.decode("ascii", errors="ignore").strip()
+    if len(first.strip()) == len(text) and text.replace("\n", " ").isprintable() and text:
+        return f"it is text, and starts with '{' '.join(text.split())}'"
+    return f"it starts with the bytes {first.hex()}"

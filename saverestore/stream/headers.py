@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from saverestore.errors import ErrorName
-from saverestore.stream.errors import BadHeader
+from saverestore.stream.errors import BadHeader, beginning
 from saverestore.stream.layout import (
     DOMAIN_HEADER,
     DRAFT_B_VERSION,
@@ -45,8 +45,7 @@ class ImageHeader:
         marker, magic, version, options, reserved, more_reserved = IMAGE_HEADER.unpack(data)
         if marker != IMAGE_MARKER or magic != IMAGE_ID:
             raise BadHeader(
-                f"{source.name}: not a libxc image: it starts with {data[:12].hex()}, "
-                "not with eight bytes ff and XENF",
+                f"{source.name}: not a libxc image: {beginning(data[:12])}, not with eight bytes ff and XENF",
                 offset=offset,
                 name=ErrorName.NOT_AN_IMAGE,
             )

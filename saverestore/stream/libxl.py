@@ -34,7 +34,7 @@ from enum import IntEnum, IntFlag
 from typing import Self
 
 from saverestore.errors import ErrorName
-from saverestore.stream.errors import BadHeader, BadRecord, OutOfOrder, UnknownRecord
+from saverestore.stream.errors import BadHeader, BadRecord, OutOfOrder, UnknownRecord, beginning
 from saverestore.stream.layout import MIB, padding_of
 from saverestore.transport.base import ByteSink, ByteSource
 
@@ -165,7 +165,7 @@ class LibxlReader:
         ident, version, options = HEADER.unpack(head)
         if ident != IDENT:
             raise BadHeader(
-                f"{source.name}: not a libxl stream: it starts with {head[:8].hex()}",
+                f"{source.name}: not a libxl stream: {beginning(head[:8])}",
                 offset=offset,
                 name=ErrorName.NOT_AN_IMAGE,
             )

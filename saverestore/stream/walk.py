@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NoReturn, TypeAlias
 
 from saverestore.errors import Advice, ErrorName, Remedy
-from saverestore.stream.errors import BadHeader, OutOfOrder
+from saverestore.stream.errors import BadHeader, OutOfOrder, beginning
 from saverestore.stream.header_digest import HeaderDigest, HeaderDigestSource
 from saverestore.stream.libxl import IDENT, LibxlReader, LibxlRecord, LibxlRecordType
 from saverestore.stream.reader import AnyRecord, LibxcReader
@@ -81,7 +81,7 @@ def _refuse_prefix(name: str, prefix: bytes) -> NoReturn:
         if prefix.startswith(magic):
             raise BadHeader(f"{name} is {what}", offset=0, name=ErrorName.NOT_AN_IMAGE)
     raise BadHeader(
-        f"{name} is not an image of a Xen domain: it starts with the bytes {prefix.hex()}",
+        f"{name} is not an image of a Xen domain: {beginning(prefix)}",
         offset=0,
         name=ErrorName.NOT_AN_IMAGE,
     )

@@ -17,7 +17,7 @@ from enum import IntFlag
 from typing import Self
 
 from saverestore.errors import ErrorName, ImageError
-from saverestore.stream.errors import BadHeader
+from saverestore.stream.errors import BadHeader, beginning
 from saverestore.stream.layout import MIB
 from saverestore.transport.base import ByteSink, ByteSource
 
@@ -56,7 +56,7 @@ class XlHeader:
         magic, mark, mandatory, _optional, data_bytes = HEADER.unpack(head)
         if magic != MAGIC:
             raise BadHeader(
-                f"{source.name}: not an image of xl: it starts with {head[:12].hex()}",
+                f"{source.name}: not an image of xl: {beginning(head[:12])}",
                 offset=offset,
                 name=ErrorName.NOT_AN_IMAGE,
             )

@@ -214,16 +214,17 @@ def check_free(handles: Handles, name: str, domain_uuid: uuid.UUID) -> None:
     for domain in all_domains(handles):
         if domain.info.dying:
             continue
-        if domain.name == name:
-            raise DomainError(
-                f"there is a domain called {name!r} already (domain {domain.domid}); no changes were made",
-                name=ErrorName.DOMAIN_NAME_TAKEN,
-                remedies=[Advice(Remedy.RENAME)],
-            )
+        # First: another name alone would not help then.
         if domain.info.uuid == domain_uuid and domain.domid != 0:  # dom0's is all zeroes
             raise DomainError(
                 f"the image's domain still exists: {domain} has the same UUID, {domain_uuid}; "
                 "no changes were made",
                 name=ErrorName.DOMAIN_EXISTS,
                 remedies=[Advice(Remedy.DESTROY_OLD, domain.domid), Advice(Remedy.NEW_UUID)],
+            )
+        if domain.name == name:
+            raise DomainError(
+                f"there is a domain called {name!r} already (domain {domain.domid}); no changes were made",
+                name=ErrorName.DOMAIN_NAME_TAKEN,
+                remedies=[Advice(Remedy.RENAME)],
             )

@@ -156,7 +156,10 @@ class _Fd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        with contextlib.suppress(
+            *([] if error is None else [TransportError])
+        ):  # what is on its way says more
+            self.close()
 
     def _wait(self, event: int) -> None:
         """Wait until a non-blocking descriptor is ready."""

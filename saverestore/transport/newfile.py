@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -52,6 +54,29 @@ def _temporary_prefix(final: Path) -> str:
     if len(name) + len(f"..{PARTIAL}") + 2 * TOKEN_BYTES <= room:
         return f".{final.name}."
     return f".{hashlib.sha256(name).hexdigest()[:16]}."
+
+
+def remove_abandoned(folder: Path, is_meant: Callable[[str], bool]) -> None:
+    """Remove temporary files that nobody writes any more: `kill -9`, or the power failed.
+
+    Those are meant whose name begins so: ".NAME." for a file NAME, see `_temporary_prefix`. What cannot be looked at
+    is left alone.
+    """
+    ending = re.compile(rf"[0-9a-f]{{{2 * TOKEN_BYTES}}}{re.escape(PARTIAL)}")
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            found = ending.search(entry.name)
+            if found is None or found.end() < len(entry.name) or not is_meant(entry.name[: found.start()]):
+                continue
+            # Should it be a pipe, opening it must not wait for a reader.
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(entry.path, flags)
+            try:
+                if try_lock(descriptor):
+                    LOG.warning("%s, left by a save that was killed, is removed", entry.path)
+                    Path(entry.path).unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _is_there(path: Path) -> bool:
@@ -144,24 +169,6 @@ class NewFile:
                 remedies=[Advice(Remedy.OVERWRITE, str(path))],
             )
         self._final = Path(os.path.realpath(path))
-
-    def _remove_abandoned(self) -> None:
-        """Temporary files for this name that nobody writes any more: `kill -9`, or the power failed."""
-        with contextlib.suppress(OSError):  # what cannot be looked at is left alone
-            begin = _temporary_prefix(self._final)
-            for entry in os.scandir(self._final.parent):
-                token = entry.name.removeprefix(begin).removesuffix(PARTIAL)
-                if entry.name != f"{begin}{token}{PARTIAL}" or len(token) != 2 * TOKEN_BYTES:
-                    continue
-                # Should it be a pipe, opening it must not wait for a reader.
-                flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                descriptor = os.open(entry.path, flags)
-                try:
-                    if try_lock(descriptor):
-                        LOG.warning("%s, left by a save that was killed, is removed", entry.path)
-                        Path(entry.path).unlink()
-                finally:
-                    os.close(descriptor)
 
     def _open_temporary(self) -> int:
         """Make a fresh one, which is `_temporary` from now on, and lock it: its descriptor."""
@@ -316,7 +323,8 @@ class NewFile:
         if not self._is_file:
             self.sink = sink_of(self._open(self.path, os.O_WRONLY), str(self.path))
             return self
-        self._remove_abandoned()
+        begin = _temporary_prefix(self._final)
+        remove_abandoned(self._final.parent, lambda others: others == begin)
         try:
             self.sink = self._sink()
         except BaseException as error:
@@ -356,7 +364,9 @@ class NewFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.sink.close()
+            # A disk that fails does so at each call: what is on its way says more, also of the domain.
+            with contextlib.suppress(*([] if error is None else [TransportError])):
+                self.sink.close()
         finally:
             if not self._published and self._temporary is not None:
                 self._remove(self._temporary, error)

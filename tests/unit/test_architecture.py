@@ -363,6 +363,7 @@ def test_the_store_of_images_knows_nothing_of_domains():
         "saverestore.errors",
         "saverestore.operations.store",
         "saverestore.transport.file_locks",
+        "saverestore.transport.newfile",
         "saverestore.transport.safety",
     }
 

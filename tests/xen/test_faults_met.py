@@ -280,7 +280,7 @@ def test_an_image_on_a_fuse_file_system_with_odd_answers_is_restored(images: Pat
     served = f"import runpy; runpy.run_path({str(MINI_FUSE)!r}, run_name='__main__')"
     # A small one: each write goes through Python, emulated, and a short one is a third of it.
     with (
-        own("fuse", "pvh", memory_mib=80, pages=512, rate=100) as guest,
+        own("fuse", "pvh", memory_mib=96, pages=512, rate=100) as guest,
         somebody(served, str(folder), *oddities),
     ):
         before = guest.state()

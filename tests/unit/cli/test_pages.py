@@ -16,6 +16,7 @@ pytest.importorskip("shtab", reason="shtab is not installed")
 pytest.importorskip("argparse_manpage", reason="argparse-manpage is not installed")
 
 from saverestore.cli.pages import BASH, DOC, MAN, ZSH, write_pages
+from saverestore.cli.settings import OPTIONS
 from saverestore.helper.settings import KINDS, Settings, read_settings
 
 
@@ -64,6 +65,15 @@ def test_the_file_of_settings_has_each_of_them_with_its_default_commented_out(pa
     assert tomllib.loads((tmp_path / "all.toml").read_text()).keys() == KINDS.keys()
     assert read_settings({"PYSAVE_CONFIG": str(tmp_path / "all.toml")}) == Settings()
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_it_has_the_table_of_each_command_with_what_may_be_set_there(pages):
+    text = (pages / DOC / "pysave.toml").read_text()
+    uncommented = tomllib.loads(re.sub(r"^#(?=\[)", "", text, flags=re.MULTILINE))
+    assert uncommented == {name: {} for name in OPTIONS}
+    for name, keys in OPTIONS.items():
+        part = text.partition(f"#[{name}]\n")[2].partition("\n\n")[0]
+        assert [line[2:].partition(":")[0] for line in part.splitlines() if line[2] != " "] == list(keys)
 
 
 XL = "xl() { printf 'Name ID\\nDomain-0 0\\nweb1 1\\nweb2 2\\n'; }"

@@ -13,6 +13,7 @@ from saverestore.operations import store
 from saverestore.operations.retention import Rule, kept
 from saverestore.operations.store import entries, entry_of, find, in_use, new_path, remove, stem_of
 from saverestore.transport.file_locks import try_lock
+from saverestore.transport.newfile import NewFile
 
 NOW = datetime.datetime(2026, 11, 29, 5, 58, 31, tzinfo=datetime.UTC)
 
@@ -78,6 +79,18 @@ def test_an_image_that_is_not_there_is_wrong_usage(tmp_path):
     for text in ("web2", "web1@2025", "web1@yesterday", "absent/web1"):
         with pytest.raises(UsageError):
             find(f"{tmp_path}/{text}")
+
+
+def test_what_killed_saves_have_left_is_removed_by_the_next_save_whatever_its_time(tmp_path):
+    """The name of an image has its time, so no later one has the same."""
+    partial = "0123abcd.partial"
+    left = [f".web1@2026-11-29T05-58-31Z.img.{partial}", f".gone@2026-11-28T05-58-31Z.2.img.{partial}"]
+    others = [f".web1.img.{partial}", ".web1@2026-11-29T05-58-31Z.img.mine.partial", "web1.partial"]
+    for name in (*left, *others):
+        (tmp_path / name).touch()
+    with NewFile(new_path(tmp_path, "busy", NOW)) as under_way:
+        store.remove_abandoned(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {*others, under_way._temporary.name}
 
 
 def test_other_files_are_no_images_of_a_store(tmp_path):

@@ -166,7 +166,8 @@ def test_pages_of_a_cut_record_count_as_far_as_they_came():
         (b"\x28\xb5\x2f\xfd" + bytes(8), "compressed with zstd"),
         (b"\x1f\x8b" + bytes(8), "compressed with gzip"),
         (b"LinuxGuestRecord", "an image of xend"),
-        (b"something else", "is not an image of a Xen domain: it starts with the bytes 736f6d657468696e"),
+        (b"name = 'web1'", "is not an image of a Xen domain: it is text, and starts with 'name = '"),
+        (b"\0something", "is not an image of a Xen domain: it starts with the bytes 00736f6d65746869"),
     ],
 )
 def test_what_is_no_image_is_told_for_what_it_is(data, message):

@@ -19,7 +19,7 @@ def changed(offset: int, value: str) -> bytes:
 @pytest.mark.parametrize(
     ("offset", "value", "message", "place"),
     [
-        (0, "fe", "not a libxc image: it starts with feff", 0),
+        (0, "fe", "not a libxc image: it starts with the bytes feff", 0),
         (8, "46", "not a libxc image", 0),
         (12, "00000000", "version 0: versions 1 .draft-b., 2 and 3 can be read", 0),
         (12, "00000004", "version 4: versions 1 .draft-b., 2 and 3 can be read", 0),

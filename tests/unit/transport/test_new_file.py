@@ -16,6 +16,7 @@ import pytest
 from saverestore.errors import ErrorName, ExitCode, Interrupted, Remedy, TransportError, UsageError
 from saverestore.interrupts import handled
 from saverestore.transport import newfile
+from saverestore.transport.cache import Cache
 from saverestore.transport.file_locks import try_lock
 from saverestore.transport.newfile import NewFile
 
@@ -158,6 +159,18 @@ def test_without_commit_nothing_is_left(tmp_path):
 def test_after_an_error_nothing_is_left(tmp_path, error):
     with pytest.raises(type(error)), NewFile(tmp_path / "out.img"):
         raise error
+    assert content_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("cache", [Cache.PAGE, Cache.AUTO])
+def test_a_failure_of_closing_does_not_hide_an_earlier_one(tmp_path, cache):
+    """A disk that fails does so at each call; the first error has what is known of the domain."""
+    with (
+        pytest.raises(TransportError, match="the first error"),
+        NewFile(tmp_path / "out.img", cache=cache) as file,
+    ):
+        os.close(file.sink.fileno())
+        raise TransportError("the first error")
     assert content_of(tmp_path) == []
 
 
