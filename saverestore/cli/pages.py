@@ -232,7 +232,8 @@ def other_command(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def sections_of(epilog: str) -> Iterator[tuple[str, str]]:
-    """An epilog's parts, titles and texts: "examples:" begins one; what is not indented stands in NOTES."""
+    """An epilog's parts, titles and texts: "examples:" begins one; what is not indented stands in NOTES, the last."""
+    notes = []
     for paragraph in re.split(r"\n\n+", epilog.strip("\n")):
         first, _, rest = paragraph.partition("\n")
         if first.endswith(":") and rest.startswith(" "):
@@ -240,7 +241,9 @@ def sections_of(epilog: str) -> Iterator[tuple[str, str]]:
             title = "EXIT STATUS" if title == "exit codes" else title.partition(",")[0].upper()
             yield title, rest if title != "SETTINGS" else paragraph
         else:
-            yield "NOTES", paragraph
+            notes.append(paragraph)
+    if notes:
+        yield "NOTES", "\n\n".join(notes)
 
 
 def section(title: str, text: str) -> str:
