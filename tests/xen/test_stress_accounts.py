@@ -179,33 +179,34 @@ def test_a_device_model_that_another_program_takes_at_some_moment_is_told_and_ru
 ODDITIES = ("nlink0", "no-statfs", "no-link", "no-fsync", "no-truncate", "short-writes", "late-eio")
 
 
-@pytest.mark.parametrize("guest", [("pvh", 1)], indirect=True, ids=["pvh"])
-def test_whatever_a_file_system_answers_the_domain_runs_and_is_said_to(
-    guest: Guest, images: Path, chance: random.Random
-):
+def test_whatever_a_file_system_answers_the_domain_runs_and_is_said_to(images: Path, chance: random.Random):
     run("modprobe", "fuse")
     if not Path("/dev/fuse").exists():
         pytest.skip("this dom0 has no FUSE")
-    before = guest.state()
-    for number in range(TIMES):
-        folder, report = images / f"fuse{number}", images / "r.json"
-        folder.mkdir()
-        oddities = chance.sample(ODDITIES, chance.randrange(1, 4))
-        program = f"import runpy; runpy.run_path({str(MINI_FUSE)!r}, run_name='__main__')"
-        with somebody(program, str(folder), *oddities):
-            try:
-                save = Command(
-                    "pysave", *options(chance), "--report", str(report), guest.name, str(folder / "a.img")
-                )
-                code = save.finish()
-                assert (code != 0) == ("late-eio" in oddities), f"{oddities}: {save.said}"
-                assert truth_of(guest.domid) == "is running"
-                if code:
-                    account_is_true(save.said, report, "is running")
-                    assert not (folder / "a.img").exists()
-            finally:
-                run("umount", "-l", str(folder))
-    guest.goes_on(before)
+    # A small guest: each write goes through Python, emulated, and a short one is a third of it.
+    with own("fuse", "pvh", memory_mib=96, pages=512, rate=100) as guest:
+        before = guest.state()
+        for number in range(TIMES // 2):
+            folder, report = images / f"fuse{number}", images / "r.json"
+            folder.mkdir()
+            oddities = chance.sample(ODDITIES, chance.randrange(1, 4))
+            if number == 0 and "late-eio" not in oddities:
+                oddities.append("late-eio")
+            program = f"import runpy; runpy.run_path({str(MINI_FUSE)!r}, run_name='__main__')"
+            with somebody(program, str(folder), *oddities):
+                try:
+                    save = Command(
+                        "pysave", *options(chance), "--report", str(report), guest.name, str(folder / "a.img")
+                    )
+                    code = save.finish()
+                    assert (code != 0) == ("late-eio" in oddities), f"{oddities}: {save.said}"
+                    assert truth_of(guest.domid) == "is running"
+                    if code:
+                        account_is_true(save.said, report, "is running")
+                        assert not (folder / "a.img").exists()
+                finally:
+                    run("umount", "-l", str(folder))
+        guest.goes_on(before)
 
 
 @pytest.mark.parametrize("toolstack", ["auto", "bare"])
