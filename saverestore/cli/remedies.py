@@ -161,6 +161,8 @@ OWN = {
         Remedy.WAIT_LONGER: "--suspend-timeout SECONDS gives it more time",
         Remedy.USE_XL: "'xl migrate' may support it",
         Remedy.RENAME: "--name gives it another name there",
+        Remedy.DESTROY_OLD: "if the one there is an old copy, 'xl destroy {object}' there removes it",
+        Remedy.NEW_UUID: "if it is the one that counts, this one is not to be migrated",
         Remedy.TRUST_NETWORK: "--trust-network declares it trusted",
     },
     HELPER: {

@@ -217,7 +217,7 @@ def check_free(handles: Handles, name: str, domain_uuid: uuid.UUID) -> None:
         # First: another name alone would not help then.
         if domain.info.uuid == domain_uuid and domain.domid != 0:  # dom0's is all zeroes
             raise DomainError(
-                f"the image's domain still exists: {domain} has the same UUID, {domain_uuid}; "
+                f"the domain is there already: {domain} has the same UUID, {domain_uuid}; "
                 "no changes were made",
                 name=ErrorName.DOMAIN_EXISTS,
                 remedies=[Advice(Remedy.DESTROY_OLD, domain.domid), Advice(Remedy.NEW_UUID)],

@@ -342,7 +342,7 @@ def test_of_two_restores_at_once_one_makes_the_domain(images: Path, toolstack: s
         assert (
             "is being restored by process" in loser.said
             or "already" in loser.said
-            or "still exists" in loser.said
+            or "is there already" in loser.said
         )
         guest.goes_on(before)
         uuid = handles().xen.domain(guest.domid).uuid

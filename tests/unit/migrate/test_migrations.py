@@ -124,7 +124,7 @@ def test_a_destination_refuses_with_all_that_it_has_found_and_nothing_is_touched
         pair.migrate()
     pair.join()
     assert [one.name for one in caught.value.findings] == [
-        ErrorName.DOMAIN_NAME_TAKEN,
+        ErrorName.DOMAIN_EXISTS,
         ErrorName.HOST_LACKS_MEMORY,
     ]
     assert "b lacks memory" in str(caught.value)
