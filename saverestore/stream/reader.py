@@ -148,7 +148,7 @@ class _PagesAsTheyAre:
             self._body.finish()
 
     def read_carried(self, buffer: memoryview) -> BoolArray:
-        """All of them, as `CodedPages` does: none is told to be zero."""
+        """All of them, as `CodedPages` does: none is marked as zero."""
         zero = np.zeros(self.nr_left, dtype=bool)
         if len(zero):
             with buffer[: len(zero) * PAGE_SIZE] as part:
@@ -265,7 +265,7 @@ class LibxcReader:
         self._read_pages(views, None)
 
     def read_carried(self, buffer: WriteableBuffer) -> BoolArray:
-        """Read what is left of the last PAGE_DATA record's pages, but for those that it tells to be all zero: which
+        """Read what is left of the last PAGE_DATA record's pages, but for those that it marks as all zero: which
         these are.
 
         The others come one behind the other at the beginning of `buffer`, which has room for all. They are read in

@@ -17,7 +17,7 @@ NODE = "pysave/last-downtime"
 
 
 def remember(store: XenStore, domid: int, *, suspend_s: float, state_s: float) -> None:
-    """For the next save of a domain that goes on. Nothing when it is gone."""
+    """For the next save of this domain. Nothing when it is gone."""
     write_below(store, domid, NODE, f"{round(suspend_s * 1000)} {round(state_s * 1000)}")
 
 
