@@ -83,7 +83,8 @@ ANYWHERE = {
     ),
     Remedy.RENAME: "'pyrestore --name NAME' gives the restored domain another name",
     Remedy.NEW_UUID: (
-        "'pyrestore --new-uuid --name NAME --config FILE' restores a copy beside it, FILE with disks of its own"
+        "'pyrestore --new-uuid --name NAME' restores a copy beside it; one that has disks needs 'pyrestore --config "
+        "FILE', too"
     ),
     Remedy.GIVE_OTHER_DISKS: (
         "'pyrestore --config FILE' gives it disks of its own; 'pyrestore --force' is for file systems that are made "
@@ -143,7 +144,7 @@ OWN = {
             "{object}' then makes room"
         ),
         Remedy.NEW_UUID: (
-            "--new-uuid, --name NAME and --config FILE restore a copy beside it, FILE with disks of its own"
+            "--new-uuid and --name NAME restore a copy beside it; one that has disks needs --config FILE, too"
         ),
         Remedy.GIVE_OTHER_DISKS: (
             "--config FILE gives it disks of its own; --force is for file systems that are made to be shared"

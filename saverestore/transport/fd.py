@@ -156,10 +156,11 @@ class _Fd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with contextlib.suppress(
-            *([] if error is None else [TransportError])
-        ):  # what is on its way says more
+        try:
             self.close()
+        except TransportError:
+            if error is None:  # what is on its way says more: a disk that fails does so at each call
+                raise
 
     def _wait(self, event: int) -> None:
         """Wait until a non-blocking descriptor is ready."""

@@ -62,11 +62,11 @@ def remove_abandoned(folder: Path, is_meant: Callable[[str], bool]) -> None:
     Those are meant whose name begins so: ".NAME." for a file NAME, see `_temporary_prefix`. What cannot be looked at
     is left alone.
     """
-    ending = re.compile(rf"[0-9a-f]{{{2 * TOKEN_BYTES}}}{re.escape(PARTIAL)}")
+    ending = re.compile(rf"[0-9a-f]{{{2 * TOKEN_BYTES}}}{re.escape(PARTIAL)}\Z")
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             found = ending.search(entry.name)
-            if found is None or found.end() < len(entry.name) or not is_meant(entry.name[: found.start()]):
+            if found is None or not is_meant(entry.name[: found.start()]):
                 continue
             # Should it be a pipe, opening it must not wait for a reader.
             flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -364,9 +364,7 @@ class NewFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            # A disk that fails does so at each call: what is on its way says more, also of the domain.
-            with contextlib.suppress(*([] if error is None else [TransportError])):
-                self.sink.close()
+            self.sink.__exit__(kind, error, trace)
         finally:
             if not self._published and self._temporary is not None:
                 self._remove(self._temporary, error)

@@ -85,6 +85,12 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_of_the_same_name(tmp_p
     assert "left by a save that was killed, is removed" in caplog.text
 
 
+def test_so_is_that_of_a_file_which_is_itself_called_as_temporary_ones_are(tmp_path):
+    killed_while_writing(tmp_path / "out.0123abcd.partial")
+    write(tmp_path / "out.0123abcd.partial")
+    assert content_of(tmp_path) == ["out.0123abcd.partial"]
+
+
 def test_what_another_is_writing_is_left_alone(tmp_path, caplog):
     with NewFile(tmp_path / "out.img") as first:
         first.sink.write(DATA)
