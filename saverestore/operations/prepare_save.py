@@ -46,6 +46,8 @@ from saverestore.transport.image_sockets import address_of
 
 LOG = logging.getLogger(__name__)
 
+MIB = 1 << 20
+
 ENDED = (Condition.CRASHED, Condition.STOPPED, Condition.DYING, Condition.GONE)
 
 
@@ -254,7 +256,7 @@ def check_room(commit: Commit, request: SaveRequest, guest: SaveGuest, domain: D
     needed = estimate(guest, Storing(commit.has_holes, request.compress, request.coding))
     if needed.least > free:
         raise TransportError(
-            f"{domain} needs about {needed.likely >> 20} MiB, {commit.name} has room for {free >> 20} MiB; "
+            f"{domain} needs about {_mib(needed.likely)}, {commit.name} has room for {free >> 20} MiB; "
             "no changes were made",
             name=ErrorName.DISK_FULL,
             remedies=[Advice(Remedy.OTHER_PLACE), Advice(Remedy.NO_SPACE_CHECK)],
@@ -278,13 +280,14 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
         host = host or stack.enter_context(opened_host())
         prepared = prepare(host, request, findings, stack)
         try:
-            with findings.check():
-                request = placed(request, prepared)
-            _describe(host, prepared, request, findings)
-            with findings.check(), _dry_commit(request) as commit:
-                _describe_size(commit, prepared, request, findings)
-                if commit is not None:
-                    check_room(commit, request, prepared.guest, prepared.domain)
+            with ended_is_the_reason(host, prepared.domain):
+                with findings.check():
+                    request = placed(request, prepared)
+                _describe(host, prepared, request, findings)
+                with findings.check(), _dry_commit(request) as commit:
+                    _describe_size(commit, prepared, request, findings)
+                    if commit is not None:
+                        check_room(commit, request, prepared.guest, prepared.domain)
         finally:
             prepared.guest.close()
     return findings
@@ -346,8 +349,8 @@ def _describe_size(
     except SaveRestoreError:  # reported where its time is
         return
     size = _mib(found.likely)
-    if found.least >> 20 != found.most >> 20:
-        size = f"{found.least >> 20} to {_mib(found.most)}"
+    if _mib(found.least) != _mib(found.most):
+        size = f"{found.least / MIB:.0f} to {_mib(found.most)}"
     if storing.shrinks:
         size = f"{size}, as measured on some of its memory; at most {_mib(full_size(prepared.guest))}"
     findings.note(f"size: {size}" + (", and dirty pages that are resent" if request.live else ""))
@@ -356,4 +359,4 @@ def _describe_size(
 
 
 def _mib(nr_bytes: int) -> str:
-    return f"{nr_bytes >> 20} MiB"
+    return f"{nr_bytes / MIB:.0f} MiB"

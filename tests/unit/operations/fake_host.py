@@ -77,7 +77,9 @@ class FakeToolstack:
         self.on_destroy: Callable[[], None] = lambda: None
 
     def config_of(self, _domain: object) -> SimpleNamespace:
-        return SimpleNamespace(to_json=lambda: b"{}", raw={"pcidevs": self.pci_devices})
+        return SimpleNamespace(
+            to_json=lambda: b"{}", raw={"pcidevs": self.pci_devices}, kind="pvh", max_vcpus=1, devices=[]
+        )
 
     def unsupported_devices(self, _domain: object) -> list[str]:
         return self.devices

@@ -21,9 +21,9 @@ from memory_guests import MAKERS
 
 from pyxc import XenError
 from saverestore.engine.progress import DomainState, RestoreReport, SaveReport, Silence
-from saverestore.errors import Remedy, fact_of, remedies_of
+from saverestore.errors import ExitCode, Remedy, fact_of, remedies_of
 from saverestore.guest.common import suspend
-from saverestore.operations import save
+from saverestore.operations import prepare_save, save
 from saverestore.operations.requests import FinalState, RestoreRequest, SaveRequest
 from saverestore.operations.restore import restore_domain
 from saverestore.operations.save import save_domain
@@ -164,6 +164,27 @@ def test_one_that_ends_while_it_is_only_looked_at_is_said_to_have_ended_whatever
     assert fact_of(run.error) == f"web1 (domain 7) {truth.what}; no changes were made"
     assert run.report.domain_state.name == truth.condition.name
     assert list(tmp_path.iterdir()) == []
+    host.close()
+
+
+@pytest.mark.parametrize("state", ["crashed", "powered off", "rebooting", "destroyed", "dying"])
+@pytest.mark.parametrize("call", ["again", "config_of", "save_guest", "estimate", "check_room"])
+def test_a_dry_run_says_of_one_that_ends_meanwhile_that_it_has_ended_whatever_call_failed(
+    tmp_path, monkeypatch, state, call
+):
+    host = MachineHost()
+
+    def fails(*_: object) -> None:
+        STATES[state](host.machine)
+        raise XenError("xenforeignmemory_map", errno.EBUSY, domid=7)
+
+    of_module = {"estimate": prepare_save, "check_room": prepare_save}
+    owner = {"config_of": host.toolstack, **of_module}.get(call, host)
+    monkeypatch.setattr(owner, call, fails)
+    findings = prepare_save.dry_run(SaveRequest("web1", str(tmp_path / "a.img")), host=host)
+    told = [fact_of(error) for error in findings.errors]
+    assert told == [f"web1 (domain 7) {host.machine.truth().what}; no changes were made"]
+    assert findings.exit_code is ExitCode.DOMAIN
     host.close()
 
 
