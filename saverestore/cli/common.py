@@ -86,6 +86,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
+def mib(nr_bytes: int) -> str:
+    """A size in whole MiB, to the nearest: "131 MiB"."""
+    return f"{nr_bytes / (1 << 20):.0f} MiB"
+
+
 def print_findings(prog: str, findings: Findings) -> int:
     """What a dry run found, on standard output: its exit code."""
     for text in findings.facts:

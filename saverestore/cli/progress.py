@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Never, TextIO
 
-from saverestore.cli.common import counted, say
+from saverestore.cli.common import counted, mib, say
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import Progress, Silence
 from saverestore.kernels.page import PAGE_SIZE
@@ -36,9 +36,9 @@ def coded_text(coded: Mapping[str, Coded]) -> str:
     if not set(coded) - {"none"}:
         return ""
     return ", ".join(
-        f"{name} {one.in_bytes / MIB:.0f} MiB"
+        f"{name} {mib(one.in_bytes)}"
         if one.in_bytes == one.out_bytes
-        else f"{name} {one.in_bytes / MIB:.0f} to {one.out_bytes / MIB:.0f} MiB"
+        else f"{name} {one.in_bytes / MIB:.0f} to {mib(one.out_bytes)}"
         for name, one in coded.items()
     )
 
@@ -120,7 +120,7 @@ class Bar:
         if self._counts_bytes:
             bar.update(written_bytes / MIB - bar.n)
         else:
-            bar.set_postfix_str(f"{written_bytes / MIB:.0f} MiB written", refresh=False)
+            bar.set_postfix_str(f"{mib(written_bytes)} written", refresh=False)
             bar.update(done * PAGE_SIZE / MIB)
 
     def close(self) -> None:
@@ -167,11 +167,11 @@ class Lines:
         """One line, if the last is some seconds old."""
         self._done += done
         if time.monotonic() - self._printed_at >= LINE_EVERY_S:
-            moved = f"{written_bytes / MIB:.0f} MiB"
+            moved = mib(written_bytes)
             if self._name:
                 self._print(f"{self._name}: {self._done} of {self._total} pages, {moved}")
             else:
-                of = f" of {self._total_bytes / MIB:.0f} MiB" if self._total_bytes else ""
+                of = f" of {mib(self._total_bytes)}" if self._total_bytes else ""
                 self._print(f"restoring: {moved}{of}")
 
     def close(self) -> None:

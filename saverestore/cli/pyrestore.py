@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 
 from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
-from saverestore.cli.common import STORE, counted
+from saverestore.cli.common import STORE, counted, mib
 from saverestore.errors import SaveRestoreError, UsageError
 from saverestore.kernels.page import PAGE_SIZE
 
@@ -183,7 +183,7 @@ def _restore(given: argparse.Namespace) -> int | None:
         state = "paused" if given.paused else "running"
         common.say(
             f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
-            f"{counted(report.pages, 'page')} ({report.pages * PAGE_SIZE >> 20} MiB), {run.outcome.seconds:.1f} s"
+            f"{counted(report.pages, 'page')} ({mib(report.pages * PAGE_SIZE)}), {run.outcome.seconds:.1f} s"
         )
         if this_host().wall_clock_stops:
             now = datetime.datetime.now(datetime.UTC)

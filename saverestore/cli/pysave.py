@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
-from saverestore.cli.common import STORE, counted
+from saverestore.cli.common import STORE, counted, mib
 from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS, NO_DIGEST
 
@@ -445,7 +445,7 @@ def _in_force(given: argparse.Namespace, request: SaveRequest) -> argparse.Names
 def _summary(request: SaveRequest, report: SaveReport, seconds: float) -> str:
     where = "standard output" if request.image == "-" else report.image or request.image
     text = (
-        f"{request.domain} saved to {where}: {report.stream_bytes >> 20} MiB{_stored(report)}, "
+        f"{request.domain} saved to {where}: {mib(report.stream_bytes)}{_stored(report)}, "
         f"{counted(report.pages_sent, 'page')}, {report.zero_pages} of them zero, {seconds:.1f} s"
     )
     if report.dirty_source != "none" and report.downtime is not None:
@@ -458,9 +458,10 @@ def _summary(request: SaveRequest, report: SaveReport, seconds: float) -> str:
 
 def _stored(report: SaveReport) -> str:
     """Where zero pages or compression made it less than the image's length: what was written."""
-    if report.stored_bytes is None or report.stored_bytes >> 20 >= report.stream_bytes >> 20:
+    if report.stored_bytes is None or report.stored_bytes >= report.stream_bytes:
         return ""
-    return f", {report.stored_bytes >> 20} MiB stored"
+    stored = mib(report.stored_bytes)
+    return "" if stored == mib(report.stream_bytes) else f", {stored} stored"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-SAMPLE_BYTES = 64 << 20
+MIB = 1 << 20
+SAMPLE_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,6 @@ def _estimate_time(source: ImageSource, findings: Findings) -> None:
         findings.note(f"size: {size} bytes")
         return
     findings.note(
-        f"size: {size >> 20} MiB; time: {duration(size / rate)} to read it, at {rate / (1 << 20):.0f} MiB/s as "
+        f"size: {size / MIB:.0f} MiB; time: {duration(size / rate)} to read it, at {rate / MIB:.0f} MiB/s as "
         "measured on some of it"
     )

@@ -308,10 +308,13 @@ def _domain(found: Survey) -> Iterator[str]:
 def _records(found: Survey) -> Iterator[str]:
     if not found.records:
         return
+    from saverestore.cli.pyimage.meanings import RECORDS
+
     width = max(len(name) for name in found.records)
     yield f"{'record':<{width}}  {'count':>9}  {'bytes':>15}"
     for name, entry in found.records.items():
-        yield f"{name:<{width}}  {entry.count:>9}  {entry.length_bytes:>15}"
+        meaning = RECORDS.get(name, "")
+        yield f"{name:<{width}}  {entry.count:>9}  {entry.length_bytes:>15}  {meaning}".rstrip()
     if found.checkpoints:
         yield f"{counted(found.checkpoints, 'checkpoint')}: the domain's state was sent more than once"
 
@@ -319,6 +322,7 @@ def _records(found: Survey) -> Iterator[str]:
 def _pages(pages: PageStatistics) -> Iterator[str]:
     if not pages.nr_entries and not pages.nr_verify_entries:
         return
+    from saverestore.cli.pyimage.meanings import PAGE_TYPES
     from saverestore.stream.layout import PAGE_SIZE
 
     yield line(
@@ -337,4 +341,4 @@ def _pages(pages: PageStatistics) -> Iterator[str]:
     if pages.nr_verify_entries:
         yield line("for comparison", f" {pages.nr_verify_entries} entries after VERIFY, not counted above")
     for kind, count in sorted(pages.by_type.items()):
-        yield line(f"  {kind.name}", count)
+        yield line(f"  {kind.name}", f"{count} ({PAGE_TYPES[kind]})")

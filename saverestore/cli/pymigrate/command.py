@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting, settings
-from saverestore.cli.common import counted
+from saverestore.cli.common import counted, mib
 from saverestore.cli.progress import coded_text
 from saverestore.cli.pymigrate import certify, codec, link, receive, settle, several, xl
 from saverestore.cli.pymigrate.request import in_force, request_of
@@ -254,7 +254,7 @@ def _summary(
     handover_s: float,
 ) -> str:
     text = (
-        f"{given.domain} is {state} at {given.host}: {report.stream_bytes >> 20} MiB, "
+        f"{given.domain} is {state} at {given.host}: {mib(report.stream_bytes)}, "
         f"{counted(report.pages_sent, 'page')}, {seconds:.1f} s; {counted(len(report.rounds), 'round')}"
     )
     if links.streams > 1:

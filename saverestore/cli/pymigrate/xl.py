@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common, reporting
-from saverestore.cli.common import counted
+from saverestore.cli.common import counted, mib
 from saverestore.cli.pymigrate.request import in_force, request_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def migrate_to_xl(given: argparse.Namespace) -> int | None:
         assert report.downtime is not None
         downtime_s = report.downtime.total_s + migrated.handover_s
         common.say(
-            f"{PROG}: {given.domain} is {migrated.answer.state} at {given.host}: {report.stream_bytes >> 20} MiB, "
+            f"{PROG}: {given.domain} is {migrated.answer.state} at {given.host}: {mib(report.stream_bytes)}, "
             f"{counted(report.pages_sent, 'page')}, {run.outcome.seconds:.1f} s; "
             f"{counted(len(report.rounds), 'round')}; downtime {downtime_s:.2f} s, "
             f"{migrated.handover_s:.2f} s of it from the grant to xl's report"

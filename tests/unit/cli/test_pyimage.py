@@ -17,8 +17,10 @@ import pytest
 import zstandard
 
 from saverestore.cli import pyimage
+from saverestore.cli.pyimage import meanings
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
-from saverestore.stream.layout import entries_of
+from saverestore.stream.layout import PageType, RecordType, entries_of
+from saverestore.stream.libxl import LibxlRecordType
 from saverestore.stream.records import HvmContext, Provenance, StaticDataEnd
 from saverestore.transport import FdSink
 from saverestore.transport.zstd_seekable import Frame, SeekTable
@@ -131,10 +133,19 @@ def test_info_shows_headers_domain_records_and_pages(image, capsys):
         "libxl END",
         "3 entries, 2 with data (8.0 KiB)",
         "3 pfns, 0x0 to 0x2",
-        "XTAB",
+        "  XTAB          1 (no memory)",
+        "pages of memory",
+        "the end of the image",
         "whole",
     ):
         assert text in out
+
+
+def test_info_has_words_for_every_record_and_page_type():
+    assert set(meanings.RECORDS) == {kind.name for kind in RecordType} | {
+        f"libxl {kind.name}" for kind in LibxlRecordType
+    }
+    assert set(meanings.PAGE_TYPES) == set(PageType)
 
 
 def test_control_characters_of_an_image_do_not_reach_the_terminal(image, capsys):
