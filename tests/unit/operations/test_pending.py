@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
@@ -10,7 +14,7 @@ from fake_host import FakeHost, FakeToolstack, RestoringHost, image_in
 from memory_guests import MAKERS
 
 from saverestore.engine.progress import Silence
-from saverestore.errors import DomainError, XenRefused
+from saverestore.errors import DomainError, TransportError, XenRefused
 from saverestore.operations.pending import FOLDER, no_longer_pending, pending, to_be_restored
 from saverestore.operations.requests import FinalState, RestoreRequest, SaveRequest
 from saverestore.operations.restore import restore_domain
@@ -112,4 +116,95 @@ def test_a_file_of_the_same_name_in_a_folder_called_pending_is_left_alone(tmp_pa
     other.write_text("an image of somebody's")
     with no_longer_pending(tmp_path / NAME):
         assert other.exists()
+    assert pending(tmp_path) == []
+
+
+def test_a_domain_whose_image_cannot_be_noted_runs_again(tmp_path, host, toolstack):
+    (tmp_path / FOLDER).write_text("no folder")
+    with pytest.raises(TransportError, match="could not be noted"):
+        save(host, tmp_path)
+    assert toolstack.destroyed == 0
+    assert not host.guest.domain.suspended
+
+
+def unreadable(monkeypatch, name, call="readlink"):
+    """The disk fails at what has this name."""
+    real = getattr(Path, call)
+
+    def failing(path):
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(Path, call, failing)
+
+
+@pytest.mark.parametrize(("name", "call"), [(FOLDER, "iterdir"), (NAME, "readlink")])
+def test_that_the_links_cannot_be_read_does_not_mean_that_there_are_none(
+    tmp_path, image, monkeypatch, name, call
+):
+    unreadable(monkeypatch, name, call)
+    with pytest.raises(TransportError, match="cannot be read"):
+        pending(tmp_path)
+
+
+def test_an_image_whose_link_cannot_be_read_is_not_restored(image, monkeypatch):
+    path, host = image
+    unreadable(monkeypatch, NAME)
+    with pytest.raises(TransportError, match="cannot be read"):
+        restore_domain(RestoreRequest(str(path)), Silence(), host=host)
+    assert not host.alive
+
+
+def failing_to_sync(monkeypatch):
+    def fail(_folder):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("saverestore.operations.pending.sync_folder", fail)
+
+
+def test_a_link_that_may_not_be_on_the_disk_is_taken_back_with_the_save(tmp_path, host, monkeypatch):
+    failing_to_sync(monkeypatch)
+    with pytest.raises(TransportError, match="could not be noted"):
+        save(host, tmp_path)
+    assert pending(tmp_path) == []
+    assert not host.guest.domain.suspended
+
+
+def test_an_image_stays_pending_when_that_its_link_is_gone_may_not_be_on_the_disk(
+    tmp_path, image, monkeypatch
+):
+    path, host = image
+    failing_to_sync(monkeypatch)
+    with pytest.raises(TransportError, match="could not be removed"):
+        restore_domain(RestoreRequest(str(path)), Silence(), host=host)
+    assert not host.alive
+    assert [one.path.name for one in pending(tmp_path)] == [NAME]
+
+
+def test_that_a_link_cannot_be_put_back_does_not_hide_why_the_restore_failed(tmp_path, image, monkeypatch):
+    path, _ = image
+    with pytest.raises(XenRefused, match="no") as caught, no_longer_pending(path):
+        failing_to_sync(monkeypatch)
+        raise XenRefused("no")
+    assert any("could not be noted" in note for note in caught.value.__notes__)
+
+
+def test_an_image_that_is_restored_by_another_name_is_not_pending_any_more(tmp_path, image):
+    path, host = image
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "web1.img"
+    link.symlink_to(path)
+    restore_domain(RestoreRequest(str(link)), Silence(), host=host)
+    assert pending(tmp_path) == []
+
+
+def test_an_image_that_was_moved_out_of_the_store_and_linked_there_is_not_pending_once_restored(
+    tmp_path, image
+):
+    path, host = image
+    (tmp_path / "large").mkdir()
+    path.rename(tmp_path / "large" / NAME)
+    path.symlink_to(tmp_path / "large" / NAME)
+    restore_domain(RestoreRequest(str(path)), Silence(), host=host)
     assert pending(tmp_path) == []
