@@ -139,7 +139,7 @@ def entries(folder: Path) -> list[Entry]:
 def find(text: str) -> Entry:
     """The image that [DIR/]NAME[@WHEN] stands for: the newest of that domain, or of its images from WHEN.
 
-    WHEN is how a time begins: a day, a minute.
+    WHEN is how a time begins: a day, a minute. All of it, as image names have it, stands for that image only.
     UsageError where there is none.
     """
     head, slash, tail = text.rpartition("/")
@@ -149,7 +149,9 @@ def find(text: str) -> Entry:
     found = _of(there, tail)  # a domain's name may have an @ itself
     if not found and at and WHEN.fullmatch(when):
         wanted = when.replace(":", "-")
-        found = [one for one in _of(there, name) if one.id.removeprefix(f"{one.stem}@").startswith(wanted)]
+        times = {one: one.id.removeprefix(f"{one.stem}@") for one in _of(there, name)}
+        found = [one for one, time in times.items() if time == wanted]  # its whole name: others may begin so
+        found = found or [one for one, time in times.items() if time.startswith(wanted)]
     if not found:
         raise UsageError(f"{folder}: there is no image of {tail!r}", name=ErrorName.FILE_NOT_FOUND)
     return max(found, key=lambda one: one.order)

@@ -74,6 +74,14 @@ def test_the_newest_image_is_found_or_that_of_a_time(tmp_path, when, hour):
     assert find(f"{tmp_path}/web1{when}").when.hour == hour
 
 
+@pytest.mark.parametrize(("more", "number"), [("", 1), (".2", 2), (".12", 12)])
+def test_the_whole_name_of_an_image_stands_for_that_one_only(tmp_path, more, number):
+    """As 'pyimage list' prints it; others of the same second begin so, too."""
+    for one in (1, 2, 12, 21):
+        image(tmp_path, "web1", "2026-11-29T05-58-31Z", one)
+    assert find(f"{tmp_path}/web1@2026-11-29T05-58-31Z{more}").number == number
+
+
 def test_an_image_that_is_not_there_is_wrong_usage(tmp_path):
     image(tmp_path, "web1", "2026-11-29T05-58-31Z")
     for text in ("web2", "web1@2025", "web1@yesterday", "absent/web1"):
