@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,9 +187,12 @@ def in_use(image: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def remove(path: Path) -> bool:
+def remove(path: Path, is_needed: Callable[[Path], bool] = lambda _: False) -> bool:
     """Remove an image, unless it is being restored: whether it is gone, whoever did it. TransportError when it cannot
-    be removed."""
+    be removed.
+
+    `is_needed` is asked when nobody is restoring it, nor begins to: whether it is to stay.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -197,6 +200,8 @@ def remove(path: Path) -> bool:
                 return False
             if path.exists() and not _is_at(path, os.fstat(descriptor)):
                 return False  # another image has this name now, which may be in use
+            if is_needed(path):
+                return False
             path.unlink()
         finally:
             os.close(descriptor)

@@ -206,13 +206,15 @@ def _take_facts(source: ByteSource, facts: dict[str, Any], *, verify: bool) -> N
 
 def run_prune(arguments: argparse.Namespace) -> int:
     """Remove what no rule keeps; a line for each image."""
+    from saverestore.operations.pending import is_pending
     from saverestore.operations.retention import Rule
     from saverestore.operations.store import entries, remove, stem_of
 
     counts = {Rule(rule): getattr(arguments, f"keep_{rule}") for rule in RULES}
     if not any(counts.values()):
         raise UsageError("nothing says what is kept: give --keep-last N, --keep-daily N or another rule")
-    found = entries(Path(arguments.folder))
+    # A link is no image of its own: kept, it would be nothing without the one that it points to.
+    found = [one for one in entries(Path(arguments.folder)) if not one.path.is_symlink()]
     if arguments.domain is not None:
         found = [one for one in found if one.stem == stem_of(arguments.domain)]
     failed: list[ExitCode] = []
@@ -224,13 +226,16 @@ def run_prune(arguments: argparse.Namespace) -> int:
             print(line("would remove", entry.id))
             continue
         try:
-            was_removed = remove(entry.path)
+            # Asked again: a restore that was just about to end may have failed.
+            was_removed = remove(entry.path, is_pending)
         except SaveRestoreError as error:
             print(line("FAILED", str(error)))
             failed.append(error.exit_code)
             continue
         print(
-            line("removed", entry.id) if was_removed else line("keep", f"{entry.id} (it is being restored)")
+            line("removed", entry.id)
+            if was_removed
+            else line("keep", f"{entry.id} (it is being restored, or {PENDING})")
         )
     return failed[0] if failed else ExitCode.DONE
 

@@ -8,6 +8,7 @@ import pytest
 from stream_samples import golden
 
 from saverestore.cli.pyimage import main, store
+from saverestore.operations.pending import to_be_restored
 from saverestore.operations.store import in_use
 
 
@@ -124,6 +125,38 @@ def test_an_image_that_is_being_restored_is_kept(tmp_path, capsys, whole):
         assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
     assert days(tmp_path) == ["28", "29"]
     assert "it is being restored" in capsys.readouterr().out
+
+
+def test_an_image_that_becomes_one_to_be_restored_meanwhile_is_kept(tmp_path, capsys, monkeypatch, whole):
+    """A restore that was about to let its domain run when prune looked, and then failed."""
+    old = put(tmp_path, "web1", 28, whole)
+    put(tmp_path, "web1", 29, whole)
+    decide = store.decide
+
+    def decided(*given, **how):
+        found = decide(*given, **how)
+        with to_be_restored(old):
+            pass
+        return found
+
+    monkeypatch.setattr(store, "decide", decided)
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert old.exists()
+    assert "keep            web1@2026-11-28T05-00-00Z (" in capsys.readouterr().out
+
+
+def test_a_link_to_an_image_is_not_removed_and_does_not_count(tmp_path, whole):
+    """Or the link would be kept, and what it points to removed."""
+    old = put(tmp_path, "web1", 27, whole)
+    put(tmp_path, "web1", 28, whole)
+    link = tmp_path / "web1@2026-11-29T05-00-00Z.img"
+    link.symlink_to(old.name)
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["28", "29"]
+    link.unlink()
+    link.symlink_to(tmp_path / "web1@2026-11-28T05-00-00Z.img")
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["28", "29"]
 
 
 def test_prune_of_one_domain_leaves_the_others(tmp_path, whole):
