@@ -17,7 +17,7 @@ from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, incoming, opened
 from saverestore.operations.image_fit import Contents
-from saverestore.operations.pending import no_longer_pending
+from saverestore.operations.pending import is_pending, no_longer_pending
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import NO_DOMAIN, Restoring
@@ -78,6 +78,8 @@ def restore_domain(
         report.domain_uuid = str(image.config.uuid)
         report.xen_version = host.xen_version()
         with restoring(host, image, request, helper or {}, stack) as fresh:
+            if request.only_pending:  # asked now, when the domain is locked
+                _check_pending(request.image)
             # Now, as it takes its time to start: meanwhile the domain is filled.
             watcher = stack.enter_context(host.watcher(image.config.name)) if request.watch else None
             domid = fresh.fill(progress, report)
@@ -92,6 +94,15 @@ def restore_domain(
             _watch(watcher, domid, image.config.name)
         ending.let_memory_follow()
         return Restored(domid, image.config.name, report)
+
+
+def _check_pending(image: str) -> None:
+    if not is_pending(Path(image)):
+        raise DomainError(
+            f"{image} is not to be restored any more: somebody else has restored it, or has removed its link; no "
+            "changes were made",
+            name=ErrorName.DOMAIN_BUSY,
+        )
 
 
 def restoring(

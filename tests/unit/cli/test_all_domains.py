@@ -91,6 +91,18 @@ def test_nothing_pending_is_restored_and_a_failure_is_reported(tmp_path, capsys)
     assert "0 domains restored, 1 failed" in said
 
 
+def test_only_those_that_are_still_pending_are_restored_by_all(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "saverestore.operations.restore.restore_domain",
+        lambda request, *_, **__: asked.append(request.only_pending) or SimpleNamespace(domid=5, name="web1"),
+    )
+    given = pyrestore.command_parser().parse_args(["--all", "--toolstack", "bare"])
+    assert pyrestore.run_one(many.one_of(given, image="a.img", store=None)) == 0
+    assert pyrestore.main(["--toolstack", "bare", "a.img"]) == 0
+    assert asked == [True, False]
+
+
 def test_what_is_to_be_restored_is_not_pruned(tmp_path, capsys):
     for day in (27, 28, 29):
         (tmp_path / f"web1@2026-11-{day}T05-00-00Z.img").write_bytes(golden("hvm-v3"))

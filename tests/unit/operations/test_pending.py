@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,36 @@ def test_an_image_that_was_moved_out_of_the_store_and_linked_there_is_not_pendin
     path.symlink_to(tmp_path / "large" / NAME)
     restore_domain(RestoreRequest(str(path)), Silence(), host=host)
     assert pending(tmp_path) == []
+
+
+def test_an_image_that_somebody_else_has_restored_meanwhile_is_not_restored_again(tmp_path, image):
+    """`pyrestore --all` reads the links once, and may come to the last one much later."""
+    path, host = image
+    restore_domain(RestoreRequest(str(path)), Silence(), host=host)
+    host.alive.clear()  # it has powered off since
+    created = host.created
+    for _ in range(2):
+        with pytest.raises(DomainError, match="is not to be restored any more"):
+            restore_domain(RestoreRequest(str(path), only_pending=True), Silence(), host=host)
+    assert host.created == created
+
+
+def test_whether_an_image_is_still_pending_is_asked_when_nobody_else_can_be_restoring_it(tmp_path, image):
+    path, host = image
+
+    @contextmanager
+    def restoring(*_):  # another process has just ended, for which this one has waited
+        with no_longer_pending(path):
+            pass
+        yield
+
+    host.restoring = restoring
+    with pytest.raises(DomainError, match="is not to be restored any more"):
+        restore_domain(RestoreRequest(str(path), only_pending=True), Silence(), host=host)
+    assert not host.created
+
+
+def test_an_image_that_is_pending_is_restored(tmp_path, image):
+    path, host = image
+    restore_domain(RestoreRequest(str(path), only_pending=True), Silence(), host=host)
+    assert host.alive and pending(tmp_path) == []
