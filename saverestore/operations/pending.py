@@ -62,6 +62,12 @@ def to_be_restored(image: Path, still_there: Callable[[], bool] = lambda: True) 
         raise
 
 
+def forget(image: Path) -> None:
+    """From here on the image is not pending, if it was. TransportError when a link cannot be removed."""
+    for place in _links_to(image):
+        _unlink(place)
+
+
 @contextmanager
 def no_longer_pending(image: Path) -> Iterator[None]:
     """From here on the image is not pending, if it was; it is again if the block fails.

@@ -24,6 +24,7 @@ from saverestore.errors import (
     DomainError,
     ErrorName,
     Remedy,
+    SaveRestoreError,
     TransportError,
     XenRefused,
     advise,
@@ -35,7 +36,7 @@ from saverestore.operations import while_suspended
 from saverestore.operations.account import account_after_failure, account_of
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
-from saverestore.operations.pending import to_be_restored
+from saverestore.operations.pending import forget, is_pending, pending, to_be_restored
 from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import (
     Prepared,
@@ -246,13 +247,40 @@ def _noted_for_boot(
     def still_there() -> bool:  # libxl may fail at its devices when the domain itself is destroyed
         return account_of(host, domain).state not in (DomainState.GONE, DomainState.DYING)
 
-    with ExitStack() as noted:
-        try:
-            noted.enter_context(to_be_restored(Path(request.image), still_there))
-        except TransportError as error:
-            _resume_after(host, domain, request, session, error)
-            raise
-        yield
+    image = Path(request.image)
+    try:
+        with ExitStack() as noted:
+            try:
+                noted.enter_context(to_be_restored(image, still_there))
+            except TransportError as error:
+                _resume_after(host, domain, request, session, error)
+                raise
+            yield
+    finally:
+        _forget_older(image, domain)
+
+
+def _forget_older(image: Path, domain: Domain) -> None:
+    """Where this image is pending, no other of its domain is: that was here, whoever had restored it from one.
+
+    A link whose image cannot be read stays.
+    """
+    from saverestore.operations.image import opened as opened_image
+
+    try:
+        if not is_pending(image):
+            return
+        for one in pending(image.parent):
+            if one.path.name == image.name:
+                continue
+            found = None
+            with contextlib.suppress(SaveRestoreError), opened_image(str(one.path)) as older:
+                found = older.saved_uuid
+            if str(found) == str(domain.info.uuid):
+                LOG.info("%s is not to be restored any more: %s is newer", one.path, image)
+                forget(one.path)
+    except TransportError as error:
+        LOG.warning("%s", error)
 
 
 def _resume_after(

@@ -242,3 +242,57 @@ def test_an_image_that_is_pending_is_restored(tmp_path, image):
     path, host = image
     restore_domain(RestoreRequest(str(path), only_pending=True), Silence(), host=host)
     assert host.alive and pending(tmp_path) == []
+
+
+def test_a_domain_that_is_saved_again_leaves_only_its_new_image_to_be_restored(tmp_path, host):
+    """Its old one was restored by xl, or through a pipe: its link is still there, and its disks have moved on."""
+    old, other = tmp_path / NAME, tmp_path / NAME.replace("T05", "T04")
+    domain = MAKERS["pvh"]()
+    image_in(tmp_path, domain, name=old.name)
+    image_in(tmp_path, domain, name=other.name)
+    other.write_bytes(other.read_bytes().replace(b"8000-000000000001", b"8000-000000000002"))
+    lost, damaged = tmp_path / NAME.replace("T05", "T06"), tmp_path / NAME.replace("T05", "T07")
+    damaged.write_bytes(b"no image")
+    for path in (old, other, lost, damaged):
+        with to_be_restored(path):
+            pass
+    report = save(host, tmp_path)
+    left = [one.path for one in pending(tmp_path)]
+    assert left == [other, lost, damaged, Path(report.image)]
+    assert old.exists()
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_the_old_link_goes_only_if_the_new_image_is_to_be_restored(tmp_path, host, toolstack, is_lost):
+    old = image_in(tmp_path, MAKERS["pvh"](), name=NAME)
+    with to_be_restored(old):
+        pass
+
+    def refuse() -> None:
+        condition = Condition.DYING if is_lost else Condition.SUSPENDED
+        host.found = Found(condition, "is as it is", ())
+        raise DomainError("it cannot be destroyed")
+
+    toolstack.on_destroy = refuse
+    with pytest.raises(XenRefused):
+        save(host, tmp_path)
+    assert ([one.path for one in pending(tmp_path)] == [old]) is not is_lost
+    assert len(pending(tmp_path)) == 1
+
+
+def test_that_an_old_link_cannot_be_removed_does_not_keep_a_domain_from_being_saved(
+    tmp_path, host, toolstack, monkeypatch, caplog
+):
+    with to_be_restored(image_in(tmp_path, MAKERS["pvh"](), name=NAME)):
+        pass
+    unlink = Path.unlink
+
+    def refuse(path, **how):
+        if path.parent.name == FOLDER:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink(path, **how)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    save(host, tmp_path)
+    assert toolstack.destroyed == 1
+    assert f"{FOLDER}/{NAME} could not be removed" in caplog.text
