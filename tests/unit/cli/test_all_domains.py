@@ -91,6 +91,14 @@ def test_nothing_pending_is_restored_and_a_failure_is_reported(tmp_path, capsys)
     assert "0 domains restored, 1 failed" in said
 
 
+def test_a_store_that_is_not_there_is_not_one_with_nothing_to_restore(tmp_path, monkeypatch, capsys):
+    assert pyrestore.main(["--all", "--store", str(tmp_path / "absent")]) == ExitCode.USAGE
+    assert "absent: there is no such directory" in capsys.readouterr().err
+    # At the first boot nothing was saved yet.
+    monkeypatch.setattr(all_domains, "STORE", str(tmp_path / "usual"))
+    assert pyrestore.main(["--all"]) == 0
+
+
 def test_only_those_that_are_still_pending_are_restored_by_all(monkeypatch):
     asked = []
     monkeypatch.setattr(
