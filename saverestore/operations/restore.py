@@ -15,7 +15,7 @@ from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remed
 from saverestore.guest.kinds import Architecture
 from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
-from saverestore.operations.image import OpenedImage, incoming, opened
+from saverestore.operations.image import OpenedImage, incoming, opened, path_of
 from saverestore.operations.image_fit import Contents
 from saverestore.operations.pending import is_pending, no_longer_pending
 from saverestore.operations.preflight import Findings, duration, vcpus
@@ -73,7 +73,8 @@ def restore_domain(
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
     """
     report = RestoreReport() if report is None else report
-    with in_use(request.image), incoming(request) as image, ExitStack() as stack:
+    path = path_of(request.image)
+    with in_use(path), incoming(request) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         report.domain_uuid = str(image.config.uuid)
         report.xen_version = host.xen_version()
@@ -83,7 +84,7 @@ def restore_domain(
             # Now, as it takes its time to start: meanwhile the domain is filled.
             watcher = stack.enter_context(host.watcher(image.config.name)) if request.watch else None
             domid = fresh.fill(progress, report)
-            with no_longer_pending(Path(request.image)):
+            with no_longer_pending(Path(path)):
                 fresh.activate()
                 image.confirm()
             report.domid = domid

@@ -20,6 +20,7 @@ from saverestore.operations.pending import FOLDER, no_longer_pending, pending, t
 from saverestore.operations.requests import FinalState, RestoreRequest, SaveRequest
 from saverestore.operations.restore import restore_domain
 from saverestore.operations.save import save_domain
+from saverestore.operations.store import remove
 from saverestore.testing.domain import MemoryDomain
 from saverestore.testing.guest import MemoryRestore, MemorySave, empty_like
 from saverestore.toolstack.condition import Condition, Found
@@ -296,3 +297,23 @@ def test_that_an_old_link_cannot_be_removed_does_not_keep_a_domain_from_being_sa
     save(host, tmp_path)
     assert toolstack.destroyed == 1
     assert f"{FOLDER}/{NAME} could not be removed" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["-", "fd:9"])
+def test_an_image_that_is_given_as_a_descriptor_is_locked_and_not_pending_any_more(tmp_path, image, name):
+    """pyrestore - <IMAGE"""
+    path, host = image
+    number, seen = 0 if name == "-" else 9, []
+    host.on_create = lambda: seen.append(remove(path))
+    before = os.dup(number) if number == 0 else None
+    with path.open("rb") as file:
+        os.dup2(file.fileno(), number)
+    try:
+        restore_domain(RestoreRequest(name), Silence(), host=host)
+    finally:
+        os.close(number)
+        if before is not None:
+            os.dup2(before, number)
+            os.close(before)
+    assert seen == [False]
+    assert pending(tmp_path) == [] and path.exists()
