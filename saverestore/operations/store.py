@@ -146,11 +146,12 @@ def find(text: str) -> Entry:
     folder = Path(head or "/") if slash else DEFAULT
     there = entries(folder)
     name, at, when = tail.rpartition("@")
-    found = _of(there, tail)  # a domain's name may have an @ itself
+    found = [one for one in there if one.id == tail]
+    found = found or _of(there, tail)  # a domain's name may have an @ itself
     if not found and at and WHEN.fullmatch(when):
         wanted = when.replace(":", "-")
         times = {one: one.id.removeprefix(f"{one.stem}@") for one in _of(there, name)}
-        found = [one for one, time in times.items() if time == wanted]  # its whole name: others may begin so
+        found = [one for one, time in times.items() if time == wanted]  # all of it: others may begin so
         found = found or [one for one, time in times.items() if time.startswith(wanted)]
     if not found:
         raise UsageError(f"{folder}: there is no image of {tail!r}", name=ErrorName.FILE_NOT_FOUND)

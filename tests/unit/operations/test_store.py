@@ -82,6 +82,14 @@ def test_the_whole_name_of_an_image_stands_for_that_one_only(tmp_path, more, num
     assert find(f"{tmp_path}/web1@2026-11-29T05-58-31Z{more}").number == number
 
 
+def test_an_image_is_found_by_its_own_name_also_beside_a_domain_that_is_called_so(tmp_path):
+    """A copy, perhaps, that was restored with --name."""
+    wanted = image(tmp_path, "web1", "2026-11-29T05-58-31Z")
+    other = image(tmp_path, "web1@2026-11-29T05-58-31Z", "2026-11-30T05-58-31Z")
+    for path in (wanted, other):
+        assert find(f"{tmp_path}/{entry_of(path).id}").path == path
+
+
 def test_an_image_that_is_not_there_is_wrong_usage(tmp_path):
     image(tmp_path, "web1", "2026-11-29T05-58-31Z")
     for text in ("web2", "web1@2025", "web1@yesterday", "absent/web1"):
