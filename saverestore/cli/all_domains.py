@@ -126,8 +126,11 @@ def shut_down(host: Host, domains: dict[str, Domain]) -> list[str]:
 def restore_all(given: argparse.Namespace) -> int:
     """Restore every image that is pending: the exit code of the first that could not be restored."""
     from saverestore.operations.pending import pending
+    from saverestore.operations.store import opened
 
-    images = {one.id: str(one.path) for one in pending(Path(given.store or STORE))}
+    # The usual one is made by the first save.
+    folder = Path(STORE) if given.store is None else opened(Path(given.store))
+    images = {one.id: str(one.path) for one in pending(folder)}
 
     def start(name: str) -> Process:
         return Process("pyrestore", name, many.one_of(given, image=images[name], store=None))

@@ -157,6 +157,7 @@ def _restore(given: argparse.Namespace) -> int | None:
         require_digest=given.require_digest,
         toolstack=given.toolstack,
         watch=given.watch,
+        only_pending=vars(given).get("is_one_of_all", False),
         tls=certificates.tls_of(given),
         allowed=certificates.allowed_of(given) if given.tls else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -95,6 +96,18 @@ def incoming(request: RestoreRequest) -> Iterator[OpenedImage]:
 def is_file(image: str) -> bool:
     """Whether an image can be opened again, and read at any place."""
     return image != STDIN and address_of(image) is None and stat.S_ISREG(Path(image).stat().st_mode)
+
+
+def path_of(image: str) -> str:
+    """A path by which it can be found, also of a file that was opened before and given as a descriptor."""
+    address = address_of(image)
+    number = 0 if image == STDIN else address.port if address is not None and address.kind == "fd" else None
+    if number is None:
+        return image
+    try:
+        return f"/proc/self/fd/{number}" if stat.S_ISREG(os.fstat(number).st_mode) else image
+    except OSError:  # reported when it is read
+        return image
 
 
 @contextmanager

@@ -81,6 +81,7 @@ class RestoreRequest:
     `require_digest`: an image without a digest is refused. `watch`: a process is left behind that looks after the
     domain when it powers off, reboots or crashes. `tls`, `allowed`: of an image that comes to tcp://HOST:PORT, where
     that is to be by TLS, and who may send it. `pages`: how many the domain has, where that is known otherwise.
+    `only_pending`: only if nobody has restored it since it was noted as one that is to be restored (`pending`).
     """
 
     image: str
@@ -95,3 +96,4 @@ class RestoreRequest:
     tls: Credentials | None = None
     allowed: Allowed | None = None
     pages: int = 0
+    only_pending: bool = False

@@ -15,9 +15,9 @@ from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remed
 from saverestore.guest.kinds import Architecture
 from saverestore.operations import restore_here
 from saverestore.operations.host import Host, opened_host
-from saverestore.operations.image import OpenedImage, incoming, opened
+from saverestore.operations.image import OpenedImage, incoming, opened, path_of
 from saverestore.operations.image_fit import Contents
-from saverestore.operations.pending import no_longer_pending
+from saverestore.operations.pending import is_pending, no_longer_pending
 from saverestore.operations.preflight import Findings, duration, vcpus
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import NO_DOMAIN, Restoring
@@ -73,15 +73,18 @@ def restore_domain(
     What was done goes into `report` while it is done, so it is known of a restore that fails, too.
     """
     report = RestoreReport() if report is None else report
-    with in_use(request.image), incoming(request) as image, ExitStack() as stack:
+    path = path_of(request.image)
+    with in_use(path), incoming(request) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         report.domain_uuid = str(image.config.uuid)
         report.xen_version = host.xen_version()
         with restoring(host, image, request, helper or {}, stack) as fresh:
+            if request.only_pending:  # asked now, when the domain is locked
+                _check_pending(request.image)
             # Now, as it takes its time to start: meanwhile the domain is filled.
             watcher = stack.enter_context(host.watcher(image.config.name)) if request.watch else None
             domid = fresh.fill(progress, report)
-            with no_longer_pending(Path(request.image)):
+            with no_longer_pending(Path(path)):
                 fresh.activate()
                 image.confirm()
             report.domid = domid
@@ -92,6 +95,15 @@ def restore_domain(
             _watch(watcher, domid, image.config.name)
         ending.let_memory_follow()
         return Restored(domid, image.config.name, report)
+
+
+def _check_pending(image: str) -> None:
+    if not is_pending(Path(image)):
+        raise DomainError(
+            f"{image} is not to be restored any more: somebody else has restored it, or has removed its link; no "
+            "changes were made",
+            name=ErrorName.DOMAIN_BUSY,
+        )
 
 
 def restoring(

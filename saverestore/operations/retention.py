@@ -47,7 +47,7 @@ def kept(
         for one in newest_first:
             if number >= left:
                 break
-            period = one.order if rule is Rule.LAST else one.when.astimezone(zone).strftime(FORMS[rule])
+            period = one.order if rule is Rule.LAST else _local(one.when, zone).strftime(FORMS[rule])
             if period == before:
                 continue
             before = period
@@ -55,3 +55,10 @@ def kept(
                 number += 1
                 found[one] = f"{rule.value} {number}"
     return found
+
+
+def _local(when: datetime.datetime, zone: datetime.tzinfo | None) -> datetime.datetime:
+    try:
+        return when.astimezone(zone)
+    except (OverflowError, ValueError, OSError):  # on the first day there is, or the last
+        return when

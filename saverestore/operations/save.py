@@ -7,7 +7,7 @@ import datetime
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,24 @@ from saverestore.engine.progress import DomainState, Progress, SaveReport
 from saverestore.engine.save import write_up_to_end
 from saverestore.engine.session import SaveSession
 from saverestore.engine.settings import SaveSettings
-from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused, advise, fact_of
+from saverestore.errors import (
+    Advice,
+    DomainError,
+    ErrorName,
+    Remedy,
+    SaveRestoreError,
+    TransportError,
+    XenRefused,
+    advise,
+    fact_of,
+)
 from saverestore.guest.common.handles import XenError
 from saverestore.interrupts import shield
 from saverestore.operations import while_suspended
 from saverestore.operations.account import account_after_failure, account_of
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
-from saverestore.operations.pending import to_be_restored
+from saverestore.operations.pending import forget, is_pending, pending, to_be_restored
 from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import (
     Prepared,
@@ -102,7 +112,7 @@ def save_domain(
                             _resume_early(host, prepared, session)
                         _commit_image(host, prepared.domain, request, commit, session, report)
                 final_state = commit.final_state(request.final_state)
-                with _noted_for_boot(host, prepared.domain, request, final_state):
+                with _noted_for_boot(host, prepared.domain, request, final_state, session):
                     _make_final(host, prepared, replace(request, final_state=final_state), session, report)
                 if final_state is FinalState.DESTROY:
                     _settle(host, prepared.domain, noted)
@@ -225,17 +235,65 @@ def _commit_image(
         interrupts.too_late()
 
 
+@contextmanager
 def _noted_for_boot(
-    host: Host, domain: Domain, request: SaveRequest, final_state: FinalState
-) -> AbstractContextManager[None]:
-    """Before the domain is destroyed: the power may fail next."""
+    host: Host, domain: Domain, request: SaveRequest, final_state: FinalState, session: SaveSession
+) -> Iterator[None]:
+    """Before the domain is destroyed: the power may fail next. Where the image cannot be noted, it runs again."""
     if not request.restored_at_boot or final_state is not FinalState.DESTROY:
-        return nullcontext()
+        yield
+        return
 
     def still_there() -> bool:  # libxl may fail at its devices when the domain itself is destroyed
         return account_of(host, domain).state not in (DomainState.GONE, DomainState.DYING)
 
-    return to_be_restored(Path(request.image), still_there)
+    image = Path(request.image)
+    try:
+        with ExitStack() as noted:
+            try:
+                noted.enter_context(to_be_restored(image, still_there))
+            except TransportError as error:
+                _resume_after(host, domain, request, session, error)
+                raise
+            yield
+    finally:
+        _forget_older(image, domain)
+
+
+def _forget_older(image: Path, domain: Domain) -> None:
+    """Where this image is pending, no other of its domain is: that was here, whoever had restored it from one.
+
+    A link whose image cannot be read stays.
+    """
+    from saverestore.operations.image import opened as opened_image
+
+    try:
+        if not is_pending(image):
+            return
+        for one in pending(image.parent):
+            if one.path.name == image.name:
+                continue
+            found = None
+            with contextlib.suppress(SaveRestoreError), opened_image(str(one.path)) as older:
+                found = older.saved_uuid
+            if str(found) == str(domain.info.uuid):
+                LOG.info("%s is not to be restored any more: %s is newer", one.path, image)
+                forget(one.path)
+    except TransportError as error:
+        LOG.warning("%s", error)
+
+
+def _resume_after(
+    host: Host, domain: Domain, request: SaveRequest, session: SaveSession, error: TransportError
+) -> None:
+    """The image is complete, but the domain may not be destroyed: `error` says how both are."""
+    with contextlib.suppress(XenError, DomainError):
+        session.resume()
+    account = account_of(host, domain)
+    session.report.domain_state = account.state
+    error.add_note(f"{request.image} is complete; {domain} {account.what}")
+    for advice in account.remedies:
+        advise(error, advice)
 
 
 def _make_final(

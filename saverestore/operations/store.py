@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,17 +139,20 @@ def entries(folder: Path) -> list[Entry]:
 def find(text: str) -> Entry:
     """The image that [DIR/]NAME[@WHEN] stands for: the newest of that domain, or of its images from WHEN.
 
-    WHEN is how a time begins: a day, a minute.
+    WHEN is how a time begins: a day, a minute. All of it, as image names have it, stands for that image only.
     UsageError where there is none.
     """
     head, slash, tail = text.rpartition("/")
     folder = Path(head or "/") if slash else DEFAULT
     there = entries(folder)
     name, at, when = tail.rpartition("@")
-    found = _of(there, tail)  # a domain's name may have an @ itself
+    found = [one for one in there if one.id == tail]
+    found = found or _of(there, tail)  # a domain's name may have an @ itself
     if not found and at and WHEN.fullmatch(when):
         wanted = when.replace(":", "-")
-        found = [one for one in _of(there, name) if one.id.removeprefix(f"{one.stem}@").startswith(wanted)]
+        times = {one: one.id.removeprefix(f"{one.stem}@") for one in _of(there, name)}
+        found = [one for one, time in times.items() if time == wanted]  # all of it: others may begin so
+        found = found or [one for one, time in times.items() if time.startswith(wanted)]
     if not found:
         raise UsageError(f"{folder}: there is no image of {tail!r}", name=ErrorName.FILE_NOT_FOUND)
     return max(found, key=lambda one: one.order)
@@ -185,9 +188,12 @@ def in_use(image: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def remove(path: Path) -> bool:
+def remove(path: Path, is_needed: Callable[[Path], bool] = lambda _: False) -> bool:
     """Remove an image, unless it is being restored: whether it is gone, whoever did it. TransportError when it cannot
-    be removed."""
+    be removed.
+
+    `is_needed` is asked when nobody is restoring it, nor begins to: whether it is to stay.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -195,6 +201,8 @@ def remove(path: Path) -> bool:
                 return False
             if path.exists() and not _is_at(path, os.fstat(descriptor)):
                 return False  # another image has this name now, which may be in use
+            if is_needed(path):
+                return False
             path.unlink()
         finally:
             os.close(descriptor)

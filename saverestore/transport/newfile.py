@@ -66,17 +66,20 @@ def remove_abandoned(folder: Path, is_meant: Callable[[str], bool]) -> None:
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             found = ending.search(entry.name)
-            if found is None or not is_meant(entry.name[: found.start()]):
-                continue
-            # Should it be a pipe, opening it must not wait for a reader.
-            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(entry.path, flags)
-            try:
-                if try_lock(descriptor):
-                    LOG.warning("%s, left by a save that was killed, is removed", entry.path)
-                    Path(entry.path).unlink()
-            finally:
-                os.close(descriptor)
+            if found is not None and is_meant(entry.name[: found.start()]):
+                with contextlib.suppress(OSError):
+                    _remove_if_abandoned(Path(entry.path))
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    # Should it be a pipe, opening it must not wait for a reader.
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if try_lock(descriptor):
+            LOG.warning("%s, left by a save that was killed, is removed", path)
+            path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def _is_there(path: Path) -> bool:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 PENDING = "to be restored by 'pyrestore --all'"
+UNREADABLE = (ErrorName.PACKAGE_MISSING, ErrorName.IMAGE_UNSUPPORTED)
+"""Nothing is wrong with such an image, as far as is known here."""
 KINDS = {"pv": "PV", "pvh": "PVH", "hvm": "HVM"}
 
 
@@ -86,7 +88,11 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True)
 class Described:
-    """One image of a store: what is printed of it. Sizes in bytes; None: not known, as the image cannot be read."""
+    """One image of a store: what is printed of it. Sizes in bytes; None: not known, as the image cannot be read.
+
+    `readable`: False where nobody can say whether it is whole: the disk failed, a package is missing, or its format
+    is a later one.
+    """
 
     image: str
     path: str
@@ -98,6 +104,7 @@ class Described:
     file_bytes: int
     disk_bytes: int
     whole: bool
+    readable: bool
     error: str | None
 
 
@@ -119,7 +126,8 @@ def run_list(arguments: argparse.Namespace) -> int:
 def _print_table(described: Sequence[Described]) -> None:
     rows = [("IMAGE", "ON DISK", "KIND", "XEN", "STATE")]
     for one in described:
-        state = "whole" if one.whole else f"DAMAGED: {one.error}"
+        problem = "DAMAGED" if one.readable else "UNREADABLE"
+        state = "whole" if one.whole else f"{problem}: {one.error}"
         rows.append((one.image, size_text(one.disk_bytes), one.kind or "?", one.xen or "?", state))
     widths = [max(len(row[at]) for row in rows) for at in range(4)]
     for image, size, kind, xen, state in rows:
@@ -145,6 +153,7 @@ def describe(entry: Entry, *, verify: bool) -> Described | None:
         ) from failure
     facts: dict[str, Any] = dict.fromkeys(("domain", "uuid", "kind", "xen"))
     error: str | None = None
+    readable = True
     try:
         _look_through(entry.path, facts, verify=verify)
     except Interrupted:
@@ -153,6 +162,7 @@ def describe(entry: Entry, *, verify: bool) -> Described | None:
         if failure.name is ErrorName.FILE_NOT_FOUND:
             return None
         error = str(failure)
+        readable = isinstance(failure, ImageError) and failure.name not in UNREADABLE
     return Described(
         image=entry.id,
         path=str(entry.path),
@@ -161,6 +171,7 @@ def describe(entry: Entry, *, verify: bool) -> Described | None:
         file_bytes=status.st_size,
         disk_bytes=status.st_blocks * 512,
         whole=error is None,
+        readable=readable,
         error=error,
     )
 
@@ -206,13 +217,15 @@ def _take_facts(source: ByteSource, facts: dict[str, Any], *, verify: bool) -> N
 
 def run_prune(arguments: argparse.Namespace) -> int:
     """Remove what no rule keeps; a line for each image."""
+    from saverestore.operations.pending import is_pending
     from saverestore.operations.retention import Rule
     from saverestore.operations.store import entries, remove, stem_of
 
     counts = {Rule(rule): getattr(arguments, f"keep_{rule}") for rule in RULES}
     if not any(counts.values()):
         raise UsageError("nothing says what is kept: give --keep-last N, --keep-daily N or another rule")
-    found = entries(Path(arguments.folder))
+    # A link is no image of its own: kept, it would be nothing without the one that it points to.
+    found = [one for one in entries(Path(arguments.folder)) if not one.path.is_symlink()]
     if arguments.domain is not None:
         found = [one for one in found if one.stem == stem_of(arguments.domain)]
     failed: list[ExitCode] = []
@@ -224,13 +237,16 @@ def run_prune(arguments: argparse.Namespace) -> int:
             print(line("would remove", entry.id))
             continue
         try:
-            was_removed = remove(entry.path)
+            # Asked again: a restore that was just about to end may have failed.
+            was_removed = remove(entry.path, is_pending)
         except SaveRestoreError as error:
             print(line("FAILED", str(error)))
             failed.append(error.exit_code)
             continue
         print(
-            line("removed", entry.id) if was_removed else line("keep", f"{entry.id} (it is being restored)")
+            line("removed", entry.id)
+            if was_removed
+            else line("keep", f"{entry.id} (it is being restored, or {PENDING})")
         )
     return failed[0] if failed else ExitCode.DONE
 
@@ -259,15 +275,22 @@ def decide(
 def _last_whole_ones(images: Sequence[Entry], kept: set[Entry], *, verify: bool) -> dict[Entry, str]:
     """The newest whole image of each domain of which no whole one is kept. Several may have had one name.
 
-    Those that are kept are looked at first, then the newest.
+    Those that are kept are looked at first, then the newest. Where none is found, those that cannot be read are kept:
+    they may be whole.
     """
     safe: set[str | None] = set()
     found: dict[Entry, str] = {}
+    unreadable: list[Entry] = []
     for entry in sorted(images, key=lambda one: (one in kept, one.order), reverse=True):
         one = describe(entry, verify=verify)
-        if one is None or not one.whole or one.uuid in safe:
+        if one is None or (one.readable and not one.whole):
             continue
-        safe.add(one.uuid)
-        if entry not in kept:
-            found[entry] = "the only whole image of its domain"
+        if not one.readable:
+            unreadable.append(entry)
+        elif one.uuid not in safe:
+            safe.add(one.uuid)
+            if entry not in kept:
+                found[entry] = "the only whole image of its domain"
+    if not safe:
+        found = {one: "it cannot be read, and no other is whole" for one in unreadable if one not in kept}
     return found

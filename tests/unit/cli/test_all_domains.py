@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import time
 import uuid
@@ -88,6 +89,26 @@ def test_nothing_pending_is_restored_and_a_failure_is_reported(tmp_path, capsys)
     said = capsys.readouterr().err
     assert "pyrestore: web1@2026-11-29T05-58-31Z: FAILED: " in said
     assert "0 domains restored, 1 failed" in said
+
+
+def test_a_store_that_is_not_there_is_not_one_with_nothing_to_restore(tmp_path, monkeypatch, capsys):
+    assert pyrestore.main(["--all", "--store", str(tmp_path / "absent")]) == ExitCode.USAGE
+    assert "absent: there is no such directory" in capsys.readouterr().err
+    # At the first boot nothing was saved yet.
+    monkeypatch.setattr(all_domains, "STORE", str(tmp_path / "usual"))
+    assert pyrestore.main(["--all"]) == 0
+
+
+def test_only_those_that_are_still_pending_are_restored_by_all(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "saverestore.operations.restore.restore_domain",
+        lambda request, *_, **__: asked.append(request.only_pending) or SimpleNamespace(domid=5, name="web1"),
+    )
+    given = pyrestore.command_parser().parse_args(["--all", "--toolstack", "bare"])
+    assert pyrestore.run_one(many.one_of(given, image="a.img", store=None)) == 0
+    assert pyrestore.main(["--toolstack", "bare", "a.img"]) == 0
+    assert asked == [True, False]
 
 
 def test_what_is_to_be_restored_is_not_pruned(tmp_path, capsys):
@@ -288,8 +309,9 @@ PARSERS = {
 
 
 def commands_of(unit: Path) -> list[list[str]]:
-    found = re.findall(r"^Exec(?:Start|StartPost|Stop)=-?(.*)$", unit.read_text(), re.MULTILINE)
-    return [line.split() for line in found]
+    found = re.findall(r"^Exec(?:Start|Stop)=-?(.*)$", unit.read_text(), re.MULTILINE)
+    words = [command.split() for line in found for command in re.split(r"[;']|&&", line)]
+    return [command for command in words if command and command[0] in PARSERS]
 
 
 @pytest.mark.parametrize("unit", sorted(UNITS.glob("pysave-*.service")), ids=lambda unit: unit.name)
@@ -342,3 +364,34 @@ def test_the_service_refuses_beside_xendomains_and_says_so(tmp_path, loaded, ena
     done = subprocess.run(["/bin/sh", "-c", command], env=state, capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert ("systemctl mask xendomains.service" in done.stderr) == bool(code)
+
+
+PROGRAM = """#!/bin/sh
+echo $(basename $0) "$@" >>{called}
+exit {code}
+"""
+
+
+@pytest.mark.parametrize(
+    ("saved", "pruned", "code"), [(0, 0, 0), (ExitCode.DOMAIN, 0, ExitCode.DOMAIN), (0, 4, 4), (3, 4, 4)]
+)
+def test_old_snapshots_are_removed_also_when_a_domain_could_not_be_saved(tmp_path, saved, pruned, code):
+    """Or one guest that cannot be suspended would let the store grow until it is full."""
+    text = (UNITS / "pysave-snapshots.service").read_text()
+    line = re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)[1]
+    assert "\nExecStartPost=" not in text  # systemd runs that after a success only
+    for name, one in (("pysave", saved), ("pyimage", pruned)):
+        (tmp_path / name).write_text(PROGRAM.format(called=tmp_path / "called", code=int(one)))
+        (tmp_path / name).chmod(0o755)
+    words = shlex.split(line.replace("$$", "$"))
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert subprocess.run(words, env=environment, check=False).returncode == code
+    called = [line.split()[:2] for line in (tmp_path / "called").read_text().splitlines()]
+    assert called == [["pysave", "--all"], ["pyimage", "prune"]]
+
+
+def test_snapshots_are_not_taken_while_domains_are_restored_or_saved_with_the_host():
+    """By this order they end before the host's shutdown saves: a domain that is being saved cannot be saved."""
+    unit = (UNITS / "pysave-snapshots.service").read_text()
+    after = " ".join(re.findall(r"^After=(.*)$", unit, re.MULTILINE)).split()
+    assert "pysave-domains.service" in after

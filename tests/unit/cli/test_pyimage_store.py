@@ -8,6 +8,8 @@ import pytest
 from stream_samples import golden
 
 from saverestore.cli.pyimage import main, store
+from saverestore.errors import ErrorName, ImageError, TransportError
+from saverestore.operations.pending import to_be_restored
 from saverestore.operations.store import in_use
 
 
@@ -117,6 +119,56 @@ def test_the_only_whole_image_of_a_domain_is_never_removed(tmp_path, capsys, who
     assert "the only whole image of its domain" in capsys.readouterr().out
 
 
+UNREADABLE = [
+    TransportError("reading failed: Input/output error"),
+    ImageError("the package lz4 is not installed", name=ErrorName.PACKAGE_MISSING),
+    ImageError("version 9 of the format is unknown here", name=ErrorName.IMAGE_UNSUPPORTED),
+]
+
+
+def failing(monkeypatch, failure, *days):
+    """Images of these days cannot be read, whether they are whole or not."""
+    look_through = store._look_through
+
+    def look(path, *more, **how):
+        if any(f"-{day}T" in path.name for day in days):
+            raise failure
+        return look_through(path, *more, **how)
+
+    monkeypatch.setattr(store, "_look_through", look)
+
+
+@pytest.mark.parametrize("failure", UNREADABLE)
+def test_where_no_image_that_is_kept_is_known_to_be_whole_those_that_cannot_be_read_are_kept(
+    tmp_path, capsys, monkeypatch, whole, cut, failure
+):
+    """They may be whole, and may be read again tomorrow."""
+    for day in (26, 27, 28):
+        put(tmp_path, "web1", day, whole)
+    put(tmp_path, "web1", 29, cut)
+    failing(monkeypatch, failure, 27, 28)
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["26", "29"]  # the one of the 26th is whole
+    put(tmp_path, "web1", 28, whole)
+    failing(monkeypatch, failure, 26, 28)
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["26", "28", "29"]
+    assert "it cannot be read, and no other is whole" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("failure", UNREADABLE)
+def test_list_does_not_call_an_image_damaged_that_cannot_be_read(
+    tmp_path, capsys, monkeypatch, whole, failure
+):
+    put(tmp_path, "web1", 29, whole)
+    failing(monkeypatch, failure, 29)
+    assert main(["list", str(tmp_path)]) == 4
+    assert f"UNREADABLE: {failure}" in capsys.readouterr().out
+    assert main(["list", "--json", str(tmp_path)]) == 4
+    (one,) = json.loads(capsys.readouterr().out)
+    assert not one["whole"] and not one["readable"] and one["error"] == str(failure)
+
+
 def test_an_image_that_is_being_restored_is_kept(tmp_path, capsys, whole):
     old = put(tmp_path, "web1", 28, whole)
     put(tmp_path, "web1", 29, whole)
@@ -124,6 +176,38 @@ def test_an_image_that_is_being_restored_is_kept(tmp_path, capsys, whole):
         assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
     assert days(tmp_path) == ["28", "29"]
     assert "it is being restored" in capsys.readouterr().out
+
+
+def test_an_image_that_becomes_one_to_be_restored_meanwhile_is_kept(tmp_path, capsys, monkeypatch, whole):
+    """A restore that was about to let its domain run when prune looked, and then failed."""
+    old = put(tmp_path, "web1", 28, whole)
+    put(tmp_path, "web1", 29, whole)
+    decide = store.decide
+
+    def decided(*given, **how):
+        found = decide(*given, **how)
+        with to_be_restored(old):
+            pass
+        return found
+
+    monkeypatch.setattr(store, "decide", decided)
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert old.exists()
+    assert "keep            web1@2026-11-28T05-00-00Z (" in capsys.readouterr().out
+
+
+def test_a_link_to_an_image_is_not_removed_and_does_not_count(tmp_path, whole):
+    """Or the link would be kept, and what it points to removed."""
+    old = put(tmp_path, "web1", 27, whole)
+    put(tmp_path, "web1", 28, whole)
+    link = tmp_path / "web1@2026-11-29T05-00-00Z.img"
+    link.symlink_to(old.name)
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["28", "29"]
+    link.unlink()
+    link.symlink_to(tmp_path / "web1@2026-11-28T05-00-00Z.img")
+    assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    assert days(tmp_path) == ["28", "29"]
 
 
 def test_prune_of_one_domain_leaves_the_others(tmp_path, whole):

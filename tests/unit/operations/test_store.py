@@ -74,6 +74,22 @@ def test_the_newest_image_is_found_or_that_of_a_time(tmp_path, when, hour):
     assert find(f"{tmp_path}/web1{when}").when.hour == hour
 
 
+@pytest.mark.parametrize(("more", "number"), [("", 1), (".2", 2), (".12", 12)])
+def test_the_whole_name_of_an_image_stands_for_that_one_only(tmp_path, more, number):
+    """As 'pyimage list' prints it; others of the same second begin so, too."""
+    for one in (1, 2, 12, 21):
+        image(tmp_path, "web1", "2026-11-29T05-58-31Z", one)
+    assert find(f"{tmp_path}/web1@2026-11-29T05-58-31Z{more}").number == number
+
+
+def test_an_image_is_found_by_its_own_name_also_beside_a_domain_that_is_called_so(tmp_path):
+    """A copy, perhaps, that was restored with --name."""
+    wanted = image(tmp_path, "web1", "2026-11-29T05-58-31Z")
+    other = image(tmp_path, "web1@2026-11-29T05-58-31Z", "2026-11-30T05-58-31Z")
+    for path in (wanted, other):
+        assert find(f"{tmp_path}/{entry_of(path).id}").path == path
+
+
 def test_an_image_that_is_not_there_is_wrong_usage(tmp_path):
     image(tmp_path, "web1", "2026-11-29T05-58-31Z")
     for text in ("web2", "web1@2025", "web1@yesterday", "absent/web1"):
@@ -91,6 +107,16 @@ def test_what_killed_saves_have_left_is_removed_by_the_next_save_whatever_its_ti
     with NewFile(new_path(tmp_path, "busy", NOW)) as under_way:
         store.remove_abandoned(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == {*others, under_way._temporary.name}
+
+
+def test_one_that_cannot_be_looked_at_keeps_no_other_from_being_removed(tmp_path):
+    """Here a link and a pipe without a reader; in any order of the folder."""
+    for at in range(8):
+        name = tmp_path / f".web1@2026-11-2{at}T05-58-31Z.img.0123abcd.partial"
+        (name.touch, lambda name=name: name.symlink_to("x"), lambda name=name: os.mkfifo(name))[at % 3]()
+    store.remove_abandoned(tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_other_files_are_no_images_of_a_store(tmp_path):
@@ -111,6 +137,20 @@ def test_an_image_that_is_being_restored_is_not_removed(tmp_path):
         assert path.exists()
     assert remove(path)
     assert not path.exists()
+
+
+def test_an_image_of_which_it_turns_out_that_it_is_needed_is_not_removed(tmp_path):
+    path = image(tmp_path, "web1", "2026-11-29T05-58-31Z")
+    locked = []
+
+    def is_needed(asked):
+        with path.open("rb") as restoring:
+            locked.append(try_lock(restoring.fileno(), shared=True))
+        return asked == path
+
+    assert not remove(path, is_needed)
+    assert path.exists()
+    assert locked == [False]  # who is restoring it has ended by then
 
 
 def test_an_image_that_is_just_being_removed_is_not_restored(tmp_path):
@@ -194,3 +234,11 @@ def test_weeks_begin_on_monday_and_nothing_is_kept_without_a_rule():
     images = hours((21, 1), (22, 23), (23, 0), (29, 1))
     assert times(kept(images, {Rule.WEEKLY: 9}, datetime.UTC)) == {(29, 1): "weekly 1", (22, 23): "weekly 2"}
     assert kept(images, {Rule.WEEKLY: 0}) == {}
+
+
+def test_images_of_the_first_and_the_last_day_have_periods_in_any_zone():
+    ends = [datetime.datetime.min, datetime.datetime(9999, 12, 31, 23, 59, 59)]
+    images = [entry(end.replace(tzinfo=datetime.UTC)) for end in ends]
+    for hours in (-12, 14):
+        zone = datetime.timezone(datetime.timedelta(hours=hours))
+        assert len(kept(images, dict.fromkeys(Rule, 1), zone)) == 2
