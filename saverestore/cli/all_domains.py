@@ -41,14 +41,15 @@ def check_all(parser: arguments.Parser, given: argparse.Namespace, *excluded: st
 
 
 def save_all(given: argparse.Namespace) -> int:
-    """Save every domain that can be suspended: the exit code of the first that could not be saved."""
+    """Save every domain that can be suspended: the exit code of the first that could not be saved.
+
+    Where the domains are not to stay, as the host is being shut down, those that came meanwhile are saved, too.
+    """
     from saverestore.operations.host import opened_host
     from saverestore.operations.store import opened
 
     folder = opened(Path(given.store or STORE))
-    with opened_host() as host:
-        domains = host.guests()
-    known = dict(named_apart(domains))
+    known: dict[str, Domain] = {}
 
     def start(name: str) -> Process:
         # By its UUID: one that rebooted while it waited for its turn has another number.
@@ -56,9 +57,15 @@ def save_all(given: argparse.Namespace) -> int:
         return Process("pysave", name, many.one_of(given, domain=uuid, store=str(folder)))
 
     begun = time.monotonic()
-    results = many.run_named(
-        given, "pysave", "saved", list(known), start, lambda one: _saved_to(one, given), begun
-    )
+    results: list[Result] = []
+    while new := _those_that_came(known):
+        known.update(new)
+        results += many.run_named(
+            given, "pysave", "saved", list(new), start, lambda one: _saved_to(one, given), begun, results
+        )
+        domains_stay = given.leave_running or given.leave_paused or given.dry_run
+        if domains_stay or (given.on_failure == "stop" and many.exit_code_of_all(results)):
+            break
     unsaved = [one for one in results if one.exit_code != ExitCode.DONE]
     more = ""
     try:
@@ -69,6 +76,26 @@ def save_all(given: argparse.Namespace) -> int:
     finally:  # what was saved is said also when that is interrupted
         code = many.finish(given, "pysave", "saved", results, begun, more)
     return code
+
+
+def _those_that_came(known: dict[str, Domain]) -> dict[str, Domain]:
+    """The guests that are not among `known`, each with a name that none of these has.
+
+    Where they cannot be listed once more, that is printed: what is known has its results by then.
+    """
+    from saverestore.guest.common.handles import XenError
+    from saverestore.operations.host import opened_host
+
+    seen = {domain.info.uuid for domain in known.values()}
+    try:
+        with opened_host() as host:
+            new = named_apart([domain for domain in host.guests() if domain.info.uuid not in seen])
+    except (XenError, SaveRestoreError) as error:
+        if not known:
+            raise
+        common.say(f"pysave: domains that were started meanwhile are not saved: {fact_of(error)}")
+        return {}
+    return {str(domain) if name in known else name: domain for name, domain in new}
 
 
 def named_apart(domains: Sequence[Domain]) -> list[tuple[str, Domain]]:

@@ -222,10 +222,12 @@ def run_named(
     start: Start,
     good: Callable[[Result], str],
     began: float,
+    before: Sequence[Result] = (),
 ) -> list[Result]:
     """`run_all` by the options of `add_many`. Prints a line for each that ends, `good` of one that is done.
 
-    Where that is interrupted, `finish` follows here: what is done already stays so, and must be known.
+    Where that is interrupted, `finish` follows here: what is done already stays so, and must be known. `before`: what
+    became of others since `began`, in the same command.
     """
     ended: dict[str, Result] = {}
 
@@ -239,12 +241,13 @@ def run_named(
             names,
             start,
             parallel=given.parallel or PARALLEL,
-            within_s=given.within,
+            within_s=None if given.within is None else began + given.within - time.monotonic(),
             stops=given.on_failure == "stop",
             on_end=on_end,
         )
     except BaseException:
-        finish(given, prog, done, [ended.get(name) or _not_begun(name) for name in names], began)
+        results = [*before, *(ended.get(name) or _not_begun(name) for name in names)]
+        finish(given, prog, done, results, began)
         raise
 
 

@@ -171,6 +171,64 @@ def test_a_domain_that_could_not_be_saved_is_left_or_shut_down(tmp_path, monkeyp
     assert ("1 of 1 unsaved shut down" in said) is (choice == "shutdown")
 
 
+@pytest.fixture
+def saves(monkeypatch):
+    """Which domains are saved, by their names; `guests`: what each look finds, the last again and again."""
+    found = SimpleNamespace(names=[], guests=[])
+
+    def guests():
+        now = found.guests.pop(0) if len(found.guests) > 1 else found.guests[0]
+        if isinstance(now, Exception):
+            raise now
+        return now
+
+    def run_all(names, _start, *, on_end, **_):
+        found.names.append(names)
+        results = [Result(name, ExitCode.DOMAIN if name == "bad" else 0, "", {}, 1.0) for name in names]
+        for one in results:
+            on_end(one)
+        return results
+
+    monkeypatch.setattr(
+        "saverestore.operations.host.opened_host", lambda: nullcontext(SimpleNamespace(guests=guests))
+    )
+    monkeypatch.setattr(many, "run_all", run_all)
+    return found
+
+
+WEB1, WEB2, AGAIN = (Domain(info(domid), name) for domid, name in ((7, "web1"), (8, "web2"), (9, "web1")))
+
+
+def test_domains_that_come_while_all_are_saved_are_saved_too(tmp_path, saves, capsys):
+    saves.guests = [[WEB1], [WEB2, AGAIN], [WEB2]]
+    assert pysave.main(["--all", "--json", "--store", str(tmp_path)]) == 0
+    assert saves.names == [["web1"], ["web2", "web1 (domain 9)"]]
+    out, said = capsys.readouterr()
+    assert [one["name"] for one in json.loads(out)] == ["web1", "web2", "web1 (domain 9)"]
+    assert "pysave: 3 domains saved, 0 failed; " in said
+
+
+@pytest.mark.parametrize("option", ["--leave-running", "--leave-paused", "--dry-run"])
+def test_snapshots_are_of_those_that_were_there_at_first(tmp_path, saves, option):
+    saves.guests = [[WEB1], [WEB1, WEB2]]
+    pysave.main(["--all", option, "--store", str(tmp_path)])
+    assert saves.names == [["web1"]]
+
+
+def test_nobody_looks_for_more_when_one_that_failed_is_to_end_it(tmp_path, saves):
+    saves.guests = [[Domain(info(6), "bad"), WEB1], [WEB2]]
+    assert pysave.main(["--all", "--on-failure", "stop", "--store", str(tmp_path)]) == ExitCode.DOMAIN
+    assert saves.names == [["bad", "web1"]]
+
+
+def test_that_nobody_can_look_for_more_loses_no_result(tmp_path, saves, capsys):
+    saves.guests = [[WEB1], DomainError("xenstored does not answer")]
+    assert pysave.main(["--all", "--store", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "pysave: domains that were started meanwhile are not saved: xenstored does not answer" in said
+    assert "1 domain saved, 0 failed" in said
+
+
 def test_a_signal_while_guests_power_off_leaves_out_no_summary(tmp_path, monkeypatch, capsys):
     host = SimpleNamespace(guests=lambda: [Domain(info(7), "web1")])
     monkeypatch.setattr("saverestore.operations.host.opened_host", lambda: nullcontext(host))
