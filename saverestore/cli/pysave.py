@@ -283,17 +283,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--recover takes no IMAGE")
         if given.while_suspended is not None:
             parser.error("--while-suspended runs during a save, and --recover makes none")
-        if given.report or given.json:
-            option = "--report" if given.report else "--json"
-            parser.error(f"{option} describes a save, and --recover makes none")
+        for option in ("report", "events", "metrics", "json"):
+            if getattr(given, option):
+                parser.error(f"--{option} describes a save, and --recover makes none")
         return common.run("pysave", given, lambda: _recover(given))
     if given.image is None and given.store is None:
         parser.error("IMAGE is missing")
     if given.image is not None and given.store is not None:
         parser.error(f"--store excludes IMAGE, '{given.image}'")
-    if given.image in STANDARD_OUTPUT and (given.json or given.events == "1"):
-        option = "--json" if given.json else "--events 1"
-        parser.error(f"{option} and the image cannot both go to standard output")
+    if given.image in STANDARD_OUTPUT and given.json:
+        parser.error("--json and the image cannot both go to standard output")
     _check_live(parser, given)
     _check_digest(parser, given)
     if given.image == "-" and not given.dry_run and (sys.stdout is None or sys.stdout.isatty()):

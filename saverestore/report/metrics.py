@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
+from saverestore.errors import ErrorName, UsageError
 from saverestore.report.facts import Facts
+from saverestore.report.files import printable
+
+EVERYBODY_READS = 0o644
 
 
 def check(path: Path) -> None:
@@ -18,6 +22,8 @@ def check(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no directory {path.parent}", name=ErrorName.FILE_NOT_FOUND)
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; give a file name in it", name=ErrorName.FILE_UNSUITABLE)
 
 
 def _library() -> Any:
@@ -52,7 +58,7 @@ def write(path: Path, facts: Facts) -> None:
     library = _library()
     registry = library.CollectorRegistry()
     tool = facts["tool"]
-    labels = {"domain": str(facts["domain"])}
+    labels = {"domain": printable(facts["domain"] or "")}
     for name, (text, value) in figures_of(facts).items():
         gauge = library.Gauge(f"{tool}_last_{name}", f"{text}.", list(labels), registry=registry)
         gauge.labels(**labels).set(value)
@@ -60,7 +66,10 @@ def write(path: Path, facts: Facts) -> None:
         f"{tool}_last_end_timestamp_seconds", "When it ended.", list(labels), registry=registry
     )
     ended.labels(**labels).set_to_current_time()
-    try:
-        library.write_to_textfile(str(path), registry)
-    except OSError as error:
-        raise TransportError(f"{path}: {error.strerror}", name=name_of_errno(error.errno)) from error
+    from saverestore.transport.newfile import NewFile
+
+    with NewFile(path, overwrite=True) as file:
+        os.fchmod(file.sink.fileno(), EVERYBODY_READS)  # the library's own file has what the umask leaves
+        file.sink.write(library.generate_latest(registry))
+        file.sync()
+        file.publish()

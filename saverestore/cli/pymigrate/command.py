@@ -190,8 +190,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     xl.check_to_xl(parser, given)
     given.image = None  # a migration makes none
     reporting.check_report(parser, given)
-    if given.json and given.events == "1":
-        parser.error("--json and --events 1 cannot both go to standard output")
     if several.check(parser, given):
         return common.run(PROG, given, lambda: several.migrate_several(given))
     (given.domain,) = given.domains

@@ -16,6 +16,7 @@ from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import DomainState
 from saverestore.errors import DomainError, ErrorName, ExitCode, ImageError, TransportError
 from saverestore.operations import restore, save
+from saverestore.report import page
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, saving, monkeypa
     code = pysave.main(["--report", str(path), "web1", str(tmp_path / "a.img")])
     assert code == (0 if error is None else ExitCode.DOMAIN)
     said = capsys.readouterr().err
-    assert "pysave: warning: the report was not written: " in said
+    assert f"pysave: warning: {path} was not written: " in said
     assert "No space left" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -120,7 +121,9 @@ def test_a_mistake_in_making_the_report_is_no_failure_of_the_save(tmp_path, savi
     saving.report = lambda report: report.rounds.append("not a round")
     command = ["--report", str(tmp_path / "r.html"), "web1", str(tmp_path / "a.img")]
     assert pysave.main(command) == 0
-    assert "was not written: AttributeError: 'str' object has no attribute" in capsys.readouterr().err
+    assert (
+        "the report was not written: AttributeError: 'str' object has no attribute" in capsys.readouterr().err
+    )
 
 
 def test_verbose_tells_more_and_quiet_nothing(tmp_path, saving, capsys):
@@ -151,6 +154,29 @@ def test_what_makes_no_sense_is_wrong_usage(tmp_path, monkeypatch, capsys, savin
     assert caught.value.code == ExitCode.USAGE
     assert what in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_keeps_no_other_from_being_written(
+    tmp_path, saving, monkeypatch, capsys
+):
+    def fail(_: object) -> None:
+        raise ValueError("a mistake in the page")
+
+    monkeypatch.setattr(page, "page_of", fail)
+    both = ["--report", str(tmp_path / "r.html"), "--report", str(tmp_path / "r.json")]
+    assert pysave.main(["--json", *both, "web1", str(tmp_path / "a.img")]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["result"] == "done"
+    assert json.loads((tmp_path / "r.json").read_text())["result"] == "done"
+    assert f"warning: {tmp_path}/r.html was not written: ValueError: a mistake in the page" in printed.err
+
+
+@pytest.mark.parametrize("ending", ["html", "json"])
+def test_names_that_are_not_utf_8_can_be_reported(tmp_path, saving, ending):
+    path = tmp_path / f"r.{ending}"
+    image = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.img")
+    assert pysave.main(["--report", str(path), "web1", image]) == 0
+    assert ("a\\udcff.img" if ending == "json" else "a\\xff.img") in path.read_text()
 
 
 # ---- pyrestore ---------------------------------------------------------------------------------------
