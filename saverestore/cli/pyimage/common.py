@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli import arguments
-from saverestore.cli.common import counted
+from saverestore.cli.common import counted, plain
 from saverestore.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -77,11 +77,6 @@ def add_output(command: argparse.ArgumentParser, text: str) -> None:
 def line(label: str, value: object) -> str:
     """One line of a report."""
     return f"{label:<{LABEL_WIDTH}}{plain(str(value))}"
-
-
-def plain(text: str) -> str:
-    """Make text from an image harmless on a terminal: no control characters, no line breaks."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def size_text(length_bytes: int) -> str:

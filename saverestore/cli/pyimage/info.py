@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli.common import counted
+from saverestore.cli.common import counted, plain
 from saverestore.cli.pyimage.common import (
     ALSO_COMPRESSED,
     Bar,
@@ -18,7 +18,6 @@ from saverestore.cli.pyimage.common import (
     add_image,
     file_size_text,
     line,
-    plain,
     say,
     size_text,
 )

@@ -17,7 +17,9 @@ import pytest
 import zstandard
 
 from saverestore.cli import pyimage
+from saverestore.cli.parsers import COMMANDS, subcommands_of
 from saverestore.cli.pyimage import meanings
+from saverestore.errors import ExitCode
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.stream.layout import PageType, RecordType, entries_of
 from saverestore.stream.libxl import LibxlRecordType
@@ -47,6 +49,19 @@ def image(tmp_path: Path) -> Path:
         writer.end()
         outer.end()
     return path
+
+
+def test_an_error_has_no_control_characters(tmp_path):
+    done = run("info", tmp_path / "a\x1b[31m\nb.img")
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.endswith("/a\\x1b[31m\\x0ab.img: no such file\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_can_be_shown_where_there_is_ascii_only(command):
+    parser = COMMANDS[command][0]()
+    for one in (parser, *subcommands_of(parser).values()):
+        assert one.format_help().isascii()
 
 
 PYIMAGE = f"{sys.executable} -m saverestore.cli.pyimage"

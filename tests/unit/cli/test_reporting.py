@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from saverestore.cli import pyrestore, pysave
+from saverestore.cli import common, pyrestore, pysave
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import DomainState
 from saverestore.errors import DomainError, ErrorName, ExitCode, ImageError, TransportError
 from saverestore.operations import restore, save
+from saverestore.operations.preflight import Findings
 from saverestore.report import page
 
 
@@ -177,6 +180,23 @@ def test_names_that_are_not_utf_8_can_be_reported(tmp_path, saving, ending):
     image = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.img")
     assert pysave.main(["--report", str(path), "web1", image]) == 0
     assert ("a\\udcff.img" if ending == "json" else "a\\xff.img") in path.read_text()
+
+
+def test_a_failure_can_neither_colour_the_terminal_nor_begin_a_line(tmp_path, saving, capsys):
+    saving.end = raising(DomainError("'web\x1b[31m\n1' does not answer"))
+    assert pysave.main(["web1", str(tmp_path / "a.img")]) == ExitCode.DOMAIN
+    assert capsys.readouterr().err == "pysave: 'web\\x1b[31m\\x0a1' does not answer\n"
+
+
+def test_a_dry_run_names_what_this_terminal_cannot_show(monkeypatch):
+    found = Findings(dry=True)
+    found.note("web\x1b[31mü\udcff would be saved")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    given = SimpleNamespace(verbose=0)
+    assert common.run("pysave", given, lambda: common.print_findings("pysave", found)) == 0
+    sys.stdout.flush()
+    text = sys.stdout.buffer.getvalue().decode()
+    assert text.splitlines()[0] == "web\\x1b[31m\\xfc\\xdcff would be saved"
 
 
 # ---- pyrestore ---------------------------------------------------------------------------------------
