@@ -171,8 +171,8 @@ def as_verdict(found: Survey) -> str:
     digest = found.checked_digest
     notes = "; it has no digest" if digest is None else f"; its {digest.title} digest holds"
     return plain(
-        f"{found.name}: whole: {kind} domain{name}, {counted(records, 'record')}, {found.pages.nr_data} pages "
-        f"of data, {size_text(found.total_bytes)}{notes}"
+        f"{found.name}: whole: {kind} domain{name}, {counted(records, 'record')}, "
+        f"{counted(found.pages.nr_data, 'page')} of data, {size_text(found.total_bytes)}{notes}"
     )
 
 
@@ -324,19 +324,24 @@ def _pages(pages: PageStatistics) -> Iterator[str]:
     from saverestore.cli.pyimage.meanings import PAGE_TYPES
     from saverestore.stream.layout import PAGE_SIZE
 
+    entries = "1 entry" if pages.nr_entries == 1 else f"{pages.nr_entries} entries"
     yield line(
         "pages",
-        f"{pages.nr_entries} entries, {pages.nr_data} with data ({size_text(pages.nr_data * PAGE_SIZE)})",
+        f"{entries}, {pages.nr_data} with data ({size_text(pages.nr_data * PAGE_SIZE)})",
     )
     least = "" if pages.distinct_is_exact else "at least "
     yield line(
-        "different", f"{least}{pages.nr_distinct} pfns, {pages.lowest_pfn:#x} to {pages.highest_pfn:#x}"
+        "different",
+        f"{least}{counted(pages.nr_distinct, 'pfn')}, {pages.lowest_pfn:#x} to {pages.highest_pfn:#x}",
     )
     yield line("resent", pages.nr_sent_again)
     yield line("all zero", pages.nr_zero)
     if pages.nr_duplicate is not None:
         least = "" if pages.duplicate_is_exact else "at least "
-        yield line("duplicates", f"{least}{pages.nr_duplicate} more pages with the content of an earlier one")
+        yield line(
+            "duplicates",
+            f"{least}{counted(pages.nr_duplicate, 'more page')} with the content of an earlier one",
+        )
     if pages.nr_verify_entries:
         yield line("for comparison", f" {pages.nr_verify_entries} entries after VERIFY, not counted above")
     for kind, count in sorted(pages.by_type.items()):

@@ -64,6 +64,20 @@ def test_every_help_can_be_shown_where_there_is_ascii_only(command):
         assert one.format_help().isascii()
 
 
+def test_one_page_is_no_plural(tmp_path):
+    path = tmp_path / "one.img"
+    with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as sink:
+        writer = LibxcWriter(sink, DomainType.X86_HVM, (4, 17))
+        writer.record(StaticDataEnd())
+        writer.page_data(entries_of(np.arange(1), np.array([0])), [b"x" * 4096])
+        writer.record(HvmContext(b"context"))
+        writer.end()
+    shown = run("info", path).stdout
+    assert "1 entry, 1 with data (4.0 KiB)" in shown
+    assert "1 pfn, 0x0 to 0x0" in shown
+    assert ", 1 page of data, " in run("verify", path).stdout
+
+
 PYIMAGE = f"{sys.executable} -m saverestore.cli.pyimage"
 
 
