@@ -330,10 +330,10 @@ def _pages(pages: PageStatistics) -> Iterator[str]:
         f"{entries}, {pages.nr_data} with data ({size_text(pages.nr_data * PAGE_SIZE)})",
     )
     least = "" if pages.distinct_is_exact else "at least "
-    yield line(
-        "different",
-        f"{least}{counted(pages.nr_distinct, 'pfn')}, {pages.lowest_pfn:#x} to {pages.highest_pfn:#x}",
-    )
+    pfns = f"{least}{counted(pages.nr_distinct, 'pfn')}"
+    if pages.lowest_pfn is not None:
+        pfns += f", {pages.lowest_pfn:#x} to {pages.highest_pfn:#x}"
+    yield line("different", pfns)
     yield line("resent", pages.nr_sent_again)
     yield line("all zero", pages.nr_zero)
     if pages.nr_duplicate is not None:
@@ -343,6 +343,6 @@ def _pages(pages: PageStatistics) -> Iterator[str]:
             f"{least}{counted(pages.nr_duplicate, 'more page')} with the content of an earlier one",
         )
     if pages.nr_verify_entries:
-        yield line("for comparison", f" {pages.nr_verify_entries} entries after VERIFY, not counted above")
+        yield line("for comparison", f"{pages.nr_verify_entries} entries after VERIFY, not counted above")
     for kind, count in sorted(pages.by_type.items()):
         yield line(f"  {kind.name}", f"{count} ({PAGE_TYPES[kind]})")

@@ -23,7 +23,7 @@ from saverestore.errors import ExitCode
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.stream.layout import PageType, RecordType, entries_of
 from saverestore.stream.libxl import LibxlRecordType
-from saverestore.stream.records import HvmContext, Provenance, StaticDataEnd
+from saverestore.stream.records import HvmContext, Provenance, StaticDataEnd, Verify
 from saverestore.transport import FdSink
 from saverestore.transport.zstd_seekable import Frame, SeekTable
 
@@ -76,6 +76,21 @@ def test_one_page_is_no_plural(tmp_path):
     assert "1 entry, 1 with data (4.0 KiB)" in shown
     assert "1 pfn, 0x0 to 0x0" in shown
     assert ", 1 page of data, " in run("verify", path).stdout
+
+
+def test_an_image_with_pages_for_comparison_only_can_be_shown(tmp_path):
+    path = tmp_path / "compared.img"
+    with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as sink:
+        writer = LibxcWriter(sink, DomainType.X86_HVM, (4, 17))
+        writer.record(StaticDataEnd())
+        writer.record(Verify())
+        writer.page_data(entries_of(np.arange(2), np.array([0, 0])), [b"x" * 8192])
+        writer.record(HvmContext(b"context"))
+        writer.end()
+    done = run("info", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pages           0 entries, 0 with data (0 bytes)" in done.stdout
+    assert "for comparison  2 entries after VERIFY, not counted above" in done.stdout
 
 
 PYIMAGE = f"{sys.executable} -m saverestore.cli.pyimage"
