@@ -364,12 +364,30 @@ def _recover(given: argparse.Namespace) -> None:
 
 def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.cli.progress import progress_for
-    from saverestore.engine.policy import Limits, OnStall
     from saverestore.engine.progress import SaveReport
     from saverestore.operations.prepare_save import dry_run
-    from saverestore.operations.requests import FinalState, SaveRequest
     from saverestore.operations.save import save_domain
     from saverestore.report.facts import facts_of_save
+
+    if given.dry_run:
+        return common.print_findings("pysave", dry_run(_request(given, coding)))
+    report = SaveReport()
+    with reporting.reporting(
+        "pysave", given, given.domain, lambda outcome: facts_of_save(outcome, report)
+    ) as run:
+        request = _request(given, coding)
+        run.know(_in_force(given, request))
+        with closing(run.followed(progress_for("pysave", quiet=given.quiet))) as progress:
+            save_domain(request, progress, report, process_ends=True)
+    if not given.quiet:
+        common.say(f"pysave: {_summary(request, report, run.outcome.seconds)}")
+    return None
+
+
+def _request(given: argparse.Namespace, coding: Coding | None) -> SaveRequest:
+    """What is asked for. UsageError for what cannot be right."""
+    from saverestore.engine.policy import Limits, OnStall
+    from saverestore.operations.requests import FinalState, SaveRequest
     from saverestore.transport.cache import Cache
     from saverestore.transport.image_sockets import address_of
 
@@ -409,19 +427,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
     is_address = address_of(request.image, tls=request.tls) is not None  # or not valid: before Xen is opened
     if "cache" in given.from_settings and (is_address or not _may_be_file(request.image)):
         request = replace(request, cache=Cache.AUTO)
-    if given.dry_run:
-        return common.print_findings("pysave", dry_run(request))
-    report = SaveReport()
-    with (
-        reporting.reporting(
-            "pysave", _in_force(given, request), given.domain, lambda outcome: facts_of_save(outcome, report)
-        ) as run,
-        closing(run.followed(progress_for("pysave", quiet=given.quiet))) as progress,
-    ):
-        save_domain(request, progress, report, process_ends=True)
-    if not given.quiet:
-        common.say(f"pysave: {_summary(request, report, run.outcome.seconds)}")
-    return None
+    return request
 
 
 def _may_be_file(image: str) -> bool:

@@ -116,7 +116,10 @@ def check_report(parser: arguments.Parser, given: argparse.Namespace) -> None:
         return
     for option, where in files:
         place = _Place(where, _descriptor(where) if option == "--events" else None)
-        if _is_same(place, _place_of_image(given.image, parser.prog)):
+        image = _place_of_image(given.image, parser.prog)
+        if place.descriptor == image.descriptor == STDOUT:
+            parser.error(f"--events {where} and the image cannot both go to standard output")
+        if _is_same(place, image):
             parser.error(f"{option}: {where} is the image")
 
 
@@ -170,6 +173,10 @@ class Reporting:
     outcome: Outcome
     facts: Callable[[Outcome], Facts]
     events: Events | None = None
+
+    def know(self, given: argparse.Namespace) -> None:
+        """From here on these options are in force, and this is the image: some are known when work has begun."""
+        self.outcome = replace(self.outcome, image=given.image, options=_options(given))
 
     def followed(self, progress: Progress) -> Progress:
         """What is to be called while the work is done: `progress`, and --events, where it was given."""

@@ -91,6 +91,7 @@ def test_an_image_with_pages_for_comparison_only_can_be_shown(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "pages           0 entries, 0 with data (0 bytes)" in done.stdout
     assert "for comparison  2 entries after VERIFY, not counted above" in done.stdout
+    assert run("cat", "--hex", "--pfn", "0", path).stderr == f"pyimage: {path} has no pages\n"
 
 
 PYIMAGE = f"{sys.executable} -m saverestore.cli.pyimage"

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from saverestore.cli import common, pyrestore, pysave
+from saverestore.cli import common, pymigrate, pyrestore, pysave
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import DomainState
 from saverestore.errors import DomainError, ErrorName, ExitCode, ImageError, TransportError
@@ -224,6 +224,46 @@ def test_a_restore_that_fails_leaves_one_too(tmp_path, monkeypatch):
     path = tmp_path / "r.html"
     assert pyrestore.main(["--report", str(path), str(tmp_path / "a.img")]) == ExitCode.IMAGE
     assert "damaged (at byte 0x10 = 16) (exit code 4)" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (pysave, ["--tls", "--cert", "{}/absent.pem", "web1", "tcp://127.0.0.1:1"]),
+        (pysave, ["web1", "tcp://nonsense"]),
+        (pymigrate, ["--config", "{}/absent.cfg", "--ssh", "false", "web1", "host2"]),
+        (pymigrate, ["--cert", "{}/absent.pem", "web1", "tls://host2"]),
+        (pymigrate, ["--to-xl", "--config", "{}/absent.cfg", "web1", "host2"]),
+    ],
+)
+def test_a_save_or_migration_that_cannot_even_begin_is_reported_too(tmp_path, capsys, command, words):
+    path = tmp_path / "r.json"
+    code = command.main(["--json", "--report", str(path), *(word.format(tmp_path) for word in words)])
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == ("failed", code, "unchanged")
+    assert json.loads(path.read_text()) == facts
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--store", "{}/web9"],
+        ["--config", "{}/absent.cfg", "a.img"],
+        ["tcp://nonsense"],
+        ["--tls", "--cert", "{}/absent.pem", "tcp://127.0.0.1:1"],
+    ],
+    ids=" ".join,
+)
+def test_a_restore_that_cannot_even_begin_is_reported_too(tmp_path, capsys, words):
+    path = tmp_path / "r.json"
+    given = [word.format(tmp_path) for word in words]
+    code = pyrestore.main(["--json", "--report", str(path), *given])
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)
+    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == ("failed", code, "none")
+    assert facts["exit_code"] != 0
+    assert printed.err == f"pyrestore: {facts['error']}\n"
+    assert json.loads(path.read_text()) == facts
 
 
 def test_the_result_is_printed_as_json_and_nothing_else_goes_to_standard_output(tmp_path, saving, capsys):
