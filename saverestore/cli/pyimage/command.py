@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A domain's name may have letters that this terminal has not.
         sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stdout is None:
-        print("pyimage: standard output is closed", file=sys.stderr)
+        say("standard output is closed")
         return ExitCode.USAGE
     try:
         with interrupts.handled():

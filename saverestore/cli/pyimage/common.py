@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli import arguments
+from saverestore.cli import arguments, common
 from saverestore.cli.common import counted, plain
 from saverestore.errors import ExitCode, UsageError
 
@@ -164,6 +164,5 @@ def opened(image: str) -> Iterator[tuple[RandomAccess, ImageIndex]]:
 
 
 def say(text: str) -> None:
-    """One line on standard error."""
-    if sys.stderr is not None:
-        print(f"pyimage: {plain(text)}", file=sys.stderr)
+    """One line on standard error; see `common.say`."""
+    common.say(f"pyimage: {text}")

@@ -94,6 +94,19 @@ def test_an_image_with_pages_for_comparison_only_can_be_shown(tmp_path):
     assert run("cat", "--hex", "--pfn", "0", path).stderr == f"pyimage: {path} has no pages\n"
 
 
+@pytest.mark.parametrize("end", ["2>/dev/full", "2>&-"])
+def test_messages_that_nobody_can_read_change_no_exit_code(image, tmp_path, end):
+    """Not least: 1 of diff is that the images differ."""
+    for words, code in (
+        (f"diff {tmp_path}/absent {image}", ExitCode.USAGE),
+        (f"dump {image} -o {tmp_path}/memory", ExitCode.DONE),
+        (f"info {image} >&-", ExitCode.USAGE),
+        (f"info {image} >/dev/full", ExitCode.IO),
+    ):
+        done = subprocess.run(f"{PYIMAGE} {words} {end}", shell=True, check=False, env=os.environ)
+        assert done.returncode == code, words
+
+
 PYIMAGE = f"{sys.executable} -m saverestore.cli.pyimage"
 
 
