@@ -40,6 +40,9 @@ def _library() -> Any:
 def figures_of(facts: Facts) -> dict[str, tuple[str, float]]:
     """By the name of a metric without its prefix: what it means, and the value. What is not known is left out."""
     downtime = facts.get("downtime") or {}
+    downtime_s = downtime.get("total_s")
+    if downtime_s is not None:
+        downtime_s += facts.get("handover_s") or 0.0
     rounds = facts.get("rounds") or []
     known: dict[str, tuple[str, float | None]] = {
         "success": ("1 when the last run did what it should, else 0", float(facts["result"] == "done")),
@@ -48,7 +51,7 @@ def figures_of(facts: Facts) -> dict[str, tuple[str, float]]:
         "stream_bytes": ("Length of the image", facts["bytes"]["stream"]),
         "pages": ("Pages sent or restored", facts["pages"].get("sent", facts["pages"].get("restored"))),
         "rounds": ("Live rounds and the last one", len(rounds) if rounds else None),
-        "downtime_seconds": ("Time for which the domain was suspended", downtime.get("total_s")),
+        "downtime_seconds": ("Time for which the domain was suspended", downtime_s),
     }
     return {name: (text, float(value)) for name, (text, value) in known.items() if value is not None}
 

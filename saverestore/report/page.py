@@ -124,6 +124,12 @@ def _save_rows(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("rounds ended", f"{decision['why']}: {DECIDED[decision['decision']]}"))
     if (downtime := facts["downtime"]) is not None:
         expected = "" if decision is None else f", predicted {decision['expected_downtime_s']:.3f} s"
+        handover_s = facts.get("handover_s")
+        if handover_s is not None:
+            whole_s = downtime["total_s"] + handover_s
+            rows.append(
+                ("downtime", f"{whole_s:.3f} s, {handover_s:.3f} s of it from the grant to the answer")
+            )
         rows.append(
             ("downtime here" if is_migration else "downtime", f"{downtime['total_s']:.3f} s{expected}")
         )

@@ -223,9 +223,10 @@ def _migrate_by(given: argparse.Namespace, child: Begun) -> int | None:
     if given.dry_run:
         return common.print_findings(PROG, dry_run(request_of(given, given.domain), connect=connect))
     report, link_report = SaveReport(), LinkReport()
+    handover_s: float | None = None
 
     def facts(outcome: Outcome) -> Facts:
-        return facts_of_save(outcome, report) | {"link": asdict(link_report)}
+        return facts_of_save(outcome, report) | {"link": asdict(link_report), "handover_s": handover_s}
 
     with reporting.reporting(PROG, given, given.domain, facts) as run:
         request = request_of(given, given.domain)
@@ -234,6 +235,7 @@ def _migrate_by(given: argparse.Namespace, child: Begun) -> int | None:
             migrated = migrate_domain(
                 request, progress, report, link_report=link_report, connect=connect, process_ends=True
             )
+            handover_s = migrated.handover_s
     if not given.quiet:
         seconds = run.outcome.seconds
         common.say(
