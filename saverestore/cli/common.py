@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -91,12 +92,17 @@ def mib(nr_bytes: int) -> str:
     return f"{nr_bytes / (1 << 20):.0f} MiB"
 
 
+def plain(text: str) -> str:
+    """Make text from an image or another program harmless on a terminal: no control characters, no line breaks."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
 def print_findings(prog: str, findings: Findings) -> int:
     """What a dry run found, on standard output: its exit code."""
     for text in findings.facts:
-        print(text)
+        print(plain(text))
     for error in findings.errors:
-        print(f"problem: {in_full(error, prog)}")
+        print(plain(f"problem: {in_full(error, prog)}"))
     print("no changes were made" + ("" if findings.errors else "; no problems found"))
     return findings.exit_code
 
@@ -104,6 +110,10 @@ def print_findings(prog: str, findings: Findings) -> int:
 def run(prog: str, arguments: argparse.Namespace, work: Callable[[], int | None]) -> int:
     """Do the work; any failure becomes one line on stderr and an exit code. So does a code that `work` returns."""
     _set_up_logging(prog, arguments)
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # a domain's name may have letters that this terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with interrupts.handled():
             return work() or ExitCode.DONE
@@ -129,7 +139,7 @@ def run(prog: str, arguments: argparse.Namespace, work: Callable[[], int | None]
 def say(text: str) -> None:
     """One line on standard error. If nobody reads there, that is no failure of the work."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr, flush=True)
+        print(plain(text), file=sys.stderr, flush=True)
 
 
 def answer(text: str) -> None:
@@ -152,7 +162,8 @@ class WithRemedies(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record's line."""
         advices = getattr(record, "remedies", ())
-        return "; ".join([super().format(record), *(words(advice, self._prog) for advice in advices)])
+        text = "; ".join([super().format(record), *(words(advice, self._prog) for advice in advices)])
+        return "\n".join(map(plain, text.split("\n")))  # a traceback has lines
 
 
 def _set_up_logging(prog: str, arguments: argparse.Namespace) -> None:

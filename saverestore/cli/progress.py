@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Never, TextIO
 
-from saverestore.cli.common import counted, mib, say
+from saverestore.cli.common import counted, mib, plain, say
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import Progress, Silence
 from saverestore.kernels.page import PAGE_SIZE
@@ -179,5 +179,5 @@ class Lines:
 
     def _print(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads: no reason to give the work up
-            print(f"{self._prog}: {text}", file=self._out, flush=True)
+            print(plain(f"{self._prog}: {text}"), file=self._out, flush=True)
         self._printed_at = time.monotonic()

@@ -8,11 +8,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
 from saverestore.cli.common import STORE, counted, mib
 from saverestore.errors import SaveRestoreError, UsageError
 from saverestore.kernels.page import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from saverestore.operations.requests import RestoreRequest
 
 DESCRIPTION = """\
 Restore a domain from an image that pysave or 'xl save' wrote: a new domain, which resumes where the saved one was
@@ -138,9 +142,42 @@ def _restore(given: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.progress import RestoreReport
     from saverestore.guest.kinds import this_host
-    from saverestore.operations.requests import RestoreRequest
     from saverestore.operations.restore import dry_run, restore_domain
     from saverestore.report.facts import facts_of_restore
+
+    if given.dry_run:
+        return common.print_findings("pyrestore", dry_run(_request(given)))
+    report = RestoreReport()
+    with reporting.reporting(
+        "pyrestore", given, given.name, lambda outcome: facts_of_restore(outcome, report)
+    ) as run:
+        request = _request(given)
+        run.know(given)
+        with (
+            helper_for(given.toolstack) as helper,
+            closing(
+                run.followed(progress_for("pyrestore", quiet=given.quiet, total_bytes=_size_of(given.image)))
+            ) as progress,
+        ):
+            restored = restore_domain(request, progress, report, helper=helper, process_ends=True)
+            run.outcome = replace(run.outcome, domain=restored.name)
+    if not given.json:
+        common.answer(str(restored.domid))
+    if not given.quiet:
+        state = "paused" if given.paused else "running"
+        common.say(
+            f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
+            f"{counted(report.pages, 'page')} ({mib(report.pages * PAGE_SIZE)}), {run.outcome.seconds:.1f} s"
+        )
+        if this_host().wall_clock_stops:
+            now = datetime.datetime.now(datetime.UTC)
+            common.say(f"pyrestore: {clock_note(restored.name, report.saved_at, now)}")
+    return None
+
+
+def _request(given: argparse.Namespace) -> RestoreRequest:
+    """What is asked for; of a store, `given.image` is found. UsageError for what cannot be right."""
+    from saverestore.operations.requests import RestoreRequest
     from saverestore.transport.image_sockets import address_of
 
     if given.store is not None:
@@ -164,32 +201,7 @@ def _restore(given: argparse.Namespace) -> int | None:
     address = address_of(request.image, tls=request.tls)
     if given.dry_run and address is not None:
         raise UsageError(f"{request.image}: a dry run would use up the image that is being sent")
-    if given.dry_run:
-        return common.print_findings("pyrestore", dry_run(request))
-    report = RestoreReport()
-    with (
-        reporting.reporting(
-            "pyrestore", given, given.name, lambda outcome: facts_of_restore(outcome, report)
-        ) as run,
-        helper_for(given.toolstack) as helper,
-        closing(
-            run.followed(progress_for("pyrestore", quiet=given.quiet, total_bytes=_size_of(given.image)))
-        ) as progress,
-    ):
-        restored = restore_domain(request, progress, report, helper=helper, process_ends=True)
-        run.outcome = replace(run.outcome, domain=restored.name)
-    if not given.json:
-        common.answer(str(restored.domid))
-    if not given.quiet:
-        state = "paused" if given.paused else "running"
-        common.say(
-            f"pyrestore: {restored.name} is {state} as domain {restored.domid}: "
-            f"{counted(report.pages, 'page')} ({mib(report.pages * PAGE_SIZE)}), {run.outcome.seconds:.1f} s"
-        )
-        if this_host().wall_clock_stops:
-            now = datetime.datetime.now(datetime.UTC)
-            common.say(f"pyrestore: {clock_note(restored.name, report.saved_at, now)}")
-    return None
+    return request
 
 
 def clock_note(name: str, saved_at: datetime.datetime | None, now: datetime.datetime) -> str:

@@ -283,17 +283,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--recover takes no IMAGE")
         if given.while_suspended is not None:
             parser.error("--while-suspended runs during a save, and --recover makes none")
-        if given.report or given.json:
-            option = "--report" if given.report else "--json"
-            parser.error(f"{option} describes a save, and --recover makes none")
+        for option in ("report", "events", "metrics", "json"):
+            if getattr(given, option):
+                parser.error(f"--{option} describes a save, and --recover makes none")
         return common.run("pysave", given, lambda: _recover(given))
     if given.image is None and given.store is None:
         parser.error("IMAGE is missing")
     if given.image is not None and given.store is not None:
         parser.error(f"--store excludes IMAGE, '{given.image}'")
-    if given.image in STANDARD_OUTPUT and (given.json or given.events == "1"):
-        option = "--json" if given.json else "--events 1"
-        parser.error(f"{option} and the image cannot both go to standard output")
+    if given.image in STANDARD_OUTPUT and given.json:
+        parser.error("--json and the image cannot both go to standard output")
     _check_live(parser, given)
     _check_digest(parser, given)
     if given.image == "-" and not given.dry_run and (sys.stdout is None or sys.stdout.isatty()):
@@ -365,12 +364,30 @@ def _recover(given: argparse.Namespace) -> None:
 
 def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.cli.progress import progress_for
-    from saverestore.engine.policy import Limits, OnStall
     from saverestore.engine.progress import SaveReport
     from saverestore.operations.prepare_save import dry_run
-    from saverestore.operations.requests import FinalState, SaveRequest
     from saverestore.operations.save import save_domain
     from saverestore.report.facts import facts_of_save
+
+    if given.dry_run:
+        return common.print_findings("pysave", dry_run(_request(given, coding)))
+    report = SaveReport()
+    with reporting.reporting(
+        "pysave", given, given.domain, lambda outcome: facts_of_save(outcome, report)
+    ) as run:
+        request = _request(given, coding)
+        run.know(_in_force(given, request))
+        with closing(run.followed(progress_for("pysave", quiet=given.quiet))) as progress:
+            save_domain(request, progress, report, process_ends=True)
+    if not given.quiet:
+        common.say(f"pysave: {_summary(request, report, run.outcome.seconds)}")
+    return None
+
+
+def _request(given: argparse.Namespace, coding: Coding | None) -> SaveRequest:
+    """What is asked for. UsageError for what cannot be right."""
+    from saverestore.engine.policy import Limits, OnStall
+    from saverestore.operations.requests import FinalState, SaveRequest
     from saverestore.transport.cache import Cache
     from saverestore.transport.image_sockets import address_of
 
@@ -410,19 +427,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
     is_address = address_of(request.image, tls=request.tls) is not None  # or not valid: before Xen is opened
     if "cache" in given.from_settings and (is_address or not _may_be_file(request.image)):
         request = replace(request, cache=Cache.AUTO)
-    if given.dry_run:
-        return common.print_findings("pysave", dry_run(request))
-    report = SaveReport()
-    with (
-        reporting.reporting(
-            "pysave", _in_force(given, request), given.domain, lambda outcome: facts_of_save(outcome, report)
-        ) as run,
-        closing(run.followed(progress_for("pysave", quiet=given.quiet))) as progress,
-    ):
-        save_domain(request, progress, report, process_ends=True)
-    if not given.quiet:
-        common.say(f"pysave: {_summary(request, report, run.outcome.seconds)}")
-    return None
+    return request
 
 
 def _may_be_file(image: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,16 +91,79 @@ def _path(text: str) -> Path:
 
 
 def check_report(parser: arguments.Parser, given: argparse.Namespace) -> None:
-    """What a report excludes."""
-    if given.report and given.dry_run:
-        parser.error("--report describes what was done, and --dry-run makes no changes")
-    if given.metrics is not None and given.dry_run:
-        parser.error("--metrics describes what was done, and --dry-run makes no changes")
-    if vars(given).get("json") and given.dry_run:
+    """What a report, events and metrics exclude."""
+    wanted = {
+        "--report describes": given.report,
+        "--events describes": given.events,
+        "--metrics describes": given.metrics,
+    }
+    for text, is_given in wanted.items():
+        if is_given and given.dry_run:
+            parser.error(f"{text} what was done, and --dry-run makes no changes")
+    json_is_given = vars(given).get("json")
+    if json_is_given and given.dry_run:
         parser.error("--json prints a result, and --dry-run has none")
-    for path in given.report:
-        if given.image is not None and path.absolute() == Path(given.image).absolute():
-            parser.error(f"--report: {path} is the image")
+    if json_is_given and given.events is not None and _descriptor(given.events) == STDOUT:
+        parser.error(f"--json and --events {given.events} cannot both go to standard output")
+    files = [("--report", str(path)) for path in given.report]
+    files += [("--metrics", str(given.metrics))] if given.metrics is not None else []
+    if given.events is not None:
+        for option, path in files:
+            if _descriptor(given.events) is None and _is_same(_Place(path), _Place(given.events)):
+                parser.error(f"{option}: {path} is the file of --events")
+        files.append(("--events", given.events))
+    if given.image is None:
+        return
+    for option, where in files:
+        place = _Place(where, _descriptor(where) if option == "--events" else None)
+        image = _place_of_image(given.image, parser.prog)
+        if place.descriptor == image.descriptor == STDOUT:
+            parser.error(f"--events {where} and the image cannot both go to standard output")
+        if _is_same(place, image):
+            parser.error(f"{option}: {where} is the image")
+
+
+STDIN, STDOUT = 0, 1
+
+
+def _descriptor(events: str) -> int | None:
+    """The number in `--events FD`."""
+    return int(events) if events.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A file by its name, or the descriptor of this number."""
+
+    path: str
+    descriptor: int | None = None
+
+    def status(self) -> os.stat_result | None:
+        """Of the file; None where there is none."""
+        try:
+            return Path(self.path).stat() if self.descriptor is None else os.fstat(self.descriptor)
+        except (OSError, ValueError, OverflowError):
+            return None
+
+
+def _place_of_image(image: str, prog: str) -> _Place:
+    if image == "-":
+        return _Place(image, STDIN if prog == "pyrestore" else STDOUT)
+    number = image.removeprefix("fd:")
+    return _Place(image, int(number) if number != image and number.isdecimal() else None)
+
+
+def _is_same(one: _Place, other: _Place) -> bool:
+    """Whether what is written to the one is found in the other. Of devices, such as /dev/null, that is not known."""
+    if one.descriptor is None and other.descriptor is None:
+        if os.path.realpath(one.path) == os.path.realpath(other.path):
+            return True
+    elif one.descriptor == other.descriptor:
+        return True
+    first, second = one.status(), other.status()
+    if first is None or second is None or stat.S_ISCHR(first.st_mode):
+        return False
+    return os.path.samestat(first, second)
 
 
 @dataclass
@@ -108,6 +173,10 @@ class Reporting:
     outcome: Outcome
     facts: Callable[[Outcome], Facts]
     events: Events | None = None
+
+    def know(self, given: argparse.Namespace) -> None:
+        """From here on these options are in force, and this is the image: some are known when work has begun."""
+        self.outcome = replace(self.outcome, image=given.image, options=_options(given))
 
     def followed(self, progress: Progress) -> Progress:
         """What is to be called while the work is done: `progress`, and --events, where it was given."""
@@ -156,25 +225,40 @@ def _finish(prog: str, given: argparse.Namespace, run: Reporting) -> None:
     from saverestore.report.files import write
     from saverestore.report.text import lines_of
 
-    try:
-        with shield():
+    with shield():
+        facts: Facts = {}
+        with _warning(prog, "the report"):
             facts = run.facts(run.outcome)
-            if given.verbose and not given.quiet:
+        if not facts:
+            return
+        if given.verbose and not given.quiet:
+            with _warning(prog, "the summary"):
                 for line in lines_of(facts):
                     common.say(f"{prog}: {line}")
-            if run.events is not None:
+        if run.events is not None:
+            with _warning(prog, "the last event"):
                 run.events.end(facts)
                 run.events.close_file()
-            for path in given.report:
+        for path in given.report:
+            with _warning(prog, str(path)):
                 write(path, facts)
-            if given.metrics is not None:
-                from saverestore.report import metrics
+        if given.metrics is not None:
+            from saverestore.report import metrics
 
+            with _warning(prog, str(given.metrics)):
                 metrics.write(given.metrics, facts)
-            if prints_json:
+        if prints_json:
+            with _warning(prog, "the result"):
                 common.answer(json.dumps(facts))
-    except Exception as error:  # whatever it is: the save or restore has its own result
-        common.say(f"{prog}: warning: the report was not written: {in_full(error, prog)}")
+
+
+@contextmanager
+def _warning(prog: str, what: str) -> Iterator[None]:
+    """A failure in this block is a warning that `what` was not written: the save or restore has its own result."""
+    try:
+        yield
+    except Exception as error:  # whatever it is
+        common.say(f"{prog}: warning: {what} was not written: {in_full(error, prog)}")
 
 
 def _opened_events(given: argparse.Namespace) -> Events | None:

@@ -61,7 +61,10 @@ class ChannelProgress:
     def round_done(self, stats: RoundStats) -> None:
         """A line."""
         dirty = "" if stats.dirty_pages is None else f", {stats.dirty_pages} dirty"
-        self._channel.log(Level.INFO, f"round {stats.number}: {stats.sent_pages} pages sent{dirty}")
+        self._channel.log(
+            Level.INFO,
+            f"round {stats.number}: {stats.sent_pages} page{'' if stats.sent_pages == 1 else 's'} sent{dirty}",
+        )
 
     def pages(self, done: int, written_bytes: int) -> None:
         """Reported when all are done, and otherwise every half second at most."""

@@ -213,13 +213,15 @@ def read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
     asked_for = environment.get(CONFIG_VARIABLE)
     path = Path(asked_for) if asked_for else CONFIG
     try:
-        text = path.read_text()
+        text = path.read_bytes().decode()
     except FileNotFoundError:
         if asked_for:
             raise UsageError(f"{path}: no such file (${CONFIG_VARIABLE} names it)") from None
         return path, {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8, at byte {error.start}") from error
     import tomllib  # most hosts have no such file
 
     try:
@@ -228,7 +230,10 @@ def read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
         raise UsageError(f"{path}: {error}") from error
     unknown = sorted(found.keys() - KINDS.keys() - set(TABLES))
     if unknown:
-        raise UsageError(f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        tables = ", ".join(f"[{name}]" for name in TABLES)
+        raise UsageError(
+            f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(KINDS)}, and tables {tables}"
+        )
     return path, found
 
 
@@ -240,5 +245,6 @@ def _from_file(environment: Mapping[str, str]) -> Settings:
 
 def _checked(name: str, value: Any, place: str) -> Any:
     if not KINDS[name].accepts(value):
-        raise UsageError(f"{place}: {name} is {value!r}, but must be {KINDS[name].wanted}")
+        shown = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
+        raise UsageError(f"{place}: {name} is {shown}, but must be {KINDS[name].wanted}")
     return value

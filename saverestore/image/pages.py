@@ -71,6 +71,8 @@ def check_range(index: ImageIndex, first: int, last: int) -> None:
     """UsageError when the image has none of the pages `first` to `last`, or `last` is above all that it has."""
     pfns = pfns_with_data(index.pages)
     highest = int(pfns[-1]) if len(pfns) else -1
+    if highest < 0:
+        raise UsageError(f"{index.name} has no pages", name=ErrorName.PAGE_NOT_IN_IMAGE)
     if last > highest:
         raise UsageError(
             f"{index.name}: no pfn {last:#x}: the last page is that of pfn {highest:#x}",

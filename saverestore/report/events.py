@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import select
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from saverestore.engine.policy import RoundStats
@@ -26,7 +28,8 @@ EVERY_S = 1.0
 LONGEST_LINE = select.PIPE_BUF
 """A pipe takes a line of that length as a whole, or not at all."""
 
-TEXT_BYTES = 1500
+TEXT_BYTES, NAME_BYTES = 2500, 400
+"""How long a text, and a name, may be in a line, as JSON."""
 
 
 class Events:
@@ -38,23 +41,29 @@ class Events:
         self._left_out = 0
         self._is_gone = False
         self._inner: Progress | None = None
-        self._round, self._pages, self._done = 0, 0, 0
+        self._round: int | None = None
+        self._pages: int | None = None
+        self._done = 0
         self._printed_at = self._began_at = time.monotonic()
 
     @classmethod
     def open(cls, where: str) -> Events:
         """A file, to which lines are added and which is made with mode 0600; or the number of a descriptor.
 
-        UsageError for a number that is none; TransportError when the file cannot be opened.
+        UsageError for a number that is none, or cannot be written to; TransportError when the file cannot be opened.
         """
         if where.isdecimal():
             try:
-                os.fstat(int(where))
+                flags = fcntl.fcntl(int(where), fcntl.F_GETFL)
             except (OSError, OverflowError) as error:
                 raise UsageError(f"{where}: there is no such descriptor") from error
+            if flags & os.O_ACCMODE == os.O_RDONLY:
+                raise UsageError(f"{where}: this descriptor is not open for writing")
             return cls(int(where), close_fd=False)
         try:
-            fd = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            # A named pipe that is opened for writing only waits for its reader.
+            how = os.O_RDWR | os.O_NONBLOCK if Path(where).is_fifo() else os.O_WRONLY
+            fd = os.open(where, how | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise TransportError(
                 f"{where}: cannot be opened: {error.strerror}", name=name_of_errno(error.errno)
@@ -71,6 +80,9 @@ class Events:
         if self._is_gone:
             return
         fields: dict[str, Any] = {"event": event, "at": _now(), **more}
+        for key, room in (("domain", NAME_BYTES), ("text", TEXT_BYTES), ("error", TEXT_BYTES)):
+            if isinstance(text := fields.get(key), str):
+                fields[key] = _cut(text, room)
         if self._left_out:
             fields["left_out"] = self._left_out
         line = (json.dumps(fields) + "\n").encode()
@@ -93,12 +105,11 @@ class Events:
     def end(self, facts: Facts) -> None:
         """The last event: how it ended. `facts`: those of a report."""
         keys = ("tool", "domain", "result", "exit_code", "error_name", "domain_state")
-        error = facts["error"]
         downtime = facts.get("downtime")
         self.say(
             "end",
             **{key: facts[key] for key in keys},
-            error=None if error is None else error[:TEXT_BYTES],
+            error=facts["error"],
             seconds=facts["seconds"]["total"],
             bytes=facts["bytes"]["stream"],
             downtime=downtime,
@@ -108,7 +119,7 @@ class Events:
 
     def phase(self, text: str) -> None:
         """See Progress."""
-        self.say("phase", text=text[:TEXT_BYTES])
+        self.say("phase", text=text)
         if self._inner is not None:
             self._inner.phase(text)
 
@@ -141,9 +152,9 @@ class Events:
             self._printed_at = now
             self.say(
                 "progress",
-                round=self._round or None,
+                round=self._round,
                 done_pages=self._done,
-                round_pages=self._pages or None,
+                round_pages=self._pages,
                 bytes=written_bytes,
                 bytes_per_s=written_bytes / (now - self._began_at),
             )
@@ -161,6 +172,18 @@ class Events:
         if fd >= 0 and self._close_fd:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def _cut(text: str, room: int) -> str:
+    """As much of its start as takes no more bytes than this in JSON: beyond ASCII a letter takes six or twelve."""
+    if len(text) * 12 <= room:
+        return text
+    length = 0
+    for at, letter in enumerate(text):
+        length += len(json.dumps(letter)) - 2
+        if length > room:
+            return text[:at]
+    return text
 
 
 def _now() -> str:

@@ -32,7 +32,17 @@ def rendered(path: Path, facts: Facts) -> bytes:
         return (json.dumps(facts, indent=2) + "\n").encode()
     from saverestore.report.page import page_of
 
-    return page_of(facts).encode()
+    return printable(page_of(facts)).encode()
+
+
+def printable(text: str) -> str:
+    """The text as UTF-8 can have it: bytes of a file's name that are none are written as \\xNN."""
+    return "".join(_plain(c) if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def _plain(half: str) -> str:
+    number = ord(half)
+    return f"\\x{number & 0xFF:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\u{number:04x}"
 
 
 def write(path: Path, facts: Facts) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
+from saverestore.errors import ErrorName, UsageError
 from saverestore.report.facts import Facts
+from saverestore.report.files import printable
+
+EVERYBODY_READS = 0o644
 
 
 def check(path: Path) -> None:
@@ -18,6 +22,8 @@ def check(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no directory {path.parent}", name=ErrorName.FILE_NOT_FOUND)
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; give a file name in it", name=ErrorName.FILE_UNSUITABLE)
 
 
 def _library() -> Any:
@@ -34,6 +40,9 @@ def _library() -> Any:
 def figures_of(facts: Facts) -> dict[str, tuple[str, float]]:
     """By the name of a metric without its prefix: what it means, and the value. What is not known is left out."""
     downtime = facts.get("downtime") or {}
+    downtime_s = downtime.get("total_s")
+    if downtime_s is not None:
+        downtime_s += facts.get("handover_s") or 0.0
     rounds = facts.get("rounds") or []
     known: dict[str, tuple[str, float | None]] = {
         "success": ("1 when the last run did what it should, else 0", float(facts["result"] == "done")),
@@ -42,7 +51,7 @@ def figures_of(facts: Facts) -> dict[str, tuple[str, float]]:
         "stream_bytes": ("Length of the image", facts["bytes"]["stream"]),
         "pages": ("Pages sent or restored", facts["pages"].get("sent", facts["pages"].get("restored"))),
         "rounds": ("Live rounds and the last one", len(rounds) if rounds else None),
-        "downtime_seconds": ("Time for which the domain was suspended", downtime.get("total_s")),
+        "downtime_seconds": ("Time for which the domain was suspended", downtime_s),
     }
     return {name: (text, float(value)) for name, (text, value) in known.items() if value is not None}
 
@@ -52,7 +61,7 @@ def write(path: Path, facts: Facts) -> None:
     library = _library()
     registry = library.CollectorRegistry()
     tool = facts["tool"]
-    labels = {"domain": str(facts["domain"])}
+    labels = {"domain": printable(facts["domain"] or "")}
     for name, (text, value) in figures_of(facts).items():
         gauge = library.Gauge(f"{tool}_last_{name}", f"{text}.", list(labels), registry=registry)
         gauge.labels(**labels).set(value)
@@ -60,7 +69,10 @@ def write(path: Path, facts: Facts) -> None:
         f"{tool}_last_end_timestamp_seconds", "When it ended.", list(labels), registry=registry
     )
     ended.labels(**labels).set_to_current_time()
-    try:
-        library.write_to_textfile(str(path), registry)
-    except OSError as error:
-        raise TransportError(f"{path}: {error.strerror}", name=name_of_errno(error.errno)) from error
+    from saverestore.transport.newfile import NewFile
+
+    with NewFile(path, overwrite=True) as file:
+        os.fchmod(file.sink.fileno(), EVERYBODY_READS)  # the library's own file has what the umask leaves
+        file.sink.write(library.generate_latest(registry))
+        file.sync()
+        file.publish()

@@ -8,6 +8,7 @@ from html import escape
 from saverestore.report import svg
 from saverestore.report.facts import STDIN_OR_STDOUT, Facts
 from saverestore.report.svg import Series
+from saverestore.report.text import counted, rate_text
 
 MIB = 1 << 20
 NO_DOMAIN = "none"
@@ -123,6 +124,12 @@ def _save_rows(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("rounds ended", f"{decision['why']}: {DECIDED[decision['decision']]}"))
     if (downtime := facts["downtime"]) is not None:
         expected = "" if decision is None else f", predicted {decision['expected_downtime_s']:.3f} s"
+        handover_s = facts.get("handover_s")
+        if handover_s is not None:
+            whole_s = downtime["total_s"] + handover_s
+            rows.append(
+                ("downtime", f"{whole_s:.3f} s, {handover_s:.3f} s of it from the grant to the answer")
+            )
         rows.append(
             ("downtime here" if is_migration else "downtime", f"{downtime['total_s']:.3f} s{expected}")
         )
@@ -142,12 +149,12 @@ def _link(link: Facts) -> str:
     """What a migration went over, and how often that broke."""
     over = {"ssh": "ssh", "tls": "TLS", "tcp": "TCP", "unix": "a Unix socket"}.get(link["over"], link["over"])
     cipher = f" ({link['cipher']})" if link["cipher"] else ""
-    connections = "1 connection" if link["streams"] == 1 else f"{link['streams']} connections"
+    connections = counted(link["streams"], "connection")
     text = f"{over}{cipher}, {connections}" if over else connections
     if link["fallback"]:
         text += f", because {link['fallback']}"
     if link["reconnects"] or link["broken_s"] or link["resent_pages"]:
-        text += f"; broken for {link['broken_s']:.1f} s, {link['resent_pages']:,} pages sent again"
+        text += f"; broken for {link['broken_s']:.1f} s, {counted(link['resent_pages'], 'page')} sent again"
     return text
 
 
@@ -158,7 +165,7 @@ def _restore_rows(facts: Facts) -> list[tuple[str, str]]:
     return [
         *_named(facts),
         ("size", _mib(facts["bytes"]["stream"])),
-        ("pages", f"{facts['pages']['restored']:,} in {facts['records']:,} records"),
+        ("pages", f"{facts['pages']['restored']:,} in {counted(facts['records'], 'record')}"),
         ("digest", digest),
         ("time", f"{facts['seconds']['total']:.2f} s"),
         ("rate", _rate(facts["rates"]["stream_bytes_per_s"])),
@@ -318,7 +325,7 @@ def _mib(size: int) -> str:
 
 
 def _rate(value: float | None) -> str:
-    return "not known" if value is None else f"{value / MIB:,.0f} MiB/s"
+    return "not known" if value is None else rate_text(value)
 
 
 IN_SECONDS = ("downtime_s", "max_time", "settle_for", "resume_for", "silence", "suspend_timeout")

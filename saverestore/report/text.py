@@ -7,22 +7,35 @@ from saverestore.report.facts import Facts
 MIB = 1 << 20
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 page", "2,000 pages"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def rate_text(per_s: float) -> str:
+    """Bytes per second as people read them, of a slow link, too: 64 KiB/s, 1.5 MiB/s, 480 MiB/s."""
+    if per_s < MIB:
+        return f"{per_s / 1024:.0f} KiB/s"
+    return f"{per_s / MIB:.1f} MiB/s" if per_s < 10 * MIB else f"{per_s / MIB:,.0f} MiB/s"
+
+
 def lines_of(facts: Facts) -> list[str]:
     """What -v prints besides the result: a few lines, none longer than a screen. Nothing of work that was not
     begun."""
     if not facts["bytes"]["stream"]:
         return []
     rate = facts["rates"]["stream_bytes_per_s"]
-    at = "" if rate is None else f" at {rate / MIB:.0f} MiB/s"
+    at = "" if rate is None else f" at {rate_text(rate)}"
     sent = f"{facts['bytes']['stream'] / MIB:.0f} MiB{at}"
     pages = facts["pages"]
     lines = []
     if "sent" in pages:
         lines.append(
-            f"{sent}; {pages['sent']} pages sent, {pages['resent']} of them resent, {pages['zero']} zero"
+            f"{sent}; {counted(pages['sent'], 'page')} sent, {pages['resent']:,} of them resent, "
+            f"{pages['zero']:,} zero"
         )
     else:
-        lines.append(f"{sent}; {pages['restored']} pages in {facts['records']} records")
+        lines.append(f"{sent}; {counted(pages['restored'], 'page')} in {counted(facts['records'], 'record')}")
     if (decision := facts.get("decision")) is not None:
         lines.append(f"rounds ended: {decision['why']}")
     if facts.get("downtime") is not None:

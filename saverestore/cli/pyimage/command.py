@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from saverestore import interrupts
 from saverestore.cli import arguments
 from saverestore.cli.pyimage import convert, core, diff, info, map, memory, store
-from saverestore.cli.pyimage.common import CODES, DIFFERENT, DIFFERENT_MEANING
+from saverestore.cli.pyimage.common import CODES, DIFFERENT, DIFFERENT_MEANING, say
 from saverestore.cli.remedies import in_full
 from saverestore.errors import ExitCode, SaveRestoreError
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A domain's name may have letters that this terminal has not.
         sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stdout is None:
-        print("pyimage: standard output is closed", file=sys.stderr)
+        say("standard output is closed")
         return ExitCode.USAGE
     try:
         with interrupts.handled():
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except SaveRestoreError as error:
-        print(f"pyimage: {in_full(error, 'pyimage')}", file=sys.stderr)
+        say(in_full(error, "pyimage"))
         return error.exit_code
     except BrokenPipeError:
         # Whoever read the output has seen enough (`pyimage info … | head`). Python would complain
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.IO
     except OSError as error:
-        print(f"pyimage: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        say(f"{error.filename or 'standard output'}: {error.strerror}")
         if error.filename is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.IO

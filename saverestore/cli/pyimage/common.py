@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli import arguments
-from saverestore.cli.common import counted
+from saverestore.cli import arguments, common
+from saverestore.cli.common import counted, plain
 from saverestore.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -77,11 +77,6 @@ def add_output(command: argparse.ArgumentParser, text: str) -> None:
 def line(label: str, value: object) -> str:
     """One line of a report."""
     return f"{label:<{LABEL_WIDTH}}{plain(str(value))}"
-
-
-def plain(text: str) -> str:
-    """Make text from an image harmless on a terminal: no control characters, no line breaks."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def size_text(length_bytes: int) -> str:
@@ -169,6 +164,5 @@ def opened(image: str) -> Iterator[tuple[RandomAccess, ImageIndex]]:
 
 
 def say(text: str) -> None:
-    """One line on standard error."""
-    if sys.stderr is not None:
-        print(f"pyimage: {plain(text)}", file=sys.stderr)
+    """One line on standard error; see `common.say`."""
+    common.say(f"pyimage: {text}")

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli.arguments import FILE, complete
-from saverestore.cli.common import counted
+from saverestore.cli.common import counted, plain
 from saverestore.cli.pyimage.common import (
     DIFFERENT,
     DIFFERENT_MEANING,
@@ -18,7 +18,6 @@ from saverestore.cli.pyimage.common import (
     add_command,
     line,
     opened,
-    plain,
     size_text,
 )
 from saverestore.errors import ExitCode

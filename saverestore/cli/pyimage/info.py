@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli.common import counted
+from saverestore.cli.common import counted, plain
 from saverestore.cli.pyimage.common import (
     ALSO_COMPRESSED,
     Bar,
@@ -18,7 +18,6 @@ from saverestore.cli.pyimage.common import (
     add_image,
     file_size_text,
     line,
-    plain,
     say,
     size_text,
 )
@@ -172,8 +171,8 @@ def as_verdict(found: Survey) -> str:
     digest = found.checked_digest
     notes = "; it has no digest" if digest is None else f"; its {digest.title} digest holds"
     return plain(
-        f"{found.name}: whole: {kind} domain{name}, {counted(records, 'record')}, {found.pages.nr_data} pages "
-        f"of data, {size_text(found.total_bytes)}{notes}"
+        f"{found.name}: whole: {kind} domain{name}, {counted(records, 'record')}, "
+        f"{counted(found.pages.nr_data, 'page')} of data, {size_text(found.total_bytes)}{notes}"
     )
 
 
@@ -325,20 +324,25 @@ def _pages(pages: PageStatistics) -> Iterator[str]:
     from saverestore.cli.pyimage.meanings import PAGE_TYPES
     from saverestore.stream.layout import PAGE_SIZE
 
+    entries = "1 entry" if pages.nr_entries == 1 else f"{pages.nr_entries} entries"
     yield line(
         "pages",
-        f"{pages.nr_entries} entries, {pages.nr_data} with data ({size_text(pages.nr_data * PAGE_SIZE)})",
+        f"{entries}, {pages.nr_data} with data ({size_text(pages.nr_data * PAGE_SIZE)})",
     )
     least = "" if pages.distinct_is_exact else "at least "
-    yield line(
-        "different", f"{least}{pages.nr_distinct} pfns, {pages.lowest_pfn:#x} to {pages.highest_pfn:#x}"
-    )
+    pfns = f"{least}{counted(pages.nr_distinct, 'pfn')}"
+    if pages.lowest_pfn is not None:
+        pfns += f", {pages.lowest_pfn:#x} to {pages.highest_pfn:#x}"
+    yield line("different", pfns)
     yield line("resent", pages.nr_sent_again)
     yield line("all zero", pages.nr_zero)
     if pages.nr_duplicate is not None:
         least = "" if pages.duplicate_is_exact else "at least "
-        yield line("duplicates", f"{least}{pages.nr_duplicate} more pages with the content of an earlier one")
+        yield line(
+            "duplicates",
+            f"{least}{counted(pages.nr_duplicate, 'more page')} with the content of an earlier one",
+        )
     if pages.nr_verify_entries:
-        yield line("for comparison", f" {pages.nr_verify_entries} entries after VERIFY, not counted above")
+        yield line("for comparison", f"{pages.nr_verify_entries} entries after VERIFY, not counted above")
     for kind, count in sorted(pages.by_type.items()):
         yield line(f"  {kind.name}", f"{count} ({PAGE_TYPES[kind]})")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saverestore.cli.common import plain
 from saverestore.cli.pyimage.common import (
     RANDOM_ACCESS,
     Bar,
@@ -15,7 +16,6 @@ from saverestore.cli.pyimage.common import (
     add_output,
     new_file,
     opened,
-    plain,
     say,
     size_text,
 )

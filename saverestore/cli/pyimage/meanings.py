@@ -12,7 +12,7 @@ _RECORDS = {
     RecordType.X86_PV_P2M_FRAMES: "which pages hold the guest's p2m",
     RecordType.X86_PV_VCPU_BASIC: "registers of a vCPU",
     RecordType.X86_PV_VCPU_EXTENDED: "further registers of a vCPU",
-    RecordType.X86_PV_VCPU_XSAVE: "vector registers of a vCPU",
+    RecordType.X86_PV_VCPU_XSAVE: "floating-point and vector registers of a vCPU",
     RecordType.X86_PV_VCPU_MSRS: "model-specific registers of a vCPU",
     RecordType.SHARED_INFO: "the page that Xen and the guest share",
     RecordType.X86_TSC_INFO: "the time-stamp counter",
@@ -39,7 +39,7 @@ _LIBXL = {
     LibxlRecordType.EMULATOR_XENSTORE_DATA: "xenstore entries of the device model",
     LibxlRecordType.EMULATOR_CONTEXT: "state of the devices, as QEMU saves it",
     LibxlRecordType.CHECKPOINT_END: "the end of a checkpoint",
-    LibxlRecordType.CHECKPOINT_STATE: "COLO: what one side asks of the other",
+    LibxlRecordType.CHECKPOINT_STATE: "COLO: what one side reports to the other",
 }
 
 RECORDS = {kind.name: text for kind, text in _RECORDS.items()} | {

@@ -47,7 +47,7 @@ def add_to(commands: Subparsers) -> None:
         metavar="N[-M]",
         required=True,
         type=pfns_from,
-        help="page frame number, or a range with both ends; 0x… is hexadecimal",
+        help="page frame number, or a range with both ends; one that starts with 0x is hexadecimal",
     )
     cat.add_argument("--hex", action="store_true", help="a hexadecimal dump, with addresses and page types")
     dump = add_command(

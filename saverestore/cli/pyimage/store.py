@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli import arguments as arguments_of_all
-from saverestore.cli.common import STORE, counted
-from saverestore.cli.pyimage.common import Subparsers, add_command, line, plain, size_text
+from saverestore.cli.common import STORE, counted, plain
+from saverestore.cli.pyimage.common import Subparsers, add_command, line, size_text
 from saverestore.errors import (
     ErrorName,
     ExitCode,

@@ -190,8 +190,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     xl.check_to_xl(parser, given)
     given.image = None  # a migration makes none
     reporting.check_report(parser, given)
-    if given.json and given.events == "1":
-        parser.error("--json and --events 1 cannot both go to standard output")
     if several.check(parser, given):
         return common.run(PROG, given, lambda: several.migrate_several(given))
     (given.domain,) = given.domains
@@ -221,22 +219,23 @@ def _migrate_by(given: argparse.Namespace, child: Begun) -> int | None:
     from saverestore.migrate.source_link import LinkReport
     from saverestore.report.facts import Facts, Outcome, facts_of_save
 
-    request = request_of(given, given.domain)
     connect = connecting_by(child)
     if given.dry_run:
-        return common.print_findings(PROG, dry_run(request, connect=connect))
+        return common.print_findings(PROG, dry_run(request_of(given, given.domain), connect=connect))
     report, link_report = SaveReport(), LinkReport()
+    handover_s: float | None = None
 
     def facts(outcome: Outcome) -> Facts:
-        return facts_of_save(outcome, report) | {"link": asdict(link_report)}
+        return facts_of_save(outcome, report) | {"link": asdict(link_report), "handover_s": handover_s}
 
-    with (
-        reporting.reporting(PROG, in_force(given, request), given.domain, facts) as run,
-        closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
-    ):
-        migrated = migrate_domain(
-            request, progress, report, link_report=link_report, connect=connect, process_ends=True
-        )
+    with reporting.reporting(PROG, given, given.domain, facts) as run:
+        request = request_of(given, given.domain)
+        run.know(in_force(given, request))
+        with closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress:
+            migrated = migrate_domain(
+                request, progress, report, link_report=link_report, connect=connect, process_ends=True
+            )
+            handover_s = migrated.handover_s
     if not given.quiet:
         seconds = run.outcome.seconds
         common.say(

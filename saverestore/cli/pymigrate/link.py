@@ -163,4 +163,6 @@ def _bwlimit(given: argparse.Namespace) -> None:
 
 
 def _shown(rate: int | None) -> str:
-    return "no limit" if rate is None else f"{rate / (1 << 20):.1f} MiB/s"
+    from saverestore.report.text import rate_text
+
+    return "no limit" if rate is None else rate_text(rate)

@@ -31,7 +31,7 @@ examples:
   pymigrate receive --listen tcp://10.0.0.2:8700 --trust-network
 
 An ssh key that may do this and nothing else, in root's authorized_keys:
-  restrict,command="pymigrate receive" ssh-ed25519 AAAA… root@host1
+  restrict,command="pymigrate receive" ssh-ed25519 AAAA... root@host1
 
 Started by ssh, it listens at a port of its own for TLS connections of this migration, with certificates that both
 sides make for it and exchange over ssh. --ports, --data-listen, --cert, --key, --ca and --allow may be set in the

@@ -155,11 +155,12 @@ def _status(given: argparse.Namespace) -> int:
     else:
         for one in facts:
             worker = f", process {one['process']}" if one["process"] else ""
-            common.answer(
+            text = (
                 f"{one['began'][:19]}  {one['domain']}  {one['role']} {one['state']}{worker}  "
                 f"{'xl at ' if one['with_xl'] else ''}{one['peer']}  "
                 f"{one['migration']}"
             )
+            common.answer(common.plain(text))
     for error in errors:
         common.say(f"{PROG}: {in_full(error, PROG)}")
     return int(exit_code_of(errors[0])) if errors else 0

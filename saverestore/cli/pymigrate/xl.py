@@ -54,19 +54,22 @@ def migrate_to_xl(given: argparse.Namespace) -> int | None:
     from saverestore.cli.progress import progress_for
     from saverestore.engine.progress import SaveReport
     from saverestore.migrate import to_xl
-    from saverestore.report.facts import facts_of_save
+    from saverestore.report.facts import Facts, Outcome, facts_of_save
 
-    request = request_of(given, given.domain)
     if given.dry_run:
-        return common.print_findings(PROG, to_xl.dry_run_to_xl(request))
+        return common.print_findings(PROG, to_xl.dry_run_to_xl(request_of(given, given.domain)))
     report = SaveReport()
-    with (
-        reporting.reporting(
-            PROG, in_force(given, request), given.domain, lambda outcome: facts_of_save(outcome, report)
-        ) as run,
-        closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress,
-    ):
-        migrated = to_xl.migrate_to_xl(request, progress, report, process_ends=True)
+    handover_s: float | None = None
+
+    def facts(outcome: Outcome) -> Facts:
+        return facts_of_save(outcome, report) | {"handover_s": handover_s}
+
+    with reporting.reporting(PROG, given, given.domain, facts) as run:
+        request = request_of(given, given.domain)
+        run.know(in_force(given, request))
+        with closing(run.followed(progress_for(PROG, quiet=given.quiet))) as progress:
+            migrated = to_xl.migrate_to_xl(request, progress, report, process_ends=True)
+            handover_s = migrated.handover_s
     if not given.quiet:
         assert report.downtime is not None
         downtime_s = report.downtime.total_s + migrated.handover_s

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,11 +17,11 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saverestore.cli import pysave
+from saverestore.cli import pymigrate, pyrestore, pysave
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import DomainState, Silence
-from saverestore.errors import DomainError, ErrorName, ExitCode
-from saverestore.operations import save
+from saverestore.errors import DomainError, ErrorName, ExitCode, ImageError
+from saverestore.operations import restore, save
 from saverestore.report import events as module
 from saverestore.report.events import LONGEST_LINE, Events
 
@@ -59,7 +60,7 @@ def test_events_are_lines_from_the_begin_to_the_end(tmp_path, saving):
     found = lines_of(path.read_text())
     assert [one["event"] for one in found] == ["begin", "phase", "round", "progress", "round_done", "end"]
     assert found[3] | {"at": 0, "bytes_per_s": 0} == {
-        "event": "progress", "at": 0, "round": None, "done_pages": 50, "round_pages": 100, "bytes": 204800,
+        "event": "progress", "at": 0, "round": 0, "done_pages": 50, "round_pages": 100, "bytes": 204800,
         "bytes_per_s": 0,
     }  # fmt: skip
     assert found[-1] | {"at": 0, "seconds": 0} == {
@@ -122,6 +123,148 @@ def test_every_line_is_one_of_json_that_a_pipe_takes_whole(text, pages, dirty):
         lines = file.read().splitlines(keepends=True)
     assert all(len(line) <= LONGEST_LINE for line in lines)
     assert [json.loads(line)["event"] for line in lines][-2:] == ["round", "round_done"]
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "ü" * 1400, "\U0001f600" * 1000, "\x1b" * 1400])
+def test_the_last_event_is_written_however_long_the_error_and_the_domain_are(tmp_path, saving, text):
+    def fail() -> None:
+        raise DomainError(text)
+
+    saving.end = fail
+    path = tmp_path / "events"
+    assert pysave.main(["-q", "--events", str(path), text, str(tmp_path / "a.img")]) == ExitCode.DOMAIN
+    first, *_, last = lines_of(path.read_text())
+    assert (first["event"], last["event"]) == ("begin", "end")
+    assert len(last["error"]) > 100 and text.startswith(last["error"])
+    assert len(first["domain"]) > 20 and text.startswith(first["domain"])
+
+
+def test_progress_without_rounds_names_no_round():
+    read, write = os.pipe()
+    events = Events(write, close_fd=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "EVERY_S", 0.0)
+        events.pages(7, 4096)
+    events.close_file()
+    with os.fdopen(read) as file:
+        (line,) = lines_of(file.read())
+    assert (line["round"], line["round_pages"], line["done_pages"]) == (None, None, 7)
+
+
+def test_a_named_pipe_that_nobody_reads_yet_delays_nothing(tmp_path, saving):
+    path = tmp_path / "events"
+    os.mkfifo(path)
+    reader: list[int] = []
+    saving.end = lambda: reader.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    assert pysave.main(["-q", "--events", str(path), "web1", str(tmp_path / "a.img")]) == 0
+    with os.fdopen(reader[0]) as file:
+        assert [one["event"] for one in lines_of(file.read())][-1] == "end"
+
+
+def test_a_descriptor_that_is_open_for_reading_only_is_refused(tmp_path, saving, capsys):
+    saving.end = fail
+    with Path(os.devnull).open() as file:
+        code = pysave.main(["--events", str(file.fileno()), "web1", str(tmp_path / "a.img")])
+        assert code == ExitCode.USAGE
+        assert f"{file.fileno()}: this descriptor is not open for writing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--events", "{}"], ["--metrics", "{}"]])
+@pytest.mark.parametrize("image", ["{}", "{}/../a.prom"])
+def test_the_image_is_no_file_for_events_or_metrics(tmp_path, monkeypatch, capsys, words, image):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "a.prom").write_bytes(b"image")
+    given = str(tmp_path / "a.prom")
+    named = given if image == "{}" else str(tmp_path / "d/../a.prom")
+    for command in (pysave, pyrestore):
+        domain = ["--overwrite", "web1"] if command is pysave else []
+        with pytest.raises(SystemExit) as caught:
+            command.main([words[0], given, *domain, named])
+        assert caught.value.code == ExitCode.USAGE
+        assert f"{words[0]}: {given} is the image" in capsys.readouterr().err
+    assert (tmp_path / "a.prom").read_bytes() == b"image"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--events", "1", "web1", "-"], ["--events", "01", "web1", "fd:1"], ["--events", "7", "web1", "fd:7"]],
+    ids=" ".join,
+)
+def test_events_and_the_image_do_not_share_a_descriptor(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        pysave.main(words)
+    assert caught.value.code == ExitCode.USAGE
+    assert "--events" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["r.json", "x.prom"])
+def test_a_report_and_metrics_do_not_replace_the_file_of_events(tmp_path, capsys, name):
+    pytest.importorskip("prometheus_client")
+    option, path = "--report" if name == "r.json" else "--metrics", str(tmp_path / name)
+    with pytest.raises(SystemExit) as caught:
+        pysave.main([option, path, "--events", path, "web1", str(tmp_path / "a.img")])
+    assert caught.value.code == ExitCode.USAGE
+    assert f"{option}: {path} is the file of --events" in capsys.readouterr().err
+
+
+def test_events_and_the_image_do_not_share_a_pipe_under_two_numbers(monkeypatch, capsys):
+    read, write = os.pipe()
+    with pytest.raises(SystemExit) as caught:
+        pysave.main(["--events", str(os.dup(write)), "web1", f"fd:{write}"])
+    assert caught.value.code == ExitCode.USAGE
+    assert "is the image" in capsys.readouterr().err
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        (pysave, ["--dry-run", "--events", "{}", "web1", "a.img"], "--dry-run makes no changes"),
+        (pyrestore, ["--dry-run", "--events", "{}", "a.img"], "--dry-run makes no changes"),
+        (pymigrate, ["--dry-run", "--events", "{}", "web1", "host2"], "--dry-run makes no changes"),
+        (pysave, ["--recover", "--events", "{}", "web1"], "--recover makes none"),
+        (pysave, ["--recover", "--metrics", "{}.prom", "web1"], "--recover makes none"),
+    ],
+)
+def test_events_and_metrics_are_refused_where_none_would_come(tmp_path, capsys, command, words, said):
+    with pytest.raises(SystemExit) as caught:
+        command.main([word.format(tmp_path / "e") for word in words])
+    assert caught.value.code == ExitCode.USAGE
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metrics_can_be_read_by_everybody_whatever_the_umask_is(tmp_path, saving):
+    pytest.importorskip("prometheus_client")
+    path = tmp_path / "web1.prom"
+    before = os.umask(0o077)
+    try:
+        assert pysave.main(["-q", "--metrics", str(path), "web1", str(tmp_path / "a.img")]) == 0
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_metrics_of_a_domain_that_is_not_known_have_no_word_for_it(tmp_path, monkeypatch):
+    pytest.importorskip("prometheus_client")
+
+    def restore_domain(*_: object, **__: object) -> None:
+        raise ImageError("damaged")
+
+    monkeypatch.setattr(restore, "restore_domain", restore_domain)
+    path = tmp_path / "x.prom"
+    assert pyrestore.main(["--metrics", str(path), str(tmp_path / "a.img")]) == ExitCode.IMAGE
+    assert 'pyrestore_last_success{domain=""} 0.0' in path.read_text()
+
+
+def test_a_directory_is_no_file_for_metrics(tmp_path, saving, capsys):
+    pytest.importorskip("prometheus_client")
+    (tmp_path / "x.prom").mkdir()
+    with pytest.raises(SystemExit) as caught:
+        pysave.main(["--metrics", str(tmp_path / "x.prom"), "web1", str(tmp_path / "a.img")])
+    assert caught.value.code == ExitCode.USAGE
+    assert "is a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

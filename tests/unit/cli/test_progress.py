@@ -62,6 +62,15 @@ def test_restoring_counts_the_bytes_of_the_image(monkeypatch):
     assert "4 of 8 MiB" in terminal.getvalue()
 
 
+def test_a_name_can_neither_colour_the_terminal_nor_begin_a_line(monkeypatch, capsys):
+    out = io.StringIO()
+    progress.Lines("pyrestore", out).phase("creating web\x1b[31m1\npyrestore: done")
+    assert out.getvalue() == "pyrestore: creating web\\x1b[31m1\\x0apyrestore: done\n"
+    terminal = on_terminal(monkeypatch)
+    progress.progress_for("pyrestore", quiet=False).phase("creating web\x1b[31m1")
+    assert terminal.getvalue() == "creating web\\x1b[31m1\n"
+
+
 def test_lines_name_the_command_and_the_round():
     out = io.StringIO()
     lines = progress.Lines("pysave", out)

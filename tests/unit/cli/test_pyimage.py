@@ -17,11 +17,13 @@ import pytest
 import zstandard
 
 from saverestore.cli import pyimage
+from saverestore.cli.parsers import COMMANDS, subcommands_of
 from saverestore.cli.pyimage import meanings
+from saverestore.errors import ExitCode
 from saverestore.stream import DomainType, LibxcWriter, LibxlWriter, XlHeader
 from saverestore.stream.layout import PageType, RecordType, entries_of
 from saverestore.stream.libxl import LibxlRecordType
-from saverestore.stream.records import HvmContext, Provenance, StaticDataEnd
+from saverestore.stream.records import HvmContext, Provenance, StaticDataEnd, Verify
 from saverestore.transport import FdSink
 from saverestore.transport.zstd_seekable import Frame, SeekTable
 
@@ -47,6 +49,62 @@ def image(tmp_path: Path) -> Path:
         writer.end()
         outer.end()
     return path
+
+
+def test_an_error_has_no_control_characters(tmp_path):
+    done = run("info", tmp_path / "a\x1b[31m\nb.img")
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.endswith("/a\\x1b[31m\\x0ab.img: no such file\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_can_be_shown_where_there_is_ascii_only(command):
+    parser = COMMANDS[command][0]()
+    for one in (parser, *subcommands_of(parser).values()):
+        assert one.format_help().isascii()
+
+
+def test_one_page_is_no_plural(tmp_path):
+    path = tmp_path / "one.img"
+    with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as sink:
+        writer = LibxcWriter(sink, DomainType.X86_HVM, (4, 17))
+        writer.record(StaticDataEnd())
+        writer.page_data(entries_of(np.arange(1), np.array([0])), [b"x" * 4096])
+        writer.record(HvmContext(b"context"))
+        writer.end()
+    shown = run("info", path).stdout
+    assert "1 entry, 1 with data (4.0 KiB)" in shown
+    assert "1 pfn, 0x0 to 0x0" in shown
+    assert ", 1 page of data, " in run("verify", path).stdout
+
+
+def test_an_image_with_pages_for_comparison_only_can_be_shown(tmp_path):
+    path = tmp_path / "compared.img"
+    with FdSink(os.open(path, os.O_WRONLY | os.O_CREAT), str(path)) as sink:
+        writer = LibxcWriter(sink, DomainType.X86_HVM, (4, 17))
+        writer.record(StaticDataEnd())
+        writer.record(Verify())
+        writer.page_data(entries_of(np.arange(2), np.array([0, 0])), [b"x" * 8192])
+        writer.record(HvmContext(b"context"))
+        writer.end()
+    done = run("info", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pages           0 entries, 0 with data (0 bytes)" in done.stdout
+    assert "for comparison  2 entries after VERIFY, not counted above" in done.stdout
+    assert run("cat", "--hex", "--pfn", "0", path).stderr == f"pyimage: {path} has no pages\n"
+
+
+@pytest.mark.parametrize("end", ["2>/dev/full", "2>&-"])
+def test_messages_that_nobody_can_read_change_no_exit_code(image, tmp_path, end):
+    """Not least: 1 of diff is that the images differ."""
+    for words, code in (
+        (f"diff {tmp_path}/absent {image}", ExitCode.USAGE),
+        (f"dump {image} -o {tmp_path}/memory", ExitCode.DONE),
+        (f"info {image} >&-", ExitCode.USAGE),
+        (f"info {image} >/dev/full", ExitCode.IO),
+    ):
+        done = subprocess.run(f"{PYIMAGE} {words} {end}", shell=True, check=False, env=os.environ)
+        assert done.returncode == code, words
 
 
 PYIMAGE = f"{sys.executable} -m saverestore.cli.pyimage"

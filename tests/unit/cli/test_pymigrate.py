@@ -232,6 +232,33 @@ def test_a_journal_that_cannot_be_read_is_reported_beside_those_that_can(tmp_pat
     assert "empty or damaged" in done.stderr
 
 
+@pytest.mark.parametrize("to_xl", [False, True], ids=["pymigrate", "xl"])
+def test_the_downtime_that_is_printed_is_that_of_the_report_and_of_the_metrics(
+    monkeypatch, tmp_path, capsys, to_xl
+):
+    pytest.importorskip("prometheus_client")
+    command = pytest.importorskip("saverestore.cli.pymigrate.command")
+    from saverestore.engine.downtime import Downtime
+    from saverestore.migrate import source
+    from saverestore.migrate import to_xl as to_stock_xl
+
+    def migrate(_request, _progress, report, **_):
+        report.downtime, report.stream_bytes = Downtime(total_s=1.25), 4096
+        answer = SimpleNamespace(error=None, state="running")
+        return SimpleNamespace(answer=answer, report=report, handover_s=0.5)
+
+    monkeypatch.setattr(source, "migrate_domain", migrate)
+    monkeypatch.setattr(to_stock_xl, "migrate_to_xl", migrate)
+    files = [tmp_path / name for name in ("r.json", "r.html", "m.prom")]
+    options = ["--report", str(files[0]), "--report", str(files[1]), "--metrics", str(files[2])]
+    assert command.main([*options, *(["--to-xl"] if to_xl else []), "web1", "host2"]) == 0
+    assert "downtime 1.75 s, 0.50 s of it from the grant to" in capsys.readouterr().err
+    facts = json.loads(files[0].read_text())
+    assert (facts["downtime"]["total_s"], facts["handover_s"]) == (1.25, 0.5)
+    assert "<td>1.750 s, 0.500 s of it from the grant to the answer<" in files[1].read_text()
+    assert 'pymigrate_last_downtime_seconds{domain="web1"} 1.75' in files[2].read_text()
+
+
 def test_the_time_and_the_defaults_of_a_migration_are_those_of_its_report(monkeypatch, tmp_path, capsys):
     """The command prints the report's own time; options that were not given are there as they were in force."""
     command = pytest.importorskip("saverestore.cli.pymigrate.command")

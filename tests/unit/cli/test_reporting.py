@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
-from saverestore.cli import pyrestore, pysave
+from saverestore.cli import common, pymigrate, pyrestore, pysave
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import DomainState
 from saverestore.errors import DomainError, ErrorName, ExitCode, ImageError, TransportError
 from saverestore.operations import restore, save
+from saverestore.operations.preflight import Findings
+from saverestore.report import page
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, saving, monkeypa
     code = pysave.main(["--report", str(path), "web1", str(tmp_path / "a.img")])
     assert code == (0 if error is None else ExitCode.DOMAIN)
     said = capsys.readouterr().err
-    assert "pysave: warning: the report was not written: " in said
+    assert f"pysave: warning: {path} was not written: " in said
     assert "No space left" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -120,7 +124,9 @@ def test_a_mistake_in_making_the_report_is_no_failure_of_the_save(tmp_path, savi
     saving.report = lambda report: report.rounds.append("not a round")
     command = ["--report", str(tmp_path / "r.html"), "web1", str(tmp_path / "a.img")]
     assert pysave.main(command) == 0
-    assert "was not written: AttributeError: 'str' object has no attribute" in capsys.readouterr().err
+    assert (
+        "the report was not written: AttributeError: 'str' object has no attribute" in capsys.readouterr().err
+    )
 
 
 def test_verbose_tells_more_and_quiet_nothing(tmp_path, saving, capsys):
@@ -153,6 +159,46 @@ def test_what_makes_no_sense_is_wrong_usage(tmp_path, monkeypatch, capsys, savin
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_report_that_cannot_be_written_keeps_no_other_from_being_written(
+    tmp_path, saving, monkeypatch, capsys
+):
+    def fail(_: object) -> None:
+        raise ValueError("a mistake in the page")
+
+    monkeypatch.setattr(page, "page_of", fail)
+    both = ["--report", str(tmp_path / "r.html"), "--report", str(tmp_path / "r.json")]
+    assert pysave.main(["--json", *both, "web1", str(tmp_path / "a.img")]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["result"] == "done"
+    assert json.loads((tmp_path / "r.json").read_text())["result"] == "done"
+    assert f"warning: {tmp_path}/r.html was not written: ValueError: a mistake in the page" in printed.err
+
+
+@pytest.mark.parametrize("ending", ["html", "json"])
+def test_names_that_are_not_utf_8_can_be_reported(tmp_path, saving, ending):
+    path = tmp_path / f"r.{ending}"
+    image = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.img")
+    assert pysave.main(["--report", str(path), "web1", image]) == 0
+    assert ("a\\udcff.img" if ending == "json" else "a\\xff.img") in path.read_text()
+
+
+def test_a_failure_can_neither_colour_the_terminal_nor_begin_a_line(tmp_path, saving, capsys):
+    saving.end = raising(DomainError("'web\x1b[31m\n1' does not answer"))
+    assert pysave.main(["web1", str(tmp_path / "a.img")]) == ExitCode.DOMAIN
+    assert capsys.readouterr().err == "pysave: 'web\\x1b[31m\\x0a1' does not answer\n"
+
+
+def test_a_dry_run_names_what_this_terminal_cannot_show(monkeypatch):
+    found = Findings(dry=True)
+    found.note("web\x1b[31mü\udcff would be saved")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    given = SimpleNamespace(verbose=0)
+    assert common.run("pysave", given, lambda: common.print_findings("pysave", found)) == 0
+    sys.stdout.flush()
+    text = sys.stdout.buffer.getvalue().decode()
+    assert text.splitlines()[0] == "web\\x1b[31m\\xfc\\xdcff would be saved"
+
+
 # ---- pyrestore ---------------------------------------------------------------------------------------
 
 
@@ -178,6 +224,46 @@ def test_a_restore_that_fails_leaves_one_too(tmp_path, monkeypatch):
     path = tmp_path / "r.html"
     assert pyrestore.main(["--report", str(path), str(tmp_path / "a.img")]) == ExitCode.IMAGE
     assert "damaged (at byte 0x10 = 16) (exit code 4)" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (pysave, ["--tls", "--cert", "{}/absent.pem", "web1", "tcp://127.0.0.1:1"]),
+        (pysave, ["web1", "tcp://nonsense"]),
+        (pymigrate, ["--config", "{}/absent.cfg", "--ssh", "false", "web1", "host2"]),
+        (pymigrate, ["--cert", "{}/absent.pem", "web1", "tls://host2"]),
+        (pymigrate, ["--to-xl", "--config", "{}/absent.cfg", "web1", "host2"]),
+    ],
+)
+def test_a_save_or_migration_that_cannot_even_begin_is_reported_too(tmp_path, capsys, command, words):
+    path = tmp_path / "r.json"
+    code = command.main(["--json", "--report", str(path), *(word.format(tmp_path) for word in words)])
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == ("failed", code, "unchanged")
+    assert json.loads(path.read_text()) == facts
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--store", "{}/web9"],
+        ["--config", "{}/absent.cfg", "a.img"],
+        ["tcp://nonsense"],
+        ["--tls", "--cert", "{}/absent.pem", "tcp://127.0.0.1:1"],
+    ],
+    ids=" ".join,
+)
+def test_a_restore_that_cannot_even_begin_is_reported_too(tmp_path, capsys, words):
+    path = tmp_path / "r.json"
+    given = [word.format(tmp_path) for word in words]
+    code = pyrestore.main(["--json", "--report", str(path), *given])
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)
+    assert (facts["result"], facts["exit_code"], facts["domain_state"]) == ("failed", code, "none")
+    assert facts["exit_code"] != 0
+    assert printed.err == f"pyrestore: {facts['error']}\n"
+    assert json.loads(path.read_text()) == facts
 
 
 def test_the_result_is_printed_as_json_and_nothing_else_goes_to_standard_output(tmp_path, saving, capsys):

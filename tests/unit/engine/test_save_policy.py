@@ -68,6 +68,7 @@ def test_decision_without_an_aim(seen, wanted):
 def test_limits_are_the_callers():
     assert decide(rounds((ALL, 1000)), Limits(few_pages=1001)).decision is STOP
     assert decide(rounds((ALL, 1000)), Limits(max_rounds=1)).decision is STOP
+    assert decide(rounds((ALL, 1000)), Limits(max_rounds=1)).why == "the limit of 1 round is reached"
     assert decide(rounds((ALL, 1000)), Limits(max_time_s=1.0)).decision is STOP
     assert decide(rounds((ALL, 1000)), Limits(max_time_s=1.1)).decision is GO
 

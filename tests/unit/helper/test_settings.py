@@ -60,6 +60,25 @@ def test_limits_of_a_live_save_are_as_xl_has_them_unless_settings_say_otherwise(
     assert found == Limits(12, 9, 60, 0.3, OnStall.THROTTLE)
 
 
+def test_the_file_is_utf_8_whatever_the_locale_is(usual_file, monkeypatch):
+    usual_file.write_bytes("[pysave]\nwhile_suspended = 'ü'\n".encode())
+    monkeypatch.setattr("io.text_encoding", lambda *_: "latin-1")
+    assert settings.read_file({})[1] == {"pysave": {"while_suspended": "ü"}}
+
+
+@pytest.mark.parametrize("content", [None, b"plain = '\xff'"], ids=["directory", "not UTF-8"])
+def test_what_cannot_be_read_is_named_once(usual_file, content):
+    if content is None:
+        usual_file.mkdir()
+    else:
+        usual_file.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_settings({})
+    text = str(caught.value)
+    assert text.count(str(usual_file)) == 1
+    assert "Errno" not in text and "codec" not in text
+
+
 def test_the_file_that_a_variable_names_must_be_there(tmp_path):
     other = tmp_path / "other.toml"
     with pytest.raises(UsageError, match=r"other.toml: no such file .*PYSAVE_CONFIG"):
@@ -73,10 +92,12 @@ def test_the_file_that_a_variable_names_must_be_there(tmp_path):
     [
         ("dirty = 'perhaps'", "dirty is 'perhaps', but must be auto or log or digest"),
         ("workers = 0", "workers is 0, but must be a number from 1"),
-        ("workers = true", "workers is True"),
         ("workers = '2'", "workers is '2'"),
         ("digest = 'md5'", "digest is 'md5', but must be xxh3 or sha256 or blake3 or none"),
         ("plain = 1", "plain is 1, but must be true or false"),
+        ("workers = true", "workers is true, but must be a number from 1"),
+        ("dirty = 1979-05-27", 'dirty is "1979-05-27", but must be auto or log or digest'),
+        ("[pysvae]", "and tables [pysave], [pyrestore], [pymigrate], [pymigrate-receive]"),
         ("dirt = 'auto'", "no setting dirt; there are dirty,"),
         ("dirty =", "pysave.toml: "),
     ],

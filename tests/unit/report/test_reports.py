@@ -255,6 +255,42 @@ def test_the_lines_tell_what_was_expected_and_what_came_of_it():
     assert any(line.startswith("peak memory use ") for line in lines)
 
 
+def test_one_is_no_plural():
+    facts = facts_of_save(SAVED, saved("suspended"))
+    facts["pages"] |= {"sent": 1, "resent": 0}
+    facts["link"] = {
+        "streams": 1,
+        "reconnects": 1,
+        "broken_s": 2.0,
+        "resent_pages": 1,
+        "over": "tls",
+        "cipher": None,
+        "fallback": "",
+    }
+    assert "; 1 page sent, 0 of them resent" in lines_of(facts)[0]
+    assert "broken for 2.0 s, 1 page sent again<" in page_of(facts)
+    facts = facts_of_restore(RESTORED, restored())
+    facts["pages"]["restored"] = facts["records"] = 1
+    assert lines_of(facts)[0].endswith("; 1 page in 1 record")
+    assert ">1 in 1 record<" in page_of(facts)
+
+
+@pytest.mark.parametrize(
+    ("per_s", "text"),
+    [
+        (64 << 10, "64 KiB/s"),
+        (1.5 * (1 << 20), "1.5 MiB/s"),
+        (48.2 * (1 << 20), "48 MiB/s"),
+        (2048 * (1 << 20), "2,048 MiB/s"),
+    ],
+)
+def test_a_slow_rate_is_not_rounded_to_nothing(per_s, text):
+    facts = facts_of_save(replace(SAVED, options={"bwlimit": per_s}), saved("suspended"))
+    facts["rates"]["stream_bytes_per_s"] = per_s
+    assert lines_of(facts)[0].partition(";")[0].endswith(f" at {text}")
+    assert page_of(facts).count(f"<td>{text}</td>") == 2
+
+
 # ---- charts ------------------------------------------------------------------------------------------
 
 
