@@ -239,12 +239,16 @@ def check_devices_kept(host: Host, prepared: Prepared) -> None:
     )
 
 
-def placed(request: SaveRequest, prepared: Prepared) -> SaveRequest:
-    """The request with the image's name, where a store is to give it one. The domain is locked."""
+def placed(request: SaveRequest, prepared: Prepared, *, dry: bool = False) -> SaveRequest:
+    """The request with the image's name, where a store is to give it one. The domain is locked.
+
+    `dry`: no directory is made and nothing removed.
+    """
     if request.store is None:
         return request
-    folder = store.opened(request.store)
-    store.remove_abandoned(folder)
+    folder = store.opened(request.store, make=not dry)
+    if not dry:
+        store.remove_abandoned(folder)
     path = store.new_path(folder, prepared.domain.name, datetime.datetime.now(datetime.UTC))
     return replace(request, image=str(path))
 
@@ -282,7 +286,7 @@ def dry_run(request: SaveRequest, *, host: Host | None = None) -> Findings:
         try:
             with ended_is_the_reason(host, prepared.domain):
                 with findings.check():
-                    request = placed(request, prepared)
+                    request = placed(request, prepared, dry=True)
                 _describe(host, prepared, request, findings)
                 with findings.check(), _dry_commit(request) as commit:
                     _describe_size(commit, prepared, request, findings)
@@ -304,7 +308,10 @@ def _dry_commit(request: SaveRequest) -> Iterator[Commit | None]:
     if address is not None and address.kind != "fd":
         yield None
         return
-    if request.image != STDOUT and path.exists() and not path.is_file():
+    is_no_file = request.image != STDOUT and path.exists() and not path.is_file()
+    if is_no_file or (
+        request.store is not None and not path.parent.exists()
+    ):  # a store is made by its first save
         yield None
         return
     with commit_of(replace(request, compress=None)) as commit:

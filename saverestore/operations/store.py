@@ -86,8 +86,13 @@ def stem_of(domain: str) -> str:
     return f"{kept}%-{digest}"  # no escape has a dash
 
 
-def opened(folder: Path) -> Path:
-    """The folder, which is made, mode 0700, where it is the usual one. UsageError where there is none."""
+def opened(folder: Path, *, make: bool = True) -> Path:
+    """The folder, which is made, mode 0700, where it is the usual one. UsageError where there is none.
+
+    Without `make`, the usual one need not be there.
+    """
+    if folder == DEFAULT and not make and not folder.exists():
+        return folder
     try:
         if folder == DEFAULT:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -147,10 +152,10 @@ def find(text: str) -> Entry:
     there = entries(folder)
     name, at, when = tail.rpartition("@")
     found = [one for one in there if one.id == tail]
-    found = found or _of(there, tail)  # a domain's name may have an @ itself
+    found = found or of_domain(there, tail)  # a domain's name may have an @ itself
     if not found and at and WHEN.fullmatch(when):
         wanted = when.replace(":", "-")
-        times = {one: one.id.removeprefix(f"{one.stem}@") for one in _of(there, name)}
+        times = {one: one.id.removeprefix(f"{one.stem}@") for one in of_domain(there, name)}
         found = [one for one, time in times.items() if time == wanted]  # all of it: others may begin so
         found = found or [one for one, time in times.items() if time.startswith(wanted)]
     if not found:
@@ -158,8 +163,8 @@ def find(text: str) -> Entry:
     return max(found, key=lambda one: one.order)
 
 
-def _of(there: list[Entry], name: str) -> list[Entry]:
-    """By the name itself; or as file names have it, or with some of its letters written so."""
+def of_domain(there: list[Entry], name: str) -> list[Entry]:
+    """Those of a domain, by its name itself; or as file names have it, or with some of its letters written so."""
     for stem in (stem_of(name), name, stem_of(unquote(name))):
         if found := [one for one in there if one.stem == stem]:
             return found

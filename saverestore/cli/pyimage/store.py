@@ -219,7 +219,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
     """Remove what no rule keeps; a line for each image."""
     from saverestore.operations.pending import is_pending
     from saverestore.operations.retention import Rule
-    from saverestore.operations.store import entries, remove, stem_of
+    from saverestore.operations.store import entries, of_domain, remove
 
     counts = {Rule(rule): getattr(arguments, f"keep_{rule}") for rule in RULES}
     if not any(counts.values()):
@@ -227,7 +227,12 @@ def run_prune(arguments: argparse.Namespace) -> int:
     # A link is no image of its own: kept, it would be nothing without the one that it points to.
     found = [one for one in entries(Path(arguments.folder)) if not one.path.is_symlink()]
     if arguments.domain is not None:
-        found = [one for one in found if one.stem == stem_of(arguments.domain)]
+        found = of_domain(found, arguments.domain)
+        if not found:
+            raise UsageError(
+                f"{arguments.folder}: there is no image of {arguments.domain!r}",
+                name=ErrorName.FILE_NOT_FOUND,
+            )
     failed: list[ExitCode] = []
     for entry, reason in decide(found, counts, verify=arguments.verify):
         if reason is not None:

@@ -210,6 +210,12 @@ def test_a_link_to_an_image_is_not_removed_and_does_not_count(tmp_path, whole):
     assert days(tmp_path) == ["28", "29"]
 
 
+def test_prune_of_a_domain_of_which_there_is_no_image_is_wrong_usage(tmp_path, whole, capsys):
+    put(tmp_path, "web1", 27, whole)
+    assert main(["prune", str(tmp_path), "--keep-last", "1", "--domain", "wbe1"]) == 2
+    assert f"pyimage: {tmp_path}: there is no image of 'wbe1'" in capsys.readouterr().err
+
+
 def test_prune_of_one_domain_leaves_the_others(tmp_path, whole):
     for name in ("web1", "web2"):
         for day in (28, 29):

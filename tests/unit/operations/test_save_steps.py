@@ -16,6 +16,7 @@ from fake_host import FakeHost, FakeStore, FakeToolstack, commit_with
 from pyxc.sched import CpuPool, Scheduler, Share
 from saverestore.engine.progress import DomainState, Silence
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, TransportError, UsageError, XenRefused
+from saverestore.operations import store
 from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import dry_run, prepare
 from saverestore.operations.requests import FinalState, SaveRequest
@@ -235,6 +236,22 @@ def test_a_store_that_is_not_there_is_reported_before_the_domain_is_touched(tmp_
     with pytest.raises(UsageError, match="there is no such directory"):
         save_domain(SaveRequest("web1", "", store=tmp_path / "absent"), Silence(), host=host)
     assert not guest.domain.suspended
+
+
+def test_a_dry_run_makes_no_store_and_removes_nothing_from_one(tmp_path, host, monkeypatch):
+    abandoned = tmp_path / ".web1@2026-11-29T05-58-31Z.img.01234567.partial"
+    abandoned.write_bytes(b"left by a save that was killed")
+    findings = dry_run(SaveRequest("web1", "", store=tmp_path), host=host)
+    assert (findings.errors, list(tmp_path.iterdir())) == ([], [abandoned])
+    usual = tmp_path / "usual"
+    monkeypatch.setattr(store, "DEFAULT", usual)
+    findings = dry_run(SaveRequest("web1", "", store=usual), host=host)
+    assert (findings.errors, usual.exists()) == ([], False)
+    assert any(f"it would be saved to {usual}/web1@" in text for text in findings.facts)
+    save_domain(SaveRequest("web1", "", store=usual), Silence(), host=host)
+    assert len(entries(usual)) == 1
+    save_domain(SaveRequest("web1", "", store=tmp_path), Silence(), host=host)
+    assert not abandoned.exists()
 
 
 def test_a_dry_run_does_not_open_what_would_compress(tmp_path, host, monkeypatch):
