@@ -57,11 +57,12 @@ def save_all(given: argparse.Namespace) -> int:
         return Process("pysave", name, many.one_of(given, domain=uuid, store=str(folder)))
 
     begun = time.monotonic()
+    done = "would be saved" if given.dry_run else "saved"
     results: list[Result] = []
     while new := _those_that_came(known):
         known.update(new)
         results += many.run_named(
-            given, "pysave", "saved", list(new), start, lambda one: _saved_to(one, given), begun, results
+            given, "pysave", done, list(new), start, lambda one: _saved_to(one, given), begun, results
         )
         domains_stay = given.leave_running or given.leave_paused or given.dry_run
         if domains_stay or (given.on_failure == "stop" and many.exit_code_of_all(results)):
@@ -74,7 +75,7 @@ def save_all(given: argparse.Namespace) -> int:
                 stopped = shut_down(host, {one.name: known[one.name] for one in unsaved})
             more = f"{len(stopped)} of {len(unsaved)} unsaved shut down"
     finally:  # what was saved is said also when that is interrupted
-        code = many.finish(given, "pysave", "saved", results, begun, more)
+        code = many.finish(given, "pysave", done, results, begun, more)
     return code
 
 
@@ -163,10 +164,11 @@ def restore_all(given: argparse.Namespace) -> int:
         return Process("pyrestore", name, many.one_of(given, image=images[name], store=None))
 
     begun = time.monotonic()
+    done = "would be restored" if given.dry_run else "restored"
     results = many.run_named(
-        given, "pyrestore", "restored", list(images), start, lambda one: _restored_as(one, given), begun
+        given, "pyrestore", done, list(images), start, lambda one: _restored_as(one, given), begun
     )
-    return many.finish(given, "pyrestore", "restored", results, begun, "")
+    return many.finish(given, "pyrestore", done, results, begun)
 
 
 def _restored_as(result: Result, given: argparse.Namespace) -> str:

@@ -209,10 +209,17 @@ def test_domains_that_come_while_all_are_saved_are_saved_too(tmp_path, saves, ca
 
 
 @pytest.mark.parametrize("option", ["--leave-running", "--leave-paused", "--dry-run"])
-def test_snapshots_are_of_those_that_were_there_at_first(tmp_path, saves, option):
+def test_snapshots_are_of_those_that_were_there_at_first(tmp_path, saves, option, capsys):
     saves.guests = [[WEB1], [WEB1, WEB2]]
     pysave.main(["--all", option, "--store", str(tmp_path)])
     assert saves.names == [["web1"]]
+    done = "would be saved" if option == "--dry-run" else "saved"
+    assert f"pysave: 1 domain {done}, 0 failed; " in capsys.readouterr().err
+
+
+def test_a_dry_run_of_restores_says_what_would_be_done(tmp_path, capsys):
+    assert pyrestore.main(["--all", "--dry-run", "--store", str(tmp_path)]) == 0
+    assert "pyrestore: 0 domains would be restored, 0 failed; " in capsys.readouterr().err
 
 
 def test_nobody_looks_for_more_when_one_that_failed_is_to_end_it(tmp_path, saves):
