@@ -15,6 +15,7 @@ from saverestore import interrupts
 from saverestore.cli import arguments
 from saverestore.cli.remedies import in_full, words
 from saverestore.errors import ExitCode, SaveRestoreError, exit_code_of
+from saverestore.words import plain
 
 if TYPE_CHECKING:
     from saverestore.operations.preflight import Findings
@@ -80,21 +81,6 @@ def add_dry_run(group: argparse._ArgumentGroup, what: str) -> None:
         action="store_true",
         help=f"make no changes: print what would be done and all problems; exits as the real {what} would",
     )
-
-
-def counted(number: int, thing: str) -> str:
-    """A number of things: "1 page", "2 pages"."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def mib(nr_bytes: int) -> str:
-    """A size in whole MiB, to the nearest: "131 MiB"."""
-    return f"{nr_bytes / (1 << 20):.0f} MiB"
-
-
-def plain(text: str) -> str:
-    """Make text from an image or another program harmless on a terminal: no control characters, no line breaks."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def print_findings(prog: str, findings: Findings) -> int:

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from saverestore import interrupts
 from saverestore.cli import arguments, common
-from saverestore.cli.common import counted
 from saverestore.errors import ExitCode, exit_code_of, name_of
+from saverestore.words import counted
 
 PARALLEL = 2
 LOOK_S = 0.1

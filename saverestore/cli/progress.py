@@ -8,10 +8,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Never, TextIO
 
-from saverestore.cli.common import counted, mib, plain, say
+from saverestore.cli.common import say
 from saverestore.engine.policy import RoundStats
 from saverestore.engine.progress import Progress, Silence
 from saverestore.kernels.page import PAGE_SIZE
+from saverestore.words import counted, mib, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

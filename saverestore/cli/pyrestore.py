@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
-from saverestore.cli.common import STORE, counted, mib
+from saverestore.cli.common import STORE
 from saverestore.errors import SaveRestoreError, UsageError
 from saverestore.kernels.page import PAGE_SIZE
+from saverestore.words import counted, mib
 
 if TYPE_CHECKING:
     from saverestore.operations.requests import RestoreRequest

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.cli import all_domains, arguments, certificates, common, many, reporting, settings
-from saverestore.cli.common import STORE, counted, mib
+from saverestore.cli.common import STORE
 from saverestore.errors import UsageError
 from saverestore.stream.digest_algorithms import DEFAULT_DIGEST, DIGEST_OPTIONS, NO_DIGEST
+from saverestore.words import counted, mib
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport

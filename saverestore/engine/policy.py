@@ -17,6 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from saverestore.kernels.page import PAGE_SIZE
+from saverestore.words import counted
 
 if TYPE_CHECKING:
     from saverestore.stream.coding_choice import Coded
@@ -211,7 +212,7 @@ def _used_up(rounds: Sequence[RoundStats], limits: Limits) -> str:
     """Which limit has been reached; nothing when none."""
     most, whole = limits.rounds_at_most, sum(not one.was_broken for one in rounds)
     if whole >= most or len(rounds) >= limits.rounds_in_all:
-        return f"the limit of {most} round{'' if most == 1 else 's'} is reached"
+        return f"the limit of {counted(most, 'round')} is reached"
     # A link may have broken before the round in which it came back.
     seconds = sum(max(0.0, one.seconds - one.broken_s) for one in rounds)
     if limits.max_time_s is not None and seconds >= limits.max_time_s and not rounds[-1].was_broken:

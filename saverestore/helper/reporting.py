@@ -9,6 +9,7 @@ import time
 from saverestore.engine.policy import RoundStats
 from saverestore.helper.channel import Channel, LibxlGone
 from saverestore.helper.messages import Level
+from saverestore.words import counted
 
 PROGRESS_EVERY_S = 0.5
 
@@ -63,7 +64,7 @@ class ChannelProgress:
         dirty = "" if stats.dirty_pages is None else f", {stats.dirty_pages} dirty"
         self._channel.log(
             Level.INFO,
-            f"round {stats.number}: {stats.sent_pages} page{'' if stats.sent_pages == 1 else 's'} sent{dirty}",
+            f"round {stats.number}: {counted(stats.sent_pages, 'page')} sent{dirty}",
         )
 
     def pages(self, done: int, written_bytes: int) -> None:

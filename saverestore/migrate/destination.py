@@ -46,11 +46,12 @@ from saverestore.migrate.recovery import answer, granted
 from saverestore.migrate.side import Side
 from saverestore.operations.host import Host
 from saverestore.operations.image import opened_in
-from saverestore.operations.preflight import Findings, vcpus
+from saverestore.operations.preflight import Findings
 from saverestore.operations.requests import STDIN, RestoreRequest
 from saverestore.toolstack import config as configs
 from saverestore.toolstack import shared_disks
 from saverestore.toolstack.config import GuestConfig
+from saverestore.words import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class _Receiver(Receiving):
                     name=ErrorName.DISKS_DIFFER,
                 )
         findings.note(
-            f"there: {config.name}, {config.kind.upper()}, {vcpus(config.max_vcpus)}, "
+            f"there: {config.name}, {config.kind.upper()}, {counted(config.max_vcpus, 'vCPU')}, "
             f"{max(config.target_kib, self._offer.memory_kib) >> 10} MiB; "
             f"toolstack {toolstack}; it would be {'paused' if self._offer.paused else 'running'}"
         )

@@ -78,8 +78,3 @@ def duration(seconds: float) -> str:
         if seconds < until_s:
             return f"{seconds / unit_s:.0f} {unit}"
     return f"{seconds / 86400:.0f} days"
-
-
-def vcpus(number: int) -> str:
-    """For people."""
-    return f"{number} vCPU{'' if number == 1 else 's'}"

@@ -31,7 +31,7 @@ from saverestore.guest.ports import SaveGuest, Throttle
 from saverestore.operations import store
 from saverestore.operations.commit import Commit, commit_of
 from saverestore.operations.host import Host, opened_host
-from saverestore.operations.preflight import Findings, duration, reading_rate, vcpus
+from saverestore.operations.preflight import Findings, duration, reading_rate
 from saverestore.operations.requests import STDOUT, FinalState, SaveRequest
 from saverestore.operations.room import Storing, estimate, full_size
 from saverestore.stream.digest_algorithms import NO_DIGEST, DigestAlgorithm, algorithm_for_writing
@@ -43,6 +43,7 @@ from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.ports import Toolstack
 from saverestore.transport.cache import Cache
 from saverestore.transport.image_sockets import address_of
+from saverestore.words import counted, mib
 
 LOG = logging.getLogger(__name__)
 
@@ -260,7 +261,7 @@ def check_room(commit: Commit, request: SaveRequest, guest: SaveGuest, domain: D
     needed = estimate(guest, Storing(commit.has_holes, request.compress, request.coding))
     if needed.least > free:
         raise TransportError(
-            f"{domain} needs about {_mib(needed.likely)}, {commit.name} has room for {free >> 20} MiB; "
+            f"{domain} needs about {mib(needed.likely)}, {commit.name} has room for {free >> 20} MiB; "
             "no changes were made",
             name=ErrorName.DISK_FULL,
             remedies=[Advice(Remedy.OTHER_PLACE), Advice(Remedy.NO_SPACE_CHECK)],
@@ -322,7 +323,7 @@ def _describe(host: Host, prepared: Prepared, request: SaveRequest, findings: Fi
     config = prepared.config
     where = "standard output" if request.image == STDOUT else request.image
     findings.note(
-        f"{prepared.domain}: {config.kind.upper()}, {vcpus(config.max_vcpus)}, "
+        f"{prepared.domain}: {config.kind.upper()}, {counted(config.max_vcpus, 'vCPU')}, "
         f"{prepared.guest.populated_pages >> 8} MiB; "
         f"it would be saved to {where} and then be {request.final_state.value}"
     )
@@ -355,15 +356,11 @@ def _describe_size(
         found = estimate(prepared.guest, storing)
     except SaveRestoreError:  # reported where its time is
         return
-    size = _mib(found.likely)
-    if _mib(found.least) != _mib(found.most):
-        size = f"{found.least / MIB:.0f} to {_mib(found.most)}"
+    size = mib(found.likely)
+    if mib(found.least) != mib(found.most):
+        size = f"{found.least / MIB:.0f} to {mib(found.most)}"
     if storing.shrinks:
-        size = f"{size}, as measured on some of its memory; at most {_mib(full_size(prepared.guest))}"
+        size = f"{size}, as measured on some of its memory; at most {mib(full_size(prepared.guest))}"
     findings.note(f"size: {size}" + (", and dirty pages that are resent" if request.live else ""))
     if commit is not None and commit.cache is Cache.DIRECT:
         findings.note("it would be written by direct I/O, past the page cache")
-
-
-def _mib(nr_bytes: int) -> str:
-    return f"{nr_bytes / MIB:.0f} MiB"

@@ -18,7 +18,7 @@ from saverestore.operations.host import Host, opened_host
 from saverestore.operations.image import OpenedImage, incoming, opened, path_of
 from saverestore.operations.image_fit import Contents
 from saverestore.operations.pending import is_pending, no_longer_pending
-from saverestore.operations.preflight import Findings, duration, vcpus
+from saverestore.operations.preflight import Findings, duration
 from saverestore.operations.requests import RestoreRequest
 from saverestore.operations.restoring import NO_DOMAIN, Restoring
 from saverestore.operations.store import in_use
@@ -26,6 +26,7 @@ from saverestore.process import ending
 from saverestore.toolstack import host_fit
 from saverestore.toolstack.config import GuestConfig
 from saverestore.transport.base import ImageSource
+from saverestore.words import counted, mib
 
 if TYPE_CHECKING:
     from saverestore.toolstack.libxl import LibxlToolstack
@@ -161,7 +162,7 @@ def dry_run(request: RestoreRequest, *, host: Host | None = None) -> Findings:
         guest_config, source = image.config, image.source
         state = "paused" if request.paused else "running"
         findings.note(
-            f"{guest_config.name}: {guest_config.kind.upper()}, {vcpus(guest_config.max_vcpus)}, "
+            f"{guest_config.name}: {guest_config.kind.upper()}, {counted(guest_config.max_vcpus, 'vCPU')}, "
             f"{guest_config.target_kib >> 10} MiB; it would be created from {source.name} and be {state}"
         )
         host = host or stack.enter_context(opened_host())
@@ -277,6 +278,6 @@ def _estimate_time(source: ImageSource, findings: Findings) -> None:
         findings.note(f"size: {size} bytes")
         return
     findings.note(
-        f"size: {size / MIB:.0f} MiB; time: {duration(size / rate)} to read it, at {rate / MIB:.0f} MiB/s as "
+        f"size: {mib(size)}; time: {duration(size / rate)} to read it, at {rate / MIB:.0f} MiB/s as "
         "measured on some of it"
     )

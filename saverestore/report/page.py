@@ -8,7 +8,7 @@ from html import escape
 from saverestore.report import svg
 from saverestore.report.facts import STDIN_OR_STDOUT, Facts
 from saverestore.report.svg import Series
-from saverestore.report.text import counted, rate_text
+from saverestore.words import counted, rate_text
 
 MIB = 1 << 20
 NO_DOMAIN = "none"

@@ -3,20 +3,7 @@
 from __future__ import annotations
 
 from saverestore.report.facts import Facts
-
-MIB = 1 << 20
-
-
-def counted(number: int, thing: str) -> str:
-    """A number of things: "1 page", "2,000 pages"."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def rate_text(per_s: float) -> str:
-    """Bytes per second as people read them, of a slow link, too: 64 KiB/s, 1.5 MiB/s, 480 MiB/s."""
-    if per_s < MIB:
-        return f"{per_s / 1024:.0f} KiB/s"
-    return f"{per_s / MIB:.1f} MiB/s" if per_s < 10 * MIB else f"{per_s / MIB:,.0f} MiB/s"
+from saverestore.words import counted, mib, rate_text
 
 
 def lines_of(facts: Facts) -> list[str]:
@@ -26,13 +13,13 @@ def lines_of(facts: Facts) -> list[str]:
         return []
     rate = facts["rates"]["stream_bytes_per_s"]
     at = "" if rate is None else f" at {rate_text(rate)}"
-    sent = f"{facts['bytes']['stream'] / MIB:.0f} MiB{at}"
+    sent = f"{mib(facts['bytes']['stream'])}{at}"
     pages = facts["pages"]
     lines = []
     if "sent" in pages:
         lines.append(
-            f"{sent}; {counted(pages['sent'], 'page')} sent, {pages['resent']:,} of them resent, "
-            f"{pages['zero']:,} zero"
+            f"{sent}; {counted(pages['sent'], 'page')} sent, {pages['resent']} of them resent, "
+            f"{pages['zero']} zero"
         )
     else:
         lines.append(f"{sent}; {counted(pages['restored'], 'page')} in {counted(facts['records'], 'record')}")
@@ -43,7 +30,7 @@ def lines_of(facts: Facts) -> list[str]:
     elif "create" in facts["seconds"]:
         lines.append("; ".join(f"{name} {facts['seconds'][name]:.2f} s" for name in PHASES_OF_RESTORE))
     if (peak := facts["peak_memory_bytes"]) is not None:
-        lines.append(f"peak memory use {peak / MIB:.0f} MiB")
+        lines.append(f"peak memory use {mib(peak)}")
     return lines
 
 

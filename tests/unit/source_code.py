@@ -27,6 +27,7 @@ LAYERS = [
     "kernels",
     "arm64_registers",
     "errors",
+    "words",
 ]
 
 

@@ -1,7 +1,7 @@
 """The arrows of docs/design.md, read out of the imports of every module.
 
     cli ─► api ─► report ─► migrate ─► helper ─► operations ─► process ─► toolstack ─► engine ─► testing ─► guest
-    ─► image ─► stream ─► transport ─► interrupts ─► kernels ─► arm64_registers ─► errors
+    ─► image ─► stream ─► transport ─► interrupts ─► kernels ─► arm64_registers ─► errors ─► words
 
 A module imports from its own layer and from layers to its right, and:
 
@@ -221,7 +221,7 @@ def test_the_toolstack_does_not_use_the_engine():
 
 def test_reports_know_only_what_the_engine_tells():
     seen = {layer_of(target) for module, target in ARROWS if layer_of(module) == "report"} - {None}
-    assert seen == {"report", "engine", "errors", "stream", "transport"}
+    assert seen == {"report", "engine", "errors", "stream", "transport", "words"}
 
 
 def test_only_commands_and_the_front_door_use_what_works_on_images():
@@ -336,7 +336,7 @@ def test_a_pure_module_imports_only_pure_ones(module):
     assert [name for name in seen if name.startswith("pyxc")] == []
     allowed = PURE + tuple(
         f"saverestore.{layer}"
-        for layer in ("stream", "transport", "interrupts", "kernels", "arm64_registers", "errors")
+        for layer in ("stream", "transport", "interrupts", "kernels", "arm64_registers", "errors", "words")
     )
     assert [name for name in seen - {"saverestore"} if not name.startswith(allowed)] == []
 
@@ -345,7 +345,18 @@ WITHOUT_XEN = [
     module
     for module in MODULES
     if layer_of(module)
-    in ("report", "image", "stream", "transport", "engine", "interrupts", "kernels", "errors", "process")
+    in (
+        "report",
+        "image",
+        "stream",
+        "transport",
+        "engine",
+        "interrupts",
+        "kernels",
+        "errors",
+        "words",
+        "process",
+    )
     and module != "saverestore.kernels.build"
 ] + [
     "saverestore.cli.pyimage",

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli import arguments, common
-from saverestore.cli.common import counted, plain
 from saverestore.errors import ExitCode, UsageError
+from saverestore.words import counted, plain
 
 if TYPE_CHECKING:
     from saverestore.image.index import ImageIndex

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saverestore.cli.arguments import zstd_level_or_none
-from saverestore.cli.common import counted
 from saverestore.cli.pyimage.common import (
     ALSO_COMPRESSED,
     Bar,
@@ -26,6 +25,7 @@ from saverestore.cli.pyimage.common import (
 from saverestore.cli.remedies import words
 from saverestore.errors import ExitCode, UsageError
 from saverestore.stream.digest_algorithms import DIGEST_OPTIONS, KEEP_DIGEST, NO_DIGEST
+from saverestore.words import counted
 
 if TYPE_CHECKING:
     from saverestore.stream.codecs import Coding

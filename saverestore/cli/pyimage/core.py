@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from saverestore.cli.common import counted
 from saverestore.cli.pyimage.common import (
     RANDOM_ACCESS,
     Bar,
@@ -19,6 +18,7 @@ from saverestore.cli.pyimage.common import (
 )
 from saverestore.errors import ExitCode
 from saverestore.kernels.page import PAGE_SIZE
+from saverestore.words import counted
 
 
 def add_to(commands: Subparsers) -> None:

@@ -9,7 +9,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli.arguments import FILE, complete
-from saverestore.cli.common import counted, plain
 from saverestore.cli.pyimage.common import (
     DIFFERENT,
     DIFFERENT_MEANING,
@@ -22,6 +21,7 @@ from saverestore.cli.pyimage.common import (
 )
 from saverestore.errors import ExitCode
 from saverestore.kernels.page import PAGE_SIZE
+from saverestore.words import counted, plain
 
 if TYPE_CHECKING:
     from saverestore.image.diff import Change, Difference, PageSet

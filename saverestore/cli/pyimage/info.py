@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli.common import counted, plain
 from saverestore.cli.pyimage.common import (
     ALSO_COMPRESSED,
     Bar,
@@ -23,6 +22,7 @@ from saverestore.cli.pyimage.common import (
 )
 from saverestore.cli.remedies import in_full
 from saverestore.errors import ErrorName, ExitCode, ImageError, Interrupted, SaveRestoreError, UsageError
+from saverestore.words import counted, plain
 
 if TYPE_CHECKING:
     from saverestore.stream.survey import Survey

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saverestore.cli.common import plain
 from saverestore.cli.pyimage.common import (
     RANDOM_ACCESS,
     Bar,
@@ -21,6 +20,7 @@ from saverestore.cli.pyimage.common import (
 )
 from saverestore.errors import ExitCode
 from saverestore.kernels.page import PAGE_SIZE
+from saverestore.words import plain
 
 if TYPE_CHECKING:
     from saverestore.image.index import ImageIndex

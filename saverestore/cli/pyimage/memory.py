@@ -7,7 +7,6 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from saverestore.cli.common import counted
 from saverestore.cli.pyimage.common import (
     RANDOM_ACCESS,
     Bar,
@@ -22,6 +21,7 @@ from saverestore.cli.pyimage.common import (
 )
 from saverestore.errors import ExitCode, UsageError
 from saverestore.kernels.page import PAGE_SIZE
+from saverestore.words import counted
 
 if TYPE_CHECKING:
     from saverestore.image.index import ImageIndex

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saverestore.cli import arguments as arguments_of_all
-from saverestore.cli.common import STORE, counted, plain
+from saverestore.cli.common import STORE
 from saverestore.cli.pyimage.common import Subparsers, add_command, line, size_text
 from saverestore.errors import (
     ErrorName,
@@ -23,6 +23,7 @@ from saverestore.errors import (
     UsageError,
     name_of_errno,
 )
+from saverestore.words import counted, plain
 
 if TYPE_CHECKING:
     from saverestore.operations.retention import Rule

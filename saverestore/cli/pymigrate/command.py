@@ -11,10 +11,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, certificates, common, reporting, settings
-from saverestore.cli.common import counted, mib
 from saverestore.cli.progress import coded_text
 from saverestore.cli.pymigrate import certify, codec, link, receive, settle, several, xl
 from saverestore.cli.pymigrate.request import in_force, request_of
+from saverestore.words import counted, mib
 
 if TYPE_CHECKING:
     from saverestore.engine.progress import SaveReport

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common
+from saverestore.words import rate_text
 
 if TYPE_CHECKING:
     from saverestore.migrate.source_link import LinkOptions
@@ -163,6 +164,5 @@ def _bwlimit(given: argparse.Namespace) -> None:
 
 
 def _shown(rate: int | None) -> str:
-    from saverestore.report.text import rate_text
 
     return "no limit" if rate is None else rate_text(rate)

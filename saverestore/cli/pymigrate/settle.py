@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from saverestore.cli import arguments, certificates, common
 from saverestore.cli.remedies import in_full
 from saverestore.errors import exit_code_of
+from saverestore.words import counted, plain
 
 if TYPE_CHECKING:
     from saverestore.migrate.journal import Journals
@@ -120,7 +121,7 @@ def _recover(given: argparse.Namespace) -> int:
     elif not errors and not given.quiet:
         lost = [log for log in logs if log.state is State.LOST]
         was = "was" if len(lost) == 1 else "were"
-        earlier = f"; {common.counted(len(lost), 'earlier migration')} {was} lost, see '{PROG} status'"
+        earlier = f"; {counted(len(lost), 'earlier migration')} {was} lost, see '{PROG} status'"
         common.say(f"{PROG}: nothing to settle{earlier if lost else ''}")
     for error in errors:
         common.say(f"{PROG}: {in_full(error, PROG)}")
@@ -160,7 +161,7 @@ def _status(given: argparse.Namespace) -> int:
                 f"{'xl at ' if one['with_xl'] else ''}{one['peer']}  "
                 f"{one['migration']}"
             )
-            common.answer(common.plain(text))
+            common.answer(plain(text))
     for error in errors:
         common.say(f"{PROG}: {in_full(error, PROG)}")
     return int(exit_code_of(errors[0])) if errors else 0

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saverestore.cli import arguments, common, reporting
-from saverestore.cli.common import counted, mib
 from saverestore.cli.pymigrate.request import in_force, request_of
+from saverestore.words import counted, mib
 
 if TYPE_CHECKING:
     from saverestore.operations.host import Host
