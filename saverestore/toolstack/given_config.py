@@ -125,7 +125,7 @@ class GivenConfig:
         of_file = (self.raw.get("b_info") or {}).get(kind) or {}
         if of_file or kind in raw["b_info"]:
             _take(raw["b_info"].setdefault(kind, {}), of_file, OF_A_TYPE)
-        raw["c_info"].setdefault("name", image.name)
+        raw["c_info"]["name"] = raw["c_info"].get("name") or image.name
         raw["c_info"].setdefault("type", image.kind)
         _keep_macs(raw, image.raw)
         try:
@@ -178,7 +178,7 @@ def read(path: str) -> GivenConfig:
         text = _by_xl(path)
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is no configuration of libxl's: {error}", name=ErrorName.FILE_UNSUITABLE
         ) from error
@@ -213,6 +213,7 @@ def _by_xl(path: str) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=XL_TIMEOUT_S,
             check=False,
         )

@@ -73,6 +73,18 @@ def test_what_the_file_does_not_have_of_its_own_the_domain_has_not_either(caplog
     assert "devices that are not in web1.cfg: disk xvda, NIC 0" in caplog.text
 
 
+@pytest.mark.parametrize("name", [None, ""], ids=repr)
+def test_a_file_with_an_empty_name_leaves_the_domain_its_own(name):
+    found = over({"c_info": {"name": name}, "b_info": {}})
+    assert (found.name, found.raw["c_info"]["name"]) == ("web1", "web1")
+
+
+@pytest.mark.parametrize("name", [5, ["x"], "a\0b"], ids=repr)
+def test_a_file_whose_name_is_none_that_a_domain_can_have_is_refused(name):
+    with pytest.raises(UsageError, match=r"web1\.cfg: .*the name"):
+        over({"c_info": {"name": name}, "b_info": {}})
+
+
 def test_a_disk_at_another_place_is_reported_and_one_at_the_same_is_not(caplog):
     disk = {"vdev": "xvda", "pdev_path": "/disks/snapshot", "readwrite": 1}
     nic = {"bridge": "br0"}
@@ -194,6 +206,14 @@ def test_what_xl_does_not_accept_is_an_error_with_its_words(tmp_path: Path, xl):
         read(str(path))
 
 
+def test_words_of_xls_that_are_no_text_are_shown_as_far_as_they_are(tmp_path: Path, xl):
+    path = tmp_path / "web1.cfg"
+    path.write_text("name = \n")
+    xl(r"printf 'near \377' >&2; exit 1")
+    with pytest.raises(UsageError, match="xl does not accept it: near \ufffd"):
+        read(str(path))
+
+
 def test_without_xl_its_files_cannot_be_read_and_that_is_said(tmp_path: Path, monkeypatch):
     path = tmp_path / "web1.cfg"
     path.write_text("name = 'web1'\n")
@@ -215,6 +235,7 @@ def test_libxls_json_is_read_in_all_its_forms(tmp_path: Path, text: str):
     "text",
     [
         "{",
+        "[" * 100_000,
         "[]",
         '{"c_info": 3}',
         '{"disks": {"vdev": "a"}}',
