@@ -143,7 +143,7 @@ def _find(libxl: Libxl, wanted: str) -> tuple[int, dict[str, Any]]:
     try:
         domid = int(wanted) if wanted.isdecimal() else libxl.domid_of(wanted)
         return domid, json.loads(libxl.domain_config(domid))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # OverflowError: no number of a domain's
         raise DomainError(
             f"there is no domain {wanted!r}, or libxl does not know it: {error}",
             name=ErrorName.DOMAIN_NOT_FOUND,

@@ -14,8 +14,10 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
+from pyxc._xen import ffi
 from pyxc.control import ShutdownReason as Reason
 from pyxc.errors import XenError
+from saverestore.cli import watch as command
 from saverestore.errors import DomainError, ErrorName, XenRefused
 from saverestore.guest.common import handles
 from saverestore.toolstack import neighbours
@@ -283,3 +285,23 @@ def test_one_that_was_created_again_but_not_unpaused_is_not_said_to_be_off():
         watched(libxl)
     assert "is off" not in str(caught.value)
     assert libxl.done == ["watch 7", "destroy 7", "create 8"]
+
+
+@pytest.mark.parametrize("wanted", ["", "9" * 30])
+def test_one_that_cannot_be_there_is_not_found(wanted):
+    class Libxl:
+        def domid_of(self, name):
+            raise XenError("libxl_name_to_domid", 0)
+
+        def domain_config(self, domid):
+            return ffi.new("uint32_t *", domid)
+
+    with pytest.raises(DomainError, match=f"there is no domain '{wanted}'"):
+        watching._find(Libxl(), wanted)
+
+
+def test_a_command_that_names_no_domain_does_not_end_as_if_it_had_watched_one(monkeypatch):
+    wanted = []
+    monkeypatch.setattr(watching, "watch_domain", lambda domain, **_: wanted.append(domain))
+    assert command.main([""]) == 0
+    assert wanted == [""]
