@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,18 @@ def test_a_file_of_xls_is_read_by_xl(tmp_path: Path, xl):
     path.write_text('name = "web1"\n')
     xl('[ "$1 $2 $3" = "create -q -n" ] && [ -f "$4" ] && echo \'{"c_info": {"name": "web1"}}\'')
     assert read(str(path)) == GivenConfig(str(path), {"c_info": {"name": "web1"}})
+
+
+def test_a_file_that_can_be_read_once_only_is_read_by_xl_too(xl):
+    """--config <(sed s/web1/web1-copy/ web1.cfg), in bash."""
+    reading, writing = os.pipe()
+    os.write(writing, b'name = "web1"\n')
+    os.close(writing)
+    xl('grep -q web1 "$4" && [ -f "$4" ] && echo \'{"c_info": {"name": "web1"}}\'')
+    try:
+        assert read(f"/dev/fd/{reading}").raw == {"c_info": {"name": "web1"}}
+    finally:
+        os.close(reading)
 
 
 def test_what_xl_does_not_accept_is_an_error_with_its_words(tmp_path: Path, xl):
