@@ -60,7 +60,11 @@ def disable(root: Path = Path("/")) -> int:
                 continue
             again = " again" if place.disable() else ""
             print(f"Xen {place.release}: {_own(place)}{again}")
-        if not found:
+        left = diversion.left_over(root)
+        for place in left:
+            place.disable()
+            print(f"Xen {place.release}: is not installed, and no longer diverted")
+        if not found and not left:
             print(NO_XEN)
 
     return _run(work)
@@ -75,7 +79,12 @@ def status(root: Path = Path("/")) -> int:
         found = diversion.places(root)
         for place in found:
             print(f"Xen {place.release}: {_describe(place)}")
-        if not found:
+        left = diversion.left_over(root)
+        for place in left:
+            print(
+                f"Xen {place.release}: is not installed, and still diverted; '{HELPER} --disable' takes that back"
+            )
+        if not found and not left:
             print(NO_XEN)
 
     return _run(work)

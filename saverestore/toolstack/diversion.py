@@ -12,6 +12,7 @@ completes what it left. Paths are below a root, which is / but for tests.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -23,6 +24,8 @@ from saverestore.toolstack.programs import HELPER
 NAME = "libxl-save-helper"
 SUFFIX = ".stock"
 DIVERT = "dpkg-divert"
+LOCALLY = "local diversion of "
+"""How dpkg-divert begins a line of its list, of a diversion that is no package's."""
 
 
 class State(Enum):
@@ -64,6 +67,11 @@ class Place:
             case ("LOCAL", name) if (path := self.root / name.lstrip("/")).parent == self.folder:
                 return path
         return None
+
+    @property
+    def is_diverted_beside(self) -> bool:
+        """Whether a diversion has it in the same folder, as `enable` does."""
+        return self._diverted_to is not None
 
     @property
     def _new(self) -> Path:
@@ -142,20 +150,25 @@ class Place:
 
     def _divert(self, *options: str) -> str:
         """What dpkg-divert prints, with these options, for libxl's helper. XenRefused when it fails."""
-        command = [DIVERT, "--root", str(self.root), *options, self._inside(self.own)]
-        environment = {**os.environ, "LC_ALL": "C"}
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        except FileNotFoundError as error:
-            raise XenRefused(
-                f"{DIVERT} is missing: only hosts with dpkg are supported", name=ErrorName.HOST_UNSUPPORTED
-            ) from error
-        if done.returncode != 0:
-            raise XenRefused(
-                f"{DIVERT}, for {self.own}: {done.stderr.strip().removeprefix(f'{DIVERT}: error: ')}",
-                name=ErrorName.HOST_UNSUPPORTED,
-            )
-        return done.stdout.strip()
+        return _dpkg_divert(self.root, *options, self._inside(self.own), what=str(self.own))
+
+
+def _dpkg_divert(root: Path, *words: str, what: str) -> str:
+    """What dpkg-divert prints. XenRefused, naming `what`, when it fails."""
+    command = [DIVERT, "--root", str(root), *words]
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    except FileNotFoundError as error:
+        raise XenRefused(
+            f"{DIVERT} is missing: only hosts with dpkg are supported", name=ErrorName.HOST_UNSUPPORTED
+        ) from error
+    if done.returncode != 0:
+        raise XenRefused(
+            f"{DIVERT}, for {what}: {done.stderr.strip().removeprefix(f'{DIVERT}: error: ')}",
+            name=ErrorName.HOST_UNSUPPORTED,
+        )
+    return done.stdout.strip()
 
 
 def places(root: Path = Path("/")) -> list[Place]:
@@ -163,6 +176,23 @@ def places(root: Path = Path("/")) -> list[Place]:
     folders = {path.parent for path in root.glob(f"usr/lib/xen-[0-9]*/bin/{NAME}*")}
     found = (Place(root, folder) for folder in sorted(folders))
     return [one for one in found if os.path.lexists(one.own) or one.stock.exists()]
+
+
+def left_over(root: Path = Path("/")) -> list[Place]:
+    """Those where only a diversion is left, which `disable` may take back: somebody has removed the files. Xen that
+    is installed there again would have its helper where nobody starts it. None where there is no dpkg.
+    """
+    if shutil.which(DIVERT) is None:
+        return []
+    listed = _dpkg_divert(root, "--list", f"/usr/lib/xen-*/bin/{NAME}", what=NAME)
+    names = (
+        line.removeprefix(LOCALLY).partition(" to ")[0]
+        for line in listed.splitlines()
+        if line.startswith(LOCALLY)
+    )
+    there = places(root)
+    found = (Place(root, (root / name.lstrip("/")).parent) for name in sorted(names))
+    return [one for one in found if one not in there and one.is_diverted_beside]
 
 
 def require_root() -> None:

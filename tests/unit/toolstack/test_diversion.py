@@ -259,6 +259,39 @@ def test_when_xen_was_removed_meanwhile_disabling_leaves_nothing(place, ours):
     assert diversions(place.root) == ""
 
 
+def test_when_even_the_folder_was_removed_disabling_takes_the_diversion_back(
+    place, ours, capsys, monkeypatch
+):
+    """Xen that is installed again would have its helper where nobody starts it."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    place.enable(ours)
+    shutil.rmtree(place.folder.parent)
+    helper_diversion.status(place.root)
+    assert capsys.readouterr().out == (
+        "Xen 4.17: is not installed, and still diverted; 'pysave-helper --disable' takes that back\n"
+    )
+    assert helper_diversion.disable(place.root) == 0
+    assert capsys.readouterr().out == "Xen 4.17: is not installed, and no longer diverted\n"
+    assert diversions(place.root) == ""
+    assert helper_diversion.disable(place.root) == 0
+    assert "no Xen was found" in capsys.readouterr().out
+
+
+def test_without_dpkg_nothing_is_diverted(place, monkeypatch):
+    monkeypatch.setattr(diversion, "DIVERT", "/nonexistent/dpkg-divert")
+    assert diversion.left_over(place.root) == []
+
+
+def test_diversions_of_packages_into_other_folders_and_of_other_files_are_not_left_over(place):
+    elsewhere = "/usr/lib/xen-4.14/bin/libxl-save-helper"
+    divert(place.root, "--local", "--no-rename", "--divert", "/srv/helper", "--add", elsewhere)
+    name = "/usr/lib/xen-4.20/bin/libxl-save-helper"
+    divert(place.root, "--package", "other", "--no-rename", "--divert", f"{name}.other", "--add", name)
+    other = "/usr/lib/xen-4.20/bin/xenconsole"
+    divert(place.root, "--local", "--no-rename", "--divert", f"{other}.other", "--add", other)
+    assert diversion.left_over(place.root) == []
+
+
 def wrapper(place: Place) -> None:
     place.own.rename(place.folder / "real-helper")
     place.own.symlink_to("real-helper")
