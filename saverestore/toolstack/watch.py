@@ -101,9 +101,21 @@ def watch_domain(
                 domid,
                 ready=ready,
                 undisturbed=undisturbed,
-                alone=lambda: restoring(UUID(uuid), name, wait_s=RESTORE_S),
+                alone=lambda: _alone(UUID(uuid), name),
                 with_disks=_with_disks,
             )
+
+
+@contextmanager
+def _alone(domain_uuid: UUID, name: str) -> Iterator[None]:
+    """Inside this block no restore of ours makes a domain of this UUID or name. DomainError when one does."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(restoring(domain_uuid, name, wait_s=RESTORE_S))
+        except SaveRestoreError as error:
+            error.add_note(f"{name} has shut down, and is left so")
+            raise
+        yield
 
 
 @contextmanager

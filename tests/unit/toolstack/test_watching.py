@@ -6,6 +6,7 @@ import json
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -20,7 +21,7 @@ from pyxc.errors import XenError
 from saverestore.cli import watch as command
 from saverestore.errors import DomainError, ErrorName, XenRefused
 from saverestore.guest.common import handles
-from saverestore.toolstack import neighbours
+from saverestore.toolstack import lock, neighbours
 from saverestore.toolstack import watch as watching
 from saverestore.toolstack.watch import SETTLE_S, SHORTEST_LIFE_S, Action, action_for, watch
 
@@ -174,6 +175,21 @@ def test_one_that_reboots_when_this_package_has_been_uninstalled_is_started_agai
     )
     assert libxl.done == ["watch 7", "destroy 7", "create 8", "unpause 8", "watch 8"]
     assert "write to its disks cannot be looked up: cannot import name 'neighbours'" in caplog.text
+
+
+def test_one_whose_uuid_is_being_restored_is_left_and_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(lock, "LOCK_DIR", tmp_path)
+    monkeypatch.setattr(watching, "RESTORE_S", 0.0)
+    uuid = UUID(CONFIG["c_info"]["uuid"])
+    with watching._alone(uuid, "web1"):
+        assert lock.restored_by(uuid) is not None
+    with (
+        lock.restoring(uuid, None),
+        pytest.raises(DomainError, match="is being restored by process") as caught,
+        watching._alone(uuid, "web1"),
+    ):
+        pytest.fail("it was let in")
+    assert caught.value.__notes__ == ["web1 has shut down, and is left so"]
 
 
 def test_its_own_disks_are_taken_and_looked_at_and_the_error_says_that_it_is_left(monkeypatch):
