@@ -220,6 +220,7 @@ class Remedy(Enum):
     UNPAUSE_NOW = auto()  # domid: what a failure has left paused, or somebody else
     DESTROY_OLD = auto()  # domid of what the image is to take the place of
     DESTROY_LEFT = auto()  # domid of what is incomplete
+    DESTROY_IF_ABANDONED = auto()  # the same, if a person knows that nobody is completing it
     PLUG_ALL_VCPUS = auto()  # "DOMID NUMBER"
     DETACH_PCI = auto()  # domid
     GIVE_ALL_MEMORY = auto()  # "DOMID MIB": so that none of it is populated on demand

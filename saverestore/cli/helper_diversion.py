@@ -60,7 +60,11 @@ def disable(root: Path = Path("/")) -> int:
                 continue
             again = " again" if place.disable() else ""
             print(f"Xen {place.release}: {_own(place)}{again}")
-        if not found:
+        left = diversion.left_over(root)
+        for place in left:
+            place.disable()
+            print(f"Xen {place.release}: is not installed, and no longer diverted")
+        if not found and not left:
             print(NO_XEN)
 
     return _run(work)
@@ -75,7 +79,12 @@ def status(root: Path = Path("/")) -> int:
         found = diversion.places(root)
         for place in found:
             print(f"Xen {place.release}: {_describe(place)}")
-        if not found:
+        left = diversion.left_over(root)
+        for place in left:
+            print(
+                f"Xen {place.release}: is not installed, and still diverted; '{HELPER} --disable' takes that back"
+            )
+        if not found and not left:
             print(NO_XEN)
 
     return _run(work)
@@ -92,7 +101,7 @@ def _describe(place: Place) -> str:
         case State.STOCK:
             return _own(place)
         case State.OURS:
-            aside = place.stock if place.stock.exists() else "is not installed"
+            aside = stock if (stock := place.stock).exists() else "is not installed"
             return f"xl starts {place.target} (Xen's own helper: {aside})"
         case State.UNFINISHED:
             return f"half enabled; '{HELPER} --enable' or '{HELPER} --disable' completes it"
@@ -100,6 +109,14 @@ def _describe(place: Place) -> str:
             return (
                 f"xl can save and restore nothing: {place.own} points to {place.target}, which does not exist; "
                 f"'{HELPER} --disable' or '{HELPER} --enable' repairs it"
+            )
+        case State.OTHERS if place.target is not None:
+            by_hand = f"which was not put there by '{HELPER} --enable'"
+            if place.own.exists():
+                return f"xl starts {place.target}, {by_hand}: {place.own}"
+            return (
+                f"xl can save and restore nothing: {place.own} points to {place.target}, which does not exist, and "
+                f"{by_hand}"
             )
         case State.OTHERS:
             return f"xl starts a helper that is neither Xen's own nor this one: {place.own}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -77,6 +78,10 @@ class Result:
         )
 
 
+MOST_ERROR_BYTES = 64 << 10
+"""What is kept of what one prints on standard error: a command that it runs may print without end."""
+
+
 class Running(Protocol):
     """One that is under way."""
 
@@ -87,7 +92,7 @@ class Running(Protocol):
         """Have it undo what it has begun, and end."""
 
     def output(self) -> tuple[str, str]:
-        """After its end: what it printed on standard output and standard error."""
+        """After its end: what it printed on standard output, and last on standard error."""
 
 
 Start = Callable[[str], Running]
@@ -123,9 +128,10 @@ class Process:
     def output(self) -> tuple[str, str]:
         """See Running."""
         texts = []
-        for file in (self._out, self._error):
+        for file, most in ((self._out, None), (self._error, MOST_ERROR_BYTES)):
             with file:
-                file.seek(0)
+                length = file.seek(0, os.SEEK_END)
+                file.seek(0 if most is None else max(0, length - most))
                 texts.append(file.read().decode(errors="replace"))
         return texts[0], texts[1]
 

@@ -38,6 +38,7 @@ ANYWHERE = {
         "destroy {object}' then makes room"
     ),
     Remedy.DESTROY_LEFT: "'xl destroy {object}'",
+    Remedy.DESTROY_IF_ABANDONED: "if no program is at work on it any more, 'xl destroy {object}' removes it",
     Remedy.PLUG_ALL_VCPUS: "'xl vcpu-set {object}' first",
     Remedy.DETACH_PCI: "or detach them with 'xl pci-detach {object} BDF'",
     Remedy.GIVE_ALL_MEMORY: "'xl mem-set {object}' gives it all of its memory first",

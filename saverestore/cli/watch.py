@@ -77,7 +77,7 @@ def _watch(given: argparse.Namespace) -> int:
 
     load()  # what takes time, before there is a domain
     domain = given.domain if given.ready_fd is None else _from_starter()
-    if not domain:
+    if not domain and given.ready_fd is not None:
         return ExitCode.DONE  # none came to be
     watch_domain(domain, ready=lambda: _notify_starter(given, READY), undisturbed=_undisturbed)
     return ExitCode.DONE

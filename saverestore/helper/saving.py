@@ -28,12 +28,16 @@ from saverestore.process import ending
 from saverestore.stream.digest_algorithms import NO_DIGEST, algorithm_for_writing
 from saverestore.toolstack import known_bad, watcher
 from saverestore.toolstack.condition import Condition, look_up
+from saverestore.toolstack.device_model import DeviceModel
 from saverestore.toolstack.domains import Domain, name_of
 from saverestore.toolstack.lock import locked
 from saverestore.toolstack.processor_cap import ProcessorCap, speed_up
 from saverestore.transport.pipe import sink_of
 
 LOG = logging.getLogger(__name__)
+
+ALIVE = frozenset({Condition.RUNNING, Condition.PAUSED, Condition.SUSPENDED})
+"""It runs, or may again."""
 
 SUSPENDED = 1
 """What libxl answers when the domain is suspended; anything else is a failure."""
@@ -58,11 +62,10 @@ class LibxlSuspender:
         answer = self._channel.ask(MessageType.SUSPEND)
         found = look_up(self._handles, self._domain.domid, self._domain.info.uuid)
         if answer != SUSPENDED or found.condition is not Condition.SUSPENDED:
-            may_run_on = found.condition in (Condition.RUNNING, Condition.PAUSED, Condition.SUSPENDED)
             raise DomainError(
                 f"libxl was asked to suspend domain {self._domain.domid} and answered {answer}; "
                 f"the domain {found.what}",
-                name=ErrorName.DOMAIN_UNRESPONSIVE if may_run_on else ErrorName.DOMAIN_STOPPED,
+                name=ErrorName.DOMAIN_UNRESPONSIVE if found.condition in ALIVE else ErrorName.DOMAIN_STOPPED,
             )
 
     def resume(self) -> None:
@@ -72,7 +75,8 @@ class LibxlSuspender:
 def resume_without_libxl(domid: int) -> str:
     """Resume a domain that libxl was asked to suspend, when libxl has gone: what the domain is now, in words.
 
-    After Ctrl-C `xl` ends without a word, and the image it was writing is of no use. A device model stays stopped.
+    After Ctrl-C `xl` ends without a word, and the image it was writing is of no use. A device model, which libxl
+    stops with the domain, runs again, too; that it does not answer keeps nobody from resuming the domain.
     """
     with open_handles() as handles:
         try:
@@ -81,11 +85,24 @@ def resume_without_libxl(domid: int) -> str:
             if error.errno != errno.ESRCH:
                 raise
             return "is gone"
+        model = _resume_device_model(handles, domain)
         suspender = Suspender(handles.xen, handles.store, domid, requested=True)
         suspender.resume()
         if suspender.is_late:
-            return f"is running, and may still suspend: {watcher.start_for_late(domain)} resumes it then"
-        return look_up(handles, domid, domain.info.uuid).what
+            late = f"is running, and may still suspend: {watcher.start_for_late(domain)} resumes it then"
+            return f"{late}{model}"
+        found = look_up(handles, domid, domain.info.uuid)
+        return f"{found.what}{model}" if found.condition in ALIVE else found.what
+
+
+def _resume_device_model(handles: Handles, domain: Domain) -> str:
+    """What is to be said of it: nothing where it runs, or there is none. Before the domain, as libxl does."""
+    try:
+        if this_host().of_domain(handles, domain.info).has_device_model:
+            DeviceModel(handles.store, domain.domid).recover()
+    except (DomainError, OSError) as error:
+        return f"; its device model may have stopped: {error}"
+    return ""
 
 
 class LibxlEmulator:

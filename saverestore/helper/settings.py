@@ -26,6 +26,9 @@ TABLES = ("pysave", "pyrestore", "pymigrate", "pymigrate-receive")
 
 DAY_S = 24 * 60 * 60
 
+MOST_DIGITS = 20
+"""Of a number: no setting may have as many."""
+
 
 class Kind(Protocol):
     """The values that a setting may have."""
@@ -79,7 +82,9 @@ class Number:
 
     def parse(self, text: str) -> Any:
         """See Kind."""
-        return int(text) if text.strip().isdecimal() else text
+        digits = text.strip()
+        # Python refuses to read very long numbers.
+        return int(digits) if digits.isdecimal() and len(digits) <= MOST_DIGITS else text
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,10 @@ def read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
 
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not TOML, a number that is too long, or brackets within brackets
         raise UsageError(f"{path}: {error}") from error
     unknown = sorted(found.keys() - KINDS.keys() - set(TABLES))
     if unknown:

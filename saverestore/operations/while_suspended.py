@@ -60,7 +60,7 @@ def _started(command: str, domain: Domain, environment: dict[str, str]) -> subpr
             stdout=2,
             start_new_session=True,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: it has a NUL
         raise DomainError(
             f"the command to be run while {domain} is suspended could not be started: {error}",
             name=ErrorName.COMMAND_FAILED,

@@ -196,8 +196,11 @@ def _check_sections(build: dict[str, Any]) -> None:
 
 
 def _name(create: dict[str, Any]) -> str:
-    """Text that xenstore and libxl can be given. ValueError for half of a surrogate pair, which JSON can hold."""
-    name = str(create["name"])
+    """Text that xenstore and libxl can be given. ValueError for anything else: half of a surrogate pair, which JSON
+    can hold, or a NUL, which would end it."""
+    name = create["name"]
+    if not isinstance(name, str) or "\0" in name:
+        raise ValueError(f"the name is {name!r}")
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -3,6 +3,8 @@
     /usr/lib/xen-X.Y/bin/libxl-save-helper         what libxl starts: Xen's own, or a link to ours
     /usr/lib/xen-X.Y/bin/libxl-save-helper.stock   Xen's own, while dpkg diverts it; upgrades of Xen go there, too
 
+A diversion that was made by hand is as good, to whatever name in that folder (".distrib" is dpkg's own suffix).
+
 At each moment of `enable` and `disable` libxl finds a helper under its name. If one of them is killed, either of them
 completes what it left. Paths are below a root, which is / but for tests.
 """
@@ -10,6 +12,7 @@ completes what it left. Paths are below a root, which is / but for tests.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -21,6 +24,8 @@ from saverestore.toolstack.programs import HELPER
 NAME = "libxl-save-helper"
 SUFFIX = ".stock"
 DIVERT = "dpkg-divert"
+LOCALLY = "local diversion of "
+"""How dpkg-divert begins a line of its list, of a diversion that is no package's."""
 
 
 class State(Enum):
@@ -30,7 +35,7 @@ class State(Enum):
     OURS = auto()
     UNFINISHED = auto()  # an `enable` or `disable` was interrupted, or made by hand in part
     LOST = auto()  # a link to a helper of ours that is no longer there: libxl can start none
-    OTHERS = auto()  # somebody else has put a helper there, or diverts it: left as it is
+    OTHERS = auto()  # somebody else has put a helper there, or a link to ours, or diverts it: left as it is
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,20 @@ class Place:
     @property
     def stock(self) -> Path:
         """Where Xen's own helper is meanwhile."""
-        return self.folder / f"{NAME}{SUFFIX}"
+        return self._diverted_to or self.folder / f"{NAME}{SUFFIX}"
+
+    @property
+    def _diverted_to(self) -> Path | None:
+        """Where a diversion has it that `disable` may take back; None where there is none."""
+        match self._diversion():
+            case ("LOCAL", name) if (path := self.root / name.lstrip("/")).parent == self.folder:
+                return path
+        return None
+
+    @property
+    def is_diverted_beside(self) -> bool:
+        """Whether a diversion has it in the same folder, as `enable` does."""
+        return self._diverted_to is not None
 
     @property
     def _new(self) -> Path:
@@ -72,29 +90,34 @@ class Place:
     def state(self) -> State:
         """What is there, by dpkg's database and the files."""
         diverted = self._diversion()
-        if diverted not in (None, ("LOCAL", self._inside(self.stock))):
+        if diverted and self._diverted_to is None:
             return State.OTHERS
         if self.target is not None:
             if not self.own.exists():
                 return State.LOST
-            return State.OURS if diverted else State.UNFINISHED
+            if diverted:
+                return State.OURS
+            # By hand, with Xen's own who knows where: without the link libxl would have none.
+            return State.UNFINISHED if self.stock.exists() else State.OTHERS
         if not os.path.lexists(self.own):
             return State.UNFINISHED
         if self.own.is_symlink():
             return State.OTHERS
-        if self.stock.exists() and not self.own.samefile(self.stock):
+        stock = self.stock
+        if stock.exists() and not self.own.samefile(stock):
             return State.OTHERS
-        return State.UNFINISHED if diverted or self.stock.exists() else State.STOCK
+        return State.UNFINISHED if diverted or stock.exists() else State.STOCK
 
     def enable(self, ours: Path) -> bool:
         """Have libxl start the helper at `ours`: whether anything had to be changed. Not for OTHERS."""
         if self.state is State.OURS and self.target == ours:
             return False
+        stock = self.stock
         if self._diversion() is None:
             # Renaming is done below: dpkg-divert would leave libxl without a helper for a moment.
-            self._divert("--local", "--no-rename", "--divert", self._inside(self.stock), "--add")
-        if self.own.exists() and self.target is None and not self.stock.exists():
-            self.stock.hardlink_to(self.own)
+            self._divert("--local", "--no-rename", "--divert", self._inside(stock), "--add")
+        if self.own.exists() and self.target is None and not stock.exists():
+            stock.hardlink_to(self.own)
         self._new.unlink(missing_ok=True)
         self._new.symlink_to(ours)
         self._new.replace(self.own)
@@ -105,11 +128,12 @@ class Place:
         self._new.unlink(missing_ok=True)
         if self.state is State.STOCK:
             return False
-        if self.stock.exists():
-            if self.own.exists() and self.own.samefile(self.stock):
-                self.stock.unlink()  # rename(2) does nothing with two links to one file
+        stock = self.stock
+        if stock.exists():
+            if self.own.exists() and self.own.samefile(stock):
+                stock.unlink()  # rename(2) does nothing with two links to one file
             else:
-                self.stock.replace(self.own)
+                stock.replace(self.own)
         elif self.target is not None:  # Xen was removed meanwhile
             self.own.unlink()
         if self._diversion() is not None:
@@ -126,20 +150,25 @@ class Place:
 
     def _divert(self, *options: str) -> str:
         """What dpkg-divert prints, with these options, for libxl's helper. XenRefused when it fails."""
-        command = [DIVERT, "--root", str(self.root), *options, self._inside(self.own)]
-        environment = {**os.environ, "LC_ALL": "C"}
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        except FileNotFoundError as error:
-            raise XenRefused(
-                f"{DIVERT} is missing: only hosts with dpkg are supported", name=ErrorName.HOST_UNSUPPORTED
-            ) from error
-        if done.returncode != 0:
-            raise XenRefused(
-                f"{DIVERT}, for {self.own}: {done.stderr.strip().removeprefix(f'{DIVERT}: error: ')}",
-                name=ErrorName.HOST_UNSUPPORTED,
-            )
-        return done.stdout.strip()
+        return _dpkg_divert(self.root, *options, self._inside(self.own), what=str(self.own))
+
+
+def _dpkg_divert(root: Path, *words: str, what: str) -> str:
+    """What dpkg-divert prints. XenRefused, naming `what`, when it fails."""
+    command = [DIVERT, "--root", str(root), *words]
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    except FileNotFoundError as error:
+        raise XenRefused(
+            f"{DIVERT} is missing: only hosts with dpkg are supported", name=ErrorName.HOST_UNSUPPORTED
+        ) from error
+    if done.returncode != 0:
+        raise XenRefused(
+            f"{DIVERT}, for {what}: {done.stderr.strip().removeprefix(f'{DIVERT}: error: ')}",
+            name=ErrorName.HOST_UNSUPPORTED,
+        )
+    return done.stdout.strip()
 
 
 def places(root: Path = Path("/")) -> list[Place]:
@@ -147,6 +176,23 @@ def places(root: Path = Path("/")) -> list[Place]:
     folders = {path.parent for path in root.glob(f"usr/lib/xen-[0-9]*/bin/{NAME}*")}
     found = (Place(root, folder) for folder in sorted(folders))
     return [one for one in found if os.path.lexists(one.own) or one.stock.exists()]
+
+
+def left_over(root: Path = Path("/")) -> list[Place]:
+    """Those where only a diversion is left, which `disable` may take back: somebody has removed the files. Xen that
+    is installed there again would have its helper where nobody starts it. None where there is no dpkg.
+    """
+    if shutil.which(DIVERT) is None:
+        return []
+    listed = _dpkg_divert(root, "--list", f"/usr/lib/xen-*/bin/{NAME}", what=NAME)
+    names = (
+        line.removeprefix(LOCALLY).partition(" to ")[0]
+        for line in listed.splitlines()
+        if line.startswith(LOCALLY)
+    )
+    there = places(root)
+    found = (Place(root, (root / name.lstrip("/")).parent) for name in sorted(names))
+    return [one for one in found if one not in there and one.is_diverted_beside]
 
 
 def require_root() -> None:
@@ -163,7 +209,7 @@ def require_unclaimed(found: list[Place]) -> None:
     for place in found:
         if place.state is State.OTHERS:
             raise XenRefused(
-                f"{place.own} is neither Xen's own nor a link to {HELPER}, or is diverted for somebody else; no "
-                "changes were made",
+                f"{place.own} is neither Xen's own nor a link to {HELPER} with Xen's own beside it, or is "
+                "diverted for somebody else; no changes were made",
                 name=ErrorName.HOST_UNSUPPORTED,
             )

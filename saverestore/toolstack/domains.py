@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 
 from pyxc import DomainInfo, XenStore
 from saverestore.errors import Advice, DomainError, ErrorName, ImageError, Remedy
@@ -15,9 +14,7 @@ from saverestore.guest.common.transactions import write_below
 from saverestore.guest.kinds import this_host
 from saverestore.toolstack import arriving, config
 from saverestore.toolstack.config import GuestConfig
-
-USERDATA_DIR = Path("/var/lib/xen")
-"""Where libxl keeps what it knows of running domains (XEN_LIB_DIR)."""
+from saverestore.toolstack.userdata import userdata_path as userdata_path
 
 
 @dataclass(frozen=True)
@@ -163,11 +160,6 @@ def devices_with_media(store: XenStore, domid: int) -> dict[str, str]:
         kind, number = device.split(" ", 1)
         found[device] = store.read(f"/libxl/{domid}/device/{kind}/{number}/params") or ""
     return found
-
-
-def userdata_path(domid: int, domain_uuid: uuid.UUID) -> Path:
-    """The file in which libxl keeps a running domain's configuration."""
-    return USERDATA_DIR / f"userdata-d.{domid}.{domain_uuid}.libxl-json"
 
 
 def config_of(handles: Handles, domain: Domain) -> GuestConfig:

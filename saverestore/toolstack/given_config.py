@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ class GivenConfig:
         of_file = (self.raw.get("b_info") or {}).get(kind) or {}
         if of_file or kind in raw["b_info"]:
             _take(raw["b_info"].setdefault(kind, {}), of_file, OF_A_TYPE)
-        raw["c_info"].setdefault("name", image.name)
+        raw["c_info"]["name"] = raw["c_info"].get("name") or image.name
         raw["c_info"].setdefault("type", image.kind)
         _keep_macs(raw, image.raw)
         try:
@@ -175,10 +176,10 @@ def read(path: str) -> GivenConfig:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is no configuration: {error}", name=ErrorName.FILE_UNSUITABLE) from error
     if not text.lstrip().startswith(("{", "[")):
-        text = _by_xl(path)
+        text = _by_xl(path, text)
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is no configuration of libxl's: {error}", name=ErrorName.FILE_UNSUITABLE
         ) from error
@@ -205,14 +206,27 @@ def _is_configuration(raw: Any) -> bool:
     )
 
 
-def _by_xl(path: str) -> str:
-    """What `xl create` would make of it, JSON. Nothing is created."""
+def _by_xl(path: str, text: str) -> str:
+    """What `xl create` would make of it, JSON. Nothing is created. `text`: what is in the file, for one that
+    cannot be read again, such as a pipe."""
+    if Path(path).is_file():
+        return _parsed_by_xl(path, str(Path(path).absolute()))
+    with os.fdopen(os.memfd_create("config"), "w") as copy:
+        copy.write(text)
+        copy.flush()
+        return _parsed_by_xl(path, f"/proc/self/fd/{copy.fileno()}", copy.fileno())
+
+
+def _parsed_by_xl(path: str, name: str, *fds: int) -> str:
+    """The same of a file, which `xl` finds by this name."""
     try:
         done = subprocess.run(
-            ["xl", "create", "-q", "-n", str(Path(path).absolute())],
+            ["xl", "create", "-q", "-n", name],
+            pass_fds=fds,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=XL_TIMEOUT_S,
             check=False,
         )

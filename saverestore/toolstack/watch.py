@@ -60,6 +60,10 @@ class Action(StrEnum):
     SOFT_RESET = "soft_reset"
 
 
+RESTARTS = frozenset({Action.RESTART, Action.RESTART_RENAME, Action.COREDUMP_RESTART})
+"""After these there is a new domain."""
+
+
 def action_for(config: dict[str, Any], reason: int) -> Action:
     """What a configuration says is to be done when its domain shuts down for this reason.
 
@@ -97,9 +101,21 @@ def watch_domain(
                 domid,
                 ready=ready,
                 undisturbed=undisturbed,
-                alone=lambda: restoring(UUID(uuid), name, wait_s=RESTORE_S),
+                alone=lambda: _alone(UUID(uuid), name),
                 with_disks=_with_disks,
             )
+
+
+@contextmanager
+def _alone(domain_uuid: UUID, name: str) -> Iterator[None]:
+    """Inside this block no restore of ours makes a domain of this UUID or name. DomainError when one does."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(restoring(domain_uuid, name, wait_s=RESTORE_S))
+        except SaveRestoreError as error:
+            error.add_note(f"{name} has shut down, and is left so")
+            raise
+        yield
 
 
 @contextmanager
@@ -107,11 +123,17 @@ def _with_disks(text: str) -> Iterator[None]:
     """Inside this block no restore of ours makes a domain that writes to the disks of this configuration.
 
     DomainError when one does that, or when a domain that runs writes to them: a restore finds the disks of a domain
-    that has shut down free, and so they may be another's by now.
+    that has shut down free, and so they may be another's by now. A warning when this package has been uninstalled or
+    replaced meanwhile, so that nothing more of it can be loaded: that is no reason to leave the domain off.
     """
     # Loaded only here: a watcher may wait for years, and few ever start a domain again.
-    from saverestore.guest.common.handles import open_handles
-    from saverestore.toolstack import config, neighbours
+    try:
+        from saverestore.guest.common.handles import open_handles
+        from saverestore.toolstack import config, neighbours
+    except ImportError as error:
+        LOG.warning("whether other domains write to its disks cannot be looked up: %s", error)
+        yield
+        return
 
     parsed = config.parse(text.encode())
     with ExitStack() as stack:
@@ -120,7 +142,10 @@ def _with_disks(text: str) -> Iterator[None]:
             with open_handles() as handles:
                 neighbours.check(handles, parsed, force=False)
         except SaveRestoreError as error:
-            error.add_note(f"{parsed.name} has ended, and is not started again; 'xl create' starts it")
+            error.add_note(
+                f"{parsed.name} has shut down, and is left so: it is not started again until 'xl destroy' has "
+                "removed it and 'xl create' starts it"
+            )
             raise
         yield
 
@@ -130,7 +155,7 @@ def _find(libxl: Libxl, wanted: str) -> tuple[int, dict[str, Any]]:
     try:
         domid = int(wanted) if wanted.isdecimal() else libxl.domid_of(wanted)
         return domid, json.loads(libxl.domain_config(domid))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # OverflowError: no number of a domain's
         raise DomainError(
             f"there is no domain {wanted!r}, or libxl does not know it: {error}",
             name=ErrorName.DOMAIN_NOT_FOUND,
@@ -154,7 +179,8 @@ def watch(
     `ready` is called whenever a domain is watched. What is done to a domain is done in `undisturbed`: half of it
     would be worse than nothing; and in `alone`: between the old domain and the new one there is none, and a restore
     would find its UUID free. It is started anew in `with_disks`, which is given its configuration, and raises when
-    another domain has its disks. An error leaves the domain as it then is.
+    another domain has its disks: before the old one is destroyed, as nobody else has that configuration. An error
+    leaves the domain as it then is.
     """
     since = clock()
     while True:
@@ -170,13 +196,16 @@ def watch(
             continue
         with alone():
             with undisturbed():
-                config = _act(libxl, domid, reason, dumps)
-            if config is None:
-                return
+                config, action = _looked_at(libxl, domid, reason, dumps)
+                if action not in RESTARTS:
+                    _end(libxl, domid, action)
+                    return
             with with_disks(config):
-                sleep(max(SETTLE_S, SHORTEST_LIFE_S - (clock() - since)))
+                sleep(max(0.0, SHORTEST_LIFE_S - (clock() - since)))
                 since = clock()
                 with undisturbed():
+                    _make_room(libxl, domid, config, action)
+                    sleep(SETTLE_S)
                     domid = _start(libxl, domid, config)
         LOG.info("restarted as domain %d", domid)
 
@@ -185,17 +214,24 @@ def _start(libxl: Libxl, domid: int, config: str) -> int:
     """Create and start it: its new number. `domid`: what it had, for the error."""
     try:
         new = libxl.create(config)
-        libxl.unpause(new)
     except XenError as error:
         raise XenRefused(
             f"what was domain {domid} could not be started again: {error}; it is off, 'xl create' starts it",
             name=ErrorName.LIBXL_FAILED,
         ) from error
+    try:
+        libxl.unpause(new)
+    except XenError as error:
+        raise XenRefused(
+            f"what was domain {domid} was created again as domain {new}, but could not be unpaused: {error}; "
+            f"'xl unpause {new}' starts it, and nobody watches it",
+            name=ErrorName.LIBXL_FAILED,
+        ) from error
     return new
 
 
-def _act(libxl: Libxl, domid: int, reason: int, dumps: Path) -> str | None:
-    """Do what is to be done: the configuration to create it anew from, None when it is not to be."""
+def _looked_at(libxl: Libxl, domid: int, reason: int, dumps: Path) -> tuple[str, Action]:
+    """Its configuration, and what is to be done about its end. A core dump, where one is wanted, is written."""
     text = libxl.domain_config(domid)
     config = json.loads(text)
     name = config["c_info"]["name"]
@@ -204,20 +240,23 @@ def _act(libxl: Libxl, domid: int, reason: int, dumps: Path) -> str | None:
     LOG.info("%s (domain %d) has shut down: %s; to be done: %s", name, domid, why, action)
     if action in (Action.COREDUMP_DESTROY, Action.COREDUMP_RESTART):
         _dump(libxl, domid, dumps / name.replace("/", "_"))
-    match action:
-        case Action.DESTROY | Action.COREDUMP_DESTROY:
-            libxl.destroy(domid)
-        case Action.RESTART | Action.COREDUMP_RESTART:
-            libxl.destroy(domid)
-            return text
-        case Action.RESTART_RENAME:
-            libxl.preserve(domid, text, f"{datetime.now(UTC):-%Y%m%dT%H%MZ}")
-            return text
-        case Action.SOFT_RESET:
-            LOG.warning("soft resets are not done here: %s is left as it is", name)
-        case Action.PRESERVE:
-            pass
-    return None
+    if action is Action.SOFT_RESET:
+        LOG.warning("soft resets are not done here: %s is left as it is", name)
+    return text, action
+
+
+def _end(libxl: Libxl, domid: int, action: Action) -> None:
+    """Destroy a domain that is not started again, or leave it."""
+    if action in (Action.DESTROY, Action.COREDUMP_DESTROY):
+        libxl.destroy(domid)
+
+
+def _make_room(libxl: Libxl, domid: int, config: str, action: Action) -> None:
+    """For the new domain, which has the old one's name and UUID."""
+    if action is Action.RESTART_RENAME:
+        libxl.preserve(domid, config, f"{datetime.now(UTC):-%Y%m%dT%H%MZ}")
+    else:
+        libxl.destroy(domid)
 
 
 def _dump(libxl: Libxl, domid: int, path: Path) -> None:

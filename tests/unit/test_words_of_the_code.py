@@ -173,7 +173,7 @@ OPTION_OR_COMMAND = re.compile(
     r"(?<![\w-])--[a-z]|(?<![\w/-])(?:pysave|pyrestore|pyimage|pymigrate|pysave-helper|pysave-watch) +[^ ]"
 )
 
-DPKG_DIVERT = ("root", "add", "remove", "local", "no-rename", "divert", "listpackage", "truename")
+DPKG_DIVERT = ("root", "add", "remove", "local", "no-rename", "divert", "list", "listpackage", "truename")
 
 PASSED_ON = {
     ("saverestore.helper.arguments", "--save-domain"),

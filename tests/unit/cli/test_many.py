@@ -206,6 +206,18 @@ def test_a_signal_amid_what_is_done_for_one_that_has_ended_does_not_lose_it(monk
     assert [one["exit_code"] for one in json.loads(capsys.readouterr().out)] == [0, 130]
 
 
+def test_of_one_that_prints_without_end_the_last_is_kept(monkeypatch):
+    """A --while-suspended command can: all of it would have to fit in memory, with other saves under way."""
+    monkeypatch.setattr(many, "MOST_ERROR_BYTES", 10)
+    process = many.Process("no-such-command", "web1", argparse.Namespace())
+    while process.poll() is None:
+        time.sleep(0.01)
+    process._error.seek(0)
+    process._error.write(b"words " * 1000 + b"the error\n")
+    process._error.truncate()
+    assert process.output() == ("", "the error\n")
+
+
 def test_nothing_to_do_is_done():
     assert World().run() == []
     assert exit_code_of_all([]) == ExitCode.DONE

@@ -20,7 +20,7 @@ from memory_guests import MAKERS, assert_same, restored_from
 
 from pyxc.control import ShutdownReason, XenVersion
 from pyxc.sched import CpuPool, Scheduler, Share
-from saverestore.errors import Advice, ExitCode, Remedy
+from saverestore.errors import Advice, DomainError, ExitCode, Remedy
 from saverestore.guest.common.handles import XenError
 from saverestore.guest.ports import LogDirty
 from saverestore.guest.x86.hvm import log_dirty_with
@@ -252,6 +252,38 @@ def test_a_domain_whose_xl_is_killed_is_resumed(saved, when):
     assert gone.value.__notes__[-1] == "domain 7 is running"
     assert not save.domain.suspended
     assert save.domain.dirty is None
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_device_model_of_a_domain_whose_xl_is_killed_runs_again_or_is_said_not_to(
+    saved, monkeypatch, answers
+):
+    """libxl stops it with the domain: without it the guest's disks do not answer."""
+    recovered = []
+
+    class Model:
+        def __init__(self, _store, domid: int) -> None:
+            self.domid = domid
+
+        def recover(self) -> bool:
+            assert save.domain.suspended  # in libxl's order
+            recovered.append(self.domid)
+            if not answers:
+                raise DomainError("its device model does not answer")
+            return True
+
+    monkeypatch.setattr(saving, "DeviceModel", Model)
+    save = saved("pvh", live=True)
+    save.store.write("/libxl/7/type", "hvm")
+    save.libxl.before[MessageType.SUSPEND] = save.domain.suspend
+    save.libxl.dies_at = MessageType.SUSPEND
+    with pytest.raises(LibxlGone) as gone:
+        save.run()
+    assert recovered == [DOMID]
+    assert not save.domain.suspended
+    assert gone.value.__notes__[-1] == "domain 7 is running" + (
+        "" if answers else "; its device model may have stopped: its device model does not answer"
+    )
 
 
 def test_a_domain_that_cannot_be_resumed_once_xl_is_killed_is_named(saved):

@@ -66,7 +66,11 @@ def test_the_file_is_utf_8_whatever_the_locale_is(usual_file, monkeypatch):
     assert settings.read_file({})[1] == {"pysave": {"while_suspended": "ü"}}
 
 
-@pytest.mark.parametrize("content", [None, b"plain = '\xff'"], ids=["directory", "not UTF-8"])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"plain = '\xff'", b"workers = " + b"9" * 5000, b"workers = " + b"[" * 20_000],
+    ids=["directory", "not UTF-8", "a long number", "deep"],
+)
 def test_what_cannot_be_read_is_named_once(usual_file, content):
     if content is None:
         usual_file.mkdir()
@@ -126,3 +130,8 @@ def test_what_makes_no_sense_in_the_file_is_refused_by_name(usual_file, text, wh
 def test_what_makes_no_sense_in_a_variable_is_refused_by_name(name, value):
     with pytest.raises(UsageError, match=rf"\${name}: "):
         read_settings({name: value})
+
+
+def test_a_number_that_python_would_not_read_is_refused_by_name():
+    with pytest.raises(UsageError, match=r"\$PYSAVE_WORKERS: workers is '9+', but must be a number"):
+        read_settings({"PYSAVE_WORKERS": "9" * 5000})

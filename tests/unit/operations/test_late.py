@@ -158,3 +158,19 @@ def test_a_domain_that_moves_to_another_host_is_left_alone(guest):
     guest.at[2] = guest.set(suspended=True)
     assert guest.watch() == "it moves to another host, which may run it"
     assert (guest.recovered, guest.suspended) == (0, True)
+
+
+def test_what_resumes_a_domain_is_loaded_before_it_is_waited_for(monkeypatch):
+    """This package may be replaced or removed in those minutes."""
+    did = []
+
+    @contextmanager
+    def open_handles():
+        did.append("opened")
+        yield
+
+    monkeypatch.setattr(late, "this_host", lambda: SimpleNamespace(of_config=lambda _: did.append("loaded")))
+    monkeypatch.setattr(late, "open_handles", open_handles)
+    monkeypatch.setattr(late, "watch_for_late", lambda *_, seconds: "it is gone")
+    assert late.resume_if_late(7, UUID) == "it is gone"
+    assert did == ["loaded", "opened"]

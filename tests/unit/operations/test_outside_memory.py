@@ -226,6 +226,13 @@ def test_a_command_that_fails_gives_the_save_up_and_resumes_the_domain(tmp_path,
     assert not guest.domain.suspended
 
 
+def test_a_command_that_cannot_be_given_to_a_program_is_an_error_that_says_so(tmp_path, host, guest):
+    """A file of settings, or the library, can have one."""
+    with pytest.raises(DomainError, match=r"could not be started: embedded null byte"):
+        save(tmp_path, host, "true\0")
+    assert not guest.domain.suspended
+
+
 def test_what_a_command_prints_does_not_get_into_the_image(tmp_path, host, capfd):
     save(tmp_path, host, "echo words")
     out, err = capfd.readouterr()

@@ -238,6 +238,15 @@ def test_a_domain_that_is_being_restored_is_left_to_its_restore(found):
     assert recover_domain("web1", was_aborted=never) == [PUT_BACK]
 
 
+def test_a_domain_whose_restore_was_killed_is_not_called_one_to_unpause(found):
+    found.info.paused = True
+    found.store |= {f"/libxl/{DOMID}/type": "hvm"}
+    with pytest.raises(DomainError, match=r"is incomplete: .*; no changes were made") as caught:
+        recover_domain("web1", was_aborted=never)
+    assert caught.value.remedies == (Advice(Remedy.DESTROY_IF_ABANDONED, DOMID),)
+    assert found.done == []
+
+
 def test_a_copy_that_another_host_may_run_is_left_to_its_migration(found):
     found.info.paused = True
     found.store |= {f"/local/domain/{DOMID}/name": "web1--incoming"}

@@ -14,7 +14,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from pyxc import XenError
 from saverestore.errors import Advice, Remedy
 from saverestore.testing.store import MemoryStore
-from saverestore.toolstack import lock
+from saverestore.toolstack import lock, userdata
 from saverestore.toolstack.condition import Condition, Found, look_up
 
 WEB, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -91,6 +91,18 @@ def test_a_migrations_copy_is_for_nobody_to_unpause():
     found = look_up(handles, 7, WEB)
     assert found.what == "comes from another host, which may still run it"
     assert found.remedies == (Advice(Remedy.LOOK_FOR_OUTGOING, "web1"),)
+
+
+def test_one_whose_restore_was_killed_is_for_nobody_to_unpause(tmp_path, monkeypatch):
+    """Half of its memory is there, and libxl writes its record when all of it is."""
+    monkeypatch.setattr(userdata, "USERDATA_DIR", tmp_path)
+    handles = handles_with(info(paused=True))
+    handles.store.write("/libxl/7/type", "pvh")
+    found = look_up(handles, 7, WEB)
+    assert found.what == "is incomplete: a program still creates or restores it, or was killed while it did"
+    assert found.remedies == (Advice(Remedy.DESTROY_IF_ABANDONED, 7),)
+    userdata.userdata_path(7, WEB).touch()
+    assert look_up(handles, 7, WEB).what == "is paused"
 
 
 def test_a_paused_domain_is_paused_also_where_xenstore_does_not_answer():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from saverestore.cli import helper_diversion
 from saverestore.errors import ErrorName, TransportError, XenRefused
 from saverestore.toolstack import diversion
 from saverestore.toolstack.diversion import Place, State
@@ -135,6 +136,64 @@ def test_what_was_made_by_hand_is_recognised(place, ours):
     assert place.own.read_text() == STOCK
 
 
+def test_what_was_made_by_hand_with_dpkgs_own_suffix_is_recognised_and_taken_back(place, ours):
+    """What 'dpkg-divert --local --rename --add' does without --divert."""
+    name = f"/{place.own.relative_to(place.root)}"
+    divert(place.root, "--local", "--rename", "--add", name)
+    assert place.state is State.UNFINISHED
+    place.own.symlink_to(ours)
+    assert place.state is State.OURS
+    assert place.stock == place.folder / "libxl-save-helper.distrib"
+    assert not place.enable(ours)
+    ours.unlink()
+    assert place.state is State.LOST
+    place.disable()
+    assert (place.state, place.own.read_text(), diversions(place.root)) == (State.STOCK, STOCK, "")
+
+
+def test_when_xen_was_removed_meanwhile_one_that_was_made_by_hand_is_still_found(place, ours):
+    divert(place.root, "--local", "--rename", "--add", f"/{place.own.relative_to(place.root)}")
+    assert [one.state for one in diversion.places(place.root)] == [State.UNFINISHED]
+
+
+def test_a_link_that_was_made_by_hand_with_xens_own_nobody_knows_where_is_left(
+    place, ours, capsys, monkeypatch
+):
+    """Without the link xl would have no helper at all."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    place.own.rename(place.folder / "libxl-save-helper.orig")
+    place.own.symlink_to(ours)
+    assert helper_diversion.disable(place.root) == 0
+    assert place.own.read_text() == "ours\n"
+    assert f"left as it is: xl starts {ours}, which was not put there by" in capsys.readouterr().out
+    with pytest.raises(XenRefused, match="Xen's own beside it"):
+        diversion.require_unclaimed([place])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--package", "other", "--divert", "/usr/lib/xen-4.17/bin/libxl-save-helper.other"),
+        ("--local", "--divert", "/srv/libxl-save-helper"),
+    ],
+    ids=["by a package", "into another folder"],
+)
+def test_a_diversion_that_is_not_ours_to_take_back_is_left_and_whose_helper_it_is_is_true(
+    place, ours, options, capsys
+):
+    (place.root / "srv").mkdir()
+    divert(place.root, *options, "--rename", "--add", f"/{place.own.relative_to(place.root)}")
+    place.own.symlink_to(ours)
+    assert place.state is State.OTHERS
+    helper_diversion.status(place.root)
+    told = capsys.readouterr().out
+    assert f"xl starts {ours}, which was not put there by 'pysave-helper --enable'" in told
+    ours.unlink()
+    helper_diversion.status(place.root)
+    nothing = f"xl can save and restore nothing: {place.own} points to {ours}, which does not exist"
+    assert nothing in capsys.readouterr().out
+
+
 class Killed(BaseException):
     """What no code of ours catches."""
 
@@ -198,6 +257,39 @@ def test_when_xen_was_removed_meanwhile_disabling_leaves_nothing(place, ours):
     assert not os.path.lexists(place.own)
     assert diversion.places(place.root) == []
     assert diversions(place.root) == ""
+
+
+def test_when_even_the_folder_was_removed_disabling_takes_the_diversion_back(
+    place, ours, capsys, monkeypatch
+):
+    """Xen that is installed again would have its helper where nobody starts it."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    place.enable(ours)
+    shutil.rmtree(place.folder.parent)
+    helper_diversion.status(place.root)
+    assert capsys.readouterr().out == (
+        "Xen 4.17: is not installed, and still diverted; 'pysave-helper --disable' takes that back\n"
+    )
+    assert helper_diversion.disable(place.root) == 0
+    assert capsys.readouterr().out == "Xen 4.17: is not installed, and no longer diverted\n"
+    assert diversions(place.root) == ""
+    assert helper_diversion.disable(place.root) == 0
+    assert "no Xen was found" in capsys.readouterr().out
+
+
+def test_without_dpkg_nothing_is_diverted(place, monkeypatch):
+    monkeypatch.setattr(diversion, "DIVERT", "/nonexistent/dpkg-divert")
+    assert diversion.left_over(place.root) == []
+
+
+def test_diversions_of_packages_into_other_folders_and_of_other_files_are_not_left_over(place):
+    elsewhere = "/usr/lib/xen-4.14/bin/libxl-save-helper"
+    divert(place.root, "--local", "--no-rename", "--divert", "/srv/helper", "--add", elsewhere)
+    name = "/usr/lib/xen-4.20/bin/libxl-save-helper"
+    divert(place.root, "--package", "other", "--no-rename", "--divert", f"{name}.other", "--add", name)
+    other = "/usr/lib/xen-4.20/bin/xenconsole"
+    divert(place.root, "--local", "--no-rename", "--divert", f"{other}.other", "--add", other)
+    assert diversion.left_over(place.root) == []
 
 
 def wrapper(place: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_what_the_file_does_not_have_of_its_own_the_domain_has_not_either(caplog
     assert "on_crash" not in found.raw
     assert found.devices == []
     assert "devices that are not in web1.cfg: disk xvda, NIC 0" in caplog.text
+
+
+@pytest.mark.parametrize("name", [None, ""], ids=repr)
+def test_a_file_with_an_empty_name_leaves_the_domain_its_own(name):
+    found = over({"c_info": {"name": name}, "b_info": {}})
+    assert (found.name, found.raw["c_info"]["name"]) == ("web1", "web1")
+
+
+@pytest.mark.parametrize("name", [5, ["x"], "a\0b"], ids=repr)
+def test_a_file_whose_name_is_none_that_a_domain_can_have_is_refused(name):
+    with pytest.raises(UsageError, match=r"web1\.cfg: .*the name"):
+        over({"c_info": {"name": name}, "b_info": {}})
 
 
 def test_a_disk_at_another_place_is_reported_and_one_at_the_same_is_not(caplog):
@@ -186,11 +199,31 @@ def test_a_file_of_xls_is_read_by_xl(tmp_path: Path, xl):
     assert read(str(path)) == GivenConfig(str(path), {"c_info": {"name": "web1"}})
 
 
+def test_a_file_that_can_be_read_once_only_is_read_by_xl_too(xl):
+    """--config <(sed s/web1/web1-copy/ web1.cfg), in bash."""
+    reading, writing = os.pipe()
+    os.write(writing, b'name = "web1"\n')
+    os.close(writing)
+    xl('grep -q web1 "$4" && [ -f "$4" ] && echo \'{"c_info": {"name": "web1"}}\'')
+    try:
+        assert read(f"/dev/fd/{reading}").raw == {"c_info": {"name": "web1"}}
+    finally:
+        os.close(reading)
+
+
 def test_what_xl_does_not_accept_is_an_error_with_its_words(tmp_path: Path, xl):
     path = tmp_path / "web1.cfg"
     path.write_text("name = \n")
     xl("echo 'config parsing error near line 1' >&2; exit 1")
     with pytest.raises(UsageError, match="xl does not accept it: config parsing error near line 1"):
+        read(str(path))
+
+
+def test_words_of_xls_that_are_no_text_are_shown_as_far_as_they_are(tmp_path: Path, xl):
+    path = tmp_path / "web1.cfg"
+    path.write_text("name = \n")
+    xl(r"printf 'near \377' >&2; exit 1")
+    with pytest.raises(UsageError, match="xl does not accept it: near \ufffd"):
         read(str(path))
 
 
@@ -215,6 +248,7 @@ def test_libxls_json_is_read_in_all_its_forms(tmp_path: Path, text: str):
     "text",
     [
         "{",
+        "[" * 100_000,
         "[]",
         '{"c_info": 3}',
         '{"disks": {"vdev": "a"}}',

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.errors import DomainError, ErrorName, Remedy
-from saverestore.toolstack import config, domains, neighbours
+from saverestore.toolstack import config, domains, neighbours, userdata
 
 MAC = "00:16:3e:00:00:01"
 
@@ -42,7 +42,7 @@ class Hosting:
             xen=SimpleNamespace(domains=lambda: [self.info]),
             store=SimpleNamespace(read=lambda _path: "web1"),
         )
-        monkeypatch.setattr(domains, "USERDATA_DIR", tmp_path)
+        monkeypatch.setattr(userdata, "USERDATA_DIR", tmp_path)
 
     def runs(self, found: config.GuestConfig) -> None:
         domains.userdata_path(3, self.info.uuid).write_bytes(found.to_json())

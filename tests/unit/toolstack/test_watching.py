@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -13,13 +15,15 @@ try:
 except ImportError as error:
     pytest.skip(f"needs the compiled binding: {error}", allow_module_level=True)
 
+from pyxc._xen import ffi
 from pyxc.control import ShutdownReason as Reason
 from pyxc.errors import XenError
+from saverestore.cli import watch as command
 from saverestore.errors import DomainError, ErrorName, XenRefused
 from saverestore.guest.common import handles
-from saverestore.toolstack import neighbours
+from saverestore.toolstack import lock, neighbours
 from saverestore.toolstack import watch as watching
-from saverestore.toolstack.watch import SHORTEST_LIFE_S, Action, action_for, watch
+from saverestore.toolstack.watch import SETTLE_S, SHORTEST_LIFE_S, Action, action_for, watch
 
 GONE = None
 
@@ -132,7 +136,7 @@ def test_no_restore_gets_its_disks_between_its_end_and_its_new_start():
 
     watch(libxl, 7, undisturbed=nullcontext, with_disks=with_disks, sleep=lambda _: None, clock=lambda: 0.0)
     assert libxl.done == [
-        *("watch 7", "destroy 7", "locked", "create 8", "unpause 8", "unlocked"),
+        *("watch 7", "locked", "destroy 7", "create 8", "unpause 8", "unlocked"),
         *("watch 8", "destroy 8"),
     ]
 
@@ -141,19 +145,54 @@ def taken(text):
     raise DomainError("web1 would write to disks that other domains write to", name=ErrorName.DISKS_IN_USE)
 
 
-def test_one_whose_disks_another_domain_has_by_now_is_not_started_again():
+def test_one_whose_disks_another_domain_has_by_now_is_not_started_again_and_libxl_keeps_its_configuration():
     """A restore finds the disks of a domain that has shut down free: nobody else looks at them then."""
     libxl = ScriptedLibxl(Reason.REBOOT, on_reboot="restart")
     with pytest.raises(DomainError, match="disks that other domains write to"):
         watch(libxl, 7, undisturbed=nullcontext, with_disks=taken, sleep=lambda _: None, clock=lambda: 0.0)
-    assert libxl.done == ["watch 7", "destroy 7"]
+    assert libxl.done == ["watch 7"]
 
 
-def test_its_own_disks_are_taken_and_looked_at_and_the_error_says_that_it_is_off(monkeypatch):
-    config = {
-        "c_info": {"name": "web1", "uuid": "6b4080d7-0414-4c21-a340-e452e4b608cb", "type": "pvh"},
-        "b_info": {"type": "pvh", "max_memkb": 65536},
-    }
+CONFIG = {
+    "c_info": {"name": "web1", "uuid": "6b4080d7-0414-4c21-a340-e452e4b608cb", "type": "pvh"},
+    "b_info": {"type": "pvh", "max_memkb": 65536},
+}
+
+
+def test_one_that_reboots_when_this_package_has_been_uninstalled_is_started_again(monkeypatch, caplog):
+    """Its watcher runs on, and what it has not loaded is gone."""
+    monkeypatch.delitem(sys.modules, "saverestore.toolstack.neighbours")
+    monkeypatch.delattr("saverestore.toolstack.neighbours")
+    monkeypatch.setattr("saverestore.toolstack.__path__", [])
+    libxl = ScriptedLibxl(Reason.REBOOT, GONE, on_reboot="restart", **CONFIG)
+    watch(
+        libxl,
+        7,
+        undisturbed=nullcontext,
+        with_disks=watching._with_disks,
+        sleep=lambda _: None,
+        clock=lambda: 0.0,
+    )
+    assert libxl.done == ["watch 7", "destroy 7", "create 8", "unpause 8", "watch 8"]
+    assert "write to its disks cannot be looked up: cannot import name 'neighbours'" in caplog.text
+
+
+def test_one_whose_uuid_is_being_restored_is_left_and_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(lock, "LOCK_DIR", tmp_path)
+    monkeypatch.setattr(watching, "RESTORE_S", 0.0)
+    uuid = UUID(CONFIG["c_info"]["uuid"])
+    with watching._alone(uuid, "web1"):
+        assert lock.restored_by(uuid) is not None
+    with (
+        lock.restoring(uuid, None),
+        pytest.raises(DomainError, match="is being restored by process") as caught,
+        watching._alone(uuid, "web1"),
+    ):
+        pytest.fail("it was let in")
+    assert caught.value.__notes__ == ["web1 has shut down, and is left so"]
+
+
+def test_its_own_disks_are_taken_and_looked_at_and_the_error_says_that_it_is_left(monkeypatch):
     did = []
 
     @contextmanager
@@ -169,17 +208,41 @@ def test_its_own_disks_are_taken_and_looked_at_and_the_error_says_that_it_is_off
     monkeypatch.setattr(neighbours, "disks_kept", disks_kept)
     monkeypatch.setattr(neighbours, "check", check)
     monkeypatch.setattr(handles, "open_handles", nullcontext)
-    with watching._with_disks(json.dumps(config)):
+    with watching._with_disks(json.dumps(CONFIG)):
         assert did == [("kept", "web1", False, True), ("checked", "web1", False)]
-    with pytest.raises(DomainError) as caught, watching._with_disks(json.dumps(config)):
+    with pytest.raises(DomainError) as caught, watching._with_disks(json.dumps(CONFIG)):
         pytest.fail("it was let in")
-    assert caught.value.__notes__ == ["web1 has ended, and is not started again; 'xl create' starts it"]
+    assert caught.value.__notes__ == [
+        "web1 has shut down, and is left so: it is not started again until 'xl destroy' has removed it and "
+        "'xl create' starts it"
+    ]
 
 
 def test_one_that_reboots_at_once_has_to_wait():
     slept: list[float] = []
     watched(ScriptedLibxl(Reason.REBOOT, GONE, on_reboot="restart"), slept=slept)
-    assert slept == [SHORTEST_LIFE_S]
+    assert slept == [SHORTEST_LIFE_S, SETTLE_S]
+
+
+def test_what_ends_the_watcher_while_one_has_to_wait_leaves_that_domain_with_its_configuration():
+    """Only libxl has it, as long as there is the domain: nobody could start it anew."""
+    libxl = ScriptedLibxl(Reason.REBOOT, on_reboot="restart")
+    disturbed = True
+
+    @contextmanager
+    def undisturbed():
+        nonlocal disturbed
+        disturbed = False
+        yield
+        disturbed = True
+
+    def ended_by_a_signal(_seconds):
+        if disturbed:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        watch(libxl, 7, undisturbed=undisturbed, sleep=ended_by_a_signal, clock=lambda: 0.0)
+    assert libxl.done == ["watch 7"]
 
 
 def test_one_that_is_saved_and_goes_on_is_watched_on():
@@ -225,3 +288,37 @@ def test_a_restart_that_fails_is_an_error_and_not_tried_for_ever():
     ):
         watched(libxl)
     assert libxl.done == ["watch 7", "destroy 7"]
+
+
+def test_one_that_was_created_again_but_not_unpaused_is_not_said_to_be_off():
+    libxl = ScriptedLibxl(Reason.REBOOT, on_reboot="restart")
+
+    def unpause(domid):
+        raise XenError("libxl_domain_unpause", 5)
+
+    libxl.unpause = unpause
+    with pytest.raises(XenRefused, match=r"created again as domain 8, .*'xl unpause 8' starts it") as caught:
+        watched(libxl)
+    assert "is off" not in str(caught.value)
+    assert libxl.done == ["watch 7", "destroy 7", "create 8"]
+
+
+@pytest.mark.parametrize("wanted", ["", "9" * 30])
+def test_one_that_cannot_be_there_is_not_found(wanted):
+    class Libxl:
+        def domid_of(self, name):
+            raise XenError("libxl_name_to_domid", 0)
+
+        def domain_config(self, domid):
+            return ffi.new("uint32_t *", domid)
+
+    with pytest.raises(DomainError, match=f"there is no domain '{wanted}'"):
+        watching._find(Libxl(), wanted)
+
+
+def test_a_command_that_names_no_domain_does_not_end_as_if_it_had_watched_one(monkeypatch):
+    wanted = []
+    monkeypatch.setattr(watching, "watch_domain", lambda domain, **_: wanted.append(domain))
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    assert command.main([""]) == 0
+    assert wanted == [""]
