@@ -15,9 +15,10 @@ import struct
 from saverestore.errors import ImageError
 from saverestore.toolstack import config as configs
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.domains import Domain, userdata_path
+from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.given_config import NO_MAC
 from saverestore.toolstack.host_fit import NET_CLASS, is_served_here
+from saverestore.toolstack.userdata import userdata_path
 
 LOG = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from saverestore.guest.kinds import Kind, this_host
 from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import shield
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.domains import Domain, config_of, devices_of, userdata_path
+from saverestore.toolstack.domains import Domain, config_of, devices_of
 from saverestore.toolstack.ports import FreshDomain
+from saverestore.toolstack.userdata import userdata_path
 
 DOM0 = 0
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy, XenRefused
 from saverestore.guest.common.handles import Handles, XenError
 from saverestore.toolstack.bare import Bare
-from saverestore.toolstack.domains import Domain, userdata_path
+from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.ports import Toolstack
 from saverestore.toolstack.programs import HELPER, path_of
+from saverestore.toolstack.userdata import userdata_path
 
 if TYPE_CHECKING:
     from saverestore.toolstack.libxl import LibxlToolstack

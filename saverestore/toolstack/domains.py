@@ -14,7 +14,7 @@ from saverestore.guest.common.transactions import write_below
 from saverestore.guest.kinds import this_host
 from saverestore.toolstack import arriving, config
 from saverestore.toolstack.config import GuestConfig
-from saverestore.toolstack.userdata import userdata_path as userdata_path
+from saverestore.toolstack.userdata import userdata_path
 
 
 @dataclass(frozen=True)

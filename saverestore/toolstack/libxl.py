@@ -20,9 +20,10 @@ from saverestore.interrupts import shield
 from saverestore.toolstack import config
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.device_model import DeviceModel
-from saverestore.toolstack.domains import Domain, userdata_path
+from saverestore.toolstack.domains import Domain
 from saverestore.toolstack.helper_link import HELPER_VARIABLE, TASK_VARIABLE, HelperReport, Task, linked
 from saverestore.toolstack.programs import HELPER, path_of
+from saverestore.toolstack.userdata import userdata_path
 
 
 class LibxlToolstack:

@@ -26,9 +26,9 @@ from saverestore.guest.ports import Channels, RestoredPages
 from saverestore.interrupts import shield
 from saverestore.toolstack.bare import write_userdata
 from saverestore.toolstack.config import GuestConfig, parse
-from saverestore.toolstack.domains import userdata_path
 from saverestore.toolstack.libxl import LibxlToolstack
 from saverestore.toolstack.ports import FreshDomain
+from saverestore.toolstack.userdata import userdata_path
 
 BOOT_SETTINGS = ("kernel", "ramdisk", "cmdline", "bootloader", "bootloader_args", "device_tree")
 """What a domain boots from. Old configurations have most of them with the settings of the domain's type."""

@@ -18,10 +18,11 @@ from saverestore.guest.common.handles import Handles
 from saverestore.toolstack import config as configs
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.disks import is_written
-from saverestore.toolstack.domains import Domain, all_domains, userdata_path
+from saverestore.toolstack.domains import Domain, all_domains
 from saverestore.toolstack.given_config import NO_MAC
 from saverestore.toolstack.host_fit import DOM0_NAMES
 from saverestore.toolstack.lock import held
+from saverestore.toolstack.userdata import userdata_path
 
 LOG = logging.getLogger(__name__)
 

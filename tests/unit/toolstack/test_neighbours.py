@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.errors import DomainError, ErrorName, Remedy
-from saverestore.toolstack import config, domains, neighbours, userdata
+from saverestore.toolstack import config, neighbours, userdata
 
 MAC = "00:16:3e:00:00:01"
 
@@ -45,7 +45,7 @@ class Hosting:
         monkeypatch.setattr(userdata, "USERDATA_DIR", tmp_path)
 
     def runs(self, found: config.GuestConfig) -> None:
-        domains.userdata_path(3, self.info.uuid).write_bytes(found.to_json())
+        userdata.userdata_path(3, self.info.uuid).write_bytes(found.to_json())
 
     def check(self, found: config.GuestConfig, *, force: bool = False) -> None:
         neighbours.check(self.handles, found, force=force)
