@@ -78,6 +78,21 @@ def found(journals: Journals, domain: str | None) -> tuple[list[Log], list[Journ
     return logs, errors
 
 
+def to_force(logs: Sequence[Log], domain: str) -> list[Log]:
+    """Of the migrations of a domain that are not over, the one that a person may decide; or what `recover` refuses.
+
+    UsageError where there are several: the other copies may be of other domains that have that name.
+    """
+    asked = [log for log in logs if log.state in IN_DOUBT]
+    if len(asked) > 1:
+        shown = ", ".join(f"{one.head.migration} (UUID {one.head.uuid}, {one.state})" for one in asked)
+        raise UsageError(
+            f"{len(asked)} migrations of {domain} are not settled: {shown}; name one of these in place of the "
+            "domain; no changes were made"
+        )
+    return asked or list(logs)
+
+
 def recover(
     log: Log,
     request: RecoverRequest,
