@@ -24,7 +24,7 @@ from typing import Self
 from saverestore.errors import ErrorName, SaveRestoreError, TransportError, name_of_errno
 from saverestore.migrate import records
 from saverestore.migrate.handover import NOT_WRITTEN, OVER, Role, State
-from saverestore.migrate.records import ROOM_BYTES, Entry, Head, JournalError, Log
+from saverestore.migrate.records import ROOM_BYTES, Entry, Head, JournalError, JournalUnread, Log
 
 DIRECTORY = Path("/var/lib/xen/pymigrate")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -171,7 +171,10 @@ class Journals:
             raise
 
     def all(self) -> Iterator[Log | JournalError]:
-        """What each journal says, unlocked, the oldest first; of one that cannot be read, why."""
+        """What each journal says, unlocked, the oldest first; of one that cannot be read, why.
+
+        TransportError when the folder cannot be read.
+        """
         found: list[tuple[str, Log | JournalError]] = []
         try:
             paths = sorted(self.directory.glob(f"*{SUFFIX}"))
@@ -183,6 +186,10 @@ class Journals:
                     found.append(("", error))
                 except FileNotFoundError:
                     continue
+                except IsADirectoryError:
+                    found.append(("", JournalError(f"{path} is a directory, and no journal")))
+                except OSError as error:
+                    found.append(("", _unread(path, error)))
         except OSError as error:
             raise _failed(self.directory, error) from error
         yield from (one for _, one in sorted(found, key=lambda pair: pair[0]))
@@ -285,6 +292,13 @@ def _sync_directory(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _unread(path: Path, error: OSError) -> JournalUnread:
+    return JournalUnread(
+        f"{path}: {error.strerror}: the journal of a migration cannot be read",
+        name=name_of_errno(error.errno),
+    )
 
 
 def _failed(path: Path, error: OSError) -> TransportError:

@@ -38,6 +38,10 @@ class JournalError(SaveRestoreError):
     name = ErrorName.JOURNAL_UNREADABLE
 
 
+class JournalUnread(JournalError):
+    """The disk or the system did not give a journal. What it says holds all the same."""
+
+
 @dataclass(frozen=True)
 class Head:
     """What a migration is: written once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -15,7 +16,7 @@ from saverestore.migrate import journal as journal_module
 from saverestore.migrate import records
 from saverestore.migrate.handover import Role, State
 from saverestore.migrate.journal import JournalBusy, JournalExists, Journals
-from saverestore.migrate.records import Head, JournalError, Log
+from saverestore.migrate.records import Head, JournalError, JournalUnread, Log
 
 ID = uuid.UUID("11111111-2222-4333-8444-555555555555")
 HEAD = Head(
@@ -221,6 +222,34 @@ def test_two_entries_that_failed_are_replaced_both_of_them(journals, monkeypatch
     (log,) = journals.all()
     assert [one.state for one in log.entries] == [State.STREAMING, State.ABORTED]
     assert not journal.path.read_bytes()[log.length_bytes :].strip(b"\0")
+
+
+def test_a_journal_that_the_disk_does_not_give_hides_no_other(journals, monkeypatch):
+    whole(journals)
+    bad = journals.directory / f"source-{uuid.UUID(int=9)}.journal"
+    bad.write_bytes(b"unread")
+    read = Path.read_bytes
+
+    def fails(path):
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    error, log = journals.all()
+    assert isinstance(log, Log)
+    assert isinstance(error, JournalUnread)
+    assert f"{bad}: Input/output error" in str(error)
+
+
+def test_what_is_no_file_is_no_journal_and_hides_no_other(journals):
+    whole(journals)
+    (journals.directory / "old.journal").mkdir()
+    error, log = journals.all()
+    assert isinstance(log, Log)
+    assert isinstance(error, JournalError)
+    assert not isinstance(error, JournalUnread)
+    assert "old.journal is a directory" in str(error)
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
