@@ -39,6 +39,7 @@ from saverestore.migrate.messages import (
     for_people,
 )
 from saverestore.transport.connection import Connection, PeerTimeout, within
+from saverestore.transport.hosts import on_our_interface
 from saverestore.transport.link_keeper import Attempt
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.paced import SMALLEST_RATE, PacedSink
@@ -257,7 +258,9 @@ class SourceLink:
     def _first_beside_ssh(self, accepted: Accepted, join: Join) -> Connection | None:
         """The first connection by TLS, which has joined; None where it cannot be had."""
         assert self._certificate is not None
-        host = self._options.data_address or accepted.host or self._address.host.rpartition("@")[2]
+        reached = self._address.host.rpartition("@")[2]
+        told = on_our_interface(accepted.host, reached, self._address.way.interface)
+        host = self._options.data_address or told or reached
         try:
             if not HOST.fullmatch(host):
                 raise ProtocolError(f"{for_people(host, 100)!r} is no address")
