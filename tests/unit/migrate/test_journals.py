@@ -64,6 +64,15 @@ def test_a_person_can_read_it(journals):
     ]
 
 
+def test_a_text_that_is_not_unicode_is_written_and_reads_back(journals):
+    """A file's name in an error, for example: what is not UTF-8 in it, Python has as half a surrogate pair."""
+    reason = os.fsdecode(b"/srv/\xff.cfg: no such file")
+    with journals.create(HEAD, State.OFFERED) as journal:
+        journal.enter(State.ABORTED, reason=reason)
+    (log,) = journals.all()
+    assert (log.state, log.note("reason")) == (State.ABORTED, reason)
+
+
 def test_a_state_that_matters_to_nobody_later_is_not_written(journals):
     with journals.create(HEAD, State.OFFERED) as journal:
         journal.enter(State.SUSPENDED)
