@@ -52,6 +52,8 @@ RESUME_FOR_S = 60.0
 SILENCE_S = 10.0
 CONNECT_S = 3.0
 """A further connection is tried again: when the link is back, the first attempt should not still wait."""
+LONGEST_S = 1 << 31
+"""As long as anybody likes, and as a message can say it."""
 HOST = re.compile(r"[0-9A-Za-z:][0-9A-Za-z._:%-]{0,252}")
 """A name or address of a host."""
 HANDSHAKE_S = 8.0
@@ -196,7 +198,7 @@ class SourceLink:
         return replace(
             offer,
             links=options.streams if has_links else 0,
-            resume_for_s=round(options.resume_for_s),
+            resume_for_s=min(math.ceil(options.resume_for_s), LONGEST_S),
             silence_s=math.ceil(options.silence_s),
             certificate="" if self._certificate is None else self._certificate.text,
         )
