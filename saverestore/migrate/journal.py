@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import itertools
 import os
 import secrets
 import uuid
@@ -202,11 +203,16 @@ class Journals:
             lines = LOCKS.read_text().splitlines()
         except OSError:
             return None
-        inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
         for line in lines:
             words = line.split()
-            if "FLOCK" in words and "->" not in words and inode in words:
-                return int(words[words.index(inode) - 1])
+            if "FLOCK" not in words or "->" in words:
+                continue
+            for pid, where in itertools.pairwise(words):
+                of, _, inode = where.rpartition(":")
+                # On btrfs and overlayfs the kernel has another device there than stat tells.
+                if inode == str(found.st_ino) and (of == device or (of and _has_open(pid, found))):
+                    return int(pid)
         return None
 
     def _path(self, role: Role, migration: uuid.UUID) -> Path:
@@ -270,6 +276,16 @@ def _lock(descriptor: int, path: Path) -> None:
         role, _, migration = path.name.removesuffix(SUFFIX).partition("-")
         pid = Journals(path.parent).holder(Role(role), uuid.UUID(migration))
         raise JournalBusy(f"migration {migration}", pid) from error
+
+
+def _has_open(pid: str, file: os.stat_result) -> bool:
+    """Whether that process has this file open."""
+    with contextlib.suppress(OSError):  # it has ended
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(descriptor.stat(), file):
+                    return True
+    return False
 
 
 def _write_all(descriptor: int, data: bytes, at: int) -> None:

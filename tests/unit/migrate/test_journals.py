@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,28 @@ def test_one_process_at_a_time_works_on_a_migration(journals):
         assert journals.holder(Role.SOURCE, ID) == os.getpid()
         with pytest.raises(JournalExists):
             journals.create(HEAD, State.ABORTED)
+    assert journals.holder(Role.SOURCE, ID) is None
+
+
+def test_who_works_on_a_migration_is_known_where_the_kernel_calls_the_file_system_otherwise(
+    journals, tmp_path, monkeypatch
+):
+    """btrfs and overlayfs give each subvolume or file a device number of its own, which /proc/locks does not have."""
+    path = whole(journals)
+    monkeypatch.setattr(journal_module, "LOCKS", tmp_path / "locks")
+    inode = path.stat().st_ino
+
+    def locked_by(*pids: int) -> None:
+        lines = [f"{n}: FLOCK  ADVISORY  WRITE {pid} fe:ff:{inode} 0 EOF\n" for n, pid in enumerate(pids)]
+        journal_module.LOCKS.write_text("".join(lines))
+
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as another:
+        locked_by(another.pid, os.getpid())
+        with journals.open(Role.SOURCE, ID):
+            assert journals.holder(Role.SOURCE, ID) == os.getpid()
+        assert journals.holder(Role.SOURCE, ID) is None  # locks of other files, whose number is the same
+        another.communicate()
+    locked_by(another.pid)  # it has ended meanwhile
     assert journals.holder(Role.SOURCE, ID) is None
 
 
