@@ -108,7 +108,11 @@ def _connected(address: Address, connect_s: float, is_given_up: Callable[[], boo
     for family, kind, protocol, _, where in socket.getaddrinfo(
         address.found or address.host, address.port, type=socket.SOCK_STREAM
     ):
-        made = socket.socket(family, kind, protocol)
+        try:
+            made = socket.socket(family, kind, protocol)
+        except OSError as error:  # this kernel has no IPv6, for example
+            failure = error
+            continue
         try:
             _leave_by(made, address.way)
             _connect_within(made, where, connect_s, is_given_up)
