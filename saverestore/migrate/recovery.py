@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 
 from saverestore.errors import (
@@ -66,10 +66,13 @@ def found(journals: Journals, domain: str | None) -> tuple[list[Log], list[Journ
     And the journals that cannot be read: nobody knows of which domain these are. DomainError when a domain has none.
     """
     logs, errors = [], []
+    number = None
+    with suppress(ValueError):
+        number = uuid.UUID(domain or "")
     for one in journals.all():
         if isinstance(one, JournalError):
             errors.append(one)
-        elif domain in (None, one.head.name, str(one.head.uuid), str(one.head.migration)):
+        elif domain in (None, one.head.name) or number in (one.head.uuid, one.head.migration):
             logs.append(one)
     if domain is not None and not logs and not errors:
         raise DomainError(

@@ -172,6 +172,14 @@ def test_status_shows_each_migration_for_people_and_for_programs(tmp_path):
     )
 
 
+def test_a_uuid_is_known_in_any_spelling(tmp_path):
+    """As for every command that takes a domain."""
+    number = str(journal_of(tmp_path, "ABORTED"))
+    domain = str(uuid.UUID(int=1))
+    for spelled in (number.upper(), domain.replace("-", ""), f"{{{domain}}}"):
+        assert number in run("status", spelled, journals=tmp_path).stdout
+
+
 def test_status_and_recovery_name_an_xl_at_the_other_side(tmp_path):
     from saverestore.migrate.handover import Role, State
     from saverestore.migrate.journal import Journals
