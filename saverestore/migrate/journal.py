@@ -178,8 +178,9 @@ class Journals:
         """
         found: list[tuple[str, Log | JournalError]] = []
         try:
-            paths = sorted(self.directory.glob(f"*{SUFFIX}"))
-            for path in paths:
+            for path in sorted(self.directory.iterdir()):  # glob is silent about a folder that it cannot read
+                if path.suffix != SUFFIX:
+                    continue
                 try:
                     log = records.unpack(path.read_bytes(), str(path))
                     found.append((log.head.began, log))
@@ -191,6 +192,8 @@ class Journals:
                     found.append(("", JournalError(f"{path} is a directory, and no journal")))
                 except OSError as error:
                     found.append(("", _unread(path, error)))
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise _failed(self.directory, error) from error
         yield from (one for _, one in sorted(found, key=lambda pair: pair[0]))

@@ -274,6 +274,24 @@ def test_a_journal_that_the_disk_does_not_give_hides_no_other(journals, monkeypa
     assert f"{bad}: Input/output error" in str(error)
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_a_folder_that_cannot_be_listed_is_not_one_without_journals(journals, monkeypatch, code):
+    """Else who is not root is told that there are none, and a new migration begins beside one that is not settled."""
+    whole(journals)
+
+    def fails(*_):
+        raise OSError(code, os.strerror(code))
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, fails)
+    with pytest.raises(TransportError, match=os.strerror(code)):
+        list(journals.all())
+
+
+def test_where_nothing_was_migrated_there_are_no_journals(journals):
+    assert list(journals.all()) == []
+
+
 def test_what_is_no_file_is_no_journal_and_hides_no_other(journals):
     whole(journals)
     (journals.directory / "old.journal").mkdir()
