@@ -20,9 +20,11 @@ from saverestore.errors import DomainError, ErrorName
 from saverestore.migrate.addresses import parse
 from saverestore.migrate.codecs import CodecOptions
 from saverestore.migrate.control_socket import ControlSocket, ask
-from saverestore.migrate.handover import Role
+from saverestore.migrate.handover import Role, State
+from saverestore.migrate.journal import boot_id, now
 from saverestore.migrate.limiting import CHANGE, change_limit
 from saverestore.migrate.messages import Offer, pack_body, unpack_body
+from saverestore.migrate.records import Head
 from saverestore.migrate.recovery import found
 from saverestore.migrate.source_link import LimitedSink, LinkOptions, LinkReport, SourceLink, open_link
 from saverestore.stream.codecs import Coding
@@ -150,6 +152,27 @@ def test_a_process_that_is_gone_does_not_answer():
         pass
     with pytest.raises(DomainError, match="does not answer: Connection refused"):
         ask_it({"what": "echo", "text": "x"})
+
+
+def test_a_process_that_ends_amid_a_request_has_not_done_it(monkeypatch):
+    """It may have read the request by then, so that the kernel reports nothing but the end."""
+
+    def dies(_request):
+        raise OSError("it is killed here")
+
+    with answering(echo=dies), pytest.raises(DomainError, match="does not answer: no answer") as caught:
+        ask_it({"what": "echo", "text": "x"})
+    assert caught.value.name is ErrorName.MIGRATION_BUSY
+
+
+def test_the_limit_of_a_migration_to_stock_xl_cannot_be_changed_which_is_said(pair):
+    head = Head(
+        *(Role.SOURCE, ID, "web1", uuid.UUID(int=1), 1, boot_id(), "b", "", now()),
+        with_xl=True,
+    )
+    with pair.a.journals.create(head, State.OFFERED), pytest.raises(DomainError, match="stock xl") as caught:
+        change(pair, 1 << 20)
+    assert caught.value.name is ErrorName.MIGRATION_UNSUPPORTED
 
 
 def test_a_socket_that_cannot_be_had_is_a_warning(caplog):
