@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from saverestore.cli import arguments, common, many
 from saverestore.cli.common import STORE
 from saverestore.cli.many import Process, Result
-from saverestore.errors import ExitCode, SaveRestoreError, fact_of
+from saverestore.errors import ExitCode, Interrupted, SaveRestoreError, fact_of
 
 if TYPE_CHECKING:
     from saverestore.operations.host import Host
@@ -59,7 +59,16 @@ def save_all(given: argparse.Namespace) -> int:
     begun = time.monotonic()
     done = "would be saved" if given.dry_run else "saved"
     results: list[Result] = []
-    while new := _those_that_came(known):
+
+    def those_that_came() -> dict[str, Domain]:
+        try:
+            return _those_that_came(known)
+        except BaseException:
+            if results:  # what is saved stays so, and must be known
+                many.finish(given, "pysave", done, results, begun)
+            raise
+
+    while new := those_that_came():
         known.update(new)
         results += many.run_named(
             given, "pysave", done, list(new), start, lambda one: _saved_to(one, given), begun, results
@@ -92,7 +101,7 @@ def _those_that_came(known: dict[str, Domain]) -> dict[str, Domain]:
         with opened_host() as host:
             new = named_apart([domain for domain in host.guests() if domain.info.uuid not in seen])
     except (XenError, SaveRestoreError) as error:
-        if not known:
+        if not known or isinstance(error, Interrupted):
             raise
         common.say(f"pysave: domains that were started meanwhile are not saved: {fact_of(error)}")
         return {}
@@ -132,6 +141,8 @@ def shut_down(host: Host, domains: dict[str, Domain]) -> list[str]:
                 begun[name] = subprocess.Popen(
                     ["xl", "shutdown", "-F", "-w", str(now.domid)], stdin=subprocess.DEVNULL
                 )
+            except Interrupted:
+                raise
             except SaveRestoreError as error:
                 common.say(f"pysave: {name}: is not shut down: {fact_of(error)}")
             except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import socket
@@ -146,7 +147,8 @@ def standard_streams(peer: str, *, timeout_s: float = SILENCE_S) -> Iterator[Pip
 def standard_input(
     credentials: Credentials, allowed: Allowed, *, timeout_s: float = SILENCE_S
 ) -> Iterator[Connection]:
-    """The peer whose connection standard input is, as systemd or inetd passes it: by TLS. UsageError when it is none.
+    """The peer whose connection standard input is, as systemd or inetd passes it: by TLS. UsageError when it is none,
+    BrokenPeer when who has connected is gone again.
 
     Errors are those of `tls_peers.admitted`. What is read from standard input from now on is nothing.
     """
@@ -154,13 +156,18 @@ def standard_input(
 
     try:
         made = socket.socket(fileno=os.dup(0))
-        made.getpeername()
+        if made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
     except OSError as error:
         raise UsageError("standard input is not a connection: systemd or inetd has to start this") from error
+    try:
+        whence = made.getpeername()
+    except OSError as error:
+        made.close()
+        raise BrokenPeer("the peer", "has closed the connection before it was looked at") from error
     nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(nowhere, 0)
     os.close(nowhere)
-    whence = made.getpeername()
     if made.family != socket.AF_UNIX:
         notice_dead_links(made, timeout_s)
     source = str(whence[0]) if whence else "a peer"

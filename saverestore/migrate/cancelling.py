@@ -43,15 +43,16 @@ def source_at_work(logs: Sequence[Log], domain: str, *, journals: Journals) -> t
 
     `logs`: the journals of the domain. DomainError when there is none, or when the domain has been granted.
     """
-    for log in reversed(logs):
-        if log.head.role is not Role.SOURCE or log.state not in (*BEFORE_GRANT, State.GRANTED):
-            continue
+    states = (*BEFORE_GRANT, State.GRANTED)
+    found = [log for log in reversed(logs) if log.head.role is Role.SOURCE and log.state in states]
+    for log in found:  # not the latest: a clock may have been set back since one began that nobody works on
         pid = journals.holder(Role.SOURCE, log.head.migration)
-        if log.state is State.GRANTED:
+        if pid is not None and log.state is State.GRANTED:
             raise _too_late(log)
-        if pid is None:
-            raise _unsettled(log)
-        return log, pid
+        if pid is not None:
+            return log, pid
+    for log in found:
+        _check_over(journals, log)
     raise DomainError(
         f"no migration of {domain} to another host is under way", name=ErrorName.MIGRATION_NOT_FOUND
     )
@@ -67,9 +68,23 @@ def _wait(journals: Journals, log: Log, pid: int, wait_s: float) -> None:
                 name=ErrorName.MIGRATION_BUSY,
             )
         time.sleep(LOOK_EVERY_S)
+    _check_over(journals, log)
+
+
+def _check_over(journals: Journals, log: Log) -> None:
+    """No process works on it any more: DomainError unless it is over, and has left the domain here."""
     for one in journals.all():
-        if isinstance(one, Log) and one.head == log.head and one.state is not State.ABORTED:
-            raise _too_late(one) if one.state in (State.GRANTED, State.DONE) else _unsettled(one)
+        if isinstance(one, Log) and one.head == log.head:
+            if one.state in (State.GRANTED, State.DONE):
+                raise _too_late(one)
+            if one.state is not State.ABORTED:
+                raise _unsettled(one)
+            return
+    raise DomainError(
+        f"no process works on the migration of {log.head.name} any more, and it is not known how it ended: its "
+        "journal is gone, or cannot be read",
+        name=ErrorName.DOMAIN_NEEDS_RECOVERY,
+    )
 
 
 def _unsettled(log: Log) -> DomainError:

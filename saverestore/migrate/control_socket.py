@@ -132,7 +132,7 @@ def ask(role: Role, migration: uuid.UUID, request: Fields, *, pid: int) -> Field
             if who != pid or not _is_ours(user):
                 raise DomainError(f"process {who} answers for process {pid}", name=ErrorName.MIGRATION_BUSY)
             made.send(json.dumps(request).encode())
-            answer = json.loads(made.recv(MOST_BYTES) or b"{}")
+            answer = json.loads(made.recv(MOST_BYTES))  # nothing, where it has ended meanwhile, is no JSON
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "no answer"
             raise DomainError(

@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import itertools
 import os
 import secrets
 import uuid
@@ -24,7 +25,7 @@ from typing import Self
 from saverestore.errors import ErrorName, SaveRestoreError, TransportError, name_of_errno
 from saverestore.migrate import records
 from saverestore.migrate.handover import NOT_WRITTEN, OVER, Role, State
-from saverestore.migrate.records import ROOM_BYTES, Entry, Head, JournalError, Log
+from saverestore.migrate.records import ROOM_BYTES, Entry, Head, JournalError, JournalUnread, Log
 
 DIRECTORY = Path("/var/lib/xen/pymigrate")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -171,11 +172,15 @@ class Journals:
             raise
 
     def all(self) -> Iterator[Log | JournalError]:
-        """What each journal says, unlocked, the oldest first; of one that cannot be read, why."""
+        """What each journal says, unlocked, the oldest first; of one that cannot be read, why.
+
+        TransportError when the folder cannot be read.
+        """
         found: list[tuple[str, Log | JournalError]] = []
         try:
-            paths = sorted(self.directory.glob(f"*{SUFFIX}"))
-            for path in paths:
+            for path in sorted(self.directory.iterdir()):  # glob is silent about a folder that it cannot read
+                if path.suffix != SUFFIX:
+                    continue
                 try:
                     log = records.unpack(path.read_bytes(), str(path))
                     found.append((log.head.began, log))
@@ -183,6 +188,12 @@ class Journals:
                     found.append(("", error))
                 except FileNotFoundError:
                     continue
+                except IsADirectoryError:
+                    found.append(("", JournalError(f"{path} is a directory, and no journal")))
+                except OSError as error:
+                    found.append(("", _unread(path, error)))
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise _failed(self.directory, error) from error
         yield from (one for _, one in sorted(found, key=lambda pair: pair[0]))
@@ -195,11 +206,16 @@ class Journals:
             lines = LOCKS.read_text().splitlines()
         except OSError:
             return None
-        inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
         for line in lines:
             words = line.split()
-            if "FLOCK" in words and "->" not in words and inode in words:
-                return int(words[words.index(inode) - 1])
+            if "FLOCK" not in words or "->" in words:
+                continue
+            for pid, where in itertools.pairwise(words):
+                of, _, inode = where.rpartition(":")
+                # On btrfs and overlayfs the kernel has another device there than stat tells.
+                if inode == str(found.st_ino) and (of == device or (of and _has_open(pid, found))):
+                    return int(pid)
         return None
 
     def _path(self, role: Role, migration: uuid.UUID) -> Path:
@@ -265,6 +281,16 @@ def _lock(descriptor: int, path: Path) -> None:
         raise JournalBusy(f"migration {migration}", pid) from error
 
 
+def _has_open(pid: str, file: os.stat_result) -> bool:
+    """Whether that process has this file open."""
+    with contextlib.suppress(OSError):  # it has ended
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(descriptor.stat(), file):
+                    return True
+    return False
+
+
 def _write_all(descriptor: int, data: bytes, at: int) -> None:
     view = memoryview(data)
     while view:
@@ -285,6 +311,13 @@ def _sync_directory(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _unread(path: Path, error: OSError) -> JournalUnread:
+    return JournalUnread(
+        f"{path}: {error.strerror}: the journal of a migration cannot be read",
+        name=name_of_errno(error.errno),
+    )
 
 
 def _failed(path: Path, error: OSError) -> TransportError:

@@ -38,6 +38,10 @@ class JournalError(SaveRestoreError):
     name = ErrorName.JOURNAL_UNREADABLE
 
 
+class JournalUnread(JournalError):
+    """The disk or the system did not give a journal. What it says holds all the same."""
+
+
 @dataclass(frozen=True)
 class Head:
     """What a migration is: written once.
@@ -139,7 +143,8 @@ def unpack(data: bytes, name: str) -> Log:
 
 
 def _line(fields: dict[str, Any]) -> bytes:
-    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    # backslashreplace: half of a surrogate pair is written as JSON spells it.
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
     line = b"%08x %s\n" % (zlib.crc32(text), text)
     if len(line) > MAX_LINE_BYTES:
         raise JournalError(f"a line of {len(line)} bytes is too long for a journal")

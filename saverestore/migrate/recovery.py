@@ -5,12 +5,22 @@ None of it starts or resumes a domain that the other host may run: see `handover
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 
-from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, fact_of
+from saverestore.errors import (
+    Advice,
+    DomainError,
+    ErrorName,
+    Interrupted,
+    Remedy,
+    SaveRestoreError,
+    UsageError,
+    fact_of,
+)
 from saverestore.guest.common.handles import XenError
 from saverestore.migrate import addresses, xl_recovery
 from saverestore.migrate.channel import Channel, SaidOtherwise
@@ -22,6 +32,11 @@ from saverestore.migrate.peers import Connect, InDoubt, ask_again, greeted, in_d
 from saverestore.migrate.records import Head, JournalError, Log
 from saverestore.migrate.side import NoCopy, Notes, Side
 from saverestore.operations.host import Host
+
+LOG = logging.getLogger(__name__)
+
+IN_DOUBT = (State.GRANTED, State.READY)
+"""What is true then only the other host knows, or a person."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +66,34 @@ def found(journals: Journals, domain: str | None) -> tuple[list[Log], list[Journ
     And the journals that cannot be read: nobody knows of which domain these are. DomainError when a domain has none.
     """
     logs, errors = [], []
+    number = None
+    with suppress(ValueError):
+        number = uuid.UUID(domain or "")
     for one in journals.all():
         if isinstance(one, JournalError):
             errors.append(one)
-        elif domain in (None, one.head.name, str(one.head.uuid), str(one.head.migration)):
+        elif domain in (None, one.head.name) or number in (one.head.uuid, one.head.migration):
             logs.append(one)
     if domain is not None and not logs and not errors:
         raise DomainError(
             f"no migration of {domain} is recorded on this host", name=ErrorName.MIGRATION_NOT_FOUND
         )
     return logs, errors
+
+
+def to_force(logs: Sequence[Log], domain: str) -> list[Log]:
+    """Of the migrations of a domain that are not over, the one that a person may decide; or what `recover` refuses.
+
+    UsageError where there are several: the other copies may be of other domains that have that name.
+    """
+    asked = [log for log in logs if log.state in IN_DOUBT]
+    if len(asked) > 1:
+        shown = ", ".join(f"{one.head.migration} (UUID {one.head.uuid}, {one.state})" for one in asked)
+        raise UsageError(
+            f"{len(asked)} migrations of {domain} are not settled: {shown}; name one of these in place of the "
+            "domain; no changes were made"
+        )
+    return asked or list(logs)
 
 
 def recover(
@@ -72,12 +105,12 @@ def recover(
     copy_of: CopyOf = HostCopy,
     connect: Connect = open_channel,
 ) -> Settled:
-    """Settle one migration as far as it can be. What stands in the way is in the result."""
+    """Settle one migration as far as it can be. What stands in the way is in the result; Interrupted is raised."""
     journals = journals or Journals()
     head = log.head
     try:
         journal = journals.open(head.role, head.migration)
-    except (JournalBusy, JournalError) as error:
+    except SaveRestoreError as error:
         return Settled(log, str(error), error)
     if journal is None:
         return Settled(log, "its journal is gone", JournalError(f"the journal of {head.name} is gone"))
@@ -85,18 +118,31 @@ def recover(
         side = Side(head.role, head.migration, copy_of(host, journal.log.head), journal=journal)
         try:
             if request.force is not None:
-                starts = head.role is Role.DESTINATION and request.force is Event.FORCE_RUN
-                with name_kept(host, head) if starts else nullcontext():
-                    side.happen(request.force, reason="a person said so")
+                _force(side, head, request.force, host)
             else:
                 _settle(side, journal, request, journals, connect, host)
             return Settled(journal.log, _told(side, head))
+        except Interrupted:
+            raise
         except SaveRestoreError as error:
             return Settled(journal.log, _told(side, head), error)
         except XenError as error:
             return Settled(
                 journal.log, _told(side, head), SaveRestoreError(fact_of(error), name=ErrorName.XEN_REFUSED)
             )
+
+
+def _force(side: Side, head: Head, force: Event, host: Host) -> None:
+    """A person says who has the domain. UsageError where that is no question: this host knows."""
+    if side.state not in IN_DOUBT:
+        raise UsageError(
+            f"the migration of {head.name} is {side.state} here: this host decides about it alone, and nobody has to "
+            "say who has the domain; no changes were made",
+            remedies=[Advice(Remedy.RECOVER_MIGRATION, head.name)],
+        )
+    starts = head.role is Role.DESTINATION and force is Event.FORCE_RUN
+    with name_kept(host, head) if starts else nullcontext():
+        side.happen(force, reason="a person said so")
 
 
 def _settle(
@@ -111,6 +157,8 @@ def _settle(
         try:
             with connect(addresses.parse(address), request.ssh) as channel:
                 answered = ask_again(channel, journals, side)
+        except Interrupted:
+            raise
         except SaveRestoreError as error:
             raise _unanswered(side, head, error) from error
         if isinstance(answered, Aborted):
@@ -125,10 +173,15 @@ def _settle(
     side.happen(Event.RECOVER, reason="recovered")
     if was_ours and side.state is State.ABORTED:
         # Only so that its copy goes at once: it never runs it without a grant, and there is none.
-        with suppress(SaveRestoreError), connect(addresses.parse(address), request.ssh) as channel:
-            greeted(channel, journals)
-            channel.say(Abort(head.migration, "recovered at the source"))
-            channel.hear(Aborted)
+        try:
+            with connect(addresses.parse(address), request.ssh) as channel:
+                greeted(channel, journals)
+                channel.say(Abort(head.migration, "recovered at the source"))
+                channel.hear(Aborted)
+        except Interrupted:
+            raise
+        except SaveRestoreError as error:
+            LOG.info("%s has not heard that %s was aborted: %s", address, head.name, fact_of(error))
 
 
 def _ask_source(
@@ -157,9 +210,9 @@ def _ask_source(
                 raise InDoubt(f"{address} has lost its own copy of the domain")
             else:
                 raise InDoubt(f"{address} has no journal of this migration")
-    except SaidOtherwise as error:
-        raise _kept(head, address, error) from error
-    except InDoubt as error:
+    except Interrupted:
+        raise
+    except (SaidOtherwise, InDoubt) as error:
         raise _kept(head, address, error) from error
     except SaveRestoreError as error:
         if side.state is not State.READY:

@@ -39,6 +39,7 @@ from saverestore.migrate.messages import (
     for_people,
 )
 from saverestore.transport.connection import Connection, PeerTimeout, within
+from saverestore.transport.hosts import on_our_interface
 from saverestore.transport.link_keeper import Attempt
 from saverestore.transport.links import LinkedConnection
 from saverestore.transport.paced import SMALLEST_RATE, PacedSink
@@ -51,6 +52,8 @@ RESUME_FOR_S = 60.0
 SILENCE_S = 10.0
 CONNECT_S = 3.0
 """A further connection is tried again: when the link is back, the first attempt should not still wait."""
+LONGEST_S = 1 << 31
+"""As long as anybody likes, and as a message can say it."""
 HOST = re.compile(r"[0-9A-Za-z:][0-9A-Za-z._:%-]{0,252}")
 """A name or address of a host."""
 HANDSHAKE_S = 8.0
@@ -195,7 +198,7 @@ class SourceLink:
         return replace(
             offer,
             links=options.streams if has_links else 0,
-            resume_for_s=round(options.resume_for_s),
+            resume_for_s=min(math.ceil(options.resume_for_s), LONGEST_S),
             silence_s=math.ceil(options.silence_s),
             certificate="" if self._certificate is None else self._certificate.text,
         )
@@ -257,7 +260,9 @@ class SourceLink:
     def _first_beside_ssh(self, accepted: Accepted, join: Join) -> Connection | None:
         """The first connection by TLS, which has joined; None where it cannot be had."""
         assert self._certificate is not None
-        host = self._options.data_address or accepted.host or self._address.host.rpartition("@")[2]
+        reached = self._address.host.rpartition("@")[2]
+        told = on_our_interface(accepted.host, reached, self._address.way.interface)
+        host = self._options.data_address or told or reached
         try:
             if not HOST.fullmatch(host):
                 raise ProtocolError(f"{for_people(host, 100)!r} is no address")

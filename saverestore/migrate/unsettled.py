@@ -5,7 +5,7 @@ from __future__ import annotations
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.migrate.handover import Role, State
 from saverestore.migrate.journal import Journals, boot_id, is_over
-from saverestore.migrate.records import Head, JournalError
+from saverestore.migrate.records import Head, JournalError, JournalUnread
 from saverestore.operations.host import Host
 from saverestore.toolstack import moving
 from saverestore.toolstack.domains import Domain
@@ -17,10 +17,13 @@ def check_settled(journals: Journals, host: Host, domain: Domain) -> None:
     Else an old migration, which still owns the domain by its journal, resumes what the new one has granted. It is not
     settled in passing: the other host may hold a copy, and `recover` has both sides hear of it.
 
-    A journal that cannot be read is in nobody's way: it can neither be recovered nor asked about.
+    A damaged journal is in nobody's way: it can neither be recovered nor asked about. JournalUnread when one is not
+    to be had: that may be of this domain.
     """
     boot = boot_id()
     for log in journals.all():
+        if isinstance(log, JournalUnread):
+            raise log
         if isinstance(log, JournalError) or is_over(log) or log.head.boot != boot:
             continue
         if _is_of(log.head, host, domain):

@@ -336,6 +336,8 @@ def _describe(host: Host, prepared: Prepared, request: SaveRequest, findings: Fi
         findings.note(f"live: dirty pages would be tracked by {how}")
     try:
         rate = reading_rate(prepared.guest)
+    except Interrupted:
+        raise
     except SaveRestoreError as error:
         findings.note(f"time: its memory cannot be read just now: {error}")
         return
@@ -354,6 +356,8 @@ def _describe_size(
     storing = Storing(holes, request.compress, request.coding)
     try:
         found = estimate(prepared.guest, storing)
+    except Interrupted:
+        raise
     except SaveRestoreError:  # reported where its time is
         return
     size = mib(found.likely)

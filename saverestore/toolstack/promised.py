@@ -70,7 +70,13 @@ def _entered(kind: str, wanted: Promise) -> tuple[Path, int]:
 def _others(kind: str) -> list[Promise]:
     """What is promised, without what was promised to the dead. The lock of this kind is held."""
     found = []
-    for path in lock.LOCK_DIR.glob(f"{kind}-*{SUFFIX}"):
+    try:
+        paths = list(lock.LOCK_DIR.iterdir())  # glob is silent about a folder that it cannot read
+    except OSError as error:
+        raise TransportError(f"{lock.LOCK_DIR}: {error.strerror}", name=name_of_errno(error.errno)) from error
+    for path in paths:
+        if not (path.name.startswith(f"{kind}-") and path.suffix == SUFFIX):
+            continue
         with contextlib.suppress(FileNotFoundError, ValueError), path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

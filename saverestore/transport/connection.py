@@ -26,6 +26,7 @@ from saverestore.interrupts import HEED_S, shield
 from saverestore.transport import tcp_info
 from saverestore.transport.base import ByteSink, ByteSource
 from saverestore.transport.fd import PEER_ERRORS, FdSink, FdSource
+from saverestore.transport.hosts import host_in
 from saverestore.transport.paced import pace_in_kernel
 
 if TYPE_CHECKING:
@@ -318,9 +319,9 @@ class SocketConnection(_Both):
         self._dead_after_ms = 0  # of its making; 0: the kernel is to give up nothing
         connected.setblocking(False)
         if connected.family in INTERNET:
-            self.local_host = str(connected.getsockname()[0])
+            self.local_host = host_in(connected.getsockname())
             with contextlib.suppress(OSError):  # gone already
-                self.remote_host = str(connected.getpeername()[0])
+                self.remote_host = host_in(connected.getpeername())
             self._dead_after_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         super().__init__(connected.fileno(), connected.fileno(), peer, timeout_s=timeout_s)
 

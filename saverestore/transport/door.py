@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from saverestore.errors import TransportError, fact_of, name_of_errno
 from saverestore.interrupts import HEED_S, shield
 from saverestore.transport.connection import Connection, SocketConnection
+from saverestore.transport.hosts import host_in, listening_at
 from saverestore.transport.link import started
 from saverestore.transport.sockets import notice_dead_links
 
@@ -189,7 +190,7 @@ class Door:
             ) from error
         if len(self._silent) >= MOST_SILENT:
             self._turn_away(next(iter(self._silent)))
-        self._silent[made] = str(whence[0]), time.monotonic() + FIRST_WORD_S
+        self._silent[made] = host_in(whence), time.monotonic() + FIRST_WORD_S
 
     def _turn_away(self, one: socket.socket) -> None:
         source, _ = self._silent.pop(one)
@@ -199,12 +200,11 @@ class Door:
 
 def _listening(host: str, ports: Ports) -> socket.socket:
     """A socket at the first of these ports that is free. OSError of the last one when none is."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     lowest, highest = ports
     for port in range(lowest, highest):
         with contextlib.suppress(OSError):
-            return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    return socket.create_server((host, highest), family=family, backlog=BACKLOG)
+            return listening_at(host, port, BACKLOG)
+    return listening_at(host, highest, BACKLOG)
 
 
 def _of(ports: Ports) -> str:

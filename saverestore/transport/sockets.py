@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from saverestore.errors import ErrorName, TransportError, name_of_errno
 from saverestore.interrupts import HEED_S, shield
 from saverestore.transport.connection import SocketConnection
+from saverestore.transport.hosts import listening_at, to_bind
 
 if TYPE_CHECKING:
     from saverestore.transport.tls import Proof
@@ -107,7 +108,11 @@ def _connected(address: Address, connect_s: float, is_given_up: Callable[[], boo
     for family, kind, protocol, _, where in socket.getaddrinfo(
         address.found or address.host, address.port, type=socket.SOCK_STREAM
     ):
-        made = socket.socket(family, kind, protocol)
+        try:
+            made = socket.socket(family, kind, protocol)
+        except OSError as error:  # this kernel has no IPv6, for example
+            failure = error
+            continue
         try:
             _leave_by(made, address.way)
             _connect_within(made, where, connect_s, is_given_up)
@@ -152,7 +157,7 @@ def _leave_by(made: socket.socket, way: Way) -> None:
         else:
             made.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, way.dscp << 2)
     if way.source:
-        made.bind((way.source, 0))
+        made.bind(to_bind(way.source, 0))
 
 
 def _over(
@@ -211,8 +216,7 @@ def _listening(address: Address, timeout_s: float) -> socket.socket:
             Path(address.host).chmod(0o600)
             server.listen(1)
         else:
-            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-            server = socket.create_server((address.host, address.port), family=family)
+            server = listening_at(address.host, address.port)
             notice_dead_links(server, timeout_s)  # what it accepts has these options, too
     except OSError as error:
         raise TransportError(

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
 from saverestore.interrupts import HEED_S
+from saverestore.transport.hosts import without_interface
 from saverestore.transport.tls import FOLDER, PROTOCOL, NotTrusted, Proof, TlsConnection, why
 from saverestore.transport.tls_records import InKernel, InMemory, Records, kernel_can_encrypt
 
@@ -145,7 +146,7 @@ def connected(
     try:
         context = credentials.for_connecting()
         records = (InKernel if InKernel.is_of_use and kernel_can_encrypt() else InMemory)(
-            made, context, server_hostname=host if context.check_hostname else None
+            made, context, server_hostname=without_interface(host) if context.check_hostname else None
         )
         _waited_for(records, records.do_handshake, end, is_given_up)
         if records.tls.selected_alpn_protocol() == PROTOCOL:

@@ -245,6 +245,8 @@ def run_prune(arguments: argparse.Namespace) -> int:
         try:
             # Asked again: a restore that was just about to end may have failed.
             was_removed = remove(entry.path, is_pending)
+        except Interrupted:
+            raise
         except SaveRestoreError as error:
             print(line("FAILED", str(error)))
             failed.append(error.exit_code)

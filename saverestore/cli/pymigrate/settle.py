@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saverestore.cli import arguments, certificates, common
 from saverestore.cli.remedies import in_full
-from saverestore.errors import exit_code_of
+from saverestore.errors import ExitCode, exit_code_of
 from saverestore.words import counted, plain
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _recover(given: argparse.Namespace) -> int:
     from saverestore.migrate.handover import OVER, Event, State
     from saverestore.migrate.journal import Journals
     from saverestore.migrate.peers import connecting
-    from saverestore.migrate.recovery import RecoverRequest, found
+    from saverestore.migrate.recovery import RecoverRequest, found, to_force
     from saverestore.migrate.recovery import recover as recover_one
     from saverestore.migrate.ssh_child import words_of
     from saverestore.operations.host import opened_host
@@ -110,6 +110,8 @@ def _recover(given: argparse.Namespace) -> int:
     logs, unreadable = found(journals, given.domain)
     errors: list[BaseException] = list(unreadable)
     waiting = [log for log in logs if log.state not in OVER]
+    if force is not None:
+        waiting = to_force(waiting, given.domain)
     if waiting:
         with opened_host() as host:
             for log in waiting:
@@ -125,7 +127,10 @@ def _recover(given: argparse.Namespace) -> int:
         common.say(f"{PROG}: nothing to settle{earlier if lost else ''}")
     for error in errors:
         common.say(f"{PROG}: {in_full(error, PROG)}")
-    return int(exit_code_of(errors[0])) if errors else 0
+    codes = [exit_code_of(error) for error in errors]
+    if ExitCode.IN_DOUBT in codes:  # whatever failed besides: this one needs a person
+        return ExitCode.IN_DOUBT
+    return codes[0] if codes else ExitCode.DONE
 
 
 def status_parser() -> arguments.Parser:

@@ -236,6 +236,14 @@ def test_that_nobody_can_look_for_more_loses_no_result(tmp_path, saves, capsys):
     assert "1 domain saved, 0 failed" in said
 
 
+def test_a_signal_while_domains_are_listed_once_more_ends_it_with_a_summary(saves, tmp_path, capsys):
+    saves.guests = [[WEB1], Interrupted("interrupted by Ctrl-C")]
+    assert pysave.main(["--all", "--store", str(tmp_path)]) == ExitCode.INTERRUPTED
+    said = capsys.readouterr().err
+    assert "1 domain saved, 0 failed" in said
+    assert "meanwhile" not in said
+
+
 def test_a_signal_while_guests_power_off_leaves_out_no_summary(tmp_path, monkeypatch, capsys):
     host = SimpleNamespace(guests=lambda: [Domain(info(7), "web1")])
     monkeypatch.setattr("saverestore.operations.host.opened_host", lambda: nullcontext(host))
@@ -297,6 +305,17 @@ def test_while_a_guest_powers_off_nobody_begins_to_work_on_it(xl, tmp_path, monk
     )
     all_domains.shut_down(host, {"web1": host.domain})
     assert seen[0] is True
+
+
+def test_a_signal_ends_shutting_down_and_not_only_that_of_one_guest(xl, monkeypatch):
+    host = Host()
+
+    def interrupted(_):
+        raise Interrupted("interrupted by Ctrl-C")
+
+    monkeypatch.setattr(host, "find", interrupted)
+    with pytest.raises(Interrupted):
+        all_domains.shut_down(host, {"web1": host.domain})
 
 
 CONDITIONS = [

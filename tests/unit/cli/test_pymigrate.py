@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,6 +172,14 @@ def test_status_shows_each_migration_for_people_and_for_programs(tmp_path):
     )
 
 
+def test_a_uuid_is_known_in_any_spelling(tmp_path):
+    """As for every command that takes a domain."""
+    number = str(journal_of(tmp_path, "ABORTED"))
+    domain = str(uuid.UUID(int=1))
+    for spelled in (number.upper(), domain.replace("-", ""), f"{{{domain}}}"):
+        assert number in run("status", spelled, journals=tmp_path).stdout
+
+
 def test_status_and_recovery_name_an_xl_at_the_other_side(tmp_path):
     from saverestore.migrate.handover import Role, State
     from saverestore.migrate.journal import Journals
@@ -207,6 +216,62 @@ def test_earlier_migrations_that_were_lost_are_counted(tmp_path):
     journal_of(tmp_path, "LOST")
     said = run("recover", "--all", journals=tmp_path).stderr
     assert said == "pymigrate: nothing to settle; 1 earlier migration was lost, see 'pymigrate status'\n"
+
+
+class Forced:
+    """Stands for the recovery of each migration: of which it was asked, and what each of them ends with."""
+
+    def __init__(self, monkeypatch, folder: Path, *errors: Exception | None) -> None:
+        recovery = pytest.importorskip("saverestore.migrate.recovery")
+        from saverestore.migrate import journal
+
+        self.asked: list[uuid.UUID] = []
+        self._errors = list(errors)
+        self._settled = recovery.Settled
+        monkeypatch.setattr(journal.Journals.__init__, "__defaults__", (folder,))
+        monkeypatch.setattr("saverestore.operations.host.opened_host", lambda: nullcontext())
+        monkeypatch.setattr(recovery, "recover", self._recover)
+
+    def _recover(self, log, *_args, **_):
+        self.asked.append(log.head.migration)
+        return self._settled(log, "is settled", self._errors.pop(0) if self._errors else None)
+
+
+@pytest.mark.parametrize("force", ["run", "destroy"])
+def test_a_person_decides_about_one_migration_and_not_about_all_of_that_name(
+    tmp_path, monkeypatch, capsys, force
+):
+    forced = Forced(monkeypatch, tmp_path)
+    settle = pytest.importorskip("saverestore.cli.pymigrate.settle")
+    old, one, two = (journal_of(tmp_path, state) for state in ("OFFERED", "GRANTED", "GRANTED"))
+    assert settle.recover(["--force", force, "web1"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert (str(one) in said, str(two) in said, str(old) in said) == (True, True, False)
+    assert "no changes were made" in said
+    assert forced.asked == []
+    assert settle.recover(["--force", force, str(two)]) == 0
+    assert forced.asked == [two]
+
+
+def test_a_person_is_not_asked_about_what_this_host_decides_alone(tmp_path, monkeypatch):
+    forced = Forced(monkeypatch, tmp_path)
+    settle = pytest.importorskip("saverestore.cli.pymigrate.settle")
+    _, granted = (journal_of(tmp_path, state) for state in ("OFFERED", "GRANTED"))
+    assert settle.recover(["--force", "run", "web1"]) == 0
+    assert forced.asked == [granted]
+
+
+def test_what_is_in_doubt_is_the_exit_code_whatever_else_has_failed(tmp_path, monkeypatch):
+    from saverestore.errors import DomainError, ErrorName
+
+    peers = pytest.importorskip("saverestore.migrate.peers")
+    busy = DomainError("another process", name=ErrorName.MIGRATION_BUSY)
+    Forced(monkeypatch, tmp_path, busy, peers.InDoubt("nobody knows"))
+    settle = pytest.importorskip("saverestore.cli.pymigrate.settle")
+    for _ in range(2):
+        journal_of(tmp_path, "GRANTED")
+    (tmp_path / f"source-{uuid.uuid4()}.journal").write_bytes(b"rubbish\n")
+    assert settle.recover(["--all"]) == ExitCode.IN_DOUBT
 
 
 def test_cancelling_what_was_granted_is_too_late(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import subprocess
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from saverestore.migrate import journal as journal_module
 from saverestore.migrate import records
 from saverestore.migrate.handover import Role, State
 from saverestore.migrate.journal import JournalBusy, JournalExists, Journals
-from saverestore.migrate.records import Head, JournalError, Log
+from saverestore.migrate.records import Head, JournalError, JournalUnread, Log
 
 ID = uuid.UUID("11111111-2222-4333-8444-555555555555")
 HEAD = Head(
@@ -61,6 +63,15 @@ def test_a_person_can_read_it(journals):
         '"ACCEPTED"',
         '"GRANTED",',
     ]
+
+
+def test_a_text_that_is_not_unicode_is_written_and_reads_back(journals):
+    """A file's name in an error, for example: what is not UTF-8 in it, Python has as half a surrogate pair."""
+    reason = os.fsdecode(b"/srv/\xff.cfg: no such file")
+    with journals.create(HEAD, State.OFFERED) as journal:
+        journal.enter(State.ABORTED, reason=reason)
+    (log,) = journals.all()
+    assert (log.state, log.note("reason")) == (State.ABORTED, reason)
 
 
 def test_a_state_that_matters_to_nobody_later_is_not_written(journals):
@@ -149,6 +160,28 @@ def test_one_process_at_a_time_works_on_a_migration(journals):
     assert journals.holder(Role.SOURCE, ID) is None
 
 
+def test_who_works_on_a_migration_is_known_where_the_kernel_calls_the_file_system_otherwise(
+    journals, tmp_path, monkeypatch
+):
+    """btrfs and overlayfs give each subvolume or file a device number of its own, which /proc/locks does not have."""
+    path = whole(journals)
+    monkeypatch.setattr(journal_module, "LOCKS", tmp_path / "locks")
+    inode = path.stat().st_ino
+
+    def locked_by(*pids: int) -> None:
+        lines = [f"{n}: FLOCK  ADVISORY  WRITE {pid} fe:ff:{inode} 0 EOF\n" for n, pid in enumerate(pids)]
+        journal_module.LOCKS.write_text("".join(lines))
+
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as another:
+        locked_by(another.pid, os.getpid())
+        with journals.open(Role.SOURCE, ID):
+            assert journals.holder(Role.SOURCE, ID) == os.getpid()
+        assert journals.holder(Role.SOURCE, ID) is None  # locks of other files, whose number is the same
+        another.communicate()
+    locked_by(another.pid)  # it has ended meanwhile
+    assert journals.holder(Role.SOURCE, ID) is None
+
+
 def test_a_disk_that_fills_up_later_has_room_for_every_line(journals):
     with journals.create(HEAD, State.OFFERED) as journal:
         before = journal.path.stat().st_size
@@ -221,6 +254,52 @@ def test_two_entries_that_failed_are_replaced_both_of_them(journals, monkeypatch
     (log,) = journals.all()
     assert [one.state for one in log.entries] == [State.STREAMING, State.ABORTED]
     assert not journal.path.read_bytes()[log.length_bytes :].strip(b"\0")
+
+
+def test_a_journal_that_the_disk_does_not_give_hides_no_other(journals, monkeypatch):
+    whole(journals)
+    bad = journals.directory / f"source-{uuid.UUID(int=9)}.journal"
+    bad.write_bytes(b"unread")
+    read = Path.read_bytes
+
+    def fails(path):
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    error, log = journals.all()
+    assert isinstance(log, Log)
+    assert isinstance(error, JournalUnread)
+    assert f"{bad}: Input/output error" in str(error)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_a_folder_that_cannot_be_listed_is_not_one_without_journals(journals, monkeypatch, code):
+    """Else who is not root is told that there are none, and a new migration begins beside one that is not settled."""
+    whole(journals)
+
+    def fails(*_):
+        raise OSError(code, os.strerror(code))
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, fails)
+    with pytest.raises(TransportError, match=os.strerror(code)):
+        list(journals.all())
+
+
+def test_where_nothing_was_migrated_there_are_no_journals(journals):
+    assert list(journals.all()) == []
+
+
+def test_what_is_no_file_is_no_journal_and_hides_no_other(journals):
+    whole(journals)
+    (journals.directory / "old.journal").mkdir()
+    error, log = journals.all()
+    assert isinstance(log, Log)
+    assert isinstance(error, JournalError)
+    assert not isinstance(error, JournalUnread)
+    assert "old.journal is a directory" in str(error)
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):

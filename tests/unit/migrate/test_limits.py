@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import uuid
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,12 +17,16 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 from table_host import Pair, tcp_sockets
 
 from saverestore.errors import DomainError, ErrorName
+from saverestore.migrate.addresses import parse
 from saverestore.migrate.codecs import CodecOptions
 from saverestore.migrate.control_socket import ControlSocket, ask
-from saverestore.migrate.handover import Role
+from saverestore.migrate.handover import Role, State
+from saverestore.migrate.journal import boot_id, now
 from saverestore.migrate.limiting import CHANGE, change_limit
+from saverestore.migrate.messages import Offer, pack_body, unpack_body
+from saverestore.migrate.records import Head
 from saverestore.migrate.recovery import found
-from saverestore.migrate.source_link import LimitedSink, LinkOptions
+from saverestore.migrate.source_link import LimitedSink, LinkOptions, LinkReport, SourceLink, open_link
 from saverestore.stream.codecs import Coding
 
 SLOW = 256 << 10
@@ -149,6 +154,27 @@ def test_a_process_that_is_gone_does_not_answer():
         ask_it({"what": "echo", "text": "x"})
 
 
+def test_a_process_that_ends_amid_a_request_has_not_done_it(monkeypatch):
+    """It may have read the request by then, so that the kernel reports nothing but the end."""
+
+    def dies(_request):
+        raise OSError("it is killed here")
+
+    with answering(echo=dies), pytest.raises(DomainError, match="does not answer: no answer") as caught:
+        ask_it({"what": "echo", "text": "x"})
+    assert caught.value.name is ErrorName.MIGRATION_BUSY
+
+
+def test_the_limit_of_a_migration_to_stock_xl_cannot_be_changed_which_is_said(pair):
+    head = Head(
+        *(Role.SOURCE, ID, "web1", uuid.UUID(int=1), 1, boot_id(), "b", "", now()),
+        with_xl=True,
+    )
+    with pair.a.journals.create(head, State.OFFERED), pytest.raises(DomainError, match="stock xl") as caught:
+        change(pair, 1 << 20)
+    assert caught.value.name is ErrorName.MIGRATION_UNSUPPORTED
+
+
 def test_a_socket_that_cannot_be_had_is_a_warning(caplog):
     with answering(), answering():
         assert ask_it({"what": "echo", "text": "x"}) == {"heard": "x"}
@@ -182,3 +208,14 @@ def test_a_limit_that_is_changed_while_links_begin_is_not_undone_by_the_one_befo
     sink.limit_again()
     other.join()
     assert (paced[-1], sink.limited_to) == (200_000, 200_000)
+
+
+@pytest.mark.parametrize(("seconds", "offered"), [(0.0, 0), (0.4, 1), (2.5, 3), (60.0, 60), (1e300, 1 << 31)])
+def test_the_destination_waits_for_a_new_connection_no_shorter_than_the_source(seconds, offered):
+    """It hears whole seconds: 0 would be not to wait at all."""
+    channel = SimpleNamespace(peer="b", connection=SimpleNamespace(pace=lambda _: True))
+    options = LinkOptions(streams=2, resume_for_s=seconds)
+    link = SourceLink(channel, parse("tcp://b:1"), options, LinkReport(), open_link)  # type: ignore[arg-type]
+    offer = link.offering(Offer(uuid.uuid4(), "{}", 1024))
+    assert offer.resume_for_s == offered
+    assert unpack_body(offer.type, pack_body(offer)) == offer

@@ -6,6 +6,7 @@ import configparser
 import os
 import shlex
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -243,3 +244,29 @@ def test_a_key_for_stock_xl_takes_what_xl_migrate_asks_for(asked):
 
 def test_a_key_that_may_only_receive_does_not_take_xl_for_pymigrate():
     assert b"this key may run" in receive_by_ssh("xl migrate-receive").stderr
+
+
+@pytest.mark.parametrize(
+    ("is_server", "code", "said"),
+    [
+        (False, ExitCode.IO, "the peer has closed the connection"),
+        (True, ExitCode.USAGE, "standard input is not a connection"),
+    ],
+    ids=["has gone", "listens"],
+)
+def test_a_peer_that_has_gone_before_it_is_looked_at_is_called_that(site, is_server, code, said):
+    """A port scan, for example: it is no mistake in a unit, as a socket that listens is (Accept=no)."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = socket.create_connection(server.getsockname())
+        with server.accept()[0] as arrived:
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            gone.close()
+            done = subprocess.run(
+                receive_command(site, "a"),
+                stdin=server if is_server else arrived,
+                capture_output=True,
+                cwd=ROOT,
+                check=False,
+            )
+    assert done.returncode == code
+    assert said in done.stderr.decode()

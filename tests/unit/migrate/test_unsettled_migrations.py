@@ -18,11 +18,11 @@ from saverestore.errors import DomainError, ErrorName, Interrupted, Remedy
 from saverestore.migrate.handover import Event, Role, State
 from saverestore.migrate.journal import boot_id, now
 from saverestore.migrate.messages import Aborted, Ask
-from saverestore.migrate.records import Head
+from saverestore.migrate.records import Head, JournalUnread
 from saverestore.migrate.recovery import RecoverRequest, recover
 from saverestore.migrate.source import dry_run
 from saverestore.migrate.to_xl import dry_run_to_xl
-from saverestore.migrate.unsettled import was_aborted
+from saverestore.migrate.unsettled import check_settled, was_aborted
 from saverestore.toolstack import domains, moving
 
 OLD, NEW = uuid.UUID(int=0xA1), uuid.UUID(int=0xA2)
@@ -119,6 +119,20 @@ def test_an_unsettled_migration_of_another_domain_or_another_boot_is_in_nobodys_
     pair.migrate()
     pair.join()
     assert (pair.a.table(), pair.b.table()) == ({}, {"web1": "running"})
+
+
+def test_a_journal_that_the_disk_does_not_give_just_now_may_be_of_this_domain(tmp_path, monkeypatch):
+    """A damaged one is in nobody's way, as it can never be recovered; this one may say GRANTED a moment later."""
+    pair = Pair(tmp_path)
+    journal(pair.a, OLD, Role.SOURCE, State.OFFERED, State.STREAMING)
+
+    def fails(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.read_bytes", fails)
+        with pytest.raises(JournalUnread, match="Too many open files"):
+            check_settled(pair.a.journals, pair.a, pair.a.find("web1"))
 
 
 def test_a_domain_that_has_come_and_is_not_settled_does_not_leave_again_before(tmp_path):

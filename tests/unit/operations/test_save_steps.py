@@ -15,7 +15,16 @@ from fake_host import FakeHost, FakeStore, FakeToolstack, commit_with
 
 from pyxc.sched import CpuPool, Scheduler, Share
 from saverestore.engine.progress import DomainState, Silence
-from saverestore.errors import Advice, DomainError, ErrorName, Remedy, TransportError, UsageError, XenRefused
+from saverestore.errors import (
+    Advice,
+    DomainError,
+    ErrorName,
+    Interrupted,
+    Remedy,
+    TransportError,
+    UsageError,
+    XenRefused,
+)
 from saverestore.operations import store
 from saverestore.operations.preflight import Findings
 from saverestore.operations.prepare_save import dry_run, prepare
@@ -262,6 +271,18 @@ def test_a_dry_run_does_not_open_what_would_compress(tmp_path, host, monkeypatch
     assert findings.errors == []
     assert [text for text in findings.facts if "as measured on some of its memory; at most" in text] != []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["reading_rate", "estimate"])
+def test_ctrl_c_while_a_dry_run_reads_memory_ends_it(tmp_path, host, monkeypatch, step):
+    def interrupted(*_):
+        raise Interrupted("interrupted by Ctrl-C")
+
+    monkeypatch.setattr(f"saverestore.operations.prepare_save.{step}", interrupted)
+    config = SimpleNamespace(kind="pvh", max_vcpus=1, devices=[], raw={})
+    monkeypatch.setattr(host.toolstack, "config_of", lambda _: config)
+    with pytest.raises(Interrupted):
+        dry_run(SaveRequest("web1", str(tmp_path / "a.img")), host=host)
 
 
 def test_the_toolstack_is_closed_whatever_happens(tmp_path, toolstack, host):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -125,3 +126,27 @@ def test_who_is_refused_is_told_why_and_the_error_is_of_its_kind(server):
     with pytest.raises(Unreachable, match="cannot be reached: Connection refused") as caught:
         connect(address, timeout_s=5)
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+def test_a_host_without_ipv6_is_reached_by_ipv4_where_the_name_has_both(monkeypatch):
+    """With ipv6.disable=1 there are no such sockets, and names are looked up as everywhere."""
+
+    class WithoutIpv6(socket.socket):
+        def __init__(self, family=socket.AF_INET, *given, **more) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *given, **more)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        monkeypatch.setattr(socket, "socket", WithoutIpv6)
+        with connect(Address("b", "tcp", "b", port), timeout_s=5) as one:
+            assert one.remote_host == "127.0.0.1"
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found[:1])
+        with pytest.raises(Unreachable, match="Address family not supported"):
+            connect(Address("b", "tcp", "b", port), timeout_s=5)
