@@ -138,7 +138,8 @@ def test_three_domains_move_at_once_also_beside_one_that_never_converges(
         )
     try:
         before = [guest.state() for guest in guests]
-        said = run(a, "pymigrate", *(guest.name for guest in guests), b.label)
+        # Three guests and two migrations at once on one processor.
+        said = run(a, "pymigrate", *(guest.name for guest in guests), b.label, timeout_s=1200)
         assert said.returncode == 0, said.stderr
         print(said.stderr)
         assert domains_of(a) == {}
