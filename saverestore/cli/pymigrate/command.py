@@ -53,7 +53,7 @@ paths. Disks that are not raw, and devices that belong to one host, are unsuppor
 journal. Up to the grant any failure leaves the domain running here, as usual. If the connection ends between the
 grant and xl's report, nobody can ask xl: the domain stays here, suspended, until a person has looked there.
 
-Options that have a value may be set in the table [pymigrate] of /etc/xen/pysave.toml.
+Defaults of many options may be set in the table [pymigrate] of /etc/xen/pysave.toml, which lists them.
 """
 
 OTHERS = {
