@@ -68,7 +68,7 @@ class ErrorName(StrEnum):
     FILE_UNSUITABLE = "file_unsuitable", "it is a directory, or a file of an unsuitable kind or name"
     NOT_RANDOM_ACCESS = (
         "not_random_access",
-        "the image can be read from front to back only, and this command reads anywhere",
+        "the command needs random access, and the image can only be read from front to back",
     )
     PAGE_NOT_IN_IMAGE = "page_not_in_image", "the image has none of these pages"
     PACKAGE_MISSING = "package_missing", "a Python package for this format is not installed"

@@ -99,7 +99,7 @@ ANYWHERE = {
     Remedy.DECOMPRESS: "decompress it through a pipe: '{decompressor} IMAGE | pyrestore -'",
     Remedy.DECOMPRESS_TO_FILE: "'zstd -d --long=31 IMAGE' decompresses the whole file",
     Remedy.MAKE_SEEKABLE: (
-        "'pyimage convert --compress zstd -o FILE {object}' makes a file that can be read at any place"
+        "'pyimage convert --compress zstd -o FILE {object}' makes a file that allows random access"
     ),
     Remedy.CONVERT_TO_XEN: (
         "'pyimage convert --compress zstd -o FILE {object}' converts it to Xen's own format"
