@@ -78,6 +78,8 @@ def _command(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
         if group.description:
             yield f"{group.description}\n"
         yield from _table("argument" if title == "arguments" else "option", shown, merged=CERTIFICATES)
+    if any(title == "SETTINGS" for title, _ in parts):
+        yield "Its settings are in [settings](settings.md).\n"
     notes = [text for title, text in parts if title == "NOTES"]
     if notes:
         yield f"{heading} Notes: {parser.prog}\n"
