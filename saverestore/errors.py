@@ -81,7 +81,7 @@ class ErrorName(StrEnum):
     DOMAIN_STOPPED = "domain_stopped", "the domain has powered off or crashed, or is being destroyed"
     DOMAIN_NEEDS_RECOVERY = (
         "domain_needs_recovery",
-        "a save or a migration was killed, and what it left has to be put right first",
+        "a save or a migration was killed, and what it left has to be repaired first",
     )
     DOMAIN_NOT_READY = "domain_not_ready", "the guest has not finished booting"
     DOMAIN_UNRESPONSIVE = "domain_unresponsive", "the guest did not suspend in time"
@@ -150,7 +150,7 @@ class ErrorName(StrEnum):
     PEER_UNREACHABLE = "peer_unreachable", "the other host, or the program there, could not be reached"
     PEER_NOT_TRUSTED = (
         "peer_not_trusted",
-        "by TLS, one of both hosts does not accept the other: its certificate, or what it speaks instead",
+        "over TLS, one host does not accept the other: its certificate, or its protocol",
     )
     SAVE_IN_DOUBT = (
         "save_in_doubt",
