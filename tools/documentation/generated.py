@@ -203,16 +203,14 @@ def errors_page() -> str:
     ]
     lines += [f"| {code} | {meaning} |" for code, meaning in sorted(codes)]
     lines.append(
-        "\n`pyimage verify` of several images exits with the code of the first that is not whole. A dry run "
-        "exits as the "
-        "real command would.\n\n## Names of errors\n\n"
-        "The exit code says whose fault a failure is. `error_name` in a [report](report.md) says more "
-        "exactly what failed. "
-        "One name may come with several exit codes: a package that is missing makes an option a wrong one "
-        "(2), and an "
-        "image one that cannot be read (4). Texts may change with any version. A name keeps its meaning; new "
-        "names may be "
-        "added, so a program should be ready for one that it does not know.\n"
+        "\n`pyimage verify` of several images exits with the code of the first that is not whole; a command for "
+        "several domains with that of the first that failed, or with 130 if that one was ended or not started "
+        "because of `--within`. A dry run exits as the real command would. `pysave-helper`, when libxl starts it, "
+        "exits with 0 as soon as libxl has the result, also of a failure.\n\n## Names of errors\n\n"
+        "The exit code says whose fault a failure is. `error_name` in a [report](report.md) says more exactly "
+        "what failed. One name may come with several exit codes: a package that is missing makes an option a "
+        "wrong one (2), and an image one that cannot be read (4). Texts may change with any version. A name keeps "
+        "its meaning; new names may be added, so a program should be ready for one that it does not know.\n"
     )
     lines += ["| name | meaning |", "|---|---|", *(f"| `{one.value}` | {one.meaning} |" for one in ErrorName)]
     return "\n".join(lines) + "\n"
