@@ -1,8 +1,8 @@
 """The front door: `save`, `restore` and `open_image`, as `import saverestore` offers them.
 
-Nothing is printed, no signal handler is set, and nothing of Xen is loaded before it is used. All failures that are
-foreseen are `SaveRestoreError`s, and `pyxc.XenError`, an OSError, for a refused call of Xen's. `str(error)` is the
-fact, `error.name` its stable name.
+Nothing is printed, no signal handler is set (see `interrupts.handled`), and nothing of Xen is loaded before it is
+used. All failures that are foreseen are `SaveRestoreError`s, and `pyxc.XenError`, an OSError, for a refused call of
+Xen's. `str(error)` is the fact; `error.name`, of a `SaveRestoreError`, its stable name.
 """
 
 from __future__ import annotations
