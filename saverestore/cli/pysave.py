@@ -162,9 +162,9 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
 
 def _add_all(group: argparse._ArgumentGroup) -> None:
     group.description = (
-        "Domain 0, stub domains and domains that have ended are left out. Domains that are destroyed after the save "
-        "are those that 'pyrestore --all' restores. Not with --report, --events, --metrics or --tls. The exit "
-        "code is that of the first domain that was not saved; 130 if its save was ended or not started because of "
+        "Domain 0, stub domains and domains that have ended are left out. Domains that are destroyed after the save\n"
+        "are those that 'pyrestore --all' restores. Not with --report, --events, --metrics or --tls. The exit code\n"
+        "is that of the first domain that was not saved; 130 if its save was ended or not started because of\n"
         "--within."
     )
     many.add_many(group, "save")

@@ -76,7 +76,7 @@ def _command(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
             continue
         yield f"{heading} {title[0].upper()}{title[1:]}: {parser.prog}\n"
         if group.description:
-            yield f"{group.description}\n"
+            yield from _paragraphs(group.description)
         yield from _table("argument" if title == "arguments" else "option", shown, merged=CERTIFICATES)
     if any(title == "SETTINGS" for title, _ in parts):
         yield "Its settings are in [settings](settings.md).\n"
