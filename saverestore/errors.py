@@ -63,25 +63,28 @@ class ErrorName(StrEnum):
     FILE_EXISTS = "file_exists", "the file to be written exists, and the request was not to replace it"
     FILE_NOT_FOUND = (
         "file_not_found",
-        "a file to be read, or the directory of one to be written, does not exist",
+        "a file to be read, or the directory of one to be written, does not exist; or the store has no such image",
     )
     FILE_UNSUITABLE = "file_unsuitable", "it is a directory, or a file of an unsuitable kind or name"
     NOT_RANDOM_ACCESS = (
         "not_random_access",
-        "the image can be read from front to back only, and this command reads anywhere",
+        "the command needs random access, and the image can only be read from front to back",
     )
     PAGE_NOT_IN_IMAGE = "page_not_in_image", "the image has none of these pages"
-    PACKAGE_MISSING = "package_missing", "a Python package for this format is not installed"
+    PACKAGE_MISSING = "package_missing", "a Python package that this needs is not installed"
 
     # ---- the domain
     DOMAIN_NOT_FOUND = "domain_not_found", "there is no such domain"
     DOMAIN_AMBIGUOUS = "domain_ambiguous", "several domains have that name"
-    DOMAIN_BUSY = "domain_busy", "another save, restore or recovery works on the domain"
+    DOMAIN_BUSY = (
+        "domain_busy",
+        "another program saves, restores, migrates or recovers the domain, has resumed it, or left it incomplete",
+    )
     DOMAIN_PAUSED = "domain_paused", "the domain is paused and cannot answer a request to suspend"
     DOMAIN_STOPPED = "domain_stopped", "the domain has powered off or crashed, or is being destroyed"
     DOMAIN_NEEDS_RECOVERY = (
         "domain_needs_recovery",
-        "a save or a migration was killed, and what it left has to be put right first",
+        "a save or a migration was killed, and what it left has to be repaired first",
     )
     DOMAIN_NOT_READY = "domain_not_ready", "the guest has not finished booting"
     DOMAIN_UNRESPONSIVE = "domain_unresponsive", "the guest did not suspend in time"
@@ -150,7 +153,7 @@ class ErrorName(StrEnum):
     PEER_UNREACHABLE = "peer_unreachable", "the other host, or the program there, could not be reached"
     PEER_NOT_TRUSTED = (
         "peer_not_trusted",
-        "by TLS, one of both hosts does not accept the other: its certificate, or what it speaks instead",
+        "over TLS, one host does not accept the other: its certificate, or its protocol",
     )
     SAVE_IN_DOUBT = (
         "save_in_doubt",

@@ -199,7 +199,7 @@ def run_all(
                     note(result)
                 wait(LOOK_S)
             for name, one in begun.items():
-                why = f"was told to end, and has not ended within {UNDO_S:.0f} s"
+                why = f"did not end within {UNDO_S:.0f} s after it was asked to"
                 note(Result(name, ExitCode.INTERRUPTED, "", {"error": why}, clock() - one.at))
         raise
     return [done.get(name) or _not_begun(name) for name in names]

@@ -226,22 +226,31 @@ def options_in(lines: list[str]) -> list[str]:
 def other_command(parser: argparse.ArgumentParser) -> list[str]:
     """What the page of a command has of another that is called by its name and a word, but for the exit codes."""
     lines = man_page(parser, parser.prog, "").splitlines()
-    begin, end = lines.index(".SH DESCRIPTION"), lines.index(".SH EXAMPLES")
-    parts = [line.replace(".SH ", ".SS ", 1) for line in lines[begin + 1 : end]]
+    begin, codes, end = (lines.index(f".SH {title}") for title in ("DESCRIPTION", "EXIT STATUS", "AUTHORS"))
+    after = next((at for at in range(codes + 1, end) if lines[at].startswith(".SH ")), end)
+    parts = [line.replace(".SH ", ".SS ", 1) for line in lines[begin + 1 : codes] + lines[after:end]]
     return [section(parser.prog.upper(), usage_of(parser)), ".PP", *parts]
 
 
+TITLES = {
+    "examples": "EXAMPLES",
+    "exit codes": "EXIT STATUS",
+    "other commands": "OTHER COMMANDS",
+    "settings": "SETTINGS",
+}
+"""By the words up to a comma of a line that ends with a colon."""
+
+
 def sections_of(epilog: str) -> Iterator[tuple[str, str]]:
-    """An epilog's parts, titles and texts: "examples:" begins one; what is not indented stands in NOTES, the last."""
+    """An epilog's parts, titles and texts: one of TITLES begins one; all else stands in NOTES, the last."""
     notes = []
     for paragraph in re.split(r"\n\n+", epilog.strip("\n")):
         first, _, rest = paragraph.partition("\n")
-        if first.endswith(":") and rest.startswith(" "):
-            title = first.rstrip(":")
-            title = "EXIT STATUS" if title == "exit codes" else title.partition(",")[0].upper()
-            yield title, rest if title != "SETTINGS" else paragraph
-        else:
+        title = TITLES.get(first.rstrip(":").partition(",")[0]) if first.endswith(":") else None
+        if title is None:
             notes.append(paragraph)
+        else:
+            yield title, rest if title != "SETTINGS" else paragraph
     if notes:
         yield "NOTES", "\n\n".join(notes)
 

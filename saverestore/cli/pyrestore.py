@@ -38,7 +38,7 @@ Devices are restored by libxl; the bare toolstack restores none besides the cons
 behind, as one of 'xl restore' does: when the domain powers off, reboots or crashes, it does what the domain's
 configuration says. See 'pysave-watch --help'.
 
-Options that have a value may be set in the table [pyrestore] of /etc/xen/pysave.toml.
+Defaults of many options may be set in the table [pyrestore] of /etc/xen/pysave.toml, which lists them.
 """
 
 
@@ -84,7 +84,9 @@ def command_parser() -> arguments.Parser:
     reporting.add_report(usual, "restore")
     reporting.add_following(usual, "restore")
     reporting.add_json(usual, "restore")
-    many.add_many(parser.add_argument_group("several domains, with --all"), "restore")
+    several = parser.add_argument_group("several domains, with --all")
+    several.description = "Not with --name, --config, --new-uuid, --report, --events, --metrics or --tls."
+    many.add_many(several, "restore")
     checks = parser.add_argument_group("checks")
     checks.add_argument(
         "--require-digest",

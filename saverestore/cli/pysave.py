@@ -45,7 +45,7 @@ examples:
 Domains that 'xl create' made are saved with all their devices: disks, network interfaces, a device model. The bare
 toolstack saves no device besides the console; it refuses a domain that has others before any change is made.
 
-Options that have a value may be set in the table [pysave] of /etc/xen/pysave.toml.
+Defaults of many options may be set in the table [pysave] of /etc/xen/pysave.toml, which lists them.
 """
 
 
@@ -162,8 +162,10 @@ def _add_common(group: argparse._ArgumentGroup) -> None:
 
 def _add_all(group: argparse._ArgumentGroup) -> None:
     group.description = (
-        "Domain 0, stub domains and domains that have ended are left out. Domains that are destroyed after the save "
-        "are those that 'pyrestore --all' restores."
+        "Domain 0, stub domains and domains that have ended are left out. Domains that are destroyed after the save\n"
+        "are those that 'pyrestore --all' restores. Not with --report, --events, --metrics or --tls. The exit code\n"
+        "is that of the first domain that was not saved; 130 if its save was ended or not started because of\n"
+        "--within."
     )
     many.add_many(group, "save")
     group.add_argument(

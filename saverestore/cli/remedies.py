@@ -23,7 +23,7 @@ DECOMPRESSORS = {
 """By the object of DECOMPRESS: what writes the image to a pipe."""
 
 ANYWHERE = {
-    Remedy.RECOVER: "'pysave --recover {object}' puts it right and resumes it",
+    Remedy.RECOVER: "'pysave --recover {object}' repairs and resumes it",
     Remedy.RECOVER_IF_LATE: "should it suspend later, 'pysave --recover {object}' resumes it",
     Remedy.RECOVER_UNLESS_THERE: (
         "look there: if it does not run there, 'pysave --recover {object}' resumes it here; if it does, "
@@ -34,8 +34,8 @@ ANYWHERE = {
     Remedy.UNPAUSE: "'xl unpause {object}' first",
     Remedy.UNPAUSE_NOW: "'xl unpause {object}' resumes it",
     Remedy.DESTROY_OLD: (
-        "if the image should replace it, 'pyrestore --dry-run' first lists what else stands in the way, and 'xl "
-        "destroy {object}' then makes room"
+        "if the image should replace it, 'pyrestore --dry-run' first lists all other problems, and 'xl "
+        "destroy {object}' then removes the old one"
     ),
     Remedy.DESTROY_LEFT: "'xl destroy {object}'",
     Remedy.DESTROY_IF_ABANDONED: "if no program is at work on it any more, 'xl destroy {object}' removes it",
@@ -99,7 +99,7 @@ ANYWHERE = {
     Remedy.DECOMPRESS: "decompress it through a pipe: '{decompressor} IMAGE | pyrestore -'",
     Remedy.DECOMPRESS_TO_FILE: "'zstd -d --long=31 IMAGE' decompresses the whole file",
     Remedy.MAKE_SEEKABLE: (
-        "'pyimage convert --compress zstd -o FILE {object}' makes a file that can be read at any place"
+        "'pyimage convert --compress zstd -o FILE {object}' makes a file that allows random access"
     ),
     Remedy.CONVERT_TO_XEN: (
         "'pyimage convert --compress zstd -o FILE {object}' converts it to Xen's own format"
@@ -141,8 +141,8 @@ OWN = {
         ),
         Remedy.RENAME: "--name gives the restored domain another name",
         Remedy.DESTROY_OLD: (
-            "if the image should replace it, --dry-run first lists what else stands in the way, and 'xl destroy "
-            "{object}' then makes room"
+            "if the image should replace it, --dry-run first lists all other problems, and 'xl destroy "
+            "{object}' then removes the old one"
         ),
         Remedy.NEW_UUID: (
             "--new-uuid and --name NAME restore a copy beside it; one that has disks needs --config FILE, too"

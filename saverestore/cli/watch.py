@@ -21,9 +21,10 @@ PROG = "pysave-watch"
 
 DESCRIPTION = """\
 Watch a domain: when it powers off, reboots or crashes, do what its configuration says (on_poweroff, on_reboot,
-on_crash, on_watchdog): destroy it with its devices, start it again, write a core dump, or leave it. pyrestore starts
-this for each domain it restores, as 'xl create' and 'xl restore' do for theirs. It then writes to
-/var/log/xen/pysave-watch-NAME.log, and ends when the domain no longer exists.
+on_crash, on_watchdog): destroy it with its devices, start it again, write a core dump (/var/lib/xen/dump/NAME), or
+leave it. A domain is started again only if no other domain writes to its disks by then, and every ten seconds at
+most. pyrestore starts this for each domain it restores, as 'xl create' and 'xl restore' do for theirs. It then writes
+to /var/log/xen/pysave-watch-NAME.log, and ends when the domain no longer exists.
 """
 
 EPILOG = """\

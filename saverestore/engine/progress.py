@@ -31,11 +31,11 @@ class Progress(Protocol):
         """So many more pfns of the round are done; so many bytes have been written or read in all."""
 
     def close(self) -> None:
-        """Nothing follows, be it done or failed: what is on the terminal is finished off."""
+        """The work has ended, done or failed: end the line on the terminal."""
 
 
 class Silence:
-    """Prints nothing."""
+    """A `Progress` that does nothing."""
 
     def phase(self, text: str) -> None:
         """Nothing."""
@@ -86,14 +86,17 @@ class SaveReport:
     """What a save did, filled in while it works: also of one that failed. Times in seconds.
 
     `domain_uuid`, `xen_version`: of the domain and of this host; `image`: its name in a store; None until known.
+    `domain_state`: the domain's state at the end.
 
-    `downtime`: None until the domain is asked to suspend. `verdict`: the last of a live save, with the prediction;
-    `limits`: what it was made by.
-    `resent_pages`: of `pages_sent`, those of pfns that had been sent before. `zero_pages`: those that were all zero.
-    `stored_bytes`: what the image takes on the disk, or in the pipe, where that is known. `sync_s`: from the end of
-    the stream until all of it was on the disk. `cache`: how the image's file was written, "direct" or "page"; None
-    where it is no file. `coded`: what was written by each coding of pages, by its name; none
-    of an image in Xen's own format.
+    `dirty_source`: how dirty pages were tracked, "log" or "digest"; "none" of a save that was not live. `rounds`:
+    those that were finished, the last one included. `verdict`: what ended the live rounds, with the prediction;
+    `limits`: what it was made by. `downtime`: None until the domain is asked to suspend.
+
+    `total_s`, `stream_bytes`: of the libxc stream, live rounds included. `sync_s`: from the end of the stream until
+    all of it was on the disk. `pages_sent`: in all rounds; of these, `resent_pages`: of pfns that had been sent
+    before, `zero_pages`: all zero. `stored_bytes`: what the image takes on the disk, or in the pipe, where that is
+    known. `cache`: how the image's file was written, "direct" or "page"; None where it is no file. `coded`: what
+    was written by each coding of pages, by its name; empty of an image in Xen's own format.
     """
 
     dirty_source: str = "none"
@@ -119,12 +122,14 @@ class SaveReport:
 
 @dataclass
 class RestoreReport:
-    """What a restore did, filled in while it works. `digest`: the algorithm of the image's digest, which holds.
+    """What a restore did, filled in while it works: also of one that failed. Times in seconds.
 
-    `saved_at`: when the save began, from the image, if it has that. `domid`: the new domain's.
+    `domid`: the new domain's number, None if there is none; `domain_state`: its state at the end. `pages`: those with
+    data; `records`, `stream_bytes`: of the libxc stream. `digest`: the algorithm of the image's digest, which holds;
+    None if it has none. `saved_at`: when the save began, if the image has that.
 
-    `create_s`: until the domain was there, by libxl with all that libxl does besides the filling; `memory_s`: reading
-    and filling it; `complete_s`: processors and what else makes it whole; `start_s`: letting it run.
+    `total_s`: from creating the domain to its start. `create_s`: creating it, by libxl with its devices; `memory_s`:
+    reading and filling; `complete_s`: processors and rings; `start_s`: starting it.
     """
 
     total_s: float = 0.0

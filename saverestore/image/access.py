@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def open_image(image: str) -> PlainFile | SeekableZstdFile:
-    """Open an image for reading at any place: a file, plain or in seekable zstd.
+    """Open an image for random access: a file, plain or in seekable zstd.
 
     UsageError for what cannot be read so: no file, a pipe, a device, otherwise compressed. Else as
     `open_random_access`.
@@ -29,7 +29,7 @@ def open_image(image: str) -> PlainFile | SeekableZstdFile:
     if access is None:
         what = "standard input" if image == STDIN else image
         raise UsageError(
-            f"{what} cannot be read at any place: only a file can, plain or in seekable zstd",
+            f"{what} does not allow random access: only a file does, plain or in seekable zstd",
             name=ErrorName.NOT_RANDOM_ACCESS,
             remedies=[Advice(Remedy.MAKE_SEEKABLE, image)],
         )

@@ -150,7 +150,7 @@ def _check_plain(record: PageData, name: str) -> None:
     """UsageError for pages that cannot be found by their offset, as they are coded together."""
     if record.codec is not Codec.NONE or record.nr_marked_zero:
         raise UsageError(
-            f"{name}: its pages are coded and cannot be read at any place",
+            f"{name}: its pages are coded, which does not allow random access",
             name=ErrorName.NOT_RANDOM_ACCESS,
             remedies=[Advice(Remedy.CONVERT_TO_XEN, name)],
         )

@@ -173,7 +173,7 @@ class _Receiver(Receiving):
             self._peer.report_started()
         except SaveRestoreError as error:
             LOG.warning(
-                "%s is this host's now, and xl at %s could not be told: %s",
+                "%s is this host's now, but xl at %s could not be notified: %s",
                 head.name,
                 head.peer,
                 error,

@@ -94,7 +94,7 @@ def incoming(request: RestoreRequest) -> Iterator[OpenedImage]:
 
 
 def is_file(image: str) -> bool:
-    """Whether an image can be opened again, and read at any place."""
+    """Whether an image can be opened again, with random access."""
     return image != STDIN and address_of(image) is None and stat.S_ISREG(Path(image).stat().st_mode)
 
 

@@ -58,4 +58,4 @@ def announce(domain: Domain) -> None:
                     sending.bind((bridge, RARP))
                     sending.send(frame_of(mac))
             except (OSError, ValueError) as error:  # whatever it is: the domain runs already
-                LOG.warning("%s: switches are not told of its MAC %s on %s: %s", domain, mac, bridge, error)
+                LOG.warning("%s: its MAC %s could not be announced on %s: %s", domain, mac, bridge, error)

@@ -57,7 +57,9 @@ class Watcher:
         except OSError as error:
             raise XenRefused(f"{WATCHER} could not be started: {error}") from error
         if answer != READY:
-            raise XenRefused(f"{WATCHER}: {answer or 'it ended without a word'} (see {log_path(self._name)})")
+            raise XenRefused(
+                f"{WATCHER}: {answer or 'it ended without a message'} (see {log_path(self._name)})"
+            )
 
     def _hand_over(self, domid: int) -> str:
         if self._process is None or self._answers is None:

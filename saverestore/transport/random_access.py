@@ -59,7 +59,7 @@ class RandomAccess(Protocol):
 
 
 class _File:
-    """A regular file, read at any place; the descriptor's own position is left alone."""
+    """A regular file with random access; the descriptor's own position is left alone."""
 
     def __init__(self, source: FdSource) -> None:
         self._source = source
@@ -241,7 +241,7 @@ def read_seek_table(pread: Callable[[int, int, str], bytes], file_size: int, nam
 
 
 def open_random_access(image: str) -> PlainFile | SeekableZstdFile | None:
-    """Open an image for reading at any place; None where that cannot be: a pipe, a device, otherwise compressed.
+    """Open an image for random access; None where there is none: a pipe, a device, otherwise compressed.
 
     What it is is told by its first bytes, never by its name. Errors are those of `FdSource.open`, and ImageError for
     a seek table that lies.

@@ -76,8 +76,10 @@ def _command(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
             continue
         yield f"{heading} {title[0].upper()}{title[1:]}: {parser.prog}\n"
         if group.description:
-            yield f"{group.description}\n"
+            yield from _paragraphs(group.description)
         yield from _table("argument" if title == "arguments" else "option", shown, merged=CERTIFICATES)
+    if any(title == "SETTINGS" for title, _ in parts):
+        yield "Its settings are in [settings](settings.md).\n"
     notes = [text for title, text in parts if title == "NOTES"]
     if notes:
         yield f"{heading} Notes: {parser.prog}\n"
@@ -171,9 +173,9 @@ def _settings_of_commands() -> Iterator[str]:
     yield "## Of the commands\n"
     yield (
         "`pysave`, `pyrestore`, `pymigrate` and `pymigrate receive` have a table each in the same file. A setting "
-        "is an option that has a value, with `_` for `-`; the command line takes precedence over it. A setting that "
-        "does not apply is left out: `max_rounds` of a save that is not live, `compress` with a `--format` that "
-        "compresses. A name that is not known is an error.\n"
+        "is the default of an option, by the option's name with `_` for `-`; the command line takes precedence over "
+        "it. A setting that does not apply is left out: `max_rounds` of a save that is not live, `compress` with a "
+        "`--format` that compresses. A name that is not known is an error.\n"
     )
     yield (
         "```toml\n"
@@ -201,16 +203,14 @@ def errors_page() -> str:
     ]
     lines += [f"| {code} | {meaning} |" for code, meaning in sorted(codes)]
     lines.append(
-        "\n`pyimage verify` of several images exits with the code of the first that is not whole. A dry run "
-        "exits as the "
-        "real command would.\n\n## Names of errors\n\n"
-        "The exit code says whose fault a failure is. `error_name` in a [report](report.md) says more "
-        "exactly what failed. "
-        "One name may come with several exit codes: a package that is missing makes an option a wrong one "
-        "(2), and an "
-        "image one that cannot be read (4). Texts may change with any version. A name keeps its meaning; new "
-        "names may be "
-        "added, so a program should be ready for one that it does not know.\n"
+        "\n`pyimage verify` of several images exits with the code of the first that is not whole; a command for "
+        "several domains with that of the first that failed, or with 130 if that one was ended or not started "
+        "because of `--within`. A dry run exits as the real command would. `pysave-helper`, when libxl starts it, "
+        "exits with 0 as soon as libxl has the result, also of a failure.\n\n## Names of errors\n\n"
+        "The exit code says whose fault a failure is. `error_name` in a [report](report.md) says more exactly "
+        "what failed. One name may come with several exit codes: a package that is missing makes an option a "
+        "wrong one (2), and an image one that cannot be read (4). Texts may change with any version. A name keeps "
+        "its meaning; new names may be added, so a program should be ready for one that it does not know.\n"
     )
     lines += ["| name | meaning |", "|---|---|", *(f"| `{one.value}` | {one.meaning} |" for one in ErrorName)]
     return "\n".join(lines) + "\n"

@@ -153,7 +153,7 @@ def new_file(arguments: argparse.Namespace) -> Iterator[NewFile]:
 
 @contextmanager
 def opened(image: str) -> Iterator[tuple[RandomAccess, ImageIndex]]:
-    """An image for reading at any place, and its index; with a bar while that is made."""
+    """An image for random access, and its index; with a bar while that is made."""
     from saverestore.image.access import open_image
     from saverestore.image.index import index_image
 

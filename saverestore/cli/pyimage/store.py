@@ -57,8 +57,9 @@ def add_to(commands: Subparsers) -> None:
         "remove old images from a store",
         "Works on each domain by itself. Each rule keeps the newest image of each of the last N periods that have "
         "one, in local time; what no rule keeps is removed. Never removed are: an image that is being restored, one "
-        "that 'pyrestore --all' is to restore, and the newest whole image of a domain of which no whole one would be "
-        "left. Other files in the directory are not touched.",
+        "that 'pyrestore --all' is to restore, the newest whole image of a domain of which no whole one would be "
+        "left, and images that cannot be read, where no other of that name is whole. Other files in the directory "
+        "and symbolic links are not touched.",
     )
     _add_folder(prune)
     rules = prune.add_argument_group("what is kept")

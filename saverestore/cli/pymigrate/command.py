@@ -52,8 +52,9 @@ paths. Disks that are not raw, and devices that belong to one host, are unsuppor
 --to-xl is for a host without pysave: ssh starts 'xl migrate-receive' there. xl checks nothing beforehand and keeps no
 journal. Up to the grant any failure leaves the domain running here, as usual. If the connection ends between the
 grant and xl's report, nobody can ask xl: the domain stays here, suspended, until a person has looked there.
+Options of the link, --back and --trust-network do not apply to it.
 
-Options that have a value may be set in the table [pymigrate] of /etc/xen/pysave.toml.
+Defaults of many options may be set in the table [pymigrate] of /etc/xen/pysave.toml, which lists them.
 """
 
 OTHERS = {

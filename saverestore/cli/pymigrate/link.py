@@ -30,9 +30,9 @@ def add_link(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--bwlimit",
         metavar="RATE",
-        type=arguments.rate,
-        help="send no faster than this, the last round included: 50MiB/s, 50MB/s or 400Mbit/s; at least 64KiB/s. "
-        "Default: no limit",
+        type=arguments.rate_or_none,
+        help="send no faster than this, the last round included: 50MiB/s, 50MB/s or 400Mbit/s, at least 64KiB/s; or "
+        "none (the default)",
     )
     group.add_argument(
         "--streams",

@@ -19,6 +19,7 @@ OF_ONE = ("name", "config", "report", "events", "metrics")
 def add_several(parser: arguments.Parser) -> None:
     """--all, and what goes with several domains."""
     group = parser.add_argument_group("several domains")
+    group.description = "Not with --name, --config, --report, --events or --metrics."
     group.add_argument(
         "--all", action="store_true", help="migrate all domains of this host, in place of DOMAIN"
     )

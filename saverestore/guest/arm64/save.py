@@ -144,7 +144,7 @@ class Arm64Save:
         if info.nr_online_vcpus != self._nr_vcpus:
             raise DomainError(
                 f"domain {self._domid} has {self._nr_vcpus} vCPUs of which {info.nr_online_vcpus} are online: only "
-                f"one with all of them can be saved; it goes on",
+                f"one with all of them can be saved; it is running",
                 remedies=[Advice(Remedy.PLUG_ALL_VCPUS, f"{self._domid} {self._nr_vcpus}")],
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saverestore.cli import pysave, settings, watch
+from saverestore.cli.parsers import COMMANDS, subcommands_of
 
 
 @pytest.mark.parametrize("words", [["--ready-fd", "5", "--", "-web1"], ["--", "-web1"]])
@@ -41,3 +42,11 @@ def test_an_option_that_there_is_not_is_named(capsys):
     with pytest.raises(SystemExit):
         watch.command_parser().parse_args(["web1", "-web1"])
     assert "unknown option -web1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_line_of_help_is_longer_than_a_wide_terminal(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = COMMANDS[name][0]()
+    for one in [parser, *subcommands_of(parser).values()]:
+        assert [line for line in one.format_help().splitlines() if len(line) > 120] == []

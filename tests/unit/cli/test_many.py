@@ -179,7 +179,7 @@ def test_what_does_not_end_after_a_signal_is_said_too(monkeypatch, capsys):
     run_and_interrupt(monkeypatch, World(a=1, b=100), "--json", "--quiet")
     out, said = capsys.readouterr()
     assert [one["exit_code"] for one in json.loads(out)] == [0, 130]
-    assert said == "pysave: b: was told to end, and has not ended within 3 s\n"
+    assert said == "pysave: b: did not end within 3 s after it was asked to\n"
 
 
 def test_one_that_a_signal_ended_before_it_could_heed_it_was_interrupted():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -52,6 +53,22 @@ def test_a_man_page_is_shown_without_a_warning_and_has_every_option(pages, name)
         for option in action.option_strings
     }
     assert {option for option in shown if option not in done.stdout} == set()
+
+
+HEADINGS = ("examples:", "settings, ", "other commands, ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_man_page_has_every_line_that_help_has_below_the_options(pages, name):
+    shown = " ".join(read(pages / MAN / f"{name}.1").stdout.split())
+    parser = COMMANDS[name][0]()
+    for one in [parser, *parser.others.values()]:
+        if not isinstance(one, argparse.ArgumentParser):
+            one = one()
+        text, _, after = str(one.epilog).partition("exit codes:\n")
+        assert re.fullmatch(r"(  \d.*\n)*", after)
+        lines = [" ".join(line.split()) for line in text.splitlines()]
+        assert [line for line in lines if line not in shown and not line.startswith(HEADINGS)] == []
 
 
 def test_a_line_that_starts_with_an_apostrophe_is_shown(pages):

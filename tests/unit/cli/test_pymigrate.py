@@ -60,7 +60,6 @@ def run(
         ["cancel"],
         ["bwlimit", "web1"],
         ["bwlimit", "web1", "50"],
-        ["--bwlimit", "none", "web1", "b"],
         ["--streams", "0", "web1", "tls://b"],
         ["--streams", "17", "web1", "tls://b"],
         ["--streams", "2", "--over-ssh", "web1", "b"],

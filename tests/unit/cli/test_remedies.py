@@ -131,7 +131,7 @@ def test_the_line_is_the_fact_then_the_state_then_the_remedy():
     error.add_note("no image was left")
     assert str(error) == "domain 7 is lost"
     assert in_full(error, "pyrestore") == (
-        "domain 7 is lost; no image was left; 'pysave --recover 7' puts it right and resumes it"
+        "domain 7 is lost; no image was left; 'pysave --recover 7' repairs and resumes it"
     )
 
 
@@ -140,7 +140,7 @@ def test_any_exception_can_be_given_a_remedy():
     advise(error, Advice(Remedy.TRY_AGAIN))
     advise(error, Advice(Remedy.RECOVER, 7))
     assert [one.remedy for one in remedies_of(error)] == [Remedy.TRY_AGAIN, Remedy.RECOVER]
-    assert in_full(error, "pysave").endswith("; try again; 'pysave --recover 7' puts it right and resumes it")
+    assert in_full(error, "pysave").endswith("; try again; 'pysave --recover 7' repairs and resumes it")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ def test_the_command_line_can_also_ask_for_none_of_it(file):
     assert parsed("pysave", "web1", "a.img").bwlimit == 50 << 20
     given = parsed("pysave", "--compress", "none", "--bwlimit", "none", "web1", "a.img")
     assert (given.compress, given.bwlimit) == (None, None)
+    file.write_text('[pymigrate]\nbwlimit = "50MiB/s"\n')
+    assert parsed("pymigrate", "web1", "host2").bwlimit == 50 << 20
+    assert parsed("pymigrate", "--bwlimit", "none", "web1", "host2").bwlimit is None
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,41 @@ def test_the_examples_of_the_how_to_do_what_they_show(tmp_path, monkeypatch):
     assert (result.failed, result.attempted > 4) == (0, True)
 
 
-def test_a_final_state_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="frozen"):
-        saverestore.save("web1", "a.img", final_state="frozen")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"final_state": "frozen"}, "final_state: 'frozen' is not one of: destroyed, running, paused"),
+        ({"toolstack": "xl"}, "toolstack: 'xl' is not one of: auto, bare, libxl"),
+        ({"cache": "none"}, "cache: 'none' is not one of: auto, direct, page"),
+        ({"digest": "md5"}, "digest: 'md5' is not one of: xxh3, sha256, blake3, none"),
+        ({"compress": 0}, "compress: 0 is not a level of zstd, 1 to 19"),
+        ({"compress": 20}, "compress: 20 is not a level of zstd, 1 to 19"),
+        ({"suspend_timeout_s": 0.5}, "suspend_timeout_s: must be at least 1, not 0.5"),
+        ({"live": True, "max_rounds": 0}, "max_rounds: must be at least 1, not 0"),
+        ({"live": True, "max_time_s": 0.0}, "max_time_s: must be greater than 0, not 0.0"),
+        ({"live": True, "downtime_s": float("nan")}, "downtime_s: must be greater than 0, not nan"),
+        ({"downtime_s": 0.3}, "downtime_s: is for live saves only"),
+        ({"max_rounds": 3}, "max_rounds: is for live saves only"),
+        ({"max_time_s": 3.0}, "max_time_s: is for live saves only"),
+    ],
+)
+def test_a_save_with_a_value_that_makes_no_sense_is_refused_before_xen_is_opened(wrong, said):
+    with pytest.raises(saverestore.UsageError) as refused:
+        saverestore.save("web1", "a.img", **wrong)
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"toolstack": "xl"}, "toolstack: 'xl' is not one of: auto, bare, libxl"),
+        ({"name": ""}, "name: must not be empty"),
+    ],
+)
+def test_a_restore_with_a_value_that_makes_no_sense_is_refused_before_the_image_is_opened(wrong, said):
+    with pytest.raises(saverestore.UsageError) as refused:
+        saverestore.restore("there-is-none.img", **wrong)
+    assert str(refused.value) == said
 
 
 def test_an_image_is_verified_and_a_damaged_one_found(tmp_path):

@@ -75,7 +75,7 @@ def test_a_process_whose_libxl_is_gone_says_so_on_standard_error():
     [
         (
             session.NotResumed("libxl went away", remedies=[Advice(Remedy.RECOVER, 7)]),
-            "libxl went away; 'pysave --recover 7' puts it right and resumes it",
+            "libxl went away; 'pysave --recover 7' repairs and resumes it",
         ),
         (LibxlGone("libxl went away"), "libxl went away"),
     ],

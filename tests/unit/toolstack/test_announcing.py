@@ -86,13 +86,13 @@ def test_each_nic_on_a_bridge_of_this_host_is_announced_by_its_mac(domain, wire)
 def test_that_it_cannot_be_sent_is_a_warning(domain, wire, caplog):
     wire.refuses = True
     announce.announce(domain)
-    assert f"switches are not told of its MAC {MAC} on xenbr0" in caplog.text
+    assert f"its MAC {MAC} could not be announced on xenbr0" in caplog.text
 
 
 def test_a_mac_that_is_none_is_a_warning_as_the_domain_runs_already(domain, wire, monkeypatch, caplog):
     monkeypatch.setattr(announce, "places", lambda _: [("xenbr0", "none"), ("xenbr0", MAC)])
     announce.announce(domain)
-    assert "switches are not told of its MAC none on xenbr0" in caplog.text
+    assert "its MAC none could not be announced on xenbr0" in caplog.text
     assert len(wire.sent) == 1
 
 

@@ -69,7 +69,7 @@ def test_what_it_has_to_say_is_told(tmp_path: Path, monkeypatch):
 
 def test_one_that_ends_at_once_is_none(tmp_path: Path, monkeypatch):
     played_by("exit 0", tmp_path, monkeypatch)
-    with pytest.raises(XenRefused, match="without a word"):
+    with pytest.raises(XenRefused, match="without a message"):
         start(7, "web1")
 
 
