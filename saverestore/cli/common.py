@@ -96,9 +96,8 @@ def print_findings(prog: str, findings: Findings) -> int:
 def run(prog: str, arguments: argparse.Namespace, work: Callable[[], int | None]) -> int:
     """Do the work; any failure becomes one line on stderr and an exit code. So does a code that `work` returns."""
     _set_up_logging(prog, arguments)
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a domain's name may have letters that this terminal has not
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A domain's name may have letters that this terminal has not.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with interrupts.handled():

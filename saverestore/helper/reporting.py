@@ -62,10 +62,8 @@ class ChannelProgress:
     def round_done(self, stats: RoundStats) -> None:
         """A line."""
         dirty = "" if stats.dirty_pages is None else f", {stats.dirty_pages} dirty"
-        self._channel.log(
-            Level.INFO,
-            f"round {stats.number}: {counted(stats.sent_pages, 'page')} sent{dirty}",
-        )
+        sent = counted(stats.sent_pages, "page")
+        self._channel.log(Level.INFO, f"round {stats.number}: {sent} sent{dirty}")
 
     def pages(self, done: int, written_bytes: int) -> None:
         """Reported when all are done, and otherwise every half second at most."""

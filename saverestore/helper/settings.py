@@ -231,10 +231,7 @@ def read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
 
     try:
         found = tomllib.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not TOML, a number that is too long, or brackets within brackets
+    except (ValueError, RecursionError) as error:  # no TOML, too long a number, brackets in brackets
         raise UsageError(f"{path}: {error}") from error
     unknown = sorted(found.keys() - KINDS.keys() - set(TABLES))
     if unknown:

@@ -28,9 +28,7 @@ def resume_if_late(domid: int, domain_uuid: uuid.UUID, *, seconds: float = LATE_
     Left alone is a domain that somebody else asks to suspend meanwhile: it is theirs to resume; and one that moves to
     another host, which may run it.
     """
-    this_host().of_config(
-        "pv"
-    )  # whichever: all kinds are loaded, as this package may be gone when one is needed
+    this_host().of_config("pv")  # all kinds are loaded by that: this package may be gone when one is needed
     with open_handles() as handles:
         return watch_for_late(handles, domid, domain_uuid, seconds=seconds)
 
