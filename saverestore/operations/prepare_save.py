@@ -310,9 +310,8 @@ def _dry_commit(request: SaveRequest) -> Iterator[Commit | None]:
         yield None
         return
     is_no_file = request.image != STDOUT and path.exists() and not path.is_file()
-    if is_no_file or (
-        request.store is not None and not path.parent.exists()
-    ):  # a store is made by its first save
+    is_in_new_store = request.store is not None and not path.parent.exists()  # made by its first save
+    if is_no_file or is_in_new_store:
         yield None
         return
     with commit_of(replace(request, compress=None)) as commit:
