@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from saverestore.transport.connection import BadAcknowledgement, SocketConnection
 
-DATA = np.random.default_rng(11).integers(0, 256, 1 << 20, dtype=np.uint8).tobytes()
+DATA = np.random.default_rng(11).integers(0, 256, 3 << 20, dtype=np.uint8).tobytes()
 SIZES = st.sampled_from([0, 1, 7, 1000, 4096, 30_000, 100_000])
 WRITES = st.lists(st.lists(SIZES, max_size=5), max_size=6)
 
