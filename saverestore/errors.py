@@ -215,6 +215,7 @@ class Remedy(Enum):
 
     # ---- the domain
     RECOVER = auto()  # domid: have what a save left behind put right
+    RECOVER_IF_ABANDONED = auto()  # the same, if a person knows that no other program saves or moves it
     RECOVER_IF_LATE = auto()  # domid: the same, should the guest suspend after all
     RECOVER_UNLESS_THERE = auto()  # name: the same, if a person knows that it does not run elsewhere
     WATCH = auto()  # domid: have it looked after when it powers off or reboots

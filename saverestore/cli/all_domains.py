@@ -116,7 +116,7 @@ def named_apart(domains: Sequence[Domain]) -> list[tuple[str, Domain]]:
 
 def _saved_to(result: Result, given: argparse.Namespace) -> str:
     if given.dry_run:
-        return f"would be saved: {'; '.join(result.said.splitlines())}"
+        return "would be saved"  # the details have been printed
     return f"saved to {result.facts.get('image')}; the domain is {result.facts.get('domain_state')}"
 
 
@@ -184,5 +184,5 @@ def restore_all(given: argparse.Namespace) -> int:
 
 def _restored_as(result: Result, given: argparse.Namespace) -> str:
     if given.dry_run:
-        return f"would be restored: {'; '.join(result.said.splitlines())}"
+        return "would be restored"  # as above
     return f"{result.facts.get('domain')} is {result.facts.get('domain_state')} as domain {result.facts.get('domid')}"

@@ -83,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check() -> int:
+    import dataclasses
+    import json
+
     from saverestore.cli.common import say
 
     try:
@@ -91,7 +94,9 @@ def _check() -> int:
 
         settings = read_settings(os.environ)
         with open_handles() as handles:
-            print(f"{PROG}: ready, on Xen {handles.xen.version()}; {settings}")
+            print(f"{PROG}: it can work here, on Xen {handles.xen.version()}, with these settings:")
+        for name, value in dataclasses.asdict(settings).items():
+            print(f"{name} = {json.dumps(value)}")
     except (SaveRestoreError, OSError, ImportError) as error:
         say(f"{PROG}: {in_full(error, PROG)}")
         return error.exit_code if isinstance(error, SaveRestoreError) else ExitCode.XEN

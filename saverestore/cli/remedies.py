@@ -24,6 +24,9 @@ DECOMPRESSORS = {
 
 ANYWHERE = {
     Remedy.RECOVER: "'pysave --recover {object}' repairs and resumes it",
+    Remedy.RECOVER_IF_ABANDONED: (
+        "if no other program is saving or migrating it, 'pysave --recover {object}' repairs and resumes it"
+    ),
     Remedy.RECOVER_IF_LATE: "should it suspend later, 'pysave --recover {object}' resumes it",
     Remedy.RECOVER_UNLESS_THERE: (
         "look there: if it does not run there, 'pysave --recover {object}' resumes it here; if it does, "

@@ -25,9 +25,9 @@ def recover_domain(text: str, *, was_aborted: Callable[[Domain, str], bool]) -> 
     Returns what was done, for people. `was_aborted`: whether the migration of this id, which the domain is noted to
     move by, has surely ended with the domain here.
 
-    Refused (DomainError) while a save of it is under way. A domain that runs as it should is left alone,
-    except that log-dirty is off afterwards. Refused, too, of one that is being restored, moves to another host or
-    comes from one. That it moves may be noted of one that does not any more: such a note is removed.
+    Refused (DomainError) while a save of it is under way, by us or by xl. A domain that runs as it should is left
+    alone, except that log-dirty is off afterwards. Refused, too, of one that is being restored, moves to another host
+    or comes from one. That it moves may be noted of one that does not any more: such a note is removed.
     """
     with open_handles() as handles:
         domain = domains.find(handles, text)
@@ -43,6 +43,7 @@ def recover_domain(text: str, *, was_aborted: Callable[[Domain, str], bool]) -> 
                     remedies=[Advice(Remedy.RECOVER_MIGRATION, domain.name)],
                 )
             domain = domains.again(handles, domain)
+            domains.check_not_saved_by_xl(domain)
             if domain.info.paused and (found := arriving.look(handles.store, domain.domid, domain.info.uuid)):
                 raise DomainError(
                     f"{domain} {found.what}; no changes were made",

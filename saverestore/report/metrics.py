@@ -48,10 +48,10 @@ def figures_of(facts: Facts) -> dict[str, tuple[str, float]]:
         "success": ("1 when the last run did what it should, else 0", float(facts["result"] == "done")),
         "exit_code": ("Exit code of the last run", facts["exit_code"]),
         "duration_seconds": ("Duration of the last run", facts["seconds"]["total"]),
-        "stream_bytes": ("Length of the image", facts["bytes"]["stream"]),
+        "stream_bytes": ("Length of the libxc stream", facts["bytes"]["stream"]),
         "pages": ("Pages sent or restored", facts["pages"].get("sent", facts["pages"].get("restored"))),
         "rounds": ("Live rounds and the last one", len(rounds) if rounds else None),
-        "downtime_seconds": ("Time for which the domain was suspended", downtime_s),
+        "downtime_seconds": ("Downtime, from the request to suspend on", downtime_s),
     }
     return {name: (text, float(value)) for name, (text, value) in known.items() if value is not None}
 

@@ -12,7 +12,7 @@ from saverestore.guest.common.handles import Handles
 from saverestore.guest.common.suspend import how_it_stopped
 from saverestore.guest.common.transactions import write_below
 from saverestore.guest.kinds import this_host
-from saverestore.toolstack import arriving, config
+from saverestore.toolstack import arriving, config, stock_helper
 from saverestore.toolstack.config import GuestConfig
 from saverestore.toolstack.userdata import userdata_path
 
@@ -94,6 +94,15 @@ def again(handles: Handles, domain: Domain) -> Domain:
     )
 
 
+def check_not_saved_by_xl(domain: Domain) -> None:
+    """DomainError while stock xl saves or migrates it: that holds no lock of ours."""
+    if (process := stock_helper.saved_by(domain.domid)) is not None:
+        raise DomainError(
+            f"{domain} is being saved or migrated by xl (its helper is process {process}); no changes were made",
+            name=ErrorName.DOMAIN_BUSY,
+        )
+
+
 def check_can_be_saved(store: XenStore, domain: Domain) -> None:
     """DomainError unless the domain is one that can be suspended now."""
     info = domain.info
@@ -104,10 +113,11 @@ def check_can_be_saved(store: XenStore, domain: Domain) -> None:
             f"{domain} is being destroyed: there is nothing to save", name=ErrorName.DOMAIN_STOPPED
         )
     if info.suspended:
+        check_not_saved_by_xl(domain)
         raise DomainError(
             f"{domain} is suspended already, by another tool or an earlier save that died",
             name=ErrorName.DOMAIN_NEEDS_RECOVERY,
-            remedies=[Advice(Remedy.RECOVER, domain.domid)],
+            remedies=[Advice(Remedy.RECOVER_IF_ABANDONED, domain.domid)],
         )
     if info.shutdown:
         what = how_it_stopped(info.shutdown_reason)

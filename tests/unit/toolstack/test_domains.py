@@ -14,7 +14,7 @@ pytest.importorskip("pyxc", reason="pyxc is not compiled", exc_type=ImportError)
 
 from saverestore.errors import Advice, DomainError, ErrorName, Remedy
 from saverestore.testing.store import MemoryStore
-from saverestore.toolstack import domains, lock, memory
+from saverestore.toolstack import domains, lock, memory, stock_helper
 
 WEB = uuid.UUID(int=0xBEEF)
 
@@ -86,6 +86,28 @@ def test_what_nobody_is_called_is_refused(text):
         domains.find(host(("web1", Info(3))), text)
 
 
+def process(folder, pid, *words):
+    (folder / str(pid)).mkdir()
+    (folder / str(pid) / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
+
+
+def test_a_domain_that_stock_xl_saves_is_busy_and_needs_no_recovery(monkeypatch, tmp_path):
+    monkeypatch.setattr(stock_helper, "PROC", tmp_path)
+    helper = "/usr/lib/xen-4.17/bin/libxl-save-helper"
+    (tmp_path / "meminfo").touch()
+    (tmp_path / "41").mkdir()  # a process that has ended
+    process(tmp_path, 42, helper, "--save-domain", "8", "-1", "33", "1", "0", "0")
+    process(tmp_path, 43, helper, "--restore-domain", "8", "-1", "3", "1")
+    process(tmp_path, 44, "vi", "--save-domain", "8", "-1", "3")
+    suspended = domains.Domain(Info(3, shutdown=True, suspended=True), "web1")
+    with pytest.raises(DomainError, match="suspended already"):
+        domains.check_can_be_saved(MemoryStore(), suspended)
+    process(tmp_path, 45, helper, "--save-domain", "8", "-1", "3", "1", "0", "0")
+    with pytest.raises(DomainError, match=r"saved or migrated by xl \(its helper is process 45\)") as caught:
+        domains.check_can_be_saved(MemoryStore(), suspended)
+    assert (caught.value.name, caught.value.remedies) == (ErrorName.DOMAIN_BUSY, ())
+
+
 @pytest.mark.parametrize(
     ("info", "said", "name", "remedies"),
     [
@@ -95,7 +117,7 @@ def test_what_nobody_is_called_is_refused(text):
             Info(3, shutdown=True, suspended=True),
             "suspended already",
             ErrorName.DOMAIN_NEEDS_RECOVERY,
-            (Advice(Remedy.RECOVER, 3),),
+            (Advice(Remedy.RECOVER_IF_ABANDONED, 3),),
         ),
         (Info(3, shutdown=True, shutdown_reason=3), "crashed", ErrorName.DOMAIN_STOPPED, ()),
         (Info(3, shutdown=True, shutdown_reason=0), "nothing to save", ErrorName.DOMAIN_STOPPED, ()),
