@@ -21,7 +21,7 @@ from saverestore.guest.kinds import ARM64_HOST, X86_HOST
 from saverestore.guest.x86 import kinds as x86_kinds
 from saverestore.operations import recover
 from saverestore.operations.recover import recover_domain, recover_locked
-from saverestore.toolstack import lock, processor_cap
+from saverestore.toolstack import lock, processor_cap, stock_helper
 from saverestore.toolstack.domains import Domain
 
 DOMID = 7
@@ -236,6 +236,28 @@ def test_a_domain_that_is_being_restored_is_left_to_its_restore(found):
     assert caught.value.name is ErrorName.DOMAIN_BUSY
     assert found.done == []
     assert recover_domain("web1", was_aborted=never) == [PUT_BACK]
+
+
+def test_a_domain_that_stock_xl_saves_is_left_to_xl(found, monkeypatch, tmp_path):
+    """Its helper holds no lock of ours; resumed now, the domain might run here and where xl sends it."""
+    monkeypatch.setattr(stock_helper, "PROC", tmp_path)
+    (tmp_path / "42").mkdir()
+    words = (
+        "/usr/lib/xen-4.17/bin/libxl-save-helper",
+        "--save-domain",
+        "14",
+        "11",
+        str(DOMID),
+        "0",
+        "136",
+        "0",
+    )
+    (tmp_path / "42" / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
+    found.info.shutdown = found.info.suspended = True
+    with pytest.raises(DomainError, match=r"its helper is process 42.*; no changes were made") as caught:
+        recover_domain("web1", was_aborted=never)
+    assert (caught.value.name, caught.value.remedies) == (ErrorName.DOMAIN_BUSY, ())
+    assert (found.done, found.info.suspended) == ([], True)
 
 
 def test_a_domain_whose_restore_was_killed_is_not_called_one_to_unpause(found):
