@@ -241,6 +241,7 @@ class Remedy(Enum):
     DESTROY_OUTGOING = auto()  # name: what is left at the host that it came from
     TRUST_NETWORK = auto()
     MAKE_CERTIFICATES = auto()
+    TRY_SSH = auto()  # the command that reaches the host
     LET_DATA_THROUGH = auto()  # TLS connections beside ssh
 
     # ---- how it is saved
@@ -266,6 +267,7 @@ class Remedy(Enum):
     GIVE_OTHER_MAC = auto()  # the same
 
     # ---- files and images
+    LIST_IMAGES = auto()  # a store's folder
     OVERWRITE = auto()  # the file
     OTHER_PLACE = auto()  # free some space, or write elsewhere
     NO_SPACE_CHECK = auto()  # where a file system has more room than it says

@@ -179,7 +179,8 @@ def restore_all(given: argparse.Namespace) -> int:
     results = many.run_named(
         given, "pyrestore", done, list(images), start, lambda one: _restored_as(one, given), begun
     )
-    return many.finish(given, "pyrestore", done, results, begun)
+    more = "" if images else f"nothing is pending in {folder}"
+    return many.finish(given, "pyrestore", done, results, begun, more)
 
 
 def _restored_as(result: Result, given: argparse.Namespace) -> str:

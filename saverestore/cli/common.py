@@ -83,8 +83,13 @@ def add_dry_run(group: argparse._ArgumentGroup, what: str) -> None:
     )
 
 
-def print_findings(prog: str, findings: Findings) -> int:
-    """What a dry run found, on standard output: its exit code."""
+def print_findings(prog: str, look: Callable[[], Findings]) -> int:
+    """What a dry run finds, on standard output: its exit code. What `look` raises stands in the way, too."""
+    from saverestore.operations.preflight import Findings
+
+    findings = Findings(dry=True)
+    with findings.check():
+        findings = look()
     for text in findings.facts:
         print(plain(text))
     for error in findings.errors:
@@ -138,7 +143,10 @@ def answer(text: str) -> None:
 
 
 class WithRemedies(logging.Formatter):
-    """Warnings as errors are: the fact, then the words for `remedies`, which a record may have as an extra."""
+    """Warnings as errors are: the fact, then the words for `remedies`, which a record may have as an extra.
+
+    `form` has `%(mark)s` where "warning: " is put before one.
+    """
 
     def __init__(self, prog: str, form: str) -> None:
         super().__init__(form)
@@ -147,6 +155,7 @@ class WithRemedies(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record's line."""
         advices = getattr(record, "remedies", ())
+        record.mark = "warning: " if record.levelno == logging.WARNING else ""
         text = "; ".join([super().format(record), *(words(advice, self._prog) for advice in advices)])
         return "\n".join(map(plain, text.split("\n")))  # a traceback has lines
 
@@ -154,7 +163,7 @@ class WithRemedies(logging.Formatter):
 def _set_up_logging(prog: str, arguments: argparse.Namespace) -> None:
     level = {0: logging.WARNING, 1: logging.INFO}.get(arguments.verbose, logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(WithRemedies(prog, f"{prog}: %(message)s"))
+    handler.setFormatter(WithRemedies(prog, f"{prog}: %(mark)s%(message)s"))
     logging.basicConfig(handlers=[handler], level=level)
     if arguments.verbose == 1:
         # libxc also logs what is no error for us, such as pages that cannot be mapped just now.

@@ -149,7 +149,7 @@ def _restore(given: argparse.Namespace) -> int | None:
     from saverestore.report.facts import facts_of_restore
 
     if given.dry_run:
-        return common.print_findings("pyrestore", dry_run(_request(given)))
+        return common.print_findings("pyrestore", lambda: dry_run(_request(given)))
     report = RestoreReport()
     with reporting.reporting(
         "pyrestore", given, given.name, lambda outcome: facts_of_restore(outcome, report)

@@ -61,6 +61,9 @@ LIVE_ONLY: dict[str, tuple[str, str | None]] = {
 
 STANDARD_OUTPUT = ("-", "fd:1")
 
+MUCH_LONGER_S = 0.2
+"""A downtime that was predicted too short by no more than this, or a half, needs no words."""
+
 
 def command_parser() -> arguments.Parser:
     """What reads the command line."""
@@ -373,7 +376,7 @@ def _save(given: argparse.Namespace, coding: Coding | None) -> int | None:
     from saverestore.report.facts import facts_of_save
 
     if given.dry_run:
-        return common.print_findings("pysave", dry_run(_request(given, coding)))
+        return common.print_findings("pysave", lambda: dry_run(_request(given, coding)))
     report = SaveReport()
     with reporting.reporting(
         "pysave", given, given.domain, lambda outcome: facts_of_save(outcome, report)
@@ -460,8 +463,24 @@ def _summary(request: SaveRequest, report: SaveReport, seconds: float) -> str:
         how = {"log": "log-dirty", "digest": "content digests"}[report.dirty_source]
         text += f"; {counted(len(report.rounds), 'round')} by {how}, downtime {report.downtime.total_s:.2f} s"
         if report.verdict is not None:
-            text += f" (predicted {report.verdict.prediction.downtime_s:.2f} s)"
+            text += f" (predicted {report.verdict.prediction.downtime_s:.2f} s{_longer(report)})"
     return f"{text}; the domain is {report.domain_state.value}"
+
+
+def _longer(report: SaveReport) -> str:
+    """Which part took longer than it was predicted to, where that is what made the downtime much longer."""
+    assert report.downtime is not None and report.verdict is not None
+    real, predicted = report.downtime, report.verdict.prediction
+    if real.total_s - predicted.downtime_s < max(MUCH_LONGER_S, predicted.downtime_s / 2):
+        return ""
+    parts = {
+        "until the guest had suspended": (real.suspend_s, predicted.suspend_s),
+        "for the last round": (real.last_round_s, predicted.rest_s),
+        "for processors and device model": (real.state_s, predicted.state_s),
+        "for resuming it": (real.resume_s, 0.0),
+    }
+    what, (took_s, expected_s) = max(parts.items(), key=lambda part: part[1][0] - part[1][1])
+    return f"; {what} {took_s:.2f} s instead of {expected_s:.2f} s"
 
 
 def _stored(report: SaveReport) -> str:

@@ -60,6 +60,7 @@ ANYWHERE = {
     Remedy.DESTROY_THERE: "where 'xl list' there shows {object}, 'xl destroy {object}' there removes it",
     Remedy.DESTROY_OUTGOING: "'xl destroy {object}--migratedaway' there removes its copy",
     Remedy.MAKE_CERTIFICATES: "'pymigrate make-ca DIR' and 'pymigrate make-cert DIR HOST' make them",
+    Remedy.TRY_SSH: "'{object} true' has to work, without a password",
     Remedy.LET_DATA_THROUGH: (
         "'pymigrate receive --ports' there limits the ports that a firewall has to let through, "
         "'pymigrate --data-address' names another address, 'pymigrate --over-ssh' asks for ssh alone"
@@ -95,6 +96,7 @@ ANYWHERE = {
         "to be shared"
     ),
     Remedy.GIVE_OTHER_MAC: "'pyrestore --config FILE' gives it another MAC",
+    Remedy.LIST_IMAGES: "'pyimage list {object}' lists those there are",
     Remedy.OVERWRITE: "choose another name",
     Remedy.OTHER_PLACE: "free some space, or write to another place",
     Remedy.NO_SPACE_CHECK: "'pysave --no-space-check' tries it all the same",
@@ -189,7 +191,7 @@ def words(advice: Advice, prog: str) -> str:
     """The sentence that `prog`, one of COMMANDS, prints for this."""
     sentence = OWN[prog].get(advice.remedy) or ANYWHERE[advice.remedy]
     thing = advice.object
-    is_file = advice.remedy in (Remedy.MAKE_SEEKABLE, Remedy.CONVERT_TO_XEN)
+    is_file = advice.remedy in (Remedy.LIST_IMAGES, Remedy.MAKE_SEEKABLE, Remedy.CONVERT_TO_XEN)
     return sentence.format(
         object=shlex.quote(str(thing)) if is_file else thing,
         for_object="" if thing is None else f", for '{thing}'",

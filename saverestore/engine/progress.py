@@ -92,7 +92,8 @@ class SaveReport:
     those that were finished, the last one included. `verdict`: what ended the live rounds, with the prediction;
     `limits`: what it was made by. `downtime`: None until the domain is asked to suspend.
 
-    `total_s`, `stream_bytes`: of the libxc stream, live rounds included. `sync_s`: from the end of the stream until
+    `check_s`: looking at domain, host and place, before the image is begun. `total_s`, `stream_bytes`: of the libxc
+    stream, live rounds included. `sync_s`: from the end of the stream until
     all of it was on the disk. `pages_sent`: in all rounds; of these, `resent_pages`: of pfns that had been sent
     before, `zero_pages`: all zero. `stored_bytes`: what the image takes on the disk, or in the pipe, where that is
     known. `cache`: how the image's file was written, "direct" or "page"; None where it is no file. `coded`: what
@@ -103,6 +104,7 @@ class SaveReport:
     limits: Limits = field(default_factory=Limits)
     rounds: list[RoundStats] = field(default_factory=list)
     verdict: Verdict | None = None
+    check_s: float = 0.0
     total_s: float = 0.0
     downtime: Downtime | None = None
     stream_bytes: int = 0
@@ -128,10 +130,13 @@ class RestoreReport:
     data; `records`, `stream_bytes`: of the libxc stream. `digest`: the algorithm of the image's digest, which holds;
     None if it has none. `saved_at`: when the save began, if the image has that.
 
-    `total_s`: from creating the domain to its start. `create_s`: creating it, by libxl with its devices; `memory_s`:
-    reading and filling; `complete_s`: processors and rings; `start_s`: starting it.
+    `check_s`: reading the image's head and looking at host and domain, before one is created; where the image comes
+    over a link, waiting for it, too. `total_s`: from creating the domain to its start. `create_s`: creating it, by
+    libxl with its devices; `memory_s`: reading and filling; `complete_s`: processors and rings; `start_s`: starting
+    it.
     """
 
+    check_s: float = 0.0
     total_s: float = 0.0
     stream_bytes: int = 0
     pages: int = 0

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from saverestore.transport.tls_peers import Allowed
 
 
+SSH_FAILED, NOT_FOUND = 255, 127
+"""Exit codes of ssh: for all failures of its own, and that of the shell there."""
+
+
 def parse(text: str, *, tls: Credentials | None = None) -> Address:
     """HOST (by ssh), tls://HOST[:PORT], unix:PATH or tcp://HOST:PORT. UsageError when it is none of these."""
     if text.startswith("unix:") and len(text) > len("unix:"):
@@ -111,11 +115,13 @@ def _by_ssh(
         has_heard_nothing = connection is not None and not connection.incoming.offset
         if child is not None and has_heard_nothing and (code := child.ended_with()):
             program = command.split()[0]
-            # ssh has 255 for all failures of its own; the shell there has 127.
-            why = {255: "cannot be reached by ssh", 127: f"has no {program}"}
+            why = {SSH_FAILED: "cannot be reached by ssh", NOT_FOUND: f"has no {program}"}
             raise Unreachable(
                 f"{address.host} {why.get(code, f'did not answer, nor did {program} there')}: "
-                f"{shlex.join(ssh)} ended with exit code {code}"
+                f"{shlex.join(ssh)} ended with exit code {code}",
+                remedies=[Advice(Remedy.TRY_SSH, shlex.join([*ssh, address.host]))]
+                if code == SSH_FAILED
+                else (),
             ) from error
         raise
     finally:

@@ -361,7 +361,7 @@ def _describe_size(
         return
     size = mib(found.likely)
     if mib(found.least) != mib(found.most):
-        size = f"{found.least / MIB:.0f} to {mib(found.most)}"
+        size = f"about {size} ({found.least / MIB:.0f} to {mib(found.most)})"
     if storing.shrinks:
         size = f"{size}, as measured on some of its memory; at most {mib(full_size(prepared.guest))}"
     findings.note(f"size: {size}" + (", and dirty pages that are resent" if request.live else ""))

@@ -75,11 +75,13 @@ def restore_domain(
     """
     report = RestoreReport() if report is None else report
     path = path_of(request.image)
+    began_at = time.monotonic()
     with in_use(path), incoming(request) as image, ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         report.domain_uuid = str(image.config.uuid)
         report.xen_version = host.xen_version()
         with restoring(host, image, request, helper or {}, stack) as fresh:
+            report.check_s = time.monotonic() - began_at
             if request.only_pending:  # asked now, when the domain is locked
                 _check_pending(request.image)
             # Now, as it takes its time to start: meanwhile the domain is filled.

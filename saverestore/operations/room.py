@@ -25,7 +25,11 @@ from saverestore.stream.layout import ENTRY_BYTES, PAGE_SIZE, has_memory
 PIECES = 128
 PIECE_PFNS = 128
 SAMPLE_S = 1.0
-"""No more pieces are taken after this time: high levels of compression are slow."""
+"""No more pieces are taken after this time, if they tell enough: high levels of compression are slow."""
+UNSURE_SAMPLE_S = 5.0
+"""Nor after this, whatever they tell."""
+ENOUGH = 0.2
+"""They tell enough when the image turns out larger or smaller by no more than this part."""
 LEAST_PIECES = 8
 
 ASKED_PFNS = 1 << 16
@@ -96,8 +100,10 @@ def estimate(guest: SaveGuest, storing: Storing, *, clock: Callable[[], float] =
     size_of, begun = storing.sizer(), clock()
     stored, pages = list[int](), list[int]()
     for pfns in _spread(_populated(guest)):
-        if len(pages) >= LEAST_PIECES and clock() - begun > SAMPLE_S:
-            break
+        if len(pages) >= LEAST_PIECES and (taken := clock() - begun) > SAMPLE_S:
+            of_page, error = _mean(stored, pages)
+            if taken > UNSURE_SAMPLE_S or SURE * error <= ENOUGH * of_page:
+                break
         with guest.read_pages(pfns, final=False) as batch:
             if not batch.nr_data:
                 continue

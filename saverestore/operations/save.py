@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -84,6 +85,7 @@ def save_domain(
     `process_ends`: see `open_handles`.
     """
     report = SaveReport() if report is None else report
+    began_at = time.monotonic()
     with ExitStack() as stack:
         host = host or stack.enter_context(opened_host(process_ends=process_ends))
         prepared = prepare(host, request, Findings(), stack, report)
@@ -95,6 +97,7 @@ def save_domain(
             with opened_commit(request, prepared) as commit:
                 with ended_is_the_reason(host, prepared.domain, report):
                     check_room(commit, request, prepared.guest, prepared.domain)
+                report.check_s = time.monotonic() - began_at
                 with _reporting_leftovers(host, commit, prepared, report):
                     stream, settings = _write_head(host, prepared, request, commit)
                     session = SaveSession(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from saverestore.errors import ErrorName, TransportError, UsageError, name_of_errno
+from saverestore.errors import Advice, ErrorName, Remedy, TransportError, UsageError, name_of_errno
 from saverestore.transport import newfile
 from saverestore.transport.file_locks import try_lock
 
@@ -159,7 +159,11 @@ def find(text: str) -> Entry:
         found = [one for one, time in times.items() if time == wanted]  # all of it: others may begin so
         found = found or [one for one, time in times.items() if time.startswith(wanted)]
     if not found:
-        raise UsageError(f"{folder}: there is no image of {tail!r}", name=ErrorName.FILE_NOT_FOUND)
+        raise UsageError(
+            f"{folder}: there is no image of {tail!r}",
+            name=ErrorName.FILE_NOT_FOUND,
+            remedies=[Advice(Remedy.LIST_IMAGES, str(folder))],
+        )
     return max(found, key=lambda one: one.order)
 
 

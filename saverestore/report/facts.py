@@ -66,7 +66,9 @@ def facts_of_save(outcome: Outcome, report: SaveReport) -> Facts:
             "resent": report.resent_pages,
             "zero": report.zero_pages,
         },
-        "seconds": {"total": outcome.seconds, "stream": report.total_s, "sync": report.sync_s},
+        "seconds": _seconds(
+            outcome.seconds, {"check": report.check_s, "stream": report.total_s, "sync": report.sync_s}
+        ),
         "rates": {"stream_bytes_per_s": _per(report.stream_bytes, report.total_s)},
         "codecs": _coded(report.coded),
         "dirty_source": report.dirty_source,
@@ -85,13 +87,16 @@ def facts_of_restore(outcome: Outcome, report: RestoreReport) -> Facts:
         "pages": {"restored": report.pages},
         "records": report.records,
         "digest": None if report.digest is None else report.digest.option,
-        "seconds": {
-            "total": outcome.seconds,
-            "create": report.create_s,
-            "memory": report.memory_s,
-            "complete": report.complete_s,
-            "start": report.start_s,
-        },
+        "seconds": _seconds(
+            outcome.seconds,
+            {
+                "check": report.check_s,
+                "create": report.create_s,
+                "memory": report.memory_s,
+                "complete": report.complete_s,
+                "start": report.start_s,
+            },
+        ),
         "rates": {
             "stream_bytes_per_s": _per(report.stream_bytes, report.memory_s),
             "pages_per_s": _per(report.pages, report.memory_s),
@@ -171,6 +176,11 @@ def _decision(report: SaveReport) -> Facts:
         "expected_last_round_s": verdict.prediction.rest_s,
         "expected_state_s": verdict.prediction.state_s,
     }
+
+
+def _seconds(total: float, parts: dict[str, float]) -> dict[str, float]:
+    """All, its parts, and the rest."""
+    return {"total": total, **parts, "other": max(0.0, total - sum(parts.values()))}
 
 
 def _per(amount: int, seconds: float) -> float | None:

@@ -15,9 +15,11 @@ NO_DOMAIN = "none"
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1d2330; --quiet: #5b6475; --grid: #dfe3ea; --on: #fff;
-  --s1: #2166b0; --s2: #b8520a; --s3: #1b7f5c; --s4: #7a4bb0; --bad: #b3261e; --good: #1b7f5c; }
+  --s1: #2166b0; --s2: #b8520a; --s3: #1b7f5c; --s4: #7a4bb0; --s5: #8a6d00; --s6: #5b6475;
+  --bad: #b3261e; --good: #1b7f5c; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171d; --ink: #e6e9ef; --quiet: #9aa4b5; --grid: #2d333f;
-  --on: #10131a; --s1: #6fa8e8; --s2: #eba05c; --s3: #5cc29b; --s4: #b99aec; --bad: #ff8a80; --good: #5cc29b; } }
+  --on: #10131a; --s1: #6fa8e8; --s2: #eba05c; --s3: #5cc29b; --s4: #b99aec; --s5: #d6b94a; --s6: #9aa4b5;
+  --bad: #ff8a80; --good: #5cc29b; } }
 body { background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
   max-width: 820px; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.35rem; margin: 0 0 .2rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
@@ -39,6 +41,7 @@ svg text { font-size: 11px; fill: var(--quiet); } svg text.on { fill: var(--on);
 .s1 { fill: var(--s1); background: var(--s1); } .s2 { fill: var(--s2); background: var(--s2); }
 .s3 { fill: var(--s3); background: var(--s3); } .s4 { fill: var(--s4); background: var(--s4); }
 rect { stroke: var(--ground); stroke-width: 1px; }
+.s5 { fill: var(--s5); background: var(--s5); } .s6 { fill: var(--s6); background: var(--s6); }
 .line { fill: none; stroke-width: 2; } .line.s1 { stroke: var(--s1); } .line.s2 { stroke: var(--s2); }
 @media (max-width: 600px) { body { margin: 1rem auto; } table.facts th { width: 7rem; }
   svg text { font-size: 21px; } svg text.value { display: none; } }
@@ -254,10 +257,12 @@ def _drawn_restore(facts: Facts) -> str:
     if not facts["bytes"]["stream"]:
         return ""
     parts = [
+        ("check", "s5", seconds["check"]),
         ("create the domain", "s1", seconds["create"]),
         ("memory", "s2", seconds["memory"]),
         ("processors, rings", "s3", seconds["complete"]),
         ("start", "s4", seconds["start"]),
+        ("other", "s6", seconds["other"]),
     ]
     return f"<h2>Phases</h2>\n{_phases([('time', parts)])}"
 

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from pyxc.control import ShutdownReason
 from pyxc.errors import XenError
-from saverestore.errors import DomainError, ErrorName, SaveRestoreError, XenRefused
+from saverestore.errors import Advice, DomainError, ErrorName, Remedy, SaveRestoreError, XenRefused
 from saverestore.toolstack.lock import held, restoring
 
 if TYPE_CHECKING:
@@ -157,8 +157,9 @@ def _find(libxl: Libxl, wanted: str) -> tuple[int, dict[str, Any]]:
         return domid, json.loads(libxl.domain_config(domid))
     except (OSError, OverflowError) as error:  # OverflowError: no number of a domain's
         raise DomainError(
-            f"there is no domain {wanted!r}, or libxl does not know it: {error}",
+            f"there is no domain {wanted!r} that libxl knows: {error}",
             name=ErrorName.DOMAIN_NOT_FOUND,
+            remedies=[Advice(Remedy.LIST_DOMAINS)],
         ) from error
 
 

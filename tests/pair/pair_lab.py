@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,10 +160,7 @@ class Guest:
 
     def has_moved_to(self, host: Host) -> None:
         """After a migration: from now on it is looked for there, where its log gets its own name."""
-        left_by_others = self._length_on(host)
-        must(host, "lab-guest", "adopt", self.name)
-        self._stays[-1].end = self._length_on(self.host)
-        self._stays.append(_Stay(host, left_by_others))
+        have_moved_to(host, [self])
 
     def log(self) -> str:
         """All that it has printed."""
@@ -232,6 +229,15 @@ class Guest:
     def _length_on(self, host: Host) -> int:
         """So many bytes its log has there; 0 when there is none."""
         return int(run(host, "stat", "-c", "%s", self._log_file).stdout or 0)
+
+
+def have_moved_to(host: Host, guests: Sequence[Guest]) -> None:
+    """See `Guest.has_moved_to`, of several that are there by now: each other's logs would be cut otherwise."""
+    left_by_others = [guest._length_on(host) for guest in guests]
+    must(host, "lab-guest", "adopt", *(guest.name for guest in guests))
+    for guest, length in zip(guests, left_by_others, strict=True):
+        guest._stays[-1].end = guest._length_on(guest.host)
+        guest._stays.append(_Stay(host, length))
 
 
 class Command:

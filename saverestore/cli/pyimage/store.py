@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from saverestore.cli import arguments as arguments_of_all
 from saverestore.cli.common import STORE
-from saverestore.cli.pyimage.common import Subparsers, add_command, line, size_text
+from saverestore.cli.pyimage.common import Subparsers, add_command, line, say, size_text
 from saverestore.errors import (
     ErrorName,
     ExitCode,
@@ -236,11 +236,15 @@ def run_prune(arguments: argparse.Namespace) -> int:
                 name=ErrorName.FILE_NOT_FOUND,
             )
     failed: list[ExitCode] = []
+    nr_kept = nr_removed = freed = 0
     for entry, reason in decide(found, counts, verify=arguments.verify):
         if reason is not None:
+            nr_kept += 1
             print(line("keep", f"{entry.id} ({reason})"))
             continue
+        disk_bytes = _disk_bytes(entry.path)
         if arguments.dry_run:
+            nr_removed, freed = nr_removed + 1, freed + disk_bytes
             print(line("would remove", entry.id))
             continue
         try:
@@ -252,12 +256,24 @@ def run_prune(arguments: argparse.Namespace) -> int:
             print(line("FAILED", str(error)))
             failed.append(error.exit_code)
             continue
-        print(
-            line("removed", entry.id)
-            if was_removed
-            else line("keep", f"{entry.id} (it is being restored, or {PENDING})")
-        )
+        if was_removed:
+            nr_removed, freed = nr_removed + 1, freed + disk_bytes
+            print(line("removed", entry.id))
+        else:
+            nr_kept += 1
+            print(line("keep", f"{entry.id} (it is being restored, or {PENDING})"))
+    removed = f"{nr_removed} {'would be removed' if arguments.dry_run else 'removed'} ({size_text(freed)})"
+    failures = f", {len(failed)} FAILED" if failed else ""
+    say(f"{counted(nr_kept, 'image')} kept, {removed}{failures}")
     return failed[0] if failed else ExitCode.DONE
+
+
+def _disk_bytes(path: Path) -> int:
+    """What it takes on the disk; 0 when it is gone."""
+    try:
+        return path.lstat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 def decide(

@@ -222,7 +222,7 @@ def _migrate_by(given: argparse.Namespace, child: Begun) -> int | None:
 
     connect = connecting_by(child)
     if given.dry_run:
-        return common.print_findings(PROG, dry_run(request_of(given, given.domain), connect=connect))
+        return common.print_findings(PROG, lambda: dry_run(request_of(given, given.domain), connect=connect))
     report, link_report = SaveReport(), LinkReport()
     handover_s: float | None = None
 

@@ -57,7 +57,7 @@ def migrate_to_xl(given: argparse.Namespace) -> int | None:
     from saverestore.report.facts import Facts, Outcome, facts_of_save
 
     if given.dry_run:
-        return common.print_findings(PROG, to_xl.dry_run_to_xl(request_of(given, given.domain)))
+        return common.print_findings(PROG, lambda: to_xl.dry_run_to_xl(request_of(given, given.domain)))
     report = SaveReport()
     handover_s: float | None = None
 

@@ -174,7 +174,13 @@ def test_restoring_a_file_that_is_not_there_is_one_line(tmp_path):
 def test_restoring_from_a_store_without_such_an_image_is_one_line(tmp_path):
     done = run("pyrestore", "--store", tmp_path / "web1@2026")
     assert done.returncode == ExitCode.USAGE
-    assert done.stderr == f"pyrestore: {tmp_path}: there is no image of 'web1@2026'\n"
+    there_is_none = (
+        f"{tmp_path}: there is no image of 'web1@2026'; 'pyimage list {tmp_path}' lists those there are\n"
+    )
+    assert done.stderr == f"pyrestore: {there_is_none}"
+    done = run("pyrestore", "--dry-run", "--store", tmp_path / "web1@2026")
+    assert done.returncode == ExitCode.USAGE
+    assert done.stdout == f"problem: {there_is_none}no changes were made\n"
 
 
 @needs_binding

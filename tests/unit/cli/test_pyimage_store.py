@@ -8,6 +8,7 @@ import pytest
 from stream_samples import golden
 
 from saverestore.cli.pyimage import main, store
+from saverestore.cli.pyimage.common import size_text
 from saverestore.errors import ErrorName, ImageError, TransportError
 from saverestore.operations.pending import to_be_restored
 from saverestore.operations.store import in_use
@@ -92,14 +93,19 @@ def test_prune_keeps_what_the_rules_say_for_each_domain(tmp_path, capsys, whole)
         "web1@2026-11-29T05-00-00Z.img",
         "web2@2026-11-20T05-00-00Z.img",
     ]
-    assert "last 1" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "last 1" in said.out
+    freed = 2 * next(tmp_path.glob("web1@*")).stat().st_blocks * 512
+    assert said.err == f"pyimage: 3 images kept, 2 removed ({size_text(freed)})\n"
 
 
 def test_prune_says_what_it_would_do_and_does_nothing(tmp_path, capsys, whole):
     for day in (28, 29):
         put(tmp_path, "web1", day, whole)
     assert main(["prune", str(tmp_path), "--keep-last", "1", "--dry-run"]) == 0
-    assert "would remove    web1@2026-11-28T05-00-00Z" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "would remove    web1@2026-11-28T05-00-00Z" in said.out
+    assert said.err.startswith("pyimage: 1 image kept, 1 would be removed (")
     assert days(tmp_path) == ["28", "29"]
 
 

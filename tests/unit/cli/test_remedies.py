@@ -170,8 +170,13 @@ def test_file_names_in_a_command_line_can_be_copied_into_a_shell():
 def test_a_warning_has_its_remedy_behind_it_too():
     record = logging.LogRecord("x", logging.WARNING, "", 1, "nothing watches %s", ("web1",), None)
     record.remedies = (Advice(Remedy.WATCH, 7),)
-    line = common.WithRemedies("pyrestore", "pyrestore: %(message)s").format(record)
-    assert line == "pyrestore: nothing watches web1; 'pysave-watch 7' watches it"
+    line = common.WithRemedies("pyrestore", "pyrestore: %(mark)s%(message)s").format(record)
+    assert line == "pyrestore: warning: nothing watches web1; 'pysave-watch 7' watches it"
+
+
+def test_what_is_no_warning_is_not_called_one():
+    record = logging.LogRecord("x", logging.INFO, "", 1, "round 1", (), None)
+    assert common.WithRemedies("pysave", "pysave: %(mark)s%(message)s").format(record) == "pysave: round 1"
 
 
 def test_the_helpers_failure_arrives_with_its_name_and_remedies_and_without_its_words():

@@ -193,7 +193,7 @@ def test_a_dry_run_names_what_this_terminal_cannot_show(monkeypatch):
     found.note("web\x1b[31mü\udcff would be saved")
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     given = SimpleNamespace(verbose=0)
-    assert common.run("pysave", given, lambda: common.print_findings("pysave", found)) == 0
+    assert common.run("pysave", given, lambda: common.print_findings("pysave", lambda: found)) == 0
     sys.stdout.flush()
     text = sys.stdout.buffer.getvalue().decode()
     assert text.splitlines()[0] == "web\\x1b[31m\\xfc\\xdcff would be saved"

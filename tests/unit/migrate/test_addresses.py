@@ -19,7 +19,7 @@ from tls_sites import Site
 
 from saverestore import interrupts
 from saverestore.engine.progress import Silence
-from saverestore.errors import ErrorName, Interrupted, TransportError, UsageError
+from saverestore.errors import ErrorName, Interrupted, Remedy, TransportError, UsageError, remedies_of
 from saverestore.migrate import addresses
 from saverestore.migrate.addresses import Address, Unreachable, parse
 from saverestore.migrate.channel import Channel
@@ -50,6 +50,9 @@ def test_a_host_that_ssh_cannot_reach_is_named_with_what_ssh_ended_with(tmp_path
     with pytest.raises(Unreachable, match=r"nowhere cannot be reached by ssh: .* exit code 255") as caught:
         migrate(pair, parse("nowhere"))
     assert caught.value.name is ErrorName.PEER_UNREACHABLE
+    (advice,) = remedies_of(caught.value)
+    assert advice.remedy is Remedy.TRY_SSH
+    assert str(advice.object).endswith(" nowhere")
     assert pair.a.table() == {"web1": "running"}
     assert pair.states() == ([], [])
 

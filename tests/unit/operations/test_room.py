@@ -102,7 +102,7 @@ def test_holes_of_the_guests_memory_are_not_taken_for_the_sample():
 def test_a_slow_compressor_gets_fewer_pieces(half_empty):
     ticks = iter(range(1000))
     slow = reads(
-        half_empty, lambda: estimate(half_empty, Storing(True, compress=1), clock=lambda: 2.0 * next(ticks))
+        half_empty, lambda: estimate(half_empty, Storing(True, compress=1), clock=lambda: 6.0 * next(ticks))
     )
     assert slow == room.LEAST_PIECES
 
@@ -150,10 +150,24 @@ def test_an_image_that_fits_by_its_zero_pages_or_compressed_is_not_refused(half_
 
 def test_where_it_may_not_fit_that_is_said_and_the_save_begins(half_empty, caplog, monkeypatch):
     monkeypatch.setattr(room, "SAMPLE_S", -1.0)  # a smaller sample is less sure
+    monkeypatch.setattr(room, "UNSURE_SAMPLE_S", -1.0)
     found = estimate(half_empty, Storing(True))
     assert found.least < found.most
     check((found.least + found.most) // 2, half_empty)
     assert "it may not fit" in caplog.text
+
+
+@pytest.mark.parametrize(("part", "looked_s"), [(0.0, 1), (0.5, 5)], ids=["alike", "half and half"])
+def test_where_a_second_does_not_tell_enough_more_of_the_memory_is_looked_at(part, looked_s, monkeypatch):
+    monkeypatch.setattr(room, "PIECE_PFNS", 32)  # so few that most of it stays unknown
+    times = iter(range(1000))
+    guest = filled(part)
+    try:
+        found = estimate(guest, Storing(True), clock=lambda: next(times) / 8)
+    finally:
+        guest.close()
+    assert looked_s < next(times) / 8 <= looked_s + 1
+    assert found.least <= found.likely <= found.most
 
 
 def test_a_live_save_is_told_that_rounds_need_more(half_empty, caplog):
