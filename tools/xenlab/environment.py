@@ -17,7 +17,7 @@ from xenlab import apt, cache
 from xenlab.errors import LabError, step
 from xenlab.machine import CHECKOUT
 
-NEEDED = ("numpy", "xxhash", "zstandard", "lz4", "PIL", "saverestore")
+NEEDED = ("numpy", "xxhash", "zstandard", "lz4", "PIL", "pyroute2", "saverestore")
 """What a benchmark imports, besides the compiled kernels."""
 
 HOST_PACKAGES = {
@@ -47,6 +47,7 @@ def ensure() -> Path:
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["test"],
         *project["project"]["optional-dependencies"]["docs"],
+        *project["project"]["optional-dependencies"]["bench"],
         "setuptools>=61",
         "wheel",
     ]
