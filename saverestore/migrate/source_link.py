@@ -86,8 +86,9 @@ class LinkReport:
     `streams`: how many connections there were at most; `reconnects`: how often there was one again after the last had
     broken; `broken_s`: how long there was none; `resent_pages`: what was sent again because a connection broke.
     `over`: what the image went over: "ssh", "tls", "tcp" or "unix"; `fallback`: why that was ssh where it should have
-    been TLS, else "". `cipher`: of TLS; `ktls`: whether the kernel encrypted what was sent. `route`: by which
-    interface the connections left this host; None: not known, as ssh's are.
+    been TLS, else "". `cipher`: of TLS; `ktls`: whether the kernel encrypted what was sent. `congestion`: the
+    kernel's congestion control, else "". `route`: by which interface the connections left this host; None: not known,
+    as ssh's are.
     """
 
     streams: int = 1
@@ -98,6 +99,7 @@ class LinkReport:
     fallback: str = ""
     cipher: str = ""
     ktls: bool = False
+    congestion: str = ""
     route: Route | None = None
 
 
@@ -332,6 +334,7 @@ class SourceLink:
             self._report.resent_pages = -(-self._linked.resent_bytes // PAGE_SIZE)
         connection = self._channel.connection
         self._report.cipher, self._report.ktls = connection.cipher, connection.kernel_encrypts
+        self._report.congestion = connection.congestion
 
 
 def _has_ended(connection: Connection) -> bool:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from saverestore.errors import ErrorName, TransportError, name_of_errno
 from saverestore.interrupts import HEED_S, shield
-from saverestore.transport import tcp_info
+from saverestore.transport import congestion, tcp_info
 from saverestore.transport.base import ByteSink, ByteSource
 from saverestore.transport.fd import PEER_ERRORS, FdSink, FdSource
 from saverestore.transport.hosts import host_in
@@ -122,6 +122,10 @@ class Connection(Protocol):
     def kernel_encrypts(self) -> bool:
         """Whether the kernel encrypts what is sent (kTLS)."""
 
+    @property
+    def congestion(self) -> str:
+        """The kernel's congestion control, where it is a TCP connection; else ""."""
+
     def pace(self, rate: int | None) -> bool:
         """Have the kernel send at so many bytes per second at most; None: no limit. False where it cannot: no TCP.
 
@@ -164,7 +168,7 @@ def within(connection: Connection, seconds: float | None) -> Iterator[None]:
 class _Both:
     """What connections over descriptors share. The descriptors are non-blocking, and this object's own."""
 
-    local_host = remote_host = ""
+    local_host = remote_host = congestion = ""
     """See Connection."""
 
     cipher = ""
@@ -320,6 +324,7 @@ class SocketConnection(_Both):
         connected.setblocking(False)
         if connected.family in INTERNET:
             self.local_host = host_in(connected.getsockname())
+            self.congestion = congestion.in_use(connected)
             with contextlib.suppress(OSError):  # gone already
                 self.remote_host = host_in(connected.getpeername())
             self._dead_after_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)

@@ -66,6 +66,7 @@ class LinkedConnection:
         """
         self.peer = first.peer
         self.local_host, self.remote_host = first.local_host, first.remote_host
+        self.congestion = first.congestion
         self.cipher = first.cipher
         self.kernel_encrypts = first.kernel_encrypts
         self.timeout_s = timeout_s

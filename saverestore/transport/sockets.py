@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from saverestore.errors import ErrorName, TransportError, name_of_errno
 from saverestore.interrupts import HEED_S, shield
+from saverestore.transport import congestion
 from saverestore.transport.connection import SocketConnection
 from saverestore.transport.hosts import listening_at, to_bind
 
@@ -39,12 +40,13 @@ class Unreachable(TransportError):
 class Way:
     """How connections to another host leave this one. `source`: the address of this host that they have;
     `interface`: the one that they leave by, whatever the routes are; "": as the kernel chooses. `dscp`: 0 to 63, how
-    routers are to treat what this host sends.
+    routers are to treat what this host sends. `congestion`: the kernel's congestion control; "": see `congestion`.
     """
 
     source: str = ""
     interface: str = ""
     dscp: int | None = None
+    congestion: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def _connected(address: Address, connect_s: float, is_given_up: Callable[[], boo
         try:
             _leave_by(made, address.way)
             _connect_within(made, where, connect_s, is_given_up)
+            if not address.way.congestion:
+                congestion.suit(made)
         except OSError as error:
             made.close()
             failure = error
@@ -156,6 +160,8 @@ def _leave_by(made: socket.socket, way: Way) -> None:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, way.dscp << 2)
         else:
             made.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, way.dscp << 2)
+    if way.congestion:
+        congestion.choose(made, way.congestion)
     if way.source:
         made.bind(to_bind(way.source, 0))
 

@@ -120,13 +120,16 @@ def test_a_limit_holds_and_is_lifted_on_the_way(guest: Guest) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("codec", ["auto", "xor"])
-def test_on_a_slow_link_pages_are_compressed(pair: Pair, guest: Guest, codec: str) -> None:
+def test_on_a_slow_and_long_link_pages_are_compressed_and_bbr_sends_them(
+    pair: Pair, guest: Guest, codec: str
+) -> None:
     before = guest.state()
-    pair.link(link.parse(SLOW_LINK))
+    pair.link(link.parse(SLOW_LINK, "20ms", "0.1%"))
     report = arrived(begun(guest, "--codec", codec), guest, before)
     coded = {name: one for name, one in report["codecs"].items() if name != "none"}
     assert coded, report["codecs"]
     assert sum(one["out_bytes"] for one in coded.values()) < sum(one["in_bytes"] for one in coded.values())
+    assert report["link"]["congestion"] == "bbr"
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ PAIRS = 5
 SIZES_MIB = (256, 1024)
 IN_MEMORY = Path("/dev/shm")
 ON_DISK = Path("/var/tmp")
-NATIVE_PARTS = ("loopback", "tls", "cpu", "gigabit", "wan", "cut")
+NATIVE_PARTS = ("loopback", "tls", "cpu", "gigabit", "slow", "wan", "cut")
 
 _DESCRIPTION = """\
 How fast this project is, next to its peers: on the same bytes, in one run, in turns. Figures are medians.

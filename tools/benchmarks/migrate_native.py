@@ -2,7 +2,8 @@
 
     loopback, tls    with 1, 2 and 4 connections, against QEMU's multifd with as many channels, on the same bytes
     cpu              what choosing a coding costs on a link that is faster than any
-    gigabit, wan     a link between two network name spaces: what coding gains
+    gigabit, slow,   a link between two network name spaces: what coding gains; 1 Gbit/s, 100 Mbit/s, and that
+    wan              late and with losses
     cut              the same link, cut for some seconds in the middle
 
 Nobody writes to the domain, in either contender: what is measured is the link.
@@ -42,6 +43,7 @@ ZLIB = CodecOptions(Coding(Codec.DEFLATE, 6))
 """As `ssh -C` has it; with one worker, as that has one thread."""
 
 GIGABIT = Link(rate_bits_s=10**9)
+SLOW = Link(rate_bits_s=10**8)
 WAN = Link(rate_bits_s=10**8, delay_us=20_000, loss_percent=0.1)
 """40 ms to and fro."""
 CUT_S = 5.0
@@ -97,6 +99,7 @@ def measure(
             "tls": _tls,
             "cpu": _cpu,
             "gigabit": _gigabit,
+            "slow": _slow,
             "wan": _wan,
             "cut": _cut,
         }
@@ -145,10 +148,18 @@ def _gigabit(found: Measured, domain: MemoryDomain, _place: Path, _qemu: QemuRoo
             _add(found, f"1 Gbit/s, {name}", move(domain, how))
 
 
+def _slow(found: Measured, domain: MemoryDomain, _place: Path, _qemu: QemuRoot) -> None:
+    _coded_or_not(found, domain, "100 Mbit/s", SLOW)
+
+
 def _wan(found: Measured, domain: MemoryDomain, _place: Path, _qemu: QemuRoot) -> None:
-    with wire(WAN) as link:
+    _coded_or_not(found, domain, "100 Mbit/s, 40 ms, 0.1% lost", WAN)
+
+
+def _coded_or_not(found: Measured, domain: MemoryDomain, what: str, of: Link) -> None:
+    with wire(of) as link:
         for name, codecs in (("none", NONE), ("auto", AUTO)):
-            _add(found, f"WAN, {name}", move(domain, _over(link, codecs)))
+            _add(found, f"{what}, {name}", move(domain, _over(link, codecs)))
 
 
 def _cut(found: Measured, domain: MemoryDomain, _place: Path, _qemu: QemuRoot) -> None:
@@ -224,13 +235,12 @@ def comparisons(one: Measured) -> list[Comparison]:
     for peer in ("none", "zlib"):
         what = f"1 Gbit/s: auto, against {peer}"
         found += _times(one, what, "1 Gbit/s, auto", f"1 Gbit/s, {peer}", GIGABIT_GAIN)
-    found += _times(
-        one, "100 Mbit/s, 40 ms, 0.1% lost: auto, against none", "WAN, auto", "WAN, none", WAN_GAIN
-    )
-    sent_per_s = one.of("WAN, auto", lambda moved: moved.sent_bytes / moved.seconds)
-    if sent_per_s is not None and WAN.rate_bits_s is not None:
-        what = "100 Mbit/s, 40 ms, 0.1% lost: what auto uses, of the rate"
-        found.append(compare(what, sent_per_s / MB, WAN.rate_bits_s / 8 / MB, "MB/s", LINK_USED))
+    for what, link in (("100 Mbit/s", SLOW), ("100 Mbit/s, 40 ms, 0.1% lost", WAN)):
+        found += _times(one, f"{what}: auto, against none", f"{what}, auto", f"{what}, none", WAN_GAIN)
+        sent_per_s = one.of(f"{what}, auto", lambda moved: moved.sent_bytes / moved.seconds)
+        if sent_per_s is not None and link.rate_bits_s is not None:
+            used = f"{what}: what auto uses, of the rate"
+            found.append(compare(used, sent_per_s / MB, link.rate_bits_s / 8 / MB, "MB/s", LINK_USED))
     return found + _of_cut(one)
 
 

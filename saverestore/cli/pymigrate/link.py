@@ -74,6 +74,12 @@ def add_link(group: argparse._ArgumentGroup) -> None:
         help="mark packets from this host with this class for routers: 0 to 63, or a name: cs1, af11, ef, le; not "
         "for ssh, which has IPQoS",
     )
+    group.add_argument(
+        "--congestion",
+        metavar="NAME",
+        help="the kernel's TCP congestion control for what this host sends, as bbr or cubic; not for ssh. Default: "
+        "bbr where a packet takes 10 ms or more there and back and the kernel has it; otherwise what the system uses",
+    )
     beside = group.add_mutually_exclusive_group()
     beside.add_argument(
         "--over-ssh",
@@ -96,11 +102,11 @@ def by_way(given: argparse.Namespace, destination: Address) -> Address:
     from saverestore.migrate.source_link import takes_several
     from saverestore.transport.sockets import Way
 
-    way = Way(given.source or "", given.interface or "", given.dscp)
+    way = Way(given.source or "", given.interface or "", given.dscp, given.congestion or "")
     if way != Way() and not takes_several(destination, over_ssh=given.over_ssh):
         raise UsageError(
-            f"{destination.text}: source address, interface and class are for connections that pymigrate makes; ssh "
-            "has options of its own, BindAddress, BindInterface and IPQoS; no changes were made"
+            f"{destination.text}: source address, interface, class and congestion control are for connections that "
+            "pymigrate makes; ssh has options of its own, BindAddress, BindInterface and IPQoS; no changes were made"
         )
     return replace(destination, way=way)
 

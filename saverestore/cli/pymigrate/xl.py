@@ -27,6 +27,7 @@ NOT_WITH_XL = {
     "--source": "source",
     "--interface": "interface",
     "--dscp": "dscp",
+    "--congestion": "congestion",
     "--over-ssh": "over_ssh",
     "--data-address": "data_address",
 }

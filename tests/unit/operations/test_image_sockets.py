@@ -549,12 +549,19 @@ def test_ctrl_c_removes_the_socket_at_which_a_restore_waits(tmp_path, number):
     assert "interrupted" in err
 
 
+def test_a_dry_run_does_not_use_up_what_somebody_sends():
+    child = command("pyrestore", "--dry-run", "tcp://:1")
+    out, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (ExitCode.USAGE, "")
+    assert "problem: tcp://:1: a dry run would use up the image" in out
+    assert out.endswith("\nno changes were made\n")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (["pysave", "--tls", "web1", "x.img"], ExitCode.USAGE, "TLS is for tcp:// only"),
         (["pysave", "web1", "tcp://nowhere"], ExitCode.USAGE, "is not tcp://HOST:PORT"),
-        (["pyrestore", "--dry-run", "tcp://:1"], ExitCode.USAGE, "a dry run would use up the image"),
         (["pyrestore", "tcp://:x"], ExitCode.USAGE, "is not tcp://HOST:PORT"),
         (["pyrestore", "--tls", "--allow", "/no/such", "tcp://:1"], ExitCode.USAGE, "/no/such: no such file"),
         (["pyrestore", "--toolstack", "bare", "unix:/no/such/socket"], ExitCode.IO, "cannot listen there"),

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from saverestore.cli.arguments import dscp
-from saverestore.errors import TransportError
+from saverestore.errors import TransportError, UsageError
 from saverestore.migrate.certificate import OwnCertificate
+from saverestore.transport import congestion, tcp_info
 from saverestore.transport.sockets import Address, Unreachable, Way, connect
 
 
@@ -52,6 +54,47 @@ def test_by_ipv6_too():
         with connect(address, timeout_s=5) as connection:
             assert connection._socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) == 8 << 2
             assert connection.local_host == "::1"
+
+
+def test_a_connection_has_the_congestion_control_that_was_chosen_and_says_so(server):
+    with connect(address_of(server, Way(congestion="reno")), timeout_s=5) as connection:
+        assert connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).startswith(
+            b"reno"
+        )
+        assert connection.congestion == "reno"
+
+
+def test_a_congestion_control_that_the_kernel_lacks_is_named(server):
+    with pytest.raises(UsageError, match="this kernel has no TCP congestion control 'renno'"):
+        connect(address_of(server, Way(congestion="renno")), timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("round_trip_us", "found"),
+    [(9_999, "usual"), (10_000, "reno"), (None, "usual")],
+    ids=["near", "far", "unknown"],
+)
+def test_a_long_link_gets_the_one_for_long_links(server, monkeypatch, round_trip_us, found):
+    usual = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    other = "reno" if usual != "reno" else "cubic"
+    monkeypatch.setattr(congestion, "FOR_LONG_LINKS", other)  # a kernel may lack bbr
+    monkeypatch.setattr(congestion, "round_trip_us", lambda _: round_trip_us)
+    with connect(address_of(server, Way()), timeout_s=5) as connection:
+        assert connection.congestion == (other if found == "reno" else usual)
+    with connect(address_of(server, Way(congestion=usual)), timeout_s=5) as connection:
+        assert connection.congestion == usual  # a person's choice stays
+
+
+def test_where_the_kernel_lacks_it_the_usual_one_stays(server, monkeypatch):
+    monkeypatch.setattr(congestion, "FOR_LONG_LINKS", "bbbr")
+    monkeypatch.setattr(congestion, "LONG_US", 0)
+    with connect(address_of(server, Way()), timeout_s=5) as connection:
+        assert connection.congestion not in ("", "bbbr")
+
+
+def test_how_long_a_packet_takes_there_and_back_is_known(server):
+    with connect(address_of(server, Way()), timeout_s=5) as connection:
+        assert 0 < tcp_info.round_trip_us(connection._socket) < 1_000_000
 
 
 @pytest.mark.parametrize(
