@@ -101,7 +101,10 @@ def _whereabouts(facts: Facts) -> str:
     state, options = facts["domain_state"], facts["options"]
     if _is_migration(facts) and facts["result"] == "done":  # here it is destroyed, which is the point
         return f"the domain is {'paused' if options.get('paused') else 'running'} at {options['host']}"
-    return "there is no domain" if state == NO_DOMAIN else f"the domain is {state}"
+    if state != NO_DOMAIN:
+        return f"the domain is {state}"
+    # Of a restore: one that was there before may be what stood in the way.
+    return "there is no domain" if "rounds" in facts else "no domain was restored"
 
 
 def _save_rows(facts: Facts) -> list[tuple[str, str]]:

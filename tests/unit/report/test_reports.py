@@ -213,6 +213,15 @@ def test_of_a_domain_that_does_not_exist_nothing_is_said(name):
     assert "suspended" not in text and "MiB" not in text
 
 
+def test_of_a_restore_that_failed_as_its_domain_is_there_it_is_not_said_that_there_is_none():
+    outcome = replace(
+        SAVED, tool="pyrestore", exit_code=3, error="the domain is there already: web1 (domain 6)"
+    )
+    text = page_of(facts_of_restore(outcome, RestoreReport()))
+    assert "failed; no domain was restored" in text
+    assert "there is no domain" not in text
+
+
 def test_a_domain_that_is_suspended_has_no_share_of_the_processor():
     rounds = facts_of_save(SAVED, saved("log"))["rounds"]
     assert [one["cpu_percent"] for one in rounds[-2:]] == [100, None]
