@@ -90,6 +90,17 @@ def settings_of(parser: Parser, environment: Mapping[str, str]) -> dict[str, Any
     return {actions[key].dest: _value(actions[key], value, f"{place} {key}") for key, value in table.items()}
 
 
+def certificate_files(table: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """--cert, --key and --ca of a table, for a command that has no table of its own. UsageError as `settings_of`."""
+    from saverestore.helper.settings import read_file
+
+    path, found = read_file(environment)
+    there = found.get(table, {})
+    if not isinstance(there, dict):
+        raise UsageError(f"{path}: {table} must be a table, [{table}]")
+    return {name: str(there[name]) for name in _FILES if name in there}
+
+
 def table_of(parser: Parser) -> str:
     """The name of a command's table."""
     return parser.prog.replace(" ", "-")

@@ -175,7 +175,8 @@ def _settings_of_commands() -> Iterator[str]:
         "`pysave`, `pyrestore`, `pymigrate` and `pymigrate receive` have a table each in the same file. A setting "
         "is the default of an option, by the option's name with `_` for `-`; the command line takes precedence over "
         "it. A setting that does not apply is left out: `max_rounds` of a save that is not live, `compress` with a "
-        "`--format` that compresses. A name that is not known is an error.\n"
+        "`--format` that compresses. A name that is not known is an error. `pymigrate recover` takes "
+        "`cert`, `key` and `ca` of `[pymigrate]`.\n"
     )
     yield (
         "```toml\n"

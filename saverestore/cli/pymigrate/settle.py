@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from saverestore.cli import arguments, certificates, common
+from saverestore.cli import arguments, certificates, common, settings
 from saverestore.cli.remedies import in_full
-from saverestore.errors import ExitCode, exit_code_of
+from saverestore.errors import ExitCode, UsageError, exit_code_of
 from saverestore.words import counted, plain
 
 if TYPE_CHECKING:
@@ -91,7 +91,20 @@ def recover(argv: Sequence[str]) -> int:
         parser.error("one of DOMAIN and --all is needed")
     if given.force and given.all:
         parser.error("--force needs DOMAIN, and excludes --all")
+    _take_certificates(given)
     return common.run(PROG, given, lambda: _recover(given))
+
+
+def _take_certificates(given: argparse.Namespace) -> None:
+    """Those that `pymigrate` has by its settings, where none are given. A mistake there stops no recovery."""
+    try:
+        found = settings.certificate_files("pymigrate", os.environ)
+    except UsageError as error:
+        common.say(f"{PROG}: warning: {error}; --cert, --key and --ca are as if nothing were set")
+        return
+    for name, path in found.items():
+        if getattr(given, name) is None:
+            setattr(given, name, path)
 
 
 def _recover(given: argparse.Namespace) -> int:

@@ -30,6 +30,8 @@ NOT_WITH_XL = {
     "--congestion": "congestion",
     "--over-ssh": "over_ssh",
     "--data-address": "data_address",
+    "--resume-for": "resume_for",
+    "--silence": "silence",
 }
 """Options that need a pymigrate at the other side, and where a command line has them."""
 
@@ -46,7 +48,8 @@ def add_to_xl(group: argparse._ArgumentGroup) -> None:
 def check_to_xl(parser: arguments.Parser, given: argparse.Namespace) -> None:
     """End with an error where an option does not go with --to-xl."""
     for option, name in NOT_WITH_XL.items():
-        if given.to_xl and getattr(given, name) not in (None, False) and name not in given.from_settings:
+        unset = (None, False, parser.get_default(name))
+        if given.to_xl and getattr(given, name) not in unset and name not in given.from_settings:
             parser.error(f"--to-xl excludes {option}: xl is reached by ssh, and has no pymigrate")
 
 

@@ -75,6 +75,8 @@ def run(
         ["--codec", "zstd:99", "web1", "b"],
         ["--xor-cache", "0", "web1", "b"],
         ["--to-xl", "--codec", "zstd", "web1", "b"],
+        ["--to-xl", "--resume-for", "5", "web1", "b"],
+        ["--to-xl", "--silence", "5", "web1", "b"],
         ["--silence", "1", "web1", "b"],
         ["--source", "10.0.0.1", "--interface", "eth1", "web1", "tls://b"],
         ["--interface", "eth1", "--over-ssh", "web1", "b"],
@@ -215,6 +217,32 @@ def test_earlier_migrations_that_were_lost_are_counted(tmp_path):
     journal_of(tmp_path, "LOST")
     said = run("recover", "--all", journals=tmp_path).stderr
     assert said == "pymigrate: nothing to settle; 1 earlier migration was lost, see 'pymigrate status'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "cert", "warning"),
+    [
+        ('[pymigrate]\ncert = "/c.pem"\n', [], "/c.pem", ""),
+        ('[pymigrate]\ncert = "/c.pem"\n', ["--cert", "/d.pem"], "/d.pem", ""),
+        ("[pymigrate]\nbwlimit = 'none'\n", [], "/etc/xen/pymigrate/cert.pem", ""),
+        ("[pymigrate", [], "/etc/xen/pymigrate/cert.pem", "pymigrate: warning: "),
+        ("pymigrate = 5", [], "/etc/xen/pymigrate/cert.pem", "pymigrate: warning: "),
+    ],
+    ids=["set", "given", "not set", "no TOML", "no table"],
+)
+def test_recover_has_the_certificates_that_migrations_have(
+    monkeypatch, tmp_path, capsys, text, words, cert, warning
+):
+    forced = Forced(monkeypatch, tmp_path)
+    settle = pytest.importorskip("saverestore.cli.pymigrate.settle")
+    one = journal_of(tmp_path, "OFFERED")
+    (tmp_path / "pysave.toml").write_text(text)
+    monkeypatch.setenv("PYSAVE_CONFIG", str(tmp_path / "pysave.toml"))
+    had = []
+    monkeypatch.setattr("saverestore.migrate.peers.connecting", lambda tls: had.append(str(tls.cert)))
+    assert settle.recover([*words, "web1"]) == 0
+    assert (had, forced.asked) == ([cert], [one])
+    assert capsys.readouterr().err.startswith(warning)
 
 
 class Forced:
