@@ -31,8 +31,15 @@ def choose(made: socket.socket, wanted: str) -> None:
         if error.errno != errno.ENOENT:
             raise
         raise UsageError(
-            f"this kernel has no TCP congestion control {wanted!r}; {AVAILABLE} has those that are loaded"
+            f"this kernel has no TCP congestion control {wanted!r} ({AVAILABLE} has those that are loaded); no "
+            "changes were made"
         ) from error
+
+
+def check(wanted: str) -> None:
+    """UsageError when the kernel has none of that name."""
+    with socket.socket() as made:
+        choose(made, wanted)
 
 
 def suit(connected: socket.socket) -> None:

@@ -97,9 +97,10 @@ def add_link(group: argparse._ArgumentGroup) -> None:
 
 
 def by_way(given: argparse.Namespace, destination: Address) -> Address:
-    """The address, with the way that was asked for. UsageError where ssh chooses it."""
+    """The address, with the way that was asked for. UsageError where ssh chooses it, or the kernel lacks it."""
     from saverestore.errors import UsageError
     from saverestore.migrate.source_link import takes_several
+    from saverestore.transport import congestion
     from saverestore.transport.sockets import Way
 
     way = Way(given.source or "", given.interface or "", given.dscp, given.congestion or "")
@@ -108,6 +109,8 @@ def by_way(given: argparse.Namespace, destination: Address) -> Address:
             f"{destination.text}: source address, interface, class and congestion control are for connections that "
             "pymigrate makes; ssh has options of its own, BindAddress, BindInterface and IPQoS; no changes were made"
         )
+    if way.congestion:
+        congestion.check(way.congestion)
     return replace(destination, way=way)
 
 
