@@ -17,7 +17,7 @@ from xenlab import apt, cache
 from xenlab.errors import LabError, step
 from xenlab.machine import CHECKOUT
 
-NEEDED = ("numpy", "xxhash", "zstandard", "lz4", "PIL", "pyroute2", "saverestore")
+NEEDED = ("numpy", "xxhash", "zstandard", "lz4", "pyroute2", "saverestore")
 """What a benchmark imports, besides the compiled kernels."""
 
 HOST_PACKAGES = {
