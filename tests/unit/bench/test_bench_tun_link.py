@@ -58,7 +58,7 @@ def test_packets_arrive_no_faster_than_the_rate_and_in_order_of_sending(line):
     assert line.arrived(11.0) == 10
 
 
-@pytest.mark.parametrize("line", [{"queue": 10 * MTU}], indirect=True)
+@pytest.mark.parametrize("line", [{"queue": 10.5 * MTU}], indirect=True)
 def test_what_finds_the_queue_full_is_lost(line):
     for _ in range(20):
         line.direction.take(bytes(MTU), 10.0)
