@@ -106,25 +106,20 @@ class Connection(Protocol):
         Called by whoever reads the peer's messages, from any thread. `BadAcknowledgement` for more than was written.
         """
 
-    @property
-    def local_host(self) -> str:
-        """The address of this host that the peer sees, where it is a TCP connection; else ""."""
+    local_host: str
+    """The address of this host that the peer sees, where it is a TCP connection; else ""."""
 
-    @property
-    def remote_host(self) -> str:
-        """The peer's address, where it is a TCP connection; else ""."""
+    remote_host: str
+    """The peer's address, where it is a TCP connection; else ""."""
 
-    @property
-    def cipher(self) -> str:
-        """What encrypts it, as OpenSSL names it; "" where nothing does."""
+    cipher: str
+    """What encrypts it, as OpenSSL names it; "" where nothing does."""
 
-    @property
-    def kernel_encrypts(self) -> bool:
-        """Whether the kernel encrypts what is sent (kTLS)."""
+    kernel_encrypts: bool
+    """Whether the kernel encrypts what is sent (kTLS)."""
 
-    @property
-    def congestion(self) -> str:
-        """The kernel's congestion control, where it is a TCP connection; else ""."""
+    congestion: str
+    """The kernel's congestion control, where it is a TCP connection; else ""."""
 
     def pace(self, rate: int | None) -> bool:
         """Have the kernel send at so many bytes per second at most; None: no limit. False where it cannot: no TCP.

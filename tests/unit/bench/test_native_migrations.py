@@ -61,8 +61,8 @@ def test_processor_time_slow_links_and_a_cut_have_their_targets():
         "1 Gbit/s, none": [moved(3.0)],
         "1 Gbit/s, auto": [moved(1.0)],
         "1 Gbit/s, zlib": [moved(1.2)],
-        "WAN, none": [moved(30.0)],
-        "WAN, auto": [moved(10.0, sent_mb=110.0)],
+        "100 Mbit/s, 40 ms, 0.1% lost, none": [moved(30.0)],
+        "100 Mbit/s, 40 ms, 0.1% lost, auto": [moved(10.0, sent_mb=110.0)],
         "not cut": [moved(4.0)],
         "cut": [moved(11.0, resent=100)],
     }
@@ -84,6 +84,6 @@ def test_what_was_not_run_is_not_compared():
 def test_the_command_knows_all_parts():
     assert set(cli.NATIVE_PARTS) == {
         name.removeprefix("_")
-        for name in ("_loopback", "_tls", "_cpu", "_gigabit", "_wan", "_cut")
+        for name in ("_loopback", "_tls", "_cpu", "_gigabit", "_slow", "_wan", "_cut")
         if hasattr(migrate_native, name)
     }
