@@ -57,9 +57,14 @@ class Host:
 
 
 class Link:
-    """One connection: what is under way to each end. An end that is gone takes nothing."""
+    """What is under way to each end, over so many connections. An end that is gone takes nothing.
 
-    def __init__(self) -> None:
+    Each connection may break: the others send again what it had under way, so nothing is lost before the last one
+    breaks (`transport/links.py`, and its property tests).
+    """
+
+    def __init__(self, connections: int = 1) -> None:
+        self.connections = connections
         self.to: dict[Role, deque[MessageType]] = {Role.SOURCE: deque(), Role.DESTINATION: deque()}
         self.ends: dict[Role, Process | None] = {Role.SOURCE: None, Role.DESTINATION: None}
         self.is_cut = False
@@ -69,6 +74,14 @@ class Link:
     def send(self, role: Role, what: MessageType) -> None:
         if not self.is_cut:
             self.to[role].append(what)
+
+    def cut(self) -> None:
+        """One connection breaks."""
+        self.connections = max(0, self.connections - 1)
+        if not self.connections:
+            self.is_cut = True
+            for queue in self.to.values():
+                queue.clear()
 
 
 class Process:
@@ -216,10 +229,12 @@ class World:
     """Hosts a and b, of which a runs the domain at first.
 
     `settles_first`: whether a migration is refused where an earlier one may still decide about the domain.
+    `connections`: how many a link has.
     """
 
-    def __init__(self, decide: Decide = decide, *, settles_first: bool = True) -> None:
+    def __init__(self, decide: Decide = decide, *, settles_first: bool = True, connections: int = 1) -> None:
         self.decide = decide
+        self.connections = connections
         self.settles_first = settles_first
         self.hosts = [Host("a", copy="running"), Host("b")]
         self.processes: list[Process] = []
@@ -286,7 +301,7 @@ class World:
         self.number += 1
         self.may_be_lost = False
         self.was_off = False
-        link = Link()
+        link = Link(self.connections)
         self.links.append(link)
         source.journals[Role.SOURCE, self.number] = State.OFFERED
         source.moving = self.number
@@ -302,7 +317,7 @@ class World:
             if self.is_locked(host, key):
                 continue
             role, number = key
-            link = Link()
+            link = Link(self.connections)
             self.links.append(link)
             peer = Role.DESTINATION if role is Role.SOURCE else Role.SOURCE
             link.answerer = (self.other(host), (peer, number))
@@ -364,7 +379,7 @@ class World:
         self.next_write = ""
         for _ in range(20):
             for link in self.links:
-                link.is_cut = False
+                link.is_cut, link.connections = False, self.connections
             self._settle()
             before = [dict(host.journals) for host in self.hosts]
             for host in self.hosts:

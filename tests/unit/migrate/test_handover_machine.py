@@ -42,10 +42,11 @@ class Migrations(RuleBasedStateMachine):
     """Each rule is one thing that may happen; `advance` lets a process take its next step."""
 
     decide: Decide = staticmethod(handover.decide)
+    connections = 1
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(type(self).decide)
+        self.world = World(type(self).decide, connections=self.connections)
 
     def _process(self, which: int):
         processes = self.world.processes
@@ -102,9 +103,7 @@ class Migrations(RuleBasedStateMachine):
     @precondition(lambda self: self.world.links)
     def cut(self, which: int) -> None:
         link = self.world.links[-1 - which % min(3, len(self.world.links))]
-        link.is_cut = True
-        for queue in link.to.values():
-            queue.clear()
+        link.cut()
 
     @rule(which=WHICH)
     @precondition(lambda self: self.world.processes)
@@ -144,8 +143,27 @@ class Migrations(RuleBasedStateMachine):
         self.world.check_healed()
 
 
-def test_whatever_happens_at_most_one_host_runs_the_domain_and_exactly_one_when_everything_heals():
-    run_state_machine_as_test(Migrations, settings=SETTINGS)
+class OverSeveral(Migrations):
+    """The same over four connections, each of which may break."""
+
+    connections = 4
+
+
+@pytest.mark.parametrize("machine", [Migrations, OverSeveral], ids=["1 connection", "4 connections"])
+def test_whatever_happens_at_most_one_host_runs_the_domain_and_exactly_one_when_everything_heals(machine):
+    run_state_machine_as_test(machine, settings=SETTINGS)
+
+
+def test_three_connections_of_four_may_break_and_a_migration_ends_as_if_none_had():
+    state = OverSeveral()
+    state.begin(steps=0)
+    for _ in range(3):
+        state.run(steps=6)
+        state.cut(which=0)
+    state.world.run(100)
+    assert [host.copy for host in state.world.hosts].count("running") == 1
+    assert state.world.hosts[1].copy == "running"
+    state.teardown()
 
 
 def test_an_offer_that_comes_late_does_not_mix_with_the_next_migration():

@@ -45,9 +45,7 @@ def lose(role: Role):
 
 def cut(world: World) -> None:
     for link in world.links:
-        link.is_cut = True
-        for queue in link.to.values():
-            queue.clear()
+        link.cut()
 
 
 def switch_off(which: int):
