@@ -71,8 +71,17 @@ EVERYTHING = {
 }
 """What runs without it: on the default variant also faults, memory page by page, the contract …; arm64; a pair."""
 
-WITH_SLOW = {"4.17-arm64-gic2": ARM_TESTS}
-"""What --slow adds to that."""
+WITH_SLOW = {
+    "4.17-arm64-gic2": ARM_TESTS,
+    "4.20": [
+        *EVERYTHING["4.20"],
+        "tests/xen/test_save_restore.py",
+        "tests/xen/test_image_forms.py",
+        "tests/xen/test_helper.py",
+        "tests/xen/test_devices.py",
+    ],
+}
+"""What runs in place of that, and besides, with --slow."""
 
 XEN_TIMEOUT_S = 4200
 """After so long a run of pytest in dom0 is taken to hang."""
@@ -139,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--variant",
         action="append",
-        choices=[*EVERYTHING, *WITH_SLOW, *PAIRS],
+        choices=[*dict.fromkeys([*EVERYTHING, *WITH_SLOW, *PAIRS])],
         help="on Xen, only on this variant of the lab, or on this pair of hosts (may be repeated)",
     )
     found.add_argument(
@@ -176,7 +185,7 @@ def tests_on_xen(options: argparse.Namespace) -> dict[str, list[str]]:
     chosen = FIRST_ROWS if options.quick else EVERYTHING | (WITH_SLOW if options.slow else {})
     if options.variant is not None:
         of_pairs = dict.fromkeys(PAIRS, PAIR_CORE if options.quick else PAIR_TESTS)
-        known = EVERYTHING | WITH_SLOW | chosen | of_pairs
+        known = WITH_SLOW | EVERYTHING | chosen | of_pairs
         chosen = {variant: known[variant] for variant in options.variant}
     if any((CHECKOUT / word.partition("::")[0]).exists() for word in options.pytest):
         return {variant: [] for variant in chosen}

@@ -28,6 +28,14 @@ def test_slow_adds_the_other_interrupt_controller() -> None:
     assert list(chosen("--slow")) == [*chosen(), "4.17-arm64-gic2"]
 
 
+def test_slow_adds_the_other_rows_of_the_support_table_on_the_other_xen() -> None:
+    slow, usual = chosen("--slow")["4.20"], chosen()["4.20"]
+    assert set(usual) < set(slow)
+    assert "tests/xen/test_devices.py" in slow
+    assert chosen("--slow", "--variant", "4.20") == {"4.20": slow}
+    assert chosen("--variant", "4.20") == {"4.20": usual}
+
+
 def test_of_variants_asked_for_only_these_run_in_the_order_asked() -> None:
     assert list(chosen("--variant", "4.17-arm64-gic2", "--variant", "4.17")) == ["4.17-arm64-gic2", "4.17"]
 
