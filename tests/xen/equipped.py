@@ -57,7 +57,7 @@ def run_by(tool: str, *argv: str) -> None:
     done = run(*argv)
     assert done.returncode == 0, done.stderr
     if tool in ("xl", "helper"):
-        assert ("pyxc" in done.stderr) == (tool == "helper"), done.stderr
+        assert ("pysave-helper" in done.stderr) == (tool == "helper"), done.stderr
 
 
 @contextmanager
