@@ -253,6 +253,7 @@ def test_a_hand_over_that_breaks_the_rule_is_found(sin):
     class Broken(Migrations):
         decide = staticmethod(SINS[sin])
 
-    once = settings(SETTINGS, max_examples=5000, database=None, phases=[Phase.generate])
+    # The same runs each time: by chance all of 5000 may miss it, seen once.
+    once = settings(SETTINGS, max_examples=5000, database=None, derandomize=True, phases=[Phase.generate])
     with pytest.raises(RuleBroken):
         run_state_machine_as_test(Broken, settings=once)
