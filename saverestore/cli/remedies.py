@@ -60,7 +60,7 @@ ANYWHERE = {
     Remedy.DESTROY_THERE: "where 'xl list' there shows {object}, 'xl destroy {object}' there removes it",
     Remedy.DESTROY_OUTGOING: "'xl destroy {object}--migratedaway' there removes its copy",
     Remedy.MAKE_CERTIFICATES: "'pymigrate make-ca DIR' and 'pymigrate make-cert DIR HOST' make them",
-    Remedy.TRY_SSH: "'{object} true' has to work, without a password",
+    Remedy.TRY_SSH: "'{object} true' shows whether ssh reaches it",
     Remedy.LET_DATA_THROUGH: (
         "'pymigrate receive --ports' there limits the ports that a firewall has to let through, "
         "'pymigrate --data-address' names another address, 'pymigrate --over-ssh' asks for ssh alone"

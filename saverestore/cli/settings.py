@@ -75,14 +75,7 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> Any:
 
 def settings_of(parser: Parser, environment: Mapping[str, str]) -> dict[str, Any]:
     """The settings of a command, by where argparse puts its options. UsageError naming file and key."""
-    from saverestore.helper.settings import read_file
-
-    path, found = read_file(environment)
-    name = table_of(parser)
-    table = found.get(name, {})
-    place = f"{path}: [{name}]"
-    if not isinstance(table, dict):
-        raise UsageError(f"{path}: {name} must be a table, [{name}]")
+    place, table = _table(table_of(parser), environment)
     actions = dict(actions_of(parser))
     unknown = sorted(table.keys() - actions.keys())
     if unknown:
@@ -90,15 +83,26 @@ def settings_of(parser: Parser, environment: Mapping[str, str]) -> dict[str, Any
     return {actions[key].dest: _value(actions[key], value, f"{place} {key}") for key, value in table.items()}
 
 
-def certificate_files(table: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """--cert, --key and --ca of a table, for a command that has no table of its own. UsageError as `settings_of`."""
+def certificates_of(parser: Parser, table_name: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """--cert, --key and --ca by another command's table, as `settings_of`; what else is there is not looked at."""
+    place, table = _table(table_name, environment)
+    actions = _by_key(parser)
+    return {
+        actions[key].dest: _value(actions[key], table[key], f"{place} {key}")
+        for key in _FILES
+        if key in table
+    }
+
+
+def _table(name: str, environment: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """What errors call it, and what is in it."""
     from saverestore.helper.settings import read_file
 
     path, found = read_file(environment)
-    there = found.get(table, {})
-    if not isinstance(there, dict):
-        raise UsageError(f"{path}: {table} must be a table, [{table}]")
-    return {name: str(there[name]) for name in _FILES if name in there}
+    table = found.get(name, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: {name} must be a table, [{name}]")
+    return f"{path}: [{name}]", table
 
 
 def table_of(parser: Parser) -> str:
@@ -108,9 +112,13 @@ def table_of(parser: Parser) -> str:
 
 def actions_of(parser: Parser) -> Iterator[tuple[str, argparse.Action]]:
     """The options of a command that may be set, by their names in the file."""
-    by_name = {_key(action): action for action in parser._actions if action.option_strings}
+    by_name = _by_key(parser)
     for key in OPTIONS.get(table_of(parser), ()):
         yield key, by_name[key]
+
+
+def _by_key(parser: Parser) -> dict[str, argparse.Action]:
+    return {_key(action): action for action in parser._actions if action.option_strings}
 
 
 def _key(action: argparse.Action) -> str:

@@ -93,11 +93,11 @@ class SaveReport:
     `limits`: what it was made by. `downtime`: None until the domain is asked to suspend.
 
     `check_s`: looking at domain, host and place, before the image is begun. `total_s`, `stream_bytes`: of the libxc
-    stream, live rounds included. `sync_s`: from the end of the stream until
-    all of it was on the disk. `pages_sent`: in all rounds; of these, `resent_pages`: of pfns that had been sent
-    before, `zero_pages`: all zero. `stored_bytes`: what the image takes on the disk, or in the pipe, where that is
-    known. `cache`: how the image's file was written, "direct" or "page"; None where it is no file. `coded`: what
-    was written by each coding of pages, by its name; empty of an image in Xen's own format.
+    stream, live rounds included. `sync_s`: from the end of the stream until all of it was on the disk. `pages_sent`:
+    in all rounds; of these, `resent_pages`: of pfns that had been sent before, `zero_pages`: all zero.
+    `stored_bytes`: what the image takes on the disk, or in the pipe, where that is known. `cache`: how the image's
+    file was written, "direct" or "page"; None where it is no file. `coded`: what was written by each coding of pages,
+    by its name; empty of an image in Xen's own format.
     """
 
     dirty_source: str = "none"

@@ -40,8 +40,8 @@ svg text { font-size: 11px; fill: var(--quiet); } svg text.on { fill: var(--on);
 .legend i.mark { width: 1.4em; height: 0; border-top: 2px dashed var(--bad); vertical-align: .25em; }
 .s1 { fill: var(--s1); background: var(--s1); } .s2 { fill: var(--s2); background: var(--s2); }
 .s3 { fill: var(--s3); background: var(--s3); } .s4 { fill: var(--s4); background: var(--s4); }
-rect { stroke: var(--ground); stroke-width: 1px; }
 .s5 { fill: var(--s5); background: var(--s5); } .s6 { fill: var(--s6); background: var(--s6); }
+rect { stroke: var(--ground); stroke-width: 1px; }
 .line { fill: none; stroke-width: 2; } .line.s1 { stroke: var(--s1); } .line.s2 { stroke: var(--s2); }
 @media (max-width: 600px) { body { margin: 1rem auto; } table.facts th { width: 7rem; }
   svg text { font-size: 21px; } svg text.value { display: none; } }

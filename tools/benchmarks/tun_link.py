@@ -15,6 +15,7 @@ import fcntl
 import os
 import random
 import select
+import signal
 import struct
 import sys
 import time
@@ -65,6 +66,7 @@ def opened(end: str) -> int:
 
 def main() -> None:
     """Pass on what comes, both ways."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for who started this
     ends = [opened(end) for end in sys.argv[1:3]]
     rate, delay_s, loss, queue_bytes = map(float, sys.argv[3:7])
     directions = {

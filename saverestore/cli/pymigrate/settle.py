@@ -91,14 +91,14 @@ def recover(argv: Sequence[str]) -> int:
         parser.error("one of DOMAIN and --all is needed")
     if given.force and given.all:
         parser.error("--force needs DOMAIN, and excludes --all")
-    _take_certificates(given)
+    _take_certificates(parser, given)
     return common.run(PROG, given, lambda: _recover(given))
 
 
-def _take_certificates(given: argparse.Namespace) -> None:
+def _take_certificates(parser: arguments.Parser, given: argparse.Namespace) -> None:
     """Those that `pymigrate` has by its settings, where none are given. A mistake there stops no recovery."""
     try:
-        found = settings.certificate_files("pymigrate", os.environ)
+        found = settings.certificates_of(parser, PROG, os.environ)
     except UsageError as error:
         common.say(f"{PROG}: warning: {error}; --cert, --key and --ca are as if nothing were set")
         return

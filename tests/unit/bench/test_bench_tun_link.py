@@ -12,7 +12,7 @@ MTU = 1500
 
 
 class Line:
-    """A direction whose far end is a datagram pair, by a clock of its own."""
+    """A direction whose far end is a pipe, by a clock of its own."""
 
     def __init__(
         self, *, rate: float = 1e6, delay_s: float = 0.02, loss: float = 0.0, queue: float = 1e9

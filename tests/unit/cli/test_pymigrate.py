@@ -228,10 +228,11 @@ def test_earlier_migrations_that_were_lost_are_counted(tmp_path):
         ('[pymigrate]\ncert = "/c.pem"\n', [], "/c.pem", ""),
         ('[pymigrate]\ncert = "/c.pem"\n', ["--cert", "/d.pem"], "/d.pem", ""),
         ("[pymigrate]\nbwlimit = 'none'\n", [], "/etc/xen/pymigrate/cert.pem", ""),
+        ("[pymigrate]\ncert = true\n", [], "/etc/xen/pymigrate/cert.pem", "pymigrate: warning: "),
         ("[pymigrate", [], "/etc/xen/pymigrate/cert.pem", "pymigrate: warning: "),
         ("pymigrate = 5", [], "/etc/xen/pymigrate/cert.pem", "pymigrate: warning: "),
     ],
-    ids=["set", "given", "not set", "no TOML", "no table"],
+    ids=["set", "given", "not set", "no text", "no TOML", "no table"],
 )
 def test_recover_has_the_certificates_that_migrations_have(
     monkeypatch, tmp_path, capsys, text, words, cert, warning
