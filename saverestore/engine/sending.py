@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,7 @@ DIGESTED_BATCH_PFNS = 2048
 """The same where content digests find dirty pages: what of a batch is dirty is copied once more."""
 
 SMALL_BATCH_PFNS = 512
-"""Rounds with few pages are cut so that each worker has some, but not into less than this."""
+"""Rounds with few pages are cut so that each worker has some, and some are written meanwhile, but not into less."""
 
 CODED_BATCH_PFNS = 1024
 """The same where pages are coded, and so are in memory twice for a while."""
@@ -125,7 +126,8 @@ class PageSender:
         left = min(len(pfns), self._guest.populated_pages) if everything else len(pfns)
         self._progress.round(number, left, final=final)
         sent = 0
-        fair = -(-len(pfns) // (2 * self._workers))
+        # One for each worker, and one that is written meanwhile: with more, what a batch costs by itself tells.
+        fair = -(-len(pfns) // (self._workers + 1))
         batch_pfns = min(self._batch_pfns, max(fair, SMALL_BATCH_PFNS))
 
         def read(piece: _Piece) -> _PreparedBatch:
@@ -196,16 +198,12 @@ class PageSender:
         return batch.nr_data
 
     def _batches(self, pieces: Iterable[_Piece], batch_pfns: int) -> Iterator[_Piece]:
-        """The pieces of a round, cut into batches of as many pfns at most."""
+        """The pieces of a round, cut into batches of about as many pfns."""
         for piece in pieces:
             start = 0
             while start < len(piece.pfns):
-                stop = start + min(batch_pfns, self._batch_pfns_now())
-                if stop < len(piece.pfns):
-                    # Not amid the pfns of a large page: whoever restores them gives it memory in one piece then.
-                    head = piece.pfns[stop] - piece.pfns[stop] % np.uint64(LARGE_PAGE_PFNS)
-                    cut = int(np.searchsorted(piece.pfns, head))
-                    stop = cut if cut > start else stop
+                most = min(self._batch_pfns, self._batch_pfns_now())
+                stop = end_of_batch(piece.pfns, start, min(batch_pfns, most), most)
                 batch = piece.part(slice(start, stop))
                 self._begun_pfns.append(len(batch.pfns))
                 yield batch
@@ -234,6 +232,26 @@ class PageSender:
         pieces = [pfns[start : start + self._hole_pfns] for start in range(0, len(pfns), self._hole_pfns)]
         with ahead(self._pool, populated_part, pieces, depth=HOLES_AHEAD) as populated_pieces:
             yield populated_pieces
+
+
+def end_of_batch(pfns: U64, start: int, wanted: int, most: int) -> int:
+    """Where a batch of sorted pfns ends that begins at `start` and has about `wanted` of them, and never over `most`.
+
+    Not amid the pfns of a large page where that can be helped: whoever restores them gives it memory in one piece
+    then. It has all of the last one rather than none, so that a round cut into equal batches has no small one left.
+    """
+    stop = start + wanted
+    if stop >= len(pfns):
+        return len(pfns)
+    large = int(pfns[stop]) // LARGE_PAGE_PFNS
+    # Not numpy's searchsorted: it gives the GIL back, which then takes far longer to come by than the search does.
+    before = bisect_left(pfns, large * LARGE_PAGE_PFNS, start, stop)
+    behind = bisect_left(pfns, (large + 1) * LARGE_PAGE_PFNS, stop, min(len(pfns), start + most + 1))
+    if before == stop:
+        return stop
+    if behind - start <= most:
+        return behind
+    return before if before > start else stop
 
 
 def _since(before: dict[str, Coded], now: dict[str, Coded]) -> dict[str, Coded]:

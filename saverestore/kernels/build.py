@@ -30,6 +30,8 @@ ffibuilder.cdef(
                           uint64_t *pfns, uint8_t *types);
 
     void copy_pages(uint64_t *to, const uint64_t *from, size_t page_words, size_t nr_pages, uint8_t *zero);
+    void gather_pages(uint64_t *to, const uint64_t *from, const uint64_t *which, size_t page_words, size_t nr_pages,
+                      uint8_t *zero);
 
     size_t find_zero_pages(const uint64_t *pages, size_t page_words, size_t nr_pages, uint8_t *zero);
 

@@ -10,6 +10,7 @@ from saverestore.kernels.page import PAGE_SIZE, PAGE_WORDS
 from saverestore.kernels.zero_pages import zero_pages_in_numpy
 
 U8 = npt.NDArray[np.uint8]
+U64 = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 
 
@@ -66,6 +67,37 @@ def copy_pages(to: U8, source: U8 | memoryview, zero: Flags) -> None:
     kernels.lib.copy_pages(
         ffi.from_buffer("uint64_t[]", to, require_writable=True),
         ffi.from_buffer("uint64_t[]", source),
+        PAGE_WORDS,
+        len(zero),
+        ffi.from_buffer("uint8_t[]", zero, require_writable=True),
+    )
+
+
+def gather_pages_in_numpy(to: U8, source: U8, which: U64, zero: Flags) -> None:
+    """As `gather_pages`, for where the compiled kernel is missing."""
+    # "clip" spares numpy a copy of all of it.
+    np.take(source, which.astype(np.intp), axis=0, out=to, mode="clip")
+    zero[:] = zero_pages_in_numpy(to.view(np.uint64))
+
+
+def gather_pages(to: U8, source: U8, which: U64, zero: Flags) -> None:
+    """Copy the pages `source[which]` into `to`, shape (n, 4096), contiguous, as `copy_pages` does.
+
+    `source`: shape (m, 4096), contiguous; `which`: shape (n,), IndexError where one is not below m.
+    """
+    if len(which) and int(which.max()) >= len(source):
+        raise IndexError(f"page {int(which.max())} of {len(source)}")
+    if not to.nbytes == len(which) * PAGE_SIZE == len(zero) * PAGE_SIZE:
+        raise ValueError(f"{len(which)} pages into {to.nbytes} bytes, with {len(zero)} flags")
+    kernels = compiled()
+    if kernels is None:
+        gather_pages_in_numpy(to, source, which, zero)
+        return
+    ffi = kernels.ffi
+    kernels.lib.gather_pages(
+        ffi.from_buffer("uint64_t[]", to, require_writable=True),
+        ffi.from_buffer("uint64_t[]", source),
+        ffi.from_buffer("uint64_t[]", which),
         PAGE_WORDS,
         len(zero),
         ffi.from_buffer("uint8_t[]", zero, require_writable=True),

@@ -25,6 +25,7 @@ from saverestore.guest.ports import (
     RestoredPages,
 )
 from saverestore.guest.x86 import tables, vcpu
+from saverestore.guest.x86.layout import ENTRIES_A_TABLE
 from saverestore.kernels.zero_pages import zero_pages
 from saverestore.stream.layout import PAGE_SIZE, DomainType, PageType, has_data, wants_memory
 from saverestore.stream.records import (
@@ -184,11 +185,12 @@ class MemorySave:
     def types_of(self, pfns: U64) -> U8 | None:
         """See SaveGuest."""
         self.moments.reached("types_of")
-        return None if self.domain.is_pv else self._types_of(pfns)
+        return None if self.domain.is_pv else self._types_of(pfns, self.domain.p2m[pfns] != INVALID)
 
-    def _types_of(self, pfns: U64) -> U8:
-        has_memory = self.domain.p2m[pfns] != INVALID
-        return np.where(has_memory, self.domain.types[pfns], PageType.XTAB).astype(np.uint8)
+    def _types_of(self, pfns: U64, has_memory: Bool) -> U8:
+        types: U8 = self.domain.types[pfns]
+        types[~has_memory] = PageType.XTAB
+        return types
 
     def read_pages(self, pfns: U64, *, final: bool, types: U8 | None = None) -> PageBatch:
         """See SaveGuest."""
@@ -196,23 +198,24 @@ class MemorySave:
         domain = self.domain
         frames = domain.p2m[pfns]
         has_memory = frames != INVALID
-        types = self._types_of(pfns) if types is None else types
+        types = self._types_of(pfns, has_memory) if types is None else types
         deferred = ~has_memory if domain.is_pv and not final else np.zeros(len(pfns), dtype=bool)
-        unmappable = domain.unmappable
+        unmappable = domain.unmappable[pfns]
         if not domain.suspended:
-            unmappable = unmappable | domain.unmappable_until_suspended
-        lost = (unmappable[pfns] | ~has_memory) & has_data(types)
+            unmappable = unmappable | domain.unmappable_until_suspended[pfns]
+        lost = (unmappable | ~has_memory) & has_data(types)
         if final and lost.any():
             raise DomainError(f"pfn {int(pfns[lost][0]):#x} cannot be mapped")
         is_table = tables.is_table(types) & ~lost if domain.is_pv else np.zeros(len(pfns), dtype=bool)
         at = np.flatnonzero(is_table)
-        copies = tables.as_tables(domain.frames[frames[at]])
-        staged, good = tables.normalise(copies, types[at], domain.m2p, domain.p2m)
-        if final and not good.all():
-            raise DomainError(f"pfn {int(pfns[at[~good][0]]):#x} is a page table with a foreign entry")
-        # A table that is left out stays among the staged ones, and is not taken from there.
-        staged = staged[good]
-        lost[at[~good]] = True
+        staged = np.empty((0, ENTRIES_A_TABLE), dtype=np.uint64)
+        if len(at):
+            copies = tables.as_tables(domain.frames[frames[at]])
+            staged, good = tables.normalise(copies, types[at], domain.m2p, domain.p2m)
+            if final and not good.all():
+                raise DomainError(f"pfn {int(pfns[at[~good][0]]):#x} is a page table with a foreign entry")
+            staged = staged[good]
+            lost[at[~good]] = True
         deferred |= lost
         kept = ~deferred
         mapped = kept & has_data(types)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from saverestore.guest.ports import U8, U64, Bool
-from saverestore.kernels.copying import copy_pages
-from saverestore.kernels.zero_pages import zero_pages
+from saverestore.kernels.copying import copy_pages, gather_pages
 from saverestore.stream.layout import PAGE_SIZE
 from saverestore.testing.domain import MemoryDomain
 
@@ -56,6 +55,4 @@ def copy_frames(domain: MemoryDomain, frames: U64, out: U8, zero: Bool) -> None:
     if len(frames) and int(frames[-1]) - int(frames[0]) == len(frames) - 1 and (np.diff(frames) == 1).all():
         copy_pages(out, domain.frames[int(frames[0]) : int(frames[-1]) + 1], zero)
     else:
-        # "clip" spares numpy a copy of all of it; frames of the domain's p2m are in range.
-        np.take(domain.frames, frames.astype(np.intp), axis=0, out=out, mode="clip")
-        zero[:] = zero_pages(out.view(np.uint64))
+        gather_pages(out, domain.frames, frames, zero)

@@ -94,3 +94,8 @@ def test_a_batch_that_cannot_be_copied_is_closed_all_the_same(guest):
         with pytest.raises(MemoryError):
             Copies(10).of(uncopyable)
         assert uncopyable.closed
+
+
+def test_copies_begin_where_a_page_does(guest):
+    with Copies(10).of(read(guest, [1, 2])) as copy:
+        assert copy.data.ctypes.data % PAGE_SIZE == 0

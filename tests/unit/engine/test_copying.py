@@ -11,6 +11,8 @@ from saverestore.kernels import compiled
 from saverestore.kernels.copying import (
     copy_pages,
     copy_pages_in_numpy,
+    gather_pages,
+    gather_pages_in_numpy,
     spread_pages,
     spread_pages_in_numpy,
 )
@@ -94,3 +96,60 @@ def test_without_the_kernel_pages_are_copied_by_the_twin(without_kernels):
     copy_pages(to, memoryview(bytes(PAGE) + b"a" * PAGE), zero)
     assert zero.tolist() == [True, False]
     assert to[1].tobytes() == b"a" * PAGE
+
+
+@pytest.mark.parametrize("gather", [gather_pages, gather_pages_in_numpy])
+@given(rounds=st.lists(st.lists(st.integers(0, len(KINDS) - 1), max_size=6), max_size=4))
+def test_pages_from_here_and_there_are_copied_and_zero_ones_told_over_what_was_copied_before(gather, rounds):
+    source = np.array([page_of(kind) for kind in KINDS], dtype=np.uint8)
+    to = np.full((6, PAGE), 0xEE, dtype=np.uint8)
+    zero = np.zeros(6, dtype=bool)
+    for which in rounds:
+        nr = len(which)
+        untouched = to[nr:].copy()
+        gather(to[:nr], source, np.array(which, dtype=np.uint64), zero[:nr])
+        assert np.array_equal(to[:nr], source[which])
+        assert np.array_equal(to[nr:], untouched)
+        assert np.array_equal(zero, ~to.any(axis=1))
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_a_page_that_is_not_there_is_refused_rather_than_read(without, request):
+    if without:
+        request.getfixturevalue("without_kernels")
+    to, zero = np.zeros((2, PAGE), dtype=np.uint8), np.zeros(2, dtype=bool)
+    with pytest.raises(IndexError, match="page 3 of 3"):
+        gather_pages(to, np.ones((3, PAGE), dtype=np.uint8), np.array([0, 3], dtype=np.uint64), zero)
+    assert not to.any()
+
+
+@pytest.mark.parametrize(("places", "flags"), [(1, 2), (2, 1), (3, 3)])
+def test_pages_from_here_and_there_that_do_not_match_their_places_are_refused(places, flags):
+    to, zero = np.zeros((places, PAGE), dtype=np.uint8), np.zeros(flags, dtype=bool)
+    with pytest.raises(ValueError):
+        gather_pages(to, np.ones((3, PAGE), dtype=np.uint8), np.array([0, 1], dtype=np.uint64), zero)
+
+
+MORE_THAN_IS_CACHED = 1100  # pages: see kernels/copying.h
+
+
+@pytest.mark.parametrize("begin", [0, 8, 16, 64], ids=lambda begin: f"{begin} bytes from a page's begin")
+def test_large_copies_are_the_same_wherever_they_begin(begin):
+    nr = MORE_THAN_IS_CACHED
+    source = np.random.default_rng(1).integers(0, 256, (nr, PAGE), dtype=np.uint8)
+    source[5:9] = 0
+    memory = np.full((nr + 2) * PAGE, 0xEE, dtype=np.uint8)
+    first = -memory.ctypes.data % PAGE + begin
+    to = memory[first : first + nr * PAGE].reshape(nr, PAGE)
+    backwards = np.arange(nr, dtype=np.uint64)[::-1].copy()
+    for copy, wanted in (
+        (lambda zero: copy_pages(to, source.reshape(-1).data, zero), source),
+        (lambda zero: gather_pages(to, source, backwards, zero), source[::-1]),
+    ):
+        to[:] = 0xEE
+        zero = np.zeros(nr, dtype=bool)
+        copy(zero)
+        assert np.array_equal(to, wanted)
+        assert np.array_equal(zero, ~wanted.any(axis=1))
+        assert (memory[:first] == 0xEE).all()
+        assert (memory[first + nr * PAGE :] == 0xEE).all()

@@ -97,7 +97,7 @@ def test_a_record_of_more_pages_than_a_buffer_takes_is_read_straight_into_the_do
 
 def test_what_failed_first_is_told_though_the_image_ends_early_as_well():
     domain = MemoryDomain.pvh(NR_PFNS)
-    image = image_of(MemorySave(domain))
+    image = image_of(MemorySave(domain), SaveSettings(batch_pfns=2048))
     guest = MemoryRestore(empty_like(domain))
     begun, ended = threading.Event(), threading.Event()
 

@@ -10,7 +10,7 @@ from stream_samples import MemorySink, source_of
 from saverestore.engine.policy import Limits
 from saverestore.engine.restore import restore
 from saverestore.engine.save import save
-from saverestore.engine.sending import BATCH_PFNS
+from saverestore.engine.sending import BATCH_PFNS, LARGE_PAGE_PFNS
 from saverestore.engine.settings import SaveSettings
 from saverestore.errors import DomainError, ImageError
 from saverestore.guest.ports import LogDirtyUnavailable
@@ -96,7 +96,7 @@ def test_pages_written_at_any_moment_are_restored_as_they_were_at_suspend(kind, 
         assert guest.moments.calls.count("read_pages") >= 3
 
 
-def test_of_a_round_with_few_pages_each_worker_has_some():
+def test_of_a_round_with_few_pages_each_worker_has_some_and_there_are_some_to_write_meanwhile():
     with opened(MemoryDomain.pvh(2 * BATCH_PFNS)) as guest:
         domain = guest.domain
         dirty = domain.data_pfns()[: BATCH_PFNS - 1]
@@ -106,8 +106,8 @@ def test_of_a_round_with_few_pages_each_worker_has_some():
     told = np.cumsum([len(record.pfns) for record in records])
     second = [record.nr_data for record in records[int(np.searchsorted(told, 2 * BATCH_PFNS)) + 1 :]]
     assert sum(second) == len(dirty)
-    assert len(second) >= 4
-    assert max(second) <= BATCH_PFNS // 4
+    assert len(second) == 3
+    assert max(second) <= BATCH_PFNS // 3 + LARGE_PAGE_PFNS
 
 
 @KINDS
@@ -493,7 +493,7 @@ def test_holes_are_looked_for_once_a_round_and_no_type_is_asked_for_twice(monkey
         monkeypatch.setattr(
             guest, "read_pages", lambda *args, **more: told.append(more["types"]) or read_pages(*args, **more)
         )
-        image_of(guest, SaveSettings(hole_pfns=4096))
+        image_of(guest, SaveSettings(hole_pfns=4096, batch_pfns=2048))
         assert guest.moments.calls.count("types_of") == 3
         assert len(told) == 6
         assert all(types is not None for types in told)
