@@ -84,6 +84,7 @@ def gather_pages(to: U8, source: U8, which: U64, zero: Flags) -> None:
     """Copy the pages `source[which]` into `to`, shape (n, 4096), contiguous, as `copy_pages` does.
 
     `source`: shape (m, 4096), contiguous; `which`: shape (n,), IndexError where one is not below m.
+    For a domain in this process's memory: what is mapped from Xen lies together, wherever it comes from.
     """
     if len(which) and int(which.max()) >= len(source):
         raise IndexError(f"page {int(which.max())} of {len(source)}")
